@@ -1,0 +1,36 @@
+"""Tiny exported artifacts, written without Keras: flatten → matrix product."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+
+def write_artifact(
+    folder: Path, classes: list[str], size: tuple[int, int], weights: np.ndarray | None = None
+) -> Path:
+    """The three files that serving reads; `weights` float (height·width·3, classes), random by default."""
+    height, width = size
+    if weights is None:
+        weights = np.random.default_rng(0).normal(0, 0.002, (height * width * 3, len(classes)))
+        weights -= weights.mean(axis=0)  # so that brightness alone does not decide
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", height, width, 3])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", weights.shape[1]])
+    graph = helper.make_graph(
+        [
+            helper.make_node("Flatten", ["images"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
+        ],
+        "linear",
+        [images],
+        [logits],
+        [numpy_helper.from_array(weights.astype(np.float32), "weights")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    folder.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, folder / "model.onnx")
+    (folder / "labels.json").write_text(json.dumps(classes))
+    (folder / "preprocessing.json").write_text(json.dumps({"size": list(size)}))
+    return folder

@@ -1,0 +1,141 @@
+"""Every number of a report, against scikit-learn, a closed form or plain loops."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    log_loss,
+    precision_recall_fscore_support,
+    top_k_accuracy_score,
+)
+
+from visionpipe.evaluation import metrics
+
+
+def random_predictions(images: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Better than chance, and far from calibrated; the last class is the rarest."""
+    random = np.random.default_rng(seed)
+    labels = np.minimum(random.integers(0, classes, images), random.integers(0, classes, images))
+    logits = random.normal(0, 1.5, (images, classes))
+    logits[np.arange(images), labels] += 1.5
+    exponentials = np.exp(logits)
+    return exponentials / exponentials.sum(axis=1, keepdims=True), labels.astype(np.int32)
+
+
+def names(count: int) -> list[str]:
+    return [f"class {index}" for index in range(count)]
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_headline_numbers_equal_those_of_scikit_learn(classes):
+    probabilities, labels = random_predictions(500, classes)
+    predicted, everything = probabilities.argmax(axis=1), range(classes)
+    found = metrics.classification_metrics(probabilities, labels, names(classes), bins=15)
+    _, recall, f1, _ = precision_recall_fscore_support(labels, predicted, labels=everything, zero_division=0)
+    assert found["accuracy"] == accuracy_score(labels, predicted)
+    assert found["macro_f1"] == pytest.approx(f1.mean(), rel=1e-12)
+    assert found["worst_recall"] == pytest.approx(recall.min(), rel=1e-12)
+    assert found["worst_class"] == f"class {recall.argmin()}"
+    assert found["nll"] == pytest.approx(log_loss(labels, probabilities, labels=everything), rel=1e-12)
+    assert found["images"] == 500
+    if classes > 5:
+        top5 = top_k_accuracy_score(labels, probabilities, k=5, labels=everything)
+        assert found["top5_accuracy"] == pytest.approx(top5, rel=1e-12)
+    else:
+        assert "top5_accuracy" not in found
+
+
+def test_the_table_by_class_equals_that_of_scikit_learn():
+    probabilities, labels = random_predictions(300, 7)
+    predicted = probabilities.argmax(axis=1)
+    confusion = metrics.confusion_matrix(labels, predicted, 7)
+    np.testing.assert_array_equal(confusion, confusion_matrix(labels, predicted, labels=range(7)))
+    expected = precision_recall_fscore_support(labels, predicted, labels=range(7), zero_division=0)
+    table = metrics.per_class(confusion, names(7))
+    for key, values in zip(["precision", "recall", "f1", "support"], expected, strict=True):
+        np.testing.assert_allclose([row[key] for row in table.values()], values, rtol=1e-12)
+
+
+def test_a_class_without_examples_has_no_numbers_and_counts_in_no_average():
+    labels = np.array([0, 0, 1, 1])
+    probabilities = np.array([[0.8, 0.1, 0.1], [0.1, 0.1, 0.8], [0.1, 0.8, 0.1], [0.2, 0.6, 0.2]])
+    table = metrics.per_class(metrics.confusion_matrix(labels, probabilities.argmax(axis=1), 3), names(3))
+    assert table["class 2"] == {"precision": None, "recall": None, "f1": None, "support": 0}
+    assert table["class 0"] == {"precision": 1.0, "recall": 0.5, "f1": 2 / 3, "support": 2}
+    found = metrics.classification_metrics(probabilities, labels, names(3), bins=10)
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 1) / 2)
+    assert (found["worst_recall"], found["worst_class"]) == (0.5, "class 0")
+
+
+def test_a_class_that_is_never_predicted_has_precision_zero():
+    table = metrics.per_class(np.array([[3, 0], [2, 0]]), names(2))
+    assert table["class 1"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 2}
+
+
+def test_the_confusion_matrix_has_the_true_class_in_its_rows():
+    matrix = metrics.confusion_matrix(np.array([0, 0, 1]), np.array([1, 1, 0]), 3)
+    np.testing.assert_array_equal(matrix, [[0, 2, 0], [1, 0, 0], [0, 0, 0]])
+
+
+def test_ties_do_not_flatter_the_top_five():
+    """A model that finds all ten classes equally likely gets the five that come first, not all ten."""
+    assert metrics.top_accuracy(np.full((10, 10), 0.1), np.arange(10), 5) == 0.5
+
+
+def test_calibration_error_by_hand():
+    """Two bins: (0, ½] holds 0.5 (wrong); (½, 1] holds 0.6 and 0.8 (right) and 0.7 (wrong)."""
+    confidence = np.array([0.5, 0.6, 0.8, 0.7])
+    probabilities = np.stack([confidence, 1 - confidence], axis=1)
+    found = metrics.calibration(probabilities, np.array([1, 0, 0, 1]), bins=2)
+    np.testing.assert_array_equal(found.counts, [1, 3])
+    np.testing.assert_allclose(found.confidences, [0.5, 0.7])
+    np.testing.assert_allclose(found.accuracies, [0, 2 / 3])
+    assert found.error == pytest.approx(0.25 * 0.5 + 0.75 * (0.7 - 2 / 3))
+
+
+@pytest.mark.parametrize("bins", [1, 10, 15])
+def test_calibration_error_equals_a_loop_over_the_bins(bins):
+    probabilities, labels = random_predictions(400, 4)
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    expected = 0.0
+    for index in range(bins):
+        inside = (confidence > index / bins) & (confidence <= (index + 1) / bins)
+        if inside.any():
+            expected += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
+    assert metrics.calibration(probabilities, labels, bins).error == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_certain_and_right_model_is_perfect_in_every_number():
+    found = metrics.classification_metrics(np.eye(3), np.arange(3), names(3), bins=15)
+    assert (found["accuracy"], found["macro_f1"], found["worst_recall"]) == (1, 1, 1)
+    assert (found["calibration_error"], found["nll"], found["accuracy_high"]) == (0, 0, 1)
+
+
+def test_a_certain_and_wrong_model_has_a_finite_likelihood():
+    found = metrics.classification_metrics(np.eye(2)[::-1], np.arange(2), names(2), bins=15)
+    assert found["nll"] == pytest.approx(-math.log(np.finfo(float).tiny))
+    assert (found["calibration_error"], found["accuracy_low"]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_interval_of_published_examples(successes, trials, low, high):
+    """Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3."""
+    assert metrics.wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_bounds_lie_where_the_score_test_just_rejects():
+    for bound in metrics.wilson_interval(70, 100):
+        assert abs(0.7 - bound) / math.sqrt(bound * (1 - bound) / 100) == pytest.approx(metrics.WILSON_Z)
+
+
+def test_metrics_are_plain_json():
+    probabilities, labels = random_predictions(50, 6)
+    found = metrics.classification_metrics(probabilities.astype(np.float32), labels, names(6), bins=15)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found

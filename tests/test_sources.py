@@ -1,0 +1,371 @@
+"""Sources: every file found becomes a record or a rejection with a reason, in an order that repeats."""
+
+import io
+import os
+import subprocess
+import sys
+import unicodedata
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from visionpipe.config import PrepareConfig
+from visionpipe.data.listing import Record, Rejected
+from visionpipe.data.sources import MAX_FILE_BYTES, SOURCES, list_folder, list_zip
+from visionpipe.errors import DataError, ImageError
+
+
+def write_files(root, *paths):
+    for path in paths:
+        file = root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(f"bytes of {path}".encode())
+    return root
+
+
+def write_zip(path, *names, contents=b"bytes"):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, contents)
+    return path
+
+
+def folder_listing(path):
+    return list_folder(PrepareConfig("folder", str(path)))
+
+
+def zip_listing(path):
+    return list_zip(PrepareConfig("zip", str(path)))
+
+
+def records(listing):
+    return [(e.split, e.class_name, e.file) for e in listing.entries if isinstance(e, Record)]
+
+
+def rejections(listing):
+    return {e.file: e.reason for e in listing.entries if isinstance(e, Rejected)}
+
+
+LAYOUTS = {
+    "classes at the top": (
+        ["cat/1.png", "dog/2.png"],
+        [(None, "cat", "cat/1.png"), (None, "dog", "dog/2.png")],
+    ),
+    "splits at the top": (
+        ["train/cat/1.png", "test/cat/2.png", "val/cat/3.png"],
+        [
+            ("test", "cat", "test/cat/2.png"),
+            ("train", "cat", "train/cat/1.png"),
+            ("validation", "cat", "val/cat/3.png"),
+        ],
+    ),
+    "splits in capitals": (
+        ["Training/cat/1.png", "VALIDATION/cat/2.png"],
+        [("train", "cat", "Training/cat/1.png"), ("validation", "cat", "VALIDATION/cat/2.png")],
+    ),
+    "a folder around classes": (
+        ["animals/cat/1.png", "animals/dog/2.png"],
+        [(None, "cat", "animals/cat/1.png"), (None, "dog", "animals/dog/2.png")],
+    ),
+    "a folder around splits": (
+        ["animals/train/cat/1.png", "animals/test/cat/2.png"],
+        [("test", "cat", "animals/test/cat/2.png"), ("train", "cat", "animals/train/cat/1.png")],
+    ),
+    "images deep below their class": (
+        ["cat/a/1.png", "cat/a/b/2.png", "dog/3.png"],
+        [(None, "cat", "cat/a/1.png"), (None, "cat", "cat/a/b/2.png"), (None, "dog", "dog/3.png")],
+    ),
+    "one class only": (["cat/1.png"], [(None, "cat", "cat/1.png")]),
+    "one training class only": (["train/cat/1.png"], [("train", "cat", "train/cat/1.png")]),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_splits_and_classes_are_read_off_the_folders(layout, tmp_path):
+    paths, expected = LAYOUTS[layout]
+    assert records(folder_listing(write_files(tmp_path / "set", *paths))) == expected
+    assert records(zip_listing(write_zip(tmp_path / "set.zip", *reversed(paths)))) == expected
+
+
+def test_every_source_is_named_in_the_configuration():
+    assert set(SOURCES) == set(PrepareConfig.__annotations__["source"].__args__)
+
+
+def test_bytes_are_read_on_demand(tmp_path):
+    root = write_files(tmp_path / "set", "cat/1.png", "dog/2.png")
+    assert [entry.read() for entry in folder_listing(root).entries] == [
+        b"bytes of cat/1.png",
+        b"bytes of dog/2.png",
+    ]
+    path = write_zip(tmp_path / "set.zip", "cat/1.png", contents=b"zipped")
+    assert [entry.read() for entry in zip_listing(path).entries] == [b"zipped"]
+
+
+def test_empty_class_folders_are_classes_too(tmp_path):
+    root = write_files(tmp_path / "set", "cat/1.png")
+    (root / "dog").mkdir()
+    assert folder_listing(root).classes == ("cat", "dog")
+    assert zip_listing(write_zip(tmp_path / "set.zip", "cat/1.png", "dog/")).classes == ("cat", "dog")
+
+
+def test_splits_without_a_training_folder_are_an_error(tmp_path):
+    with pytest.raises(DataError, match="folders test, val are there, but no folder train"):
+        folder_listing(write_files(tmp_path, "test/cat/1.png", "val/cat/2.png"))
+
+
+def test_files_outside_class_folders_are_rejected(tmp_path):
+    flat = folder_listing(write_files(tmp_path / "flat", "README.txt", "cat/1.png", "dog/2.png"))
+    assert rejections(flat) == {"README.txt": "not in a class folder"}
+    split = folder_listing(
+        write_files(tmp_path / "split", "train/cat/1.png", "train/loose.png", "extra/cat/2.png")
+    )
+    assert rejections(split) == {
+        "train/loose.png": "not in a class folder",
+        "extra/cat/2.png": "not in a train, validation or test folder",
+    }
+    assert split.classes == ("cat",)
+
+
+def test_hidden_and_system_files_are_rejected_and_make_no_class(tmp_path):
+    names = [
+        "cat/1.png",
+        "cat/.DS_Store",
+        "cat/Thumbs.db",
+        "__MACOSX/cat/._1.png",
+        ".git/config",
+        "dog/2.png",
+    ]
+    for listing in (
+        folder_listing(write_files(tmp_path / "set", *names)),
+        zip_listing(write_zip(tmp_path / "set.zip", *names)),
+    ):
+        assert listing.classes == ("cat", "dog")
+        assert rejections(listing) == {
+            name: "hidden or system file" for name in names if name not in ("cat/1.png", "dog/2.png")
+        }
+        assert listing.total == len(names)
+
+
+def test_unicode_forms_of_a_class_are_one_class_with_a_note(tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    listing = zip_listing(
+        write_zip(tmp_path / "set.zip", f"{composed}/1.png", f"{decomposed}/2.png", "tea/3.png")
+    )
+    assert listing.classes == (composed, "tea")
+    assert {name for _, name, _ in records(listing)} == {composed, "tea"}
+    assert len(listing.notes) == 1
+
+
+def test_class_folders_that_differ_in_case_are_one_class_with_a_note(tmp_path):
+    listing = zip_listing(
+        write_zip(tmp_path / "set.zip", "train/Cat/1.png", "test/cat/2.png", "train/dog/3.png")
+    )
+    assert listing.classes == ("Cat", "dog")
+    assert listing.notes == (
+        "folders 'Cat', 'cat' are one class, 'Cat': to keep them apart, give them names that differ in more than case",
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "make", "message"),
+    [
+        ("zip", None, "does not exist: put the images there, or run dvc pull"),
+        ("folder", None, "does not exist: put the images there, or run dvc pull"),
+        ("zip", "folder", "is not a file, as prepare.source: zip needs"),
+        ("folder", "file", "is not a folder, as prepare.source: folder needs"),
+        ("zip", "file", "is not a zip archive, or is damaged"),
+    ],
+)
+def test_a_wrong_path_is_named_with_what_to_do(kind, make, message, tmp_path):
+    path = tmp_path / "images"
+    if make == "folder":
+        path.mkdir()
+    elif make == "file":
+        path.write_text("no archive")
+    with pytest.raises(DataError, match=message) as caught:
+        SOURCES[kind](PrepareConfig(kind, str(path)))
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../cat/1.png", "cat/../../1.png", "/cat/1.png", "C:/cat/1.png"])
+def test_archive_members_that_lead_out_of_it_are_rejected(name, tmp_path):
+    listing = zip_listing(write_zip(tmp_path / "set.zip", "cat/0.png", "dog/0.png", name))
+    assert list(rejections(listing).values()) == ["path leads out of the archive"]
+
+
+def test_links_in_an_archive_are_rejected(tmp_path):
+    link = zipfile.ZipInfo("cat/link.png")
+    link.external_attr = 0o120777 << 16
+    path = write_zip(tmp_path / "set.zip", "cat/1.png", link)
+    assert rejections(zip_listing(path)) == {"cat/link.png": "symbolic link"}
+
+
+def patched(path, old, new):
+    path.write_bytes(path.read_bytes().replace(old, new))
+    return path
+
+
+def test_encrypted_members_are_rejected(tmp_path):
+    path = write_zip(tmp_path / "set.zip", "cat/1.png")
+    with zipfile.ZipFile(path) as archive:
+        start = archive.start_dir
+    data = bytearray(path.read_bytes())
+    data[start + 8] |= 1  # general purpose flags of the central directory entry
+    path.write_bytes(data)
+    assert rejections(zip_listing(path)) == {"cat/1.png": "encrypted"}
+
+
+def test_a_name_that_appears_twice_in_an_archive_is_used_once(tmp_path):
+    path = write_zip(tmp_path / "set.zip", "cat/1.png", "cat/2.png")
+    listing = zip_listing(patched(path, b"cat/2.png", b"cat/1.png"))
+    assert records(listing) == [(None, "cat", "cat/1.png")]
+    assert rejections(listing) == {"cat/1.png": "appears twice in the archive"}
+
+
+def test_archive_names_need_not_be_declared_as_utf8_but_must_be(tmp_path):
+    path = write_zip(tmp_path / "set.zip", "cat/AB.png", "cat/CD.png")
+    patched(path, b"AB", "é".encode())
+    listing = zip_listing(patched(path, b"CD", b"\xe9\xff"))
+    assert records(listing) == [(None, "cat", "cat/é.png")]
+    assert list(rejections(listing).values()) == ["file name is not UTF-8"]
+
+
+def test_huge_members_are_rejected_unread(tmp_path):
+    path = write_zip(tmp_path / "set.zip", "cat/1.png", contents=b"12345")
+    size = (5).to_bytes(4, "little") * 2
+    patched(path, size, (5).to_bytes(4, "little") + (MAX_FILE_BYTES + 1).to_bytes(4, "little"))
+    assert rejections(zip_listing(path)) == {"cat/1.png": "larger than 256 MiB"}
+
+
+def test_a_damaged_member_is_a_broken_image(tmp_path):
+    path = patched(write_zip(tmp_path / "set.zip", "cat/1.png", contents=b"pixels"), b"pixels", b"pixelz")
+    (entry,) = zip_listing(path).entries
+    with pytest.raises(ImageError, match="damaged in the archive"):
+        entry.read()
+
+
+def test_a_link_within_the_folder_is_followed_and_one_out_of_it_rejected(tmp_path):
+    outside = write_files(tmp_path / "outside", "cat/9.png")
+    root = write_files(tmp_path / "set", "cat/1.png", "dog/2.png")
+    (root / "cat/inside.png").symlink_to(root / "dog/2.png")
+    (root / "cat/outside.png").symlink_to(outside / "cat/9.png")
+    (root / "cow").symlink_to(outside / "cat")
+    listing = folder_listing(root)
+    assert [file for _, _, file in records(listing)] == ["cat/1.png", "cat/inside.png", "dog/2.png"]
+    assert rejections(listing) == {
+        "cat/outside.png": "symbolic link that leaves the folder",
+        "cow": "symbolic link that leaves the folder",
+    }
+
+
+def test_links_in_a_circle_end(tmp_path):
+    root = write_files(tmp_path / "set", "cat/1.png", "dog/2.png")
+    (root / "cat/up").symlink_to(root)
+    (root / "dog/itself").symlink_to("itself")
+    (root / "dog/nowhere").symlink_to("nothing")
+    assert rejections(folder_listing(root)) == {
+        "cat/up": "symbolic link that leads in a circle",
+        "dog/itself": "neither a file nor a folder",
+        "dog/nowhere": "neither a file nor a folder",
+    }
+
+
+def test_a_named_pipe_is_rejected_without_waiting_for_it(tmp_path):
+    root = write_files(tmp_path / "set", "cat/1.png")
+    os.mkfifo(root / "cat/pipe.png")
+    assert rejections(folder_listing(root)) == {"cat/pipe.png": "neither a file nor a folder"}
+
+
+def test_file_names_that_are_not_utf8_are_rejected_readably(tmp_path):
+    root = write_files(tmp_path / "set", "cat/1.png")
+    Path(os.fsdecode(os.fsencode(root / "cat") + b"/\xff.png")).write_bytes(b"")
+    assert rejections(folder_listing(root)) == {"cat/\\xff.png": "file name is not UTF-8"}
+
+
+def test_a_file_that_vanishes_is_a_broken_image(tmp_path):
+    root = write_files(tmp_path / "set", "cat/1.png")
+    (entry,) = folder_listing(root).entries
+    (root / "cat/1.png").unlink()
+    with pytest.raises(ImageError, match="cannot be read: No such file or directory"):
+        entry.read()
+
+
+# Runs in a process of its own: the set is then found by its files alone, as sets of other people are.
+BUILD_SHAPES = """
+import sys
+import tensorflow_datasets as tfds
+
+class TinyShapes(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {
+            "id": tfds.features.Text(),
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "label": tfds.features.ClassLabel(names=["square", "disc"]),
+        }
+        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, download_manager):
+        return {"train": self._generate_examples(0, 12), "test": self._generate_examples(12, 16),
+                "unlabelled": self._generate_examples(16, 18)}
+
+    def _generate_examples(self, start, stop):
+        import io
+        import numpy as np
+        from PIL import Image
+        for index in range(start, stop):
+            image = io.BytesIO()
+            Image.fromarray(np.full((4, 6, 3), 10 * index, np.uint8)).save(image, "PNG")
+            content = b"no image" if index == 3 else image.getvalue()
+            image = io.BytesIO(content)
+            yield index, {"id": str(index), "image": image, "label": -1 if index == 15 else index % 2}
+
+TinyShapes(data_dir=sys.argv[1]).download_and_prepare()
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny_shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tensorflow_datasets")
+    command = [sys.executable, "-c", BUILD_SHAPES, str(folder)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return folder
+
+
+def test_a_tensorflow_datasets_set_is_found_by_name_with_its_bytes_untouched(tiny_shapes):
+    listing = SOURCES["tfds"](PrepareConfig("tfds", str(tiny_shapes), name="tiny_shapes"))
+    assert listing.classes == ("square", "disc")
+    assert listing.splits == {"train", "test"}
+    assert listing.notes == ("splits of tiny_shapes that are not used: unlabelled",)
+    entries = list(listing.entries)
+    assert listing.total == len(entries) == 16
+    assert [entry.reason for entry in entries if isinstance(entry, Rejected)] == ["has no label"]
+    found = {(entry.split, entry.class_name, entry.read()) for entry in entries if isinstance(entry, Record)}
+    assert len(found) == 15
+    for split, class_name, data in found:
+        if data == b"no image":
+            continue
+        index = np.asarray(Image.open(io.BytesIO(data)))[0, 0, 0] // 10
+        assert split == ("train" if index < 12 else "test")
+        assert class_name == ("square", "disc")[index % 2]
+
+
+def test_a_tensorflow_datasets_set_keeps_its_order(tiny_shapes):
+    config = PrepareConfig("tfds", str(tiny_shapes), name="tiny_shapes")
+    once, again = (
+        [e.read() for e in SOURCES["tfds"](config).entries if isinstance(e, Record)] for _ in range(2)
+    )
+    assert once == again
+
+
+def test_an_unknown_tensorflow_datasets_set_is_one_line(tmp_path):
+    with pytest.raises(
+        DataError, match=r"^no_such_set is not in .* and cannot be fetched: .*not found"
+    ) as caught:
+        SOURCES["tfds"](PrepareConfig("tfds", str(tmp_path), name="no_such_set"))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,120 @@
+"""Model files whose bytes depend on the model alone: same parameters, same bytes.
+
+Keras and the ONNX exporter both write something new at every call: dates, the memory addresses behind
+`shared_object_id`, names and node orders from hash tables. Here they are rewritten without it.
+"""
+
+import io
+import json
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from visionpipe.files import write_bytes
+
+if TYPE_CHECKING:
+    import keras
+    import onnx
+
+ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def save_keras(model: "keras.Model", path: Path) -> None:
+    """Writes the inference model, without optimizer and loss, as a canonical `.keras` file."""
+    import keras
+
+    # A compiled model's file names the backend's own optimizer class and cannot be trained elsewhere.
+    inference = keras.models.clone_model(model)
+    inference.set_weights(model.get_weights())
+    with tempfile.TemporaryDirectory() as folder:
+        raw = Path(folder) / "model.keras"
+        inference.save(raw)
+        write_bytes(path, canonical_keras(raw.read_bytes()))
+
+
+def canonical_keras(content: bytes) -> bytes:
+    """The `.keras` archive with fixed dates, sorted members and renumbered shared objects."""
+    result = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(result, "w") as target:
+        for name in sorted(source.namelist()):
+            member = source.read(name)
+            if name == "metadata.json":
+                metadata = json.loads(member)
+                metadata.pop("date_saved", None)
+                member = json.dumps(metadata, sort_keys=True).encode()
+            elif name == "config.json":
+                member = json.dumps(renumber(json.loads(member), {}), sort_keys=True).encode()
+            target.writestr(zipfile.ZipInfo(name, ZIP_EPOCH), member)
+    return result.getvalue()
+
+
+def renumber(node: Any, seen: dict[int, int]) -> Any:
+    """Replaces every `shared_object_id` (a memory address) by its order of appearance, so that layers
+    that share an object still do.
+    """
+    if isinstance(node, list):
+        return [renumber(item, seen) for item in node]
+    if isinstance(node, dict):
+        return {
+            key: seen.setdefault(value, len(seen)) if key == "shared_object_id" else renumber(value, seen)
+            for key, value in node.items()
+        }
+    return node
+
+
+def canonical_onnx(model: "onnx.ModelProto", input_name: str, output_name: str) -> bytes:
+    """The model with one input and one output, its values named and its nodes ordered by a depth-first
+    walk back from the output, which depends on the graph alone.
+    """
+    import onnx
+
+    graph = model.graph
+    producers = {name: node for node in graph.node for name in node.output}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    names = {graph.input[0].name: input_name, graph.output[0].name: output_name}
+    nodes: list[onnx.NodeProto] = []
+    initializers: list[onnx.TensorProto] = []
+    stack: list[tuple[str, bool]] = [(graph.output[0].name, False)]
+    placed: set[str] = set()
+    while stack:
+        value, inputs_done = stack.pop()
+        if value in constants:
+            if value not in placed:
+                names[value] = f"constant_{len(initializers):04d}"
+                initializers.append(constants[value])
+                placed.add(value)
+        elif value in producers:
+            node = producers[value]
+            if node.output[0] in placed:
+                continue
+            if inputs_done:
+                nodes.append(node)
+                placed.add(node.output[0])
+                for position, output in enumerate(node.output):
+                    names.setdefault(output, f"value_{len(nodes):04d}_{position}")
+            else:
+                stack.append((value, True))
+                stack.extend((name, False) for name in reversed(node.input))
+    for number, node in enumerate(nodes):
+        node.name = f"{node.op_type}_{number:04d}"
+        node.doc_string = ""
+        node.input[:] = [names[name] if name else "" for name in node.input]
+        node.output[:] = [names[name] if name else "" for name in node.output]
+        attributes = sorted(node.attribute, key=lambda attribute: attribute.name)
+        del node.attribute[:]
+        node.attribute.extend(attributes)
+    for tensor in initializers:
+        tensor.name = names[tensor.name]
+        tensor.doc_string = ""
+    graph.input[0].name, graph.output[0].name = input_name, output_name
+    graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    graph.output[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    result = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "visionpipe", [graph.input[0]], [graph.output[0]], initializers),
+        opset_imports=[opset for opset in model.opset_import if opset.domain == ""],
+        ir_version=model.ir_version,
+        producer_name="visionpipe",
+    )
+    onnx.checker.check_model(result)
+    return bytes(result.SerializeToString(deterministic=True))

@@ -1,0 +1,121 @@
+"""The command line. Imports no framework: `visionpipe --help` answers at once."""
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+import traceback
+
+from visionpipe import __version__
+from visionpipe.errors import VisionpipeError
+
+STAGES = ("prepare", "train", "export", "evaluate", "register")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns 0, or 1 after a mistake that one line explains (argparse exits with 2)."""
+    options = parser().parse_args(arguments)
+    try:
+        run(options)
+    except VisionpipeError as error:
+        if options.debug:
+            traceback.print_exc()
+        print(f"visionpipe: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("visionpipe: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="visionpipe", description="From labelled images to a served classifier.")
+    top.add_argument("--version", action="version", version=f"visionpipe {__version__}")
+    top.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text)
+
+    add("prepare", "stage: decode the images once, split them, write data/prepared")
+    for name, text in (
+        ("train", "stage: train one entry of models:"),
+        ("export", "stage: write the ONNX artifact of a trained model"),
+        ("evaluate", "stage: judge the exported artifact on validation and test images"),
+    ):
+        add(name, text).add_argument("name", metavar="NAME", help="an entry of models: in params.yaml")
+    add("register", "stage: complete the MLflow runs, register the best model that passes the gate")
+    add("compare", "print the trained models side by side")
+    add("check", "exit with 1 unless the last register found a model that passes the gate")
+    add("promote", "make the challenger the champion if it is better on the same test images")
+    add("rollback", "give champion back to the version that had it before")
+    add("lineage", "print what made a version").add_argument("version", help="a version's number, or an alias")
+    prune = add("prune", "list runs, versions and checkpoints that nothing points at")
+    prune.add_argument("--delete", action="store_true", help="remove them")
+    return top
+
+
+def run(options: argparse.Namespace) -> None:
+    from visionpipe.config import load_params
+
+    params = load_params()
+    if options.command in STAGES:
+        from visionpipe.backend import check_backend
+
+        check_backend(params)
+        die_with_parent()
+    match options.command:
+        case "prepare":
+            from visionpipe.prepare import prepare
+
+            prepare(params)
+        case "train":
+            from visionpipe.train import train
+
+            train(options.name, params)
+        case "export":
+            from visionpipe.export import export
+
+            export(options.name, params)
+        case "evaluate":
+            from visionpipe.evaluate import evaluate
+
+            evaluate(options.name, params)
+        case "register":
+            from visionpipe.register import register
+
+            register(params)
+        case "compare":
+            from visionpipe.register import compare
+
+            compare(params)
+        case "check":
+            from visionpipe.inspection import check
+
+            check()
+        case "promote":
+            from visionpipe.promotion import promote
+
+            promote(params)
+        case "rollback":
+            from visionpipe.promotion import rollback
+
+            rollback(params)
+        case "lineage":
+            from visionpipe.inspection import lineage
+
+            lineage(options.version, params)
+        case "prune":
+            from visionpipe.prune import prune
+
+            prune(params, options.delete)
+
+
+def die_with_parent() -> None:
+    """Asks Linux for SIGTERM when the parent dies: `dvc`, killed, would leave the stage running, and the
+    next `dvc repro` would start a second one on the same files.
+    """
+    if sys.platform == "linux" and "DVC_STAGE" in os.environ:
+        parent_death_signal = 1  # PR_SET_PDEATHSIG, from linux/prctl.h
+        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGTERM)

@@ -1,0 +1,1 @@
+"""From image files to prepared arrays: sources, decoding, the prepared form, batches, augmentation."""

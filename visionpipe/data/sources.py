@@ -1,0 +1,208 @@
+"""Where images come from: one function per source, each returning a Listing.
+
+zip and folder: one folder per class, laid out as `list_class_folders` says.
+tfds: any image classification set of TensorFlow Datasets; its bytes pass through our own decoder.
+"""
+
+import functools
+import os
+import re
+import stat
+import sys
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from visionpipe.config import PrepareConfig
+from visionpipe.data.listing import SPLIT_NAMES, Listing, Reader, Record, Rejected, list_class_folders
+from visionpipe.errors import DataError, ImageError
+
+MAX_FILE_BYTES = 256 * 2**20
+
+
+def list_zip(config: PrepareConfig) -> Listing:
+    """Lists an archive without unpacking it. Links in it are never followed."""
+    path = existing(config, Path.is_file, "a file")
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, OSError):
+        raise DataError(f"prepare.path: {path} is not a zip archive, or is damaged") from None
+    lock = threading.Lock()  # ZipFile does not promise to be safe for several threads
+    files: dict[str, Reader] = {}
+    folders: set[str] = set()
+    rejected = []
+    for member in archive.infolist():
+        name = member_name(member)
+        path_in_zip = str(PurePosixPath(name or member.filename))
+        if member.is_dir():
+            folders.add(path_in_zip)
+        elif reason := "file name is not UTF-8" if name is None else member_refusal(member):
+            rejected.append(Rejected(path_in_zip, reason))
+        elif path_in_zip in files:
+            rejected.append(Rejected(path_in_zip, "appears twice in the archive"))
+        else:
+            files[path_in_zip] = functools.partial(read_member, archive, member, lock)
+    return list_class_folders(files, folders, rejected)
+
+
+def list_folder(config: PrepareConfig) -> Listing:
+    """Lists a folder. Links are followed within it, never out of it and never in a circle."""
+    root = Path(os.path.realpath(existing(config, Path.is_dir, "a folder")))
+    files: dict[str, Reader] = {}
+    folders: set[str] = set()
+    rejected = []
+    unread: list[tuple[Path, str, tuple[str, ...]]] = [(root, "", (str(root),))]
+    while unread:
+        folder, prefix, ancestors = unread.pop()
+        try:
+            names = os.listdir(folder)
+        except OSError as error:
+            rejected.append(Rejected(prefix, f"cannot be read: {error.strerror}"))
+            continue
+        for name in names:
+            path, target = prefix + name, os.path.realpath(folder / name)
+            if reason := file_refusal(name, target, root, ancestors):
+                rejected.append(Rejected(os.fsencode(path).decode(errors="backslashreplace"), reason))
+            elif os.path.isdir(target):
+                folders.add(path)
+                unread.append((folder / name, f"{path}/", (*ancestors, target)))
+            else:
+                files[path] = functools.partial(read_file, folder / name)
+    return list_class_folders(files, folders, rejected)
+
+
+def list_tfds(config: PrepareConfig) -> Listing:
+    """Lists a set of TensorFlow Datasets in the data folder `path`; downloads it if it is not there."""
+    import tensorflow_datasets as tfds
+
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    try:
+        builder = tfds.builder(config.name, data_dir=config.path)
+        if not builder.is_prepared():
+            builder.download_and_prepare()
+    except Exception as error:  # of the network, the file system, or the set's own code
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{config.name} is not in {config.path} and cannot be fetched: {reason}") from None
+    names = {
+        name: SPLIT_NAMES[name.casefold()] for name in builder.info.splits if name.casefold() in SPLIT_NAMES
+    }
+    if "train" not in names.values():
+        raise DataError(f"{config.name} has no training split, only {', '.join(builder.info.splits)}")
+    image_key, label_key = classification_features(builder.info)
+    label = builder.info.features[label_key]
+    unused = sorted(set(builder.info.splits) - set(names))
+    return Listing(
+        classes=tuple(label.int2str(index) for index in range(label.num_classes)),
+        splits=frozenset(names.values()),
+        total=sum(builder.info.splits[name].num_examples for name in names),
+        entries=read_examples(builder, names, image_key, label_key),
+        notes=(f"splits of {config.name} that are not used: {', '.join(unused)}",) if unused else (),
+    )
+
+
+def read_examples(
+    builder: Any, names: dict[str, str], image_key: str, label_key: str
+) -> Iterator[Record | Rejected]:
+    """The examples of a set's splits (`names`: its own → ours), with the image bytes as they are stored."""
+    import tensorflow_datasets as tfds
+
+    decoders = tfds.decode.PartialDecoding(
+        {image_key: True, label_key: True}, {image_key: tfds.decode.SkipDecoding()}
+    )
+    in_order = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+    int2str = builder.info.features[label_key].int2str
+    for name, split in names.items():
+        examples = builder.as_dataset(split=name, decoders=decoders, read_config=in_order)
+        for index, example in enumerate(tfds.as_numpy(examples)):
+            file = f"{name}/{index:08d}"
+            if example[label_key] < 0:
+                yield Rejected(file, "has no label")
+            else:
+                read = functools.partial(bytes, example[image_key])
+                yield Record(split, int2str(example[label_key]), file, read)
+
+
+def classification_features(info: Any) -> tuple[str, str]:
+    """Names of the image and the label feature of a TensorFlow Datasets set, the supervised keys first."""
+    import tensorflow_datasets as tfds
+
+    features = dict(info.features) if isinstance(info.features, tfds.features.FeaturesDict) else {}
+    supervised = info.supervised_keys or ()
+    names = sorted(features, key=lambda name: name not in supervised)
+    image = next((name for name in names if isinstance(features[name], tfds.features.Image)), None)
+    label = next((name for name in names if isinstance(features[name], tfds.features.ClassLabel)), None)
+    if image is None or label is None:
+        raise DataError(f"{info.name} is not for classification: it needs an Image and a ClassLabel feature")
+    return image, label
+
+
+SOURCES: dict[str, Callable[[PrepareConfig], Listing]] = {
+    "zip": list_zip,
+    "folder": list_folder,
+    "tfds": list_tfds,
+}
+
+
+def existing(config: PrepareConfig, has_kind: Callable[[Path], bool], kind: str) -> Path:
+    path = Path(config.path)
+    if not path.exists():
+        raise DataError(f"prepare.path: {path} does not exist: put the images there, or run dvc pull")
+    if not has_kind(path):
+        raise DataError(f"prepare.path: {path} is not {kind}, as prepare.source: {config.source} needs")
+    return path
+
+
+def member_name(member: zipfile.ZipInfo) -> str | None:
+    """The name of an archive's member; None if it is not UTF-8, which archives need not declare."""
+    if member.filename.isascii() or member.flag_bits & 0x800:
+        return member.filename
+    try:
+        return member.filename.encode("cp437").decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def member_refusal(member: zipfile.ZipInfo) -> str | None:
+    """Why a member of an archive is not read, or None."""
+    if ".." in member.filename.split("/") or re.match(r"/|[A-Za-z]:", member.filename):
+        return "path leads out of the archive"
+    if stat.S_ISLNK(member.external_attr >> 16):
+        return "symbolic link"
+    if member.flag_bits & 0x1:
+        return "encrypted"
+    return "larger than 256 MiB" if member.file_size > MAX_FILE_BYTES else None
+
+
+def file_refusal(name: str, target: str, root: Path, ancestors: tuple[str, ...]) -> str | None:
+    """Why a folder's entry is not read, or None. `target` is where it really lies, all links resolved."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "file name is not UTF-8"
+    if not Path(target).is_relative_to(root):
+        return "symbolic link that leaves the folder"
+    if target in ancestors:
+        return "symbolic link that leads in a circle"
+    if os.path.isdir(target):
+        return None
+    if not os.path.isfile(target):
+        return "neither a file nor a folder"
+    return "larger than 256 MiB" if os.path.getsize(target) > MAX_FILE_BYTES else None
+
+
+def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, lock: threading.Lock) -> bytes:
+    try:
+        with lock:
+            return archive.read(member)
+    except Exception:  # of any decompressor, the checksum, or the file system
+        raise ImageError("broken", "damaged in the archive, or compressed in an unknown way") from None
+
+
+def read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError("broken", f"cannot be read: {error.strerror}") from None

@@ -1,0 +1,54 @@
+"""Every error that a user can cause. The command line prints it as one line and exits 1.
+
+VisionpipeError
+├── ConfigError     params.yaml or the command line asks for something impossible
+├── BackendError    the Keras backend is unknown, not installed, or contradicted by the environment
+├── DataError       the images as a whole: missing source, one class only, prepared files damaged
+├── ImageError      one image cannot be decoded; `code` says why
+├── TrainingError   training cannot go on: NaN loss, out of memory, another trainer at work
+├── ArtifactError   an exported model is missing, damaged, or does not agree with the trained one
+└── RegistryError   the tracking store or the model registry refuses
+"""
+
+from typing import Literal
+
+
+class VisionpipeError(Exception):
+    """Base of all errors that carry a message for the user."""
+
+
+class ConfigError(VisionpipeError):
+    pass
+
+
+class BackendError(VisionpipeError):
+    pass
+
+
+class DataError(VisionpipeError):
+    pass
+
+
+class ImageError(VisionpipeError):
+    """One image cannot be decoded.
+
+    `code`: `unsupported` (not one of the accepted formats), `broken` (a damaged file of an
+    accepted format) or `too_large` (more pixels than the limit).
+    """
+
+    def __init__(self, code: Literal["unsupported", "broken", "too_large"], reason: str):
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+class TrainingError(VisionpipeError):
+    pass
+
+
+class ArtifactError(VisionpipeError):
+    pass
+
+
+class RegistryError(VisionpipeError):
+    pass

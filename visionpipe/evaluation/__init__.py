@@ -1,0 +1,1 @@
+"""How good a model is, and how fast: numbers, pictures, speed, and the comparison of models."""

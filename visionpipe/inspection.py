@@ -1,0 +1,60 @@
+"""`visionpipe lineage` and `visionpipe check`: questions about what is registered."""
+
+import json
+
+from visionpipe.config import Params
+from visionpipe.errors import RegistryError
+from visionpipe.promotion import promotions
+from visionpipe.register import RECEIPT
+from visionpipe.tracking.store import connect
+
+
+def lineage(version: str, params: Params) -> None:
+    """Prints what made a version, given by its number or an alias."""
+    from mlflow.exceptions import MlflowException
+
+    store = connect(params.tracking)
+    try:
+        if version.isdigit():
+            found = store.client.get_model_version(store.model_name, version)
+        else:
+            found = store.client.get_model_version_by_alias(store.model_name, version)
+    except MlflowException as error:
+        raise RegistryError(f"{store.model_name} has no version or alias {version!r}") from error
+    tags = found.tags
+    run = store.client.get_run(found.run_id)
+    aliases = store.client.get_registered_model(store.model_name).aliases
+    dirty = " with uncommitted changes" if tags["git_dirty"] == "true" else ""
+    facts = {
+        "model": f"{store.model_name} version {found.version} ({tags['model']})",
+        "aliases": ", ".join(alias for alias, number in aliases.items() if number == found.version) or "none",
+        "accuracy": f"validation {float(tags['validation_accuracy']):.4f}, test {float(tags['test_accuracy']):.4f}",
+        "git commit": tags["git_commit"] + dirty,
+        "run": f"{run.info.run_name} ({found.run_id})",
+        "hardware": run.data.tags["hardware"],
+        "versions": ", ".join(f"{name} {number}" for name, number in json.loads(run.data.tags["versions"]).items()),
+        **{name.replace("_", " "): tags[name] for name in
+           ("data_sha256", "code_sha256", "train_key", "model_sha256", "artifact_sha256", "lineage_id")},
+    }
+    for name, value in facts.items():
+        print(f"{name:<16} {value}")
+    print("parameters")
+    for name, value in sorted(run.data.params.items()):
+        print(f"  {name:<32} {value}")
+    print("dvc.lock (md5)")
+    for path, md5 in json.loads(tags["dvc_lock"]).items():
+        print(f"  {path:<32} {md5}")
+    print("moves of champion")
+    for entry in promotions(store) or [None]:
+        print(f"  {entry['time']} {entry['action']} {entry['from']} → {entry['to']} by {entry['by']}" if entry else "  none")
+
+
+def check() -> None:
+    """Raises RegistryError unless the last `register` found a model that passes the gate."""
+    if not RECEIPT.exists():
+        raise RegistryError(f"no {RECEIPT}: run dvc repro first")
+    receipt = json.loads(RECEIPT.read_text())
+    if not receipt["passed"]:
+        reasons = "; ".join(f"{name}: {', '.join(model['failures'])}" for name, model in receipt["models"].items())
+        raise RegistryError(f"no model passes the gate ({reasons})")
+    print(f"{receipt['chosen']} passes the gate")

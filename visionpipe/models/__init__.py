@@ -1,0 +1,63 @@
+"""The models. `build_model` imports Keras only when it is called; the tables in variants.py need none."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from visionpipe.models.variants import VARIANTS, ModelSpec, resolve_variant
+
+if TYPE_CHECKING:
+    import keras
+
+
+def list_models() -> list[str]:
+    """The names that `build_model` accepts."""
+    return list(VARIANTS)
+
+
+def build_model(
+    variant: str,
+    num_classes: int,
+    image_size: int | tuple[int, int],
+    *,
+    pixel_mean: tuple[float, ...] = (127.5, 127.5, 127.5),
+    pixel_std: tuple[float, ...] = (127.5, 127.5, 127.5),
+    **overrides: Any,
+) -> "keras.Model":
+    """A freshly initialised classifier; any field of the variant can be overridden by keyword.
+
+    Args:
+        image_size: (height, width) in pixels, or one number for square images.
+        pixel_mean, pixel_std: per channel, in [0, 255]; normalisation is part of the model.
+
+    Returns:
+        A model from images (batch, height, width, 3), float32 or uint8 in [0, 255], to float32 logits
+        (batch, num_classes).
+
+    Raises:
+        ConfigError: unknown variant or field, or an impossible combination.
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return model_from_spec(resolve_variant(variant, size, **overrides), num_classes, size, pixel_mean, pixel_std)
+
+
+def model_from_spec(
+    spec: ModelSpec,
+    num_classes: int,
+    image_size: tuple[int, int],
+    pixel_mean: tuple[float, ...],
+    pixel_std: tuple[float, ...],
+) -> "keras.Model":
+    """`build_model` for a spec that has been checked."""
+    import keras
+
+    from visionpipe.models.hybrid import hybrid
+    from visionpipe.models.resnet import resnet
+    from visionpipe.models.vit import vit
+
+    family = {"vit": vit, "resnet": resnet, "hybrid": hybrid}[spec.family]
+    images = keras.Input((*image_size, 3), name="images")
+    variance = [max(deviation, 1.0) ** 2 for deviation in pixel_std]  # a constant channel has deviation 0
+    x = keras.layers.Normalization(mean=list(pixel_mean), variance=variance, name="normalisation")(images)
+    features = family(x, **dataclasses.asdict(spec))
+    logits = keras.layers.Dense(num_classes, dtype="float32", name="logits")(features)
+    return keras.Model(images, logits, name=spec.family)

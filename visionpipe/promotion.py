@@ -1,0 +1,92 @@
+"""`visionpipe promote` and `visionpipe rollback`: which version serves, and the log of how that changed.
+
+The log lives with the registered model, as one tag per move, so that everybody who uses the registry
+sees the same one.
+"""
+
+import getpass
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from visionpipe.config import Params
+from visionpipe.data.prepared import PREPARED, open_prepared
+from visionpipe.errors import RegistryError
+from visionpipe.serving.classifier import Classifier
+from visionpipe.tracking.registry import CHALLENGER, CHAMPION, download_classifier, version_by_alias
+from visionpipe.tracking.store import Store, connect
+
+LOG_TAG = "promotion."
+
+
+def promote(params: Params) -> None:
+    """Makes the challenger the champion if it is better on the present test images."""
+    store = connect(params.tracking)
+    challenger, champion = version_by_alias(store, CHALLENGER), version_by_alias(store, CHAMPION)
+    if challenger is None:
+        raise RegistryError(f"{store.model_name} has no challenger: run dvc repro")
+    if champion is not None and champion.version == challenger.version:
+        print(f"version {champion.version} is champion and challenger already: nothing to promote")
+        return
+    scores = {version.version: test_accuracy(store, version) for version in (challenger, champion) if version}
+    for version in (challenger, champion):
+        if version:
+            alias = CHALLENGER if version is challenger else CHAMPION
+            print(f"{alias:<10} version {version.version} ({version.tags['model']}): "
+                  f"test accuracy {scores[version.version]:.4f}")
+    if champion is not None and scores[challenger.version] <= scores[champion.version]:
+        raise RegistryError(f"version {challenger.version} is not better than version {champion.version} on the same "
+                            f"test images: nothing was promoted")
+    move_champion(store, challenger.version, champion.version if champion else None, "promote", scores)
+
+
+def rollback(params: Params) -> None:
+    """Gives `champion` back to the version that had it before the last promotion."""
+    store = connect(params.tracking)
+    champion = version_by_alias(store, CHAMPION)
+    history = champions_before(promotions(store))
+    if champion is None or not history:
+        raise RegistryError(f"{store.model_name} has no earlier champion to go back to")
+    store.client.get_model_version(store.model_name, history[-1])
+    move_champion(store, history[-1], champion.version, "rollback", {})
+
+
+def test_accuracy(store: Store, version: Any) -> float:
+    """Accuracy of a registered version on the test split that lies prepared here, in [0, 1]."""
+    data = open_prepared(PREPARED)
+    with tempfile.TemporaryDirectory() as folder:
+        classifier = Classifier(download_classifier(store, version, Path(folder)))
+    if classifier.labels != data.classes or classifier.size != tuple(data.manifest["size"]):
+        raise RegistryError(f"version {version.version} has other classes or another image size than {PREPARED}: "
+                            f"the two cannot be compared on it")
+    answers = classifier.logits(data.images("test")).argmax(axis=1)
+    return float((answers == data.labels("test")).mean())
+
+
+def move_champion(store: Store, to: str, before: str | None, action: str, scores: dict[str, float]) -> None:
+    """Writes the log entry first: an alias never moves without one."""
+    entry = {"action": action, "from": before, "to": to, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+             "by": getpass.getuser(), "test_accuracy": scores}
+    number = len(promotions(store)) + 1
+    store.client.set_registered_model_tag(store.model_name, f"{LOG_TAG}{number:04d}", json.dumps(entry))
+    store.client.set_registered_model_alias(store.model_name, CHAMPION, to)
+    print(f"champion: version {before or 'none'} → version {to}")
+
+
+def promotions(store: Store) -> list[dict[str, Any]]:
+    """All moves of `champion` after the first registration, oldest first."""
+    tags = store.client.get_registered_model(store.model_name).tags
+    return [json.loads(value) for name, value in sorted(tags.items()) if name.startswith(LOG_TAG)]
+
+
+def champions_before(log: list[dict[str, Any]]) -> list[str]:
+    """The versions that a rollback goes through, the last one first to be taken."""
+    stack: list[str] = []
+    for entry in log:
+        if entry["action"] == "promote" and entry["from"]:
+            stack.append(entry["from"])
+        elif entry["action"] == "rollback" and stack:
+            stack.pop()
+    return stack

@@ -1,0 +1,165 @@
+"""Stage `register`: completes every model's run, and registers the best one that passes the gate."""
+
+import base64
+import dataclasses
+import io
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from visionpipe.backend import thread_count
+from visionpipe.config import GateConfig, Params
+from visionpipe.data.prepared import PREPARED, open_prepared
+from visionpipe.errors import DataError
+from visionpipe.evaluation.comparison import comparison, read_rows
+from visionpipe.evaluation.speed import measurement_path
+from visionpipe.files import exclusive, write_bytes, write_json
+from visionpipe.lineage import artifact_sha256, sha256_json, state_folder
+from visionpipe.serving.classifier import Classifier
+from visionpipe.tracking.card import model_card
+from visionpipe.tracking.registry import Golden, move_aliases, publish
+from visionpipe.tracking.runs import complete, record
+from visionpipe.tracking.store import connect, tracking_uri
+
+RECEIPT = Path("registration.json")
+COMPARISON = Path("comparison.md")
+GOLDEN_IMAGES = 8
+
+
+def register(params: Params) -> None:
+    """Writes the receipt and `comparison.md`; everything else it makes lives in the tracking store.
+
+    Run again, or interrupted and run again, it makes nothing twice; after a deleted store it makes
+    everything anew from the files.
+    """
+    receipt = judge(params)
+    with exclusive(state_folder() / "locks" / "register", "waiting for another process to register"):
+        store = connect(params.tracking)
+        runs = {}
+        for name in params.models:
+            runs[name] = record(store, Path("models") / name)
+            complete(store, runs[name], Path("reports") / name, measured_speed(name, params))
+        chosen = receipt["chosen"]
+        if chosen is not None:
+            version = publish(
+                store, runs[chosen], chosen, Path("artifacts") / chosen,
+                model_card(chosen, params), golden(chosen), version_tags(chosen),
+            )
+            moved = move_aliases(store, version)
+            where = f"; set {' and '.join(moved)}" if moved else ""
+            print(f"registered: {params.tracking.model} version {version.version} is {chosen}{where}")
+    write_json(RECEIPT, receipt)
+    compare(params)
+    if chosen is None:
+        print("\n" + "!" * 100)
+        for name, model in receipt["models"].items():
+            print(f"!! {name} does not pass the gate: {'; '.join(model['failures'])}")
+        print("!! NOTHING WAS REGISTERED, and no alias was moved. The gate is register.gate in params.yaml.")
+        print("!" * 100)
+    print(f"tracking store: {tracking_uri()}")
+
+
+def compare(params: Params) -> None:
+    """Prints the models side by side, and writes the same table to comparison.md."""
+    chosen = json.loads(RECEIPT.read_text())["chosen"] if RECEIPT.exists() else None
+    table = comparison(read_rows(params.models, thread_count(params), state_folder()), chosen)
+    write_bytes(COMPARISON, table.encode())
+    print(f"\n{table}")
+
+
+def judge(params: Params) -> dict[str, Any]:
+    """The receipt: which models pass the gate, and the best of them, by validation accuracy alone."""
+    models = {}
+    for name in params.models:
+        validation = json.loads((Path("reports") / name / "metrics.json").read_text())["validation"]
+        lineage = json.loads((Path("models") / name / "lineage.json").read_text())
+        failures = gate_failures(params.register.gate, validation)
+        models[name] = {
+            "lineage_id": lineage["lineage_id"],
+            "artifact_sha256": artifact_sha256(Path("artifacts") / name),
+            "validation_accuracy": validation["accuracy"],
+            "passed": not failures,
+            "failures": failures,
+        }
+    passing = [name for name, model in models.items() if model["passed"]]
+    chosen = max(passing, key=lambda name: models[name]["validation_accuracy"], default=None)
+    return {"passed": chosen is not None, "chosen": chosen, "models": models}
+
+
+def gate_failures(gate: GateConfig, validation: dict[str, Any]) -> list[str]:
+    """One sentence for each limit that the validation metrics miss."""
+    return [
+        f"validation {metric} {validation[metric]:.4f} is below {least:g}"
+        for metric, least in dataclasses.asdict(gate).items()
+        if validation[metric] < least
+    ]
+
+
+def measured_speed(name: str, params: Params) -> dict[str, float]:
+    """What `evaluate` measured of this artifact on this machine; empty where it did not run here."""
+    file = measurement_path(artifact_sha256(Path("artifacts") / name), thread_count(params), state_folder())
+    return dict(json.loads(file.read_text())) if file.exists() else {}
+
+
+def golden(name: str) -> Golden:
+    """A few validation images as PNG files, with the exported model's answers."""
+    classifier = Classifier(Path("artifacts") / name)
+    images = open_prepared(PREPARED, verify=False).images("validation")[:GOLDEN_IMAGES]
+    if not len(images):
+        raise DataError("the validation split is empty")
+    files = []
+    for image in images:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        files.append(base64.b64encode(buffer.getvalue()).decode())
+    answers = [
+        {"label": classifier.labels[row.argmax()], "probabilities": dict(zip(classifier.labels, row.tolist(), strict=True))}
+        for row in classifier.probabilities(images)
+    ]
+    return Golden(files, answers)
+
+
+def version_tags(name: str) -> dict[str, str]:
+    """What a person asks of a version later: what made it, and how good it is."""
+    lineage = json.loads((Path("models") / name / "lineage.json").read_text())
+    metrics = json.loads((Path("reports") / name / "metrics.json").read_text())
+    commit, dirty = git_commit()
+    return {
+        "artifact_sha256": artifact_sha256(Path("artifacts") / name),
+        "lineage_id": lineage["lineage_id"],
+        "train_key": lineage["train_key"],
+        "model_sha256": lineage["model_sha256"],
+        "data_sha256": lineage["data_sha256"],
+        "code_sha256": sha256_json(lineage["code"]),
+        "model": name,
+        "backend": lineage["params"]["backend"],
+        "validation_accuracy": repr(metrics["validation"]["accuracy"]),
+        "test_accuracy": repr(metrics["test"]["accuracy"]),
+        "git_commit": commit,
+        "git_dirty": str(dirty).lower(),
+        "dvc_lock": json.dumps(locked_outputs(name)),
+    }
+
+
+def git_commit() -> tuple[str, bool]:
+    """The commit checked out, and whether tracked files other than dvc.lock differ from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
+    return git("rev-parse", "HEAD") or "none", bool(changed)
+
+
+def locked_outputs(name: str) -> dict[str, str]:
+    """md5 of each output that led to this model, as dvc.lock has them: what `dvc checkout` needs."""
+    lock = Path("dvc.lock")
+    stages = yaml.safe_load(lock.read_text())["stages"] if lock.exists() else {}
+    wanted = ("prepare", f"train@{name}", f"export@{name}", f"evaluate@{name}")
+    return {
+        output["path"]: output["md5"] for stage in wanted if stage in stages for output in stages[stage].get("outs", [])
+    }

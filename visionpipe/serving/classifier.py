@@ -1,0 +1,91 @@
+"""The one predictor: evaluation, the MLflow model and the server all answer with this class."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from visionpipe.data.decode import decode_image, resize_and_crop
+from visionpipe.errors import ArtifactError
+
+BATCH = 32  # images per run: more costs memory and gains no speed on a CPU
+
+
+class Classifier:
+    """An exported model, read from its artifact folder and run by ONNX Runtime on the CPU.
+
+    Once constructed it holds no changing state: several threads may share one.
+
+    Args:
+        folder: holds `model.onnx`, `labels.json` and `preprocessing.json`.
+        threads: used by one prediction; None means the number of physical cores.
+
+    Attributes:
+        labels: class names in the order of the logits.
+        size: (height, width) in pixels of the images that the model takes.
+
+    Raises ArtifactError when a file is missing or damaged, or when the files contradict each other.
+    """
+
+    def __init__(self, folder: Path, threads: int | None = None):
+        self.labels: list[str] = read_labels(folder)
+        self.size: tuple[int, int] = read_size(folder)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        model = read_bytes(folder / "model.onnx")
+        blank = np.zeros((1, *self.size, 3), np.uint8)
+        try:
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            outputs = self.logits(blank).shape[1]
+        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+            raise ArtifactError(
+                f"{folder / 'model.onnx'} does not run: {' '.join(str(error).split())}"
+            ) from error
+        if outputs != len(self.labels):
+            raise ArtifactError(f"{folder}: model.onnx has {outputs} classes, labels.json {len(self.labels)}")
+
+    def preprocess(self, data: bytes) -> np.ndarray:
+        """An image file as the uint8 (height, width, 3) that the model takes; raises ImageError."""
+        return resize_and_crop(decode_image(data), self.size)
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """float32 (n, classes) from images of any real dtype (n, height, width, 3) in [0, 255], n ≥ 1."""
+        starts = range(0, len(images), BATCH)
+        batches = (np.asarray(images[start : start + BATCH], np.float32) for start in starts)
+        return np.concatenate([self._session.run(["logits"], {"images": batch})[0] for batch in batches])
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """float64 (n, classes), rows summing to one: the softmax of `logits`."""
+        logits = self.logits(images).astype(np.float64)
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def read_labels(folder: Path) -> list[str]:
+    labels = read_json(folder / "labels.json")
+    if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
+        raise ArtifactError(f"{folder / 'labels.json'} is not a list of class names")
+    return labels
+
+
+def read_size(folder: Path) -> tuple[int, int]:
+    match read_json(folder / "preprocessing.json"):
+        case {"size": [int(height), int(width)]} if height > 0 and width > 0:
+            return height, width
+    raise ArtifactError(f"{folder / 'preprocessing.json'} gives no size as [height, width]")
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(read_bytes(path))
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not valid JSON: {error}") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error

@@ -1,0 +1,72 @@
+"""The model card that travels with every version (Mitchell et al. 2019, arXiv:1810.03993)."""
+
+import json
+from pathlib import Path
+
+from visionpipe.config import Params
+from visionpipe.data.prepared import PREPARED, open_prepared
+
+
+def model_card(name: str, params: Params) -> str:
+    """Markdown: what the model is, what made it, how good it is and where it fails."""
+    lineage = json.loads((Path("models") / name / "lineage.json").read_text())
+    metrics = json.loads((Path("reports") / name / "metrics.json").read_text())
+    table = json.loads((Path("reports") / name / "per_class.json").read_text())
+    data = open_prepared(PREPARED, verify=False)
+    height, width = params.prepare.size
+    counts = {split: sum(classes.values()) for split, classes in data.manifest["counts"].items()}
+    test, validation = metrics["test"], metrics["validation"]
+    settings = "\n".join(
+        f"| {section} | {', '.join(f'{key} {value}' for key, value in lineage['params'][section].items())} |"
+        for section in ("model", "train", "prepare")
+    )
+    per_class = "\n".join(
+        f"| {row['class']} | {number(row['precision'])} | {number(row['recall'])} | {number(row['f1'])} | {row['support']} |"
+        for row in table
+    )
+    return f"""# {name}
+
+An image classifier of the {lineage["params"]["model"]["family"]} family with {lineage["parameters_count"]:,} parameters
+for images of {height}×{width} pixels and {len(data.classes)} classes: {", ".join(data.classes)}.
+
+## How good it is
+
+|  | accuracy | macro F1 | worst recall | calibration error |
+| --- | ---: | ---: | ---: | ---: |
+| validation ({counts["validation"]:,} images; the model was chosen on these) | {quality(validation)} |
+| test ({counts["test"]:,} images; never used for a choice) | {quality(test)} |
+
+95 % interval of the test accuracy: {test["accuracy_low"]:.4f} to {test["accuracy_high"]:.4f}.
+
+| class | precision | recall | F1 | test images |
+| --- | ---: | ---: | ---: | ---: |
+{per_class}
+
+## How to call it
+
+Input: one column `image`, each value an image file as base64. Output: `label` and `probabilities`. Decoding,
+resizing and normalisation are inside.
+
+## What made it
+
+| what | value |
+| --- | --- |
+{settings}
+| backend | {lineage["params"]["backend"]}, {", ".join(f"{package} {version}" for package, version in lineage["versions"].items())} |
+| data sha256 | `{lineage["data_sha256"]}` ({counts["train"]:,} training images) |
+| model sha256 | `{lineage["model_sha256"]}` |
+| lineage id | `{lineage["lineage_id"]}` |
+
+## Limits
+
+It answers with one of its {len(data.classes)} classes for every image, also for one that shows none of them. It was measured
+on images that come from where its training images come from; elsewhere expect less.
+"""
+
+
+def quality(metrics: dict[str, float]) -> str:
+    return " | ".join(f"{metrics[key]:.4f}" for key in ("accuracy", "macro_f1", "worst_recall", "calibration_error"))
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

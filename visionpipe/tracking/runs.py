@@ -1,0 +1,196 @@
+"""One MLflow run per trained model, whatever was interrupted, repeated, restored or deleted.
+
+A run is found by its tags, never by a stored id: `train_key` (known when training starts) and
+`lineage_id` (known when it ends).
+"""
+
+import csv
+import json
+import platform
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from visionpipe.config import TrackingConfig
+from visionpipe.lineage import sha256_file, sha256_json, state_folder
+from visionpipe.tracking.store import Store, connect
+
+UNFINISHED = ("RUNNING", "FAILED", "KILLED", "SCHEDULED")
+Row = dict[str, float]
+
+
+def find_run(store: Store, **tags: str) -> Any | None:
+    """The newest run that has these tags, or None."""
+    query = " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items())
+    runs = store.client.search_runs([store.experiment_id], query, max_results=1, order_by=["start_time DESC"])
+    return runs[0] if runs else None
+
+
+class LiveRun:
+    """The run of a training in progress. No failure of the store ever reaches the training: it is
+    reported once, and `register` completes the run from the files.
+    """
+
+    def __init__(self, tracking: TrackingConfig, name: str, key: str, identity: dict[str, Any]):
+        self.store: Store | None = None
+        self.run_id: str | None = None
+        self.tracking = tracking
+        with_reason = None
+        try:
+            self.store = connect(tracking)
+            run = find_run(self.store, train_key=key)
+            if run is None:
+                run = create_run(self.store, name, key, identity)
+            elif run.info.status == "FINISHED":
+                return  # trained before: nothing to show live, `record` sees whether the result is new
+            else:
+                self.store.client.update_run(run.info.run_id, status="RUNNING")
+            self.run_id = run.info.run_id
+        except Exception as error:
+            with_reason = error
+        if with_reason is not None:
+            self.give_up(with_reason)
+
+    def log_epoch(self, row: Row) -> None:
+        if self.run_id and self.store:
+            try:
+                log_history(self.store, self.run_id, [row])
+            except Exception as error:
+                self.give_up(error)
+
+    def finish(self, folder: Path) -> None:
+        """Completes the run from the files that the training wrote to `folder`."""
+        if self.store:
+            try:
+                record(self.store, folder)
+            except Exception as error:
+                self.give_up(error)
+
+    def give_up(self, error: Exception) -> None:
+        self.store = self.run_id = None
+        print(f"  not tracked: {' '.join(str(error).split())[:300]}\n"
+              f"  training goes on; visionpipe register completes the run later", flush=True)
+
+
+def create_run(store: Store, name: str, key: str, identity: dict[str, Any]) -> Any:
+    return store.client.create_run(
+        store.experiment_id,
+        run_name=f"{name} · {key[:6]}",
+        tags={
+            "train_key": key,
+            "model": name,
+            "family": identity["params"]["model"]["family"],
+            "data_sha256": identity["data_sha256"],
+            "code_sha256": sha256_json(identity["code"]),
+            "backend": identity["params"]["backend"],
+            "versions": json.dumps(identity["versions"]),
+            "hardware": hardware(),
+        },
+    )
+
+
+def record(store: Store, folder: Path) -> str:
+    """Makes sure that exactly one finished run stands for the model in `folder`; returns its id.
+
+    folder: `models/NAME/` with model.keras, history.csv and lineage.json.
+    """
+    lineage = json.loads((folder / "lineage.json").read_text())
+    run = find_run(store, lineage_id=lineage["lineage_id"])
+    if run is not None and run.info.status == "FINISHED":
+        return str(run.info.run_id)
+    if run is None:
+        run = find_run(store, train_key=lineage["train_key"])
+    another_model = run is not None and run.info.status == "FINISHED"
+    if run is None or another_model:
+        run = create_run(store, lineage["name"], lineage["train_key"], lineage)
+    client, run_id = store.client, str(run.info.run_id)
+    client.set_tag(run_id, "lineage_id", lineage["lineage_id"])
+    client.set_tag(run_id, "model_sha256", lineage["model_sha256"])
+    if another_model:
+        client.set_tag(run_id, "note", "same train_key as an earlier run, but another model: another CPU or device")
+    log_params(store, run_id, flatten(lineage["params"]))
+    with (folder / "history.csv").open() as file:
+        log_history(store, run_id, [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)])
+    log_metrics(store, run_id, {"parameters": lineage["parameters_count"]} | training_measurement(lineage))
+    for file_name in ("model.keras", "lineage.json"):
+        client.log_artifact(run_id, str(folder / file_name))
+    client.set_terminated(run_id, "FINISHED")
+    return run_id
+
+
+def complete(store: Store, run_id: str, report: Path, measured: dict[str, float]) -> None:
+    """Adds what `evaluate` found to the run, once: test and validation metrics, pictures, speed."""
+    evaluated = sha256_file(report / "metrics.json")
+    if store.client.get_run(run_id).data.tags.get("evaluated") == evaluated:
+        return
+    metrics = json.loads((report / "metrics.json").read_text())
+    log_metrics(store, run_id, flatten(metrics) | {f"serving.{name}": value for name, value in measured.items()})
+    store.client.log_artifacts(run_id, str(report), "evaluation")
+    store.client.set_tag(run_id, "evaluated", evaluated)
+
+
+def log_history(store: Store, run_id: str, rows: Iterable[Row]) -> None:
+    """Logs per-epoch rows at step = epoch, leaving out steps that the run already has."""
+    from mlflow.entities import Metric
+
+    known = {point.step for point in store.client.get_metric_history(run_id, "loss")}
+    now = int(time.time() * 1000)
+    metrics = [
+        Metric(name, value, now, int(row["epoch"]))
+        for row in rows
+        if int(row["epoch"]) not in known
+        for name, value in sorted(row.items())
+        if name not in ("epoch", "seconds")
+    ]
+    if metrics:
+        store.client.log_batch(run_id, metrics=metrics)
+
+
+def log_metrics(store: Store, run_id: str, values: dict[str, Any]) -> None:
+    """Logs single numbers; what is not a number is left out."""
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+    store.client.log_batch(run_id, metrics=[Metric(name, float(value), now, 0) for name, value in numbers.items()])
+
+
+def log_params(store: Store, run_id: str, values: dict[str, Any]) -> None:
+    from mlflow.entities import Param
+
+    store.client.log_batch(run_id, params=[Param(name, str(value)[:6000]) for name, value in values.items()])
+
+
+def training_measurement(lineage: dict[str, Any]) -> dict[str, Any]:
+    """Minutes, images per second and memory of the training, where this machine did it."""
+    file = state_folder() / "measurements" / f"train-{lineage['model_sha256']}.json"
+    measured = json.loads(file.read_text()) if file.exists() else {}
+    return {f"training.{name}": value for name, value in measured.items()}
+
+
+def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def hardware() -> str:
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{cpu_name()}, {psutil.cpu_count(logical=False)} cores, {memory:.0f} GiB"
+
+
+def cpu_name() -> str:
+    """The processor's name as people know it; `platform` has none on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,1 @@
+"""The trainer: optimizer and schedule, callbacks, checkpoints."""
