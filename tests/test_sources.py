@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visionpipe.config import PrepareConfig
+from visionpipe.config import Params, PrepareConfig
 from visionpipe.data.listing import Record, Rejected
+from visionpipe.data.prepared import PREPARED, open_prepared
 from visionpipe.data.sources import MAX_FILE_BYTES, SOURCES, list_folder, list_zip
 from visionpipe.errors import DataError, ImageError
+from visionpipe.prepare import prepare
 
 
 def write_files(root, *paths):
@@ -164,9 +166,8 @@ def test_class_folders_that_differ_in_case_are_one_class_with_a_note(tmp_path):
         write_zip(tmp_path / "set.zip", "train/Cat/1.png", "test/cat/2.png", "train/dog/3.png")
     )
     assert listing.classes == ("Cat", "dog")
-    assert listing.notes == (
-        "folders 'Cat', 'cat' are one class, 'Cat': to keep them apart, give them names that differ in more than case",
-    )
+    (note,) = listing.notes
+    assert note.startswith("folders 'Cat', 'cat' are one class, 'Cat': to keep them apart")
 
 
 @pytest.mark.parametrize(
@@ -295,8 +296,12 @@ def test_a_file_that_vanishes_is_a_broken_image(tmp_path):
 
 # Runs in a process of its own: the set is then found by its files alone, as sets of other people are.
 BUILD_SHAPES = """
+import io
 import sys
+
+import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 
 class TinyShapes(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
@@ -307,22 +312,19 @@ class TinyShapes(tfds.core.GeneratorBasedBuilder):
             "image": tfds.features.Image(shape=(None, None, 3)),
             "label": tfds.features.ClassLabel(names=["square", "disc"]),
         }
-        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, download_manager):
-        return {"train": self._generate_examples(0, 12), "test": self._generate_examples(12, 16),
-                "unlabelled": self._generate_examples(16, 18)}
+        ranges = {"train": (0, 12), "test": (12, 16), "unlabelled": (16, 18)}
+        return {split: self._generate_examples(*indices) for split, indices in ranges.items()}
 
     def _generate_examples(self, start, stop):
-        import io
-        import numpy as np
-        from PIL import Image
         for index in range(start, stop):
             image = io.BytesIO()
             Image.fromarray(np.full((4, 6, 3), 10 * index, np.uint8)).save(image, "PNG")
             content = b"no image" if index == 3 else image.getvalue()
-            image = io.BytesIO(content)
-            yield index, {"id": str(index), "image": image, "label": -1 if index == 15 else index % 2}
+            label = -1 if index == 15 else index % 2
+            yield index, {"id": str(index), "image": io.BytesIO(content), "label": label}
 
 TinyShapes(data_dir=sys.argv[1]).download_and_prepare()
 """
@@ -369,3 +371,17 @@ def test_an_unknown_tensorflow_datasets_set_is_one_line(tmp_path):
     ) as caught:
         SOURCES["tfds"](PrepareConfig("tfds", str(tmp_path), name="no_such_set"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_tensorflow_datasets_set_is_prepared_and_its_bad_image_quarantined(
+    tiny_shapes, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    prepare(Params(PrepareConfig("tfds", str(tiny_shapes), name="tiny_shapes", size=(8, 8)), models={}))
+    manifest = open_prepared(PREPARED).manifest
+    assert manifest["classes"] == ["square", "disc"]
+    assert (manifest["kept"], manifest["found"]) == (14, 16)
+    assert sorted(row["reason"].split(",")[0] for row in manifest["quarantined"]) == [
+        "has no label",
+        "not an image in one of the formats JPEG",
+    ]

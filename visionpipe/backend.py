@@ -31,7 +31,9 @@ def check_backend(params: Params) -> None:
             f"or change params.yaml (dvc exp run -S backend={given})"
         )
     if importlib.util.find_spec(PACKAGES[wanted]) is None:
-        raise BackendError(f"backend {wanted} is not installed: run pip install 'visionpipe[{wanted}]' -c constraints.txt")
+        raise BackendError(
+            f"backend {wanted} is not installed: run pip install 'visionpipe[{wanted}]' -c constraints.txt"
+        )
 
 
 def start_backend(params: Params, backend: str | None = None) -> None:
@@ -98,7 +100,11 @@ def device_name() -> str:
         import tensorflow as tf
 
         gpus: list[Any] = tf.config.list_physical_devices("GPU")
-        return str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")) if gpus else "CPU"
+        return (
+            str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU"))
+            if gpus
+            else "CPU"
+        )
     if backend == "jax":
         import jax
 

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from visionpipe.errors import ArtifactError
 from visionpipe.files import write_bytes
 
 if TYPE_CHECKING:
@@ -70,6 +71,11 @@ def canonical_onnx(model: "onnx.ModelProto", input_name: str, output_name: str) 
     import onnx
 
     graph = model.graph
+    if len(graph.input) != 1 or len(graph.output) != 1:
+        raise ArtifactError(
+            f"expected an ONNX graph of one input and one output, received {len(graph.input)} and "
+            f"{len(graph.output)}"
+        )
     producers = {name: node for node in graph.node for name in node.output}
     constants = {tensor.name: tensor for tensor in graph.initializer}
     names = {graph.input[0].name: input_name, graph.output[0].name: output_name}

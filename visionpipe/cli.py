@@ -30,7 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="visionpipe", description="From labelled images to a served classifier.")
+    top = argparse.ArgumentParser(
+        prog="visionpipe", description="From labelled images to a served classifier."
+    )
     top.add_argument("--version", action="version", version=f"visionpipe {__version__}")
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -50,7 +52,9 @@ def parser() -> argparse.ArgumentParser:
     add("check", "exit with 1 unless the last register found a model that passes the gate")
     add("promote", "make the challenger the champion if it is better on the same test images")
     add("rollback", "give champion back to the version that had it before")
-    add("lineage", "print what made a version").add_argument("version", help="a version's number, or an alias")
+    add("lineage", "print what made a version").add_argument(
+        "version", help="a version's number, or an alias"
+    )
     prune = add("prune", "list runs, versions and checkpoints that nothing points at")
     prune.add_argument("--delete", action="store_true", help="remove them")
     return top

@@ -28,6 +28,14 @@ class PrepareConfig:
     test_fraction: float = 0.2
 
 
+# What `augmentation` entries are called, and the parameters that each must have.
+AUGMENTATIONS: dict[str, dict[str, type]] = {
+    "flip": {"probability": float},
+    "shift": {"pixels": int},
+    "cutout": {"fraction": float},
+}
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """The recipe. `warmup_fraction` is of all steps; `augmentation` is read by data/augmentation.py."""
@@ -102,8 +110,10 @@ class Params:
 
     def model(self, name: str) -> ModelConfig:
         if name not in self.models:
-            raise ConfigError(f"no model {name!r} in params.yaml{suggest(name, self.models)}; "
-                              f"models: has {', '.join(self.models)}")
+            raise ConfigError(
+                f"no model {name!r} in params.yaml{suggest(name, self.models)}; "
+                f"models: has {', '.join(self.models)}"
+            )
         return self.models[name]
 
     def train_config(self, name: str) -> TrainConfig:
@@ -140,15 +150,21 @@ def check(params: Params) -> None:
     require(all(side >= 8 for side in prepare.size), "prepare.size", "sides must be at least 8 pixels")
     require(0 < prepare.validation_fraction < 1, "prepare.validation_fraction", "must lie between 0 and 1")
     require(0 < prepare.test_fraction < 1, "prepare.test_fraction", "must lie between 0 and 1")
-    require(bool(prepare.name) == (prepare.source == "tfds"), "prepare.name",
-            "names the TensorFlow Datasets set: give it with source: tfds, and only there")
+    require(
+        bool(prepare.name) == (prepare.source == "tfds"),
+        "prepare.name",
+        "names the TensorFlow Datasets set: give it with source: tfds, and only there",
+    )
     require(0 <= params.seed < 2**31, "seed", "must lie between 0 and 2147483647")
     require(params.threads is None or params.threads >= 1, "threads", "must be at least 1, or null")
     for name, value in dataclasses.asdict(gate).items():
         require(0 <= value <= 1, f"register.gate.{name}", "must lie between 0 and 1")
     for name in params.models:
-        require(name.replace("-", "").replace("_", "").isalnum(), f"models.{name}",
-                "a model's name may hold letters, digits, '-' and '_' only")
+        require(
+            name.replace("-", "").replace("_", "").isalnum(),
+            f"models.{name}",
+            "a model's name may hold letters, digits, '-' and '_' only",
+        )
         recipe, where = params.train_config(name), f"models.{name}.train"
         require(recipe.epochs >= 1, f"{where}.epochs", "must be at least 1")
         require(recipe.batch_size >= 1, f"{where}.batch_size", "must be at least 1")
@@ -156,7 +172,31 @@ def check(params: Params) -> None:
         require(0 <= recipe.warmup_fraction < 1, f"{where}.warmup_fraction", "must lie in [0, 1)")
         require(recipe.weight_decay >= 0, f"{where}.weight_decay", "must not be negative")
         require(0 <= recipe.label_smoothing < 1, f"{where}.label_smoothing", "must lie in [0, 1)")
+        for position, entry in enumerate(recipe.augmentation):
+            check_augmentation(entry, f"{where}.augmentation[{position}]")
         params.model_spec(name)
+
+
+def check_augmentation(entry: dict[str, Any], key: str) -> None:
+    name = entry.get("name")
+    require(
+        name in AUGMENTATIONS,
+        f"{key}.name",
+        f"no augmentation {name!r}{suggest(str(name), AUGMENTATIONS)}; known: {', '.join(AUGMENTATIONS)}",
+    )
+    parameters = AUGMENTATIONS[str(name)]
+    require(
+        entry.keys() - {"name"} == parameters.keys(),
+        key,
+        f"{name} takes {', '.join(parameters)}; received {', '.join(entry.keys() - {'name'}) or 'nothing'}",
+    )
+    for parameter, kind in parameters.items():
+        value = convert(entry[parameter], kind, f"{key}.{parameter}")
+        require(
+            value >= 0 if kind is int else 0 <= value <= 1,
+            f"{key}.{parameter}",
+            "must not be negative" if kind is int else "must lie between 0 and 1",
+        )
 
 
 def require(condition: object, key: str, message: str) -> None:
@@ -177,10 +217,14 @@ def build(kind: type, content: Any, key: str) -> Any:
     prefix = f"{key}." if key else ""
     for name in content:
         if name not in fields:
-            raise ConfigError(f"params.yaml: unknown key {prefix}{name}{suggest(str(name), fields)}; "
-                              f"known here: {', '.join(fields)}")
+            raise ConfigError(
+                f"params.yaml: unknown key {prefix}{name}{suggest(str(name), fields)}; "
+                f"known here: {', '.join(fields)}"
+            )
     for name, f in fields.items():
-        if name not in content and f.default is f.default_factory is dataclasses.MISSING:
+        # The file is the whole experiment: only what may be null or empty can be left out of it.
+        optional = f.default is None or f.default_factory is not dataclasses.MISSING
+        if name not in content and not optional:
             raise ConfigError(f"params.yaml: {prefix}{name} is missing")
     hints = typing.get_type_hints(kind)
     return kind(**{name: convert(value, hints[name], prefix + name) for name, value in content.items()})
@@ -198,15 +242,19 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     if origin is Literal:
         if value in arguments:
             return value
-        raise ConfigError(f"params.yaml: {key}: expected one of {', '.join(arguments)}, received "
-                          f"{value!r}{suggest(str(value), arguments)}")
+        raise ConfigError(
+            f"params.yaml: {key}: expected one of {', '.join(arguments)}, received "
+            f"{value!r}{suggest(str(value), arguments)}"
+        )
     if origin is dict and isinstance(value, dict):
         return {str(k): convert(v, arguments[1], f"{key}.{k}") for k, v in value.items()}
     if origin is tuple and isinstance(value, list | tuple):
         if arguments[-1] is Ellipsis:
             return tuple(convert(v, arguments[0], f"{key}[{i}]") for i, v in enumerate(value))
         if len(value) == len(arguments):
-            return tuple(convert(v, a, f"{key}[{i}]") for i, (v, a) in enumerate(zip(value, arguments, strict=True)))
+            return tuple(
+                convert(v, a, f"{key}[{i}]") for i, (v, a) in enumerate(zip(value, arguments, strict=True))
+            )
     if hint is Any:
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -214,7 +262,13 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     if hint in (int, float, str, bool) and type(value) is hint:
         return value
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    expected = names.get(hint, "a list of [height, width]" if hint == tuple[int, int] else
-                         "a list" if origin is tuple else "a section")
+    expected = names.get(
+        hint,
+        "a list of [height, width]"
+        if hint == tuple[int, int]
+        else "a list"
+        if origin is tuple
+        else "a section",
+    )
     note = " (YAML reads 1e-3 as text: write 1.0e-3)" if hint is float and isinstance(value, str) else ""
     raise ConfigError(f"params.yaml: {key}: expected {expected}, received {value!r}{note}")

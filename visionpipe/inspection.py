@@ -28,13 +28,24 @@ def lineage(version: str, params: Params) -> None:
     facts = {
         "model": f"{store.model_name} version {found.version} ({tags['model']})",
         "aliases": ", ".join(alias for alias, number in aliases.items() if number == found.version) or "none",
-        "accuracy": f"validation {float(tags['validation_accuracy']):.4f}, test {float(tags['test_accuracy']):.4f}",
+        "accuracy": "validation {validation_accuracy:.6s}, test {test_accuracy:.6s}".format(**tags),
         "git commit": tags["git_commit"] + dirty,
         "run": f"{run.info.run_name} ({found.run_id})",
         "hardware": run.data.tags["hardware"],
-        "versions": ", ".join(f"{name} {number}" for name, number in json.loads(run.data.tags["versions"]).items()),
-        **{name.replace("_", " "): tags[name] for name in
-           ("data_sha256", "code_sha256", "train_key", "model_sha256", "artifact_sha256", "lineage_id")},
+        "versions": ", ".join(
+            f"{name} {number}" for name, number in json.loads(run.data.tags["versions"]).items()
+        ),
+        **{
+            name.replace("_", " "): tags[name]
+            for name in (
+                "data_sha256",
+                "code_sha256",
+                "train_key",
+                "model_sha256",
+                "artifact_sha256",
+                "lineage_id",
+            )
+        },
     }
     for name, value in facts.items():
         print(f"{name:<16} {value}")
@@ -45,8 +56,8 @@ def lineage(version: str, params: Params) -> None:
     for path, md5 in json.loads(tags["dvc_lock"]).items():
         print(f"  {path:<32} {md5}")
     print("moves of champion")
-    for entry in promotions(store) or [None]:
-        print(f"  {entry['time']} {entry['action']} {entry['from']} → {entry['to']} by {entry['by']}" if entry else "  none")
+    for entry in promotions(store):
+        print(f"  {entry['time']} {entry['action']} {entry['from']} → {entry['to']} by {entry['by']}")
 
 
 def check() -> None:
@@ -55,6 +66,8 @@ def check() -> None:
         raise RegistryError(f"no {RECEIPT}: run dvc repro first")
     receipt = json.loads(RECEIPT.read_text())
     if not receipt["passed"]:
-        reasons = "; ".join(f"{name}: {', '.join(model['failures'])}" for name, model in receipt["models"].items())
+        reasons = "; ".join(
+            f"{name}: {', '.join(model['failures'])}" for name, model in receipt["models"].items()
+        )
         raise RegistryError(f"no model passes the gate ({reasons})")
     print(f"{receipt['chosen']} passes the gate")

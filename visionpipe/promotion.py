@@ -34,11 +34,15 @@ def promote(params: Params) -> None:
     for version in (challenger, champion):
         if version:
             alias = CHALLENGER if version is challenger else CHAMPION
-            print(f"{alias:<10} version {version.version} ({version.tags['model']}): "
-                  f"test accuracy {scores[version.version]:.4f}")
+            print(
+                f"{alias:<10} version {version.version} ({version.tags['model']}): "
+                f"test accuracy {scores[version.version]:.4f}"
+            )
     if champion is not None and scores[challenger.version] <= scores[champion.version]:
-        raise RegistryError(f"version {challenger.version} is not better than version {champion.version} on the same "
-                            f"test images: nothing was promoted")
+        raise RegistryError(
+            f"version {challenger.version} is not better than version {champion.version} on the same "
+            f"test images: nothing was promoted"
+        )
     move_champion(store, challenger.version, champion.version if champion else None, "promote", scores)
 
 
@@ -59,16 +63,24 @@ def test_accuracy(store: Store, version: Any) -> float:
     with tempfile.TemporaryDirectory() as folder:
         classifier = Classifier(download_classifier(store, version, Path(folder)))
     if classifier.labels != data.classes or classifier.size != tuple(data.manifest["size"]):
-        raise RegistryError(f"version {version.version} has other classes or another image size than {PREPARED}: "
-                            f"the two cannot be compared on it")
+        raise RegistryError(
+            f"version {version.version} has other classes or another image size than {PREPARED}: "
+            f"the two cannot be compared on it"
+        )
     answers = classifier.logits(data.images("test")).argmax(axis=1)
     return float((answers == data.labels("test")).mean())
 
 
 def move_champion(store: Store, to: str, before: str | None, action: str, scores: dict[str, float]) -> None:
     """Writes the log entry first: an alias never moves without one."""
-    entry = {"action": action, "from": before, "to": to, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-             "by": getpass.getuser(), "test_accuracy": scores}
+    entry = {
+        "action": action,
+        "from": before,
+        "to": to,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "by": getpass.getuser(),
+        "test_accuracy": scores,
+    }
     number = len(promotions(store)) + 1
     store.client.set_registered_model_tag(store.model_name, f"{LOG_TAG}{number:04d}", json.dumps(entry))
     store.client.set_registered_model_alias(store.model_name, CHAMPION, to)

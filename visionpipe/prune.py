@@ -36,7 +36,9 @@ def prune(params: Params, delete: bool) -> None:
     if not waste:
         print("nothing to prune")
     elif not delete:
-        print("run visionpipe prune --delete to remove these; mlflow gc then frees the space of runs and models")
+        print(
+            "run visionpipe prune --delete to remove these; mlflow gc then frees the space of runs and models"
+        )
 
 
 def old_versions(store: Store) -> list[Waste]:
@@ -90,7 +92,9 @@ def all_runs(store: Store) -> Iterator[Any]:
 
 def old_checkpoints() -> list[Waste]:
     folders = (state_folder() / "checkpoints").glob("*")
-    return [Waste("checkpoint", folder.name, folder.name[:6]) for folder in folders if not is_locked(folder.name)]
+    return [
+        Waste("checkpoint", folder.name, folder.name[:6]) for folder in folders if not is_locked(folder.name)
+    ]
 
 
 def is_locked(key: str) -> bool:

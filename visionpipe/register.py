@@ -46,8 +46,13 @@ def register(params: Params) -> None:
         chosen = receipt["chosen"]
         if chosen is not None:
             version = publish(
-                store, runs[chosen], chosen, Path("artifacts") / chosen,
-                model_card(chosen, params), golden(chosen), version_tags(chosen),
+                store,
+                runs[chosen],
+                chosen,
+                Path("artifacts") / chosen,
+                model_card(chosen, params),
+                golden(chosen),
+                version_tags(chosen),
             )
             moved = move_aliases(store, version)
             where = f"; set {' and '.join(moved)}" if moved else ""
@@ -117,7 +122,10 @@ def golden(name: str) -> Golden:
         Image.fromarray(image).save(buffer, "PNG")
         files.append(base64.b64encode(buffer.getvalue()).decode())
     answers = [
-        {"label": classifier.labels[row.argmax()], "probabilities": dict(zip(classifier.labels, row.tolist(), strict=True))}
+        {
+            "label": classifier.labels[row.argmax()],
+            "probabilities": dict(zip(classifier.labels, row.tolist(), strict=True)),
+        }
         for row in classifier.probabilities(images)
     ]
     return Golden(files, answers)
@@ -161,5 +169,8 @@ def locked_outputs(name: str) -> dict[str, str]:
     stages = yaml.safe_load(lock.read_text())["stages"] if lock.exists() else {}
     wanted = ("prepare", f"train@{name}", f"export@{name}", f"evaluate@{name}")
     return {
-        output["path"]: output["md5"] for stage in wanted if stage in stages for output in stages[stage].get("outs", [])
+        output["path"]: output["md5"]
+        for stage in wanted
+        if stage in stages
+        for output in stages[stage].get("outs", [])
     }

@@ -16,7 +16,7 @@ from visionpipe.evaluation.speed import peak_memory_mib
 from visionpipe.files import exclusive, write_bytes, write_json
 from visionpipe.lineage import lineage_id, sha256_file, stage_code, state_folder, train_key
 from visionpipe.models import model_from_spec
-from visionpipe.tracking.runs import LiveRun, record
+from visionpipe.tracking.runs import LiveRun
 
 History = list[dict[str, float]]
 HISTORY_COLUMNS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
@@ -35,7 +35,9 @@ def train(name: str, params: Params) -> None:
     data = open_prepared(PREPARED)
     identity = training_identity(name, params, data.manifest["content_sha256"])
     key, state = train_key(identity), state_folder()
-    with exclusive(state / "locks" / key, f"{name}: another process trains this configuration; waiting for it"):
+    with exclusive(
+        state / "locks" / key, f"{name}: another process trains this configuration; waiting for it"
+    ):
         print(
             f"{name}: {params.model(name).variant} on {params.backend}, {device_name()}, "
             f"{thread_count(params)} threads, {len(data.labels('train')):,} images, {recipe.epochs} epochs, "
@@ -43,7 +45,11 @@ def train(name: str, params: Params) -> None:
             flush=True,
         )
         model = model_from_spec(
-            spec, len(data.classes), params.prepare.size, data.manifest["channel_mean"], data.manifest["channel_std"]
+            spec,
+            len(data.classes),
+            params.prepare.size,
+            data.manifest["channel_mean"],
+            data.manifest["channel_std"],
         )
         checkpoint = Checkpoint(state / "checkpoints" / key)
         run = LiveRun(params.tracking, name, key, identity)

@@ -5,7 +5,7 @@ So the data order is the same on every backend, with any prefetch depth, and aft
 
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 
 import keras
@@ -47,7 +47,7 @@ def training_batches(
     seed: int,
     augment: Augment,
     first_step: int = 0,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Endless batches from `first_step` on, prepared ahead in a thread.
 
     Yields images float32 (batch, height, width, 3) in [0, 255] and one-hot labels float32

@@ -36,9 +36,9 @@ def list_zip(config: PrepareConfig) -> Listing:
     for member in archive.infolist():
         name = member_name(member)
         path_in_zip = str(PurePosixPath(name or member.filename))
-        if member.is_dir():
+        if member.filename.endswith("/"):
             folders.add(path_in_zip)
-        elif reason := "file name is not UTF-8" if name is None else member_refusal(member):
+        elif reason := ("file name is not UTF-8" if name is None else member_refusal(member)):
             rejected.append(Rejected(path_in_zip, reason))
         elif path_in_zip in files:
             rejected.append(Rejected(path_in_zip, "appears twice in the archive"))

@@ -1,6 +1,7 @@
 """The models. `build_model` imports Keras only when it is called; the tables in variants.py need none."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from visionpipe.models.variants import VARIANTS, ModelSpec, resolve_variant
@@ -37,7 +38,9 @@ def build_model(
         ConfigError: unknown variant or field, or an impossible combination.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    return model_from_spec(resolve_variant(variant, size, **overrides), num_classes, size, pixel_mean, pixel_std)
+    return model_from_spec(
+        resolve_variant(variant, size, **overrides), num_classes, size, pixel_mean, pixel_std
+    )
 
 
 def model_from_spec(
@@ -54,10 +57,12 @@ def model_from_spec(
     from visionpipe.models.resnet import resnet
     from visionpipe.models.vit import vit
 
-    family = {"vit": vit, "resnet": resnet, "hybrid": hybrid}[spec.family]
+    families: dict[str, Callable[..., Any]] = {"vit": vit, "resnet": resnet, "hybrid": hybrid}
     images = keras.Input((*image_size, 3), name="images")
-    variance = [max(deviation, 1.0) ** 2 for deviation in pixel_std]  # a constant channel has deviation 0
-    x = keras.layers.Normalization(mean=list(pixel_mean), variance=variance, name="normalisation")(images)
-    features = family(x, **dataclasses.asdict(spec))
+    scale = [1 / max(deviation, 1.0) for deviation in pixel_std]  # a constant channel has deviation 0
+    offset = [-mean * factor for mean, factor in zip(pixel_mean, scale, strict=True)]
+    # Not keras.layers.Normalization: its constants become extra inputs of the exported ONNX graph.
+    x = keras.layers.Rescaling(scale, offset, name="normalisation")(images)
+    features = families[spec.family](x, **dataclasses.asdict(spec))
     logits = keras.layers.Dense(num_classes, dtype="float32", name="logits")(features)
     return keras.Model(images, logits, name=spec.family)

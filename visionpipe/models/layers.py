@@ -7,6 +7,8 @@ from keras import ops
 
 from visionpipe.models.kernels import batch_norm_training
 
+Shape = tuple[Any, ...]  # None where the size is not known
+
 
 @keras.saving.register_keras_serializable("visionpipe")
 class BatchNorm(keras.layers.BatchNormalization):
@@ -42,7 +44,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         super().__init__(**kwargs)
         self.num_heads = num_heads
 
-    def build(self, shape: tuple[int | None, ...]) -> None:
+    def build(self, shape: Shape) -> None:
         hidden_dim = shape[-1]
         self.query_key_value = keras.layers.Dense(3 * hidden_dim, name="query_key_value")
         self.output_projection = keras.layers.Dense(hidden_dim, name="output")
@@ -58,7 +60,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         heads = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))  # (B, T, H, D)
         return self.output_projection(ops.reshape(heads, (batch, tokens, hidden_dim)))
 
-    def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    def compute_output_shape(self, shape: Shape) -> Shape:
         return shape
 
     def get_config(self) -> dict[str, Any]:
@@ -69,14 +71,14 @@ class MultiHeadSelfAttention(keras.layers.Layer):
 class ClassToken(keras.layers.Layer):
     """Prepends one learned token: (batch, tokens, hidden_dim) → (batch, 1 + tokens, hidden_dim)."""
 
-    def build(self, shape: tuple[int | None, ...]) -> None:
+    def build(self, shape: Shape) -> None:
         self.token = self.add_weight(shape=(1, 1, shape[-1]), initializer="zeros", name="token")
 
     def call(self, x: Any) -> Any:
         token = ops.broadcast_to(ops.cast(self.token, x.dtype), (ops.shape(x)[0], 1, x.shape[-1]))
         return ops.concatenate([token, x], axis=1)
 
-    def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    def compute_output_shape(self, shape: Shape) -> Shape:
         return (shape[0], shape[1] + 1, shape[2])
 
 
@@ -84,7 +86,7 @@ class ClassToken(keras.layers.Layer):
 class PositionEmbedding(keras.layers.Layer):
     """Adds a learned vector to each position, normal with deviation 0.02 at the start (BERT's choice)."""
 
-    def build(self, shape: tuple[int | None, ...]) -> None:
+    def build(self, shape: Shape) -> None:
         self.embedding = self.add_weight(
             shape=(1, *shape[1:]), initializer=keras.initializers.RandomNormal(stddev=0.02), name="embedding"
         )
@@ -92,7 +94,7 @@ class PositionEmbedding(keras.layers.Layer):
     def call(self, x: Any) -> Any:
         return x + ops.cast(self.embedding, x.dtype)
 
-    def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    def compute_output_shape(self, shape: Shape) -> Shape:
         return shape
 
 
@@ -115,7 +117,7 @@ class StochasticDepth(keras.layers.Layer):
         kept = keras.random.uniform(shape, seed=self.seed_generator) >= self.rate
         return x * ops.cast(kept, x.dtype) / (1 - self.rate)
 
-    def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    def compute_output_shape(self, shape: Shape) -> Shape:
         return shape
 
     def get_config(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Residual networks for small images (He et al. 2016, "Deep Residual Learning", arXiv:1512.03385, section 4.2)."""
+"""Residual networks for small images (He et al. 2016, arXiv:1512.03385, section 4.2)."""
 
 from typing import Any
 
@@ -10,7 +10,13 @@ from visionpipe.models.layers import BatchNorm
 def conv(x: Any, filters: int, kernel_size: int, stride: int, name: str) -> Any:
     """A convolution without bias (the norm that follows has one), He-initialised."""
     return layers.Conv2D(
-        filters, kernel_size, stride, padding="same", use_bias=False, kernel_initializer="he_normal", name=name
+        filters,
+        kernel_size,
+        stride,
+        padding="same",
+        use_bias=False,
+        kernel_initializer="he_normal",
+        name=name,
     )(x)
 
 

@@ -35,8 +35,9 @@ class ViTSpec:
     def check(self, image_size: Size) -> None:
         check_encoder(self.hidden_dim, self.num_heads)
         if any(side % self.patch_size for side in image_size):
-            raise ConfigError(f"image size {image_size[0]}×{image_size[1]} is not divisible by "
-                              f"patch_size {self.patch_size}")
+            raise ConfigError(
+                f"image size {image_size[0]}×{image_size[1]} is not divisible by patch_size {self.patch_size}"
+            )
 
 
 @dataclass(frozen=True)
@@ -81,18 +82,20 @@ class HybridSpec:
 
 ModelSpec = ViTSpec | ResNetSpec | HybridSpec
 
-VARIANTS: Mapping[str, ModelSpec] = types.MappingProxyType({
-    # He et al. 2016, table 6: 6n+2 layers, n blocks in each of three stages.
-    "ResNet-8": ResNetSpec((1, 1, 1)),
-    "ResNet-20": ResNetSpec((3, 3, 3)),
-    "ResNet-32": ResNetSpec((5, 5, 5)),
-    "ResNet-44": ResNetSpec((7, 7, 7)),
-    "ResNet-56": ResNetSpec((9, 9, 9)),
-    # Ours: widths for images of 28 to 64 pixels, in the ratio head size 32, mlp_dim = 2 × hidden_dim
-    # (as CCT does on small data: Hassani et al. 2021, arXiv:2104.05704, table 1).
-    "ViT-Mi/4": ViTSpec(4, 96, 6, 3, 192, pool="gap"),
-    "R8+ViT-Mi": HybridSpec((1, 1, 1), 16, 96, 2, 3, 192),
-})
+VARIANTS: Mapping[str, ModelSpec] = types.MappingProxyType(
+    {
+        # He et al. 2016, table 6: 6n+2 layers, n blocks in each of three stages.
+        "ResNet-8": ResNetSpec((1, 1, 1)),
+        "ResNet-20": ResNetSpec((3, 3, 3)),
+        "ResNet-32": ResNetSpec((5, 5, 5)),
+        "ResNet-44": ResNetSpec((7, 7, 7)),
+        "ResNet-56": ResNetSpec((9, 9, 9)),
+        # Ours: widths for images of 28 to 64 pixels, in the ratio head size 32, mlp_dim = 2 × hidden_dim
+        # (as CCT does on small data: Hassani et al. 2021, arXiv:2104.05704, table 1).
+        "ViT-Mi/4": ViTSpec(4, 96, 6, 3, 192, pool="gap"),
+        "R8+ViT-Mi": HybridSpec((1, 1, 1), 16, 96, 2, 3, 192),
+    }
+)
 
 
 def resolve_variant(name: str, image_size: Size, **overrides: Any) -> ModelSpec:
@@ -104,7 +107,9 @@ def resolve_variant(name: str, image_size: Size, **overrides: Any) -> ModelSpec:
     fields = [f.name for f in dataclasses.fields(spec)]
     for key, value in overrides.items():
         if key not in fields:
-            raise ConfigError(f"overrides: {name} has no {key!r}{closest(key, fields)}; it has {', '.join(fields)}")
+            raise ConfigError(
+                f"overrides: {name} has no {key!r}{closest(key, fields)}; it has {', '.join(fields)}"
+            )
         overrides[key] = check_field(key, value, hints[key])
     spec = dataclasses.replace(spec, **overrides)
     spec.check(image_size)
@@ -124,8 +129,11 @@ def check_field(key: str, value: Any, hint: Any) -> Any:
         valid = len(value) > 0 and all(type(v) is int and v > 0 for v in value)
     if not valid:
         expected = {int: "a positive whole number", float: "a number in [0, 1)"}.get(
-            hint, f"one of {', '.join(map(str, typing.get_args(hint)))}"
-            if typing.get_origin(hint) is typing.Literal else "a list of positive whole numbers")
+            hint,
+            f"one of {', '.join(map(str, typing.get_args(hint)))}"
+            if typing.get_origin(hint) is typing.Literal
+            else "a list of positive whole numbers",
+        )
         raise ConfigError(f"overrides: {key}: expected {expected}, received {value!r}")
     return value
 
@@ -137,7 +145,9 @@ def check_encoder(hidden_dim: int, num_heads: int) -> None:
 
 def check_resolution(image_size: Size, stride: int) -> None:
     if min(image_size) < stride * 2:
-        raise ConfigError(f"image size {image_size[0]}×{image_size[1]} is too small for a total stride of {stride}")
+        raise ConfigError(
+            f"image size {image_size[0]}×{image_size[1]} is too small for a total stride of {stride}"
+        )
 
 
 def closest(word: str, known: typing.Iterable[str]) -> str:

@@ -21,13 +21,15 @@ def model_card(name: str, params: Params) -> str:
         for section in ("model", "train", "prepare")
     )
     per_class = "\n".join(
-        f"| {row['class']} | {number(row['precision'])} | {number(row['recall'])} | {number(row['f1'])} | {row['support']} |"
+        f"| {row['class']} | {' | '.join(number(row[key]) for key in ('precision', 'recall', 'f1'))} "
+        f"| {row['support']} |"
         for row in table
     )
+    versions = ", ".join(f"{package} {version}" for package, version in lineage["versions"].items())
     return f"""# {name}
 
-An image classifier of the {lineage["params"]["model"]["family"]} family with {lineage["parameters_count"]:,} parameters
-for images of {height}×{width} pixels and {len(data.classes)} classes: {", ".join(data.classes)}.
+An image classifier of the {lineage["params"]["model"]["family"]} family with
+{lineage["parameters_count"]:,} parameters for images of {height}×{width} pixels and {len(data.classes)} classes: {", ".join(data.classes)}.
 
 ## How good it is
 
@@ -52,20 +54,22 @@ resizing and normalisation are inside.
 | what | value |
 | --- | --- |
 {settings}
-| backend | {lineage["params"]["backend"]}, {", ".join(f"{package} {version}" for package, version in lineage["versions"].items())} |
+| backend | {lineage["params"]["backend"]}, {versions} |
 | data sha256 | `{lineage["data_sha256"]}` ({counts["train"]:,} training images) |
 | model sha256 | `{lineage["model_sha256"]}` |
 | lineage id | `{lineage["lineage_id"]}` |
 
 ## Limits
 
-It answers with one of its {len(data.classes)} classes for every image, also for one that shows none of them. It was measured
-on images that come from where its training images come from; elsewhere expect less.
+It answers with one of its {len(data.classes)} classes for every image, also for one that shows none of
+them. It was measured on images that come from where its training images come from; elsewhere expect less.
 """
 
 
 def quality(metrics: dict[str, float]) -> str:
-    return " | ".join(f"{metrics[key]:.4f}" for key in ("accuracy", "macro_f1", "worst_recall", "calibration_error"))
+    return " | ".join(
+        f"{metrics[key]:.4f}" for key in ("accuracy", "macro_f1", "worst_recall", "calibration_error")
+    )
 
 
 def number(value: float | None) -> str:

@@ -106,7 +106,9 @@ def upload(
         local = Path(temporary) / "model"
         save_pyfunc(local, artifact, card, mlflow.models.Model(run_id=run_id, model_id=model.model_id))
         client.log_model_artifacts(model.model_id, str(local))
-        downloaded = Path(mlflow.artifacts.download_artifacts(model.model_uri, dst_path=f"{temporary}/downloaded"))
+        downloaded = Path(
+            mlflow.artifacts.download_artifacts(model.model_uri, dst_path=f"{temporary}/downloaded")
+        )
         compare_files(local, downloaded)
         compare_answers(downloaded, golden)
     model = client.finalize_logged_model(model.model_id, "READY")
@@ -128,10 +130,14 @@ def save_pyfunc(local: Path, artifact: Path, card: str, model: Any) -> None:
 
 def compare_files(local: Path, downloaded: Path) -> None:
     """Every file must have come back as it went."""
-    for file in sorted(path for path in local.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
+    for file in sorted(
+        path for path in local.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    ):
         copy = downloaded / file.relative_to(local)
         if not copy.is_file() or sha256_file(copy) != sha256_file(file):
-            raise RegistryError(f"{file.relative_to(local)} came back changed from the artifact store: run dvc repro again")
+            raise RegistryError(
+                f"{file.relative_to(local)} came back changed from the artifact store: run dvc repro again"
+            )
 
 
 def compare_answers(model: Path, golden: Golden) -> None:
@@ -142,23 +148,33 @@ def compare_answers(model: Path, golden: Golden) -> None:
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         result = subprocess.run(
             [sys.executable, "-c", GOLDEN_SCRIPT, str(model), str(images)],
-            cwd=temporary, env=environment, capture_output=True, text=True, check=False,
+            cwd=temporary,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
     if result.returncode:
         reason = result.stderr.strip().splitlines()[-1:] or ["no message"]
         raise RegistryError(f"the uploaded model does not load: {reason[0]}")
     answers = json.loads(result.stdout.strip().splitlines()[-1])
     for expected, received in zip(golden.answers, answers, strict=True):
-        pairs = [(p, received["probabilities"].get(label, -1)) for label, p in expected["probabilities"].items()]
+        pairs = [
+            (p, received["probabilities"].get(label, -1)) for label, p in expected["probabilities"].items()
+        ]
         if received["label"] != expected["label"] or any(abs(a - b) > 1e-5 for a, b in pairs):
-            raise RegistryError("the uploaded model answers otherwise than the evaluated one: nothing was registered")
+            raise RegistryError(
+                "the uploaded model answers otherwise than the evaluated one: nothing was registered"
+            )
 
 
 def ensure_registered_model(store: Store) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        store.client.create_registered_model(store.model_name, description="Made by visionpipe: see each version's card.")
+        store.client.create_registered_model(
+            store.model_name, description="Made by visionpipe: see each version's card."
+        )
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

@@ -71,8 +71,11 @@ class LiveRun:
 
     def give_up(self, error: Exception) -> None:
         self.store = self.run_id = None
-        print(f"  not tracked: {' '.join(str(error).split())[:300]}\n"
-              f"  training goes on; visionpipe register completes the run later", flush=True)
+        print(
+            f"  not tracked: {' '.join(str(error).split())[:300]}\n"
+            f"  training goes on; visionpipe register completes the run later",
+            flush=True,
+        )
 
 
 def create_run(store: Store, name: str, key: str, identity: dict[str, Any]) -> Any:
@@ -110,7 +113,9 @@ def record(store: Store, folder: Path) -> str:
     client.set_tag(run_id, "lineage_id", lineage["lineage_id"])
     client.set_tag(run_id, "model_sha256", lineage["model_sha256"])
     if another_model:
-        client.set_tag(run_id, "note", "same train_key as an earlier run, but another model: another CPU or device")
+        client.set_tag(
+            run_id, "note", "same train_key as an earlier run, but another model: another CPU or device"
+        )
     log_params(store, run_id, flatten(lineage["params"]))
     with (folder / "history.csv").open() as file:
         log_history(store, run_id, [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)])
@@ -127,7 +132,9 @@ def complete(store: Store, run_id: str, report: Path, measured: dict[str, float]
     if store.client.get_run(run_id).data.tags.get("evaluated") == evaluated:
         return
     metrics = json.loads((report / "metrics.json").read_text())
-    log_metrics(store, run_id, flatten(metrics) | {f"serving.{name}": value for name, value in measured.items()})
+    log_metrics(
+        store, run_id, flatten(metrics) | {f"serving.{name}": value for name, value in measured.items()}
+    )
     store.client.log_artifacts(run_id, str(report), "evaluation")
     store.client.set_tag(run_id, "evaluated", evaluated)
 
@@ -155,7 +162,9 @@ def log_metrics(store: Store, run_id: str, values: dict[str, Any]) -> None:
 
     now = int(time.time() * 1000)
     numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
-    store.client.log_batch(run_id, metrics=[Metric(name, float(value), now, 0) for name, value in numbers.items()])
+    store.client.log_batch(
+        run_id, metrics=[Metric(name, float(value), now, 0) for name, value in numbers.items()]
+    )
 
 
 def log_params(store: Store, run_id: str, values: dict[str, Any]) -> None:
@@ -193,4 +202,6 @@ def cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )

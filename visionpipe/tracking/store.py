@@ -42,7 +42,9 @@ def connect(tracking: TrackingConfig) -> Store:
     mlflow.set_tracking_uri(uri)  # loading a model by `models:/` address reads it from here
     try:
         # Two processes that create the tables of one SQLite file at once corrupt it for good.
-        with exclusive(state_folder() / "locks" / "store", "waiting for another process to open the tracking store"):
+        with exclusive(
+            state_folder() / "locks" / "store", "waiting for another process to open the tracking store"
+        ):
             client = mlflow.MlflowClient(uri, uri)
             experiment = client.get_experiment_by_name(tracking.experiment)
             if experiment is None:
@@ -54,5 +56,7 @@ def connect(tracking: TrackingConfig) -> Store:
             else:
                 experiment_id = experiment.experiment_id
     except Exception as error:
-        raise RegistryError(f"the tracking store {uri} cannot be opened: {' '.join(str(error).split())}") from error
+        raise RegistryError(
+            f"the tracking store {uri} cannot be opened: {' '.join(str(error).split())}"
+        ) from error
     return Store(client, experiment_id, tracking.model)

@@ -28,14 +28,17 @@ class Checkpoint:
         self.folder = folder
 
     def save(self, model: keras.Model, history: list[dict[str, float]]) -> None:
-        arrays = {f"{i:05d}": np.asarray(v.numpy() if hasattr(v, "numpy") else v) for i, v in enumerate(variables(model))}
+        arrays = {
+            f"{i:05d}": np.asarray(v.numpy() if hasattr(v, "numpy") else v)
+            for i, v in enumerate(variables(model))
+        }
         arrays["history"] = np.array(json.dumps(history))
         if keras.backend.backend() == "torch":
             import torch
 
             arrays["torch_generator"] = torch.get_rng_state().numpy()
         buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
+        np.savez(buffer, allow_pickle=False, **arrays)
         content = buffer.getvalue()
         digest = hashlib.sha256(content).hexdigest()
         write_bytes(self.folder / f"epoch-{len(history):05d}-{digest[:32]}.npz", content)

@@ -65,9 +65,9 @@ class EpochEnd(keras.callbacks.Callback):
         self.checkpoint.save(self.model, self.history)
         left = row["seconds"] * (self.params["epochs"] - epoch - 1)
         print(
-            f"  epoch {epoch + 1:3d}/{self.params['epochs']}  loss {row['loss']:.3f}  accuracy {row['accuracy']:.3f}  "
-            f"validation accuracy {row['val_accuracy']:.3f}  {row['images_per_second']:,.0f} images/s  "
-            f"{left:.0f} s left",
+            f"  epoch {epoch + 1:3d}/{self.params['epochs']}  loss {row['loss']:.3f}  "
+            f"accuracy {row['accuracy']:.3f}  validation accuracy {row['val_accuracy']:.3f}  "
+            f"{row['images_per_second']:,.0f} images/s  {left:.0f} s left",
             flush=True,
         )
         self.report(row)

@@ -24,7 +24,9 @@ def make_optimizer(config: TrainConfig, steps: int) -> keras.optimizers.Optimize
     schedule = make_schedule(config, steps)
     optimizer: keras.optimizers.Optimizer
     if config.optimizer == "sgd":
-        optimizer = keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True, weight_decay=config.weight_decay or None)
+        optimizer = keras.optimizers.SGD(
+            schedule, momentum=0.9, nesterov=True, weight_decay=config.weight_decay or None
+        )
     else:
         optimizer = keras.optimizers.AdamW(schedule, weight_decay=config.weight_decay)
     if config.weight_decay:

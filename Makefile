@@ -1,0 +1,55 @@
+# Everything runs in .venv, which the first target that needs it makes.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
+
+.DEFAULT_GOAL := help
+.PHONY: help repro ui serve test test-slow check format clean
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+# A stamp for each set of packages, so that a second call costs nothing.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "visionpipe needs Python 3.11 or newer: make repro PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --editable '.[dev,jax,torch]'
+	@touch $@
+
+repro: $(VENV)/.installed ## install, run the pipeline, compare the models
+	dvc repro
+	@visionpipe compare
+	@echo "next:  make ui     compare runs, curves and pictures in the browser"
+	@echo "       make serve  answer requests with the registered model"
+	@echo "       your own images: set prepare.source and prepare.path in params.yaml, then make repro"
+
+ui: $(VENV)/.installed ## open the MLflow UI on http://127.0.0.1:5000
+	mlflow ui --host 127.0.0.1 --port 5000
+
+serve: $(VENV)/.installed ## serve the champion on http://127.0.0.1:5001
+	mlflow models serve --model-uri models:/visionpipe@champion --env-manager local --host 127.0.0.1 --port 5001
+
+test: $(VENV)/.installed-dev ## the suite on all three backends
+	pytest
+
+test-slow: $(VENV)/.installed-dev ## what takes longer: a fresh clone, the README, every backend through DVC
+	pytest -m slow
+
+check: $(VENV)/.installed-dev ## format, lint, types
+	ruff format --check .
+	ruff check .
+	mypy
+
+format: $(VENV)/.installed-dev ## put the code into its format
+	ruff format .
+	ruff check --fix .
+
+clean: ## remove what the pipeline made here; the DVC cache and .venv stay
+	rm -rf data/prepared* models artifacts reports registration.json comparison.md .visionpipe mlflow.db* mlartifacts
