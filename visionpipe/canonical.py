@@ -25,9 +25,9 @@ def save_keras(model: "keras.Model", path: Path) -> None:
     """Writes the inference model, without optimizer and loss, as a canonical `.keras` file."""
     import keras
 
-    # A compiled model's file names the backend's own optimizer class and cannot be trained elsewhere.
-    inference = keras.models.clone_model(model)
-    inference.set_weights(model.get_weights())
+    # The same layers, not compiled: a compiled model's file holds the optimizer's state, and names the
+    # backend's own optimizer class, so that it could not be trained on another one.
+    inference = keras.Model(model.input, model.output, name=model.name)
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "model.keras"
         inference.save(raw)

@@ -91,31 +91,36 @@ def list_tfds(config: PrepareConfig) -> Listing:
     }
     if "train" not in names.values():
         raise DataError(f"{config.name} has no training split, only {', '.join(builder.info.splits)}")
-    image_key, label_key = classification_features(builder.info)
-    label = builder.info.features[label_key]
+    label = builder.info.features[classification_features(builder.info)[1]]
     unused = sorted(set(builder.info.splits) - set(names))
     return Listing(
         classes=tuple(label.int2str(index) for index in range(label.num_classes)),
         splits=frozenset(names.values()),
         total=sum(builder.info.splits[name].num_examples for name in names),
-        entries=read_examples(builder, names, image_key, label_key),
+        entries=read_examples(config, builder.info, names),
         notes=(f"splits of {config.name} that are not used: {', '.join(unused)}",) if unused else (),
     )
 
 
-def read_examples(
-    builder: Any, names: dict[str, str], image_key: str, label_key: str
-) -> Iterator[Record | Rejected]:
+def read_examples(config: PrepareConfig, info: Any, names: dict[str, str]) -> Iterator[Record | Rejected]:
     """The examples of a set's splits (`names`: its own → ours), with the image bytes as they are stored."""
     import tensorflow_datasets as tfds
 
+    image_key, label_key = classification_features(info)
     decoders = tfds.decode.PartialDecoding(
         {image_key: True, label_key: True}, {image_key: tfds.decode.SkipDecoding()}
     )
     in_order = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-    int2str = builder.info.features[label_key].int2str
+    int2str = info.features[label_key].int2str
     for name, split in names.items():
-        examples = builder.as_dataset(split=name, decoders=decoders, read_config=in_order)
+        examples = tfds.load(
+            config.name,
+            split=name,
+            data_dir=config.path,
+            download=False,
+            decoders=decoders,
+            read_config=in_order,
+        )
         for index, example in enumerate(tfds.as_numpy(examples)):
             file = f"{name}/{index:08d}"
             if example[label_key] < 0:

@@ -21,9 +21,9 @@ def model_card(name: str, params: Params) -> str:
         for section in ("model", "train", "prepare")
     )
     per_class = "\n".join(
-        f"| {row['class']} | {' | '.join(number(row[key]) for key in ('precision', 'recall', 'f1'))} "
+        f"| {label} | {' | '.join(number(row[key]) for key in ('precision', 'recall', 'f1'))} "
         f"| {row['support']} |"
-        for row in table
+        for label, row in table.items()
     )
     versions = ", ".join(f"{package} {version}" for package, version in lineage["versions"].items())
     return f"""# {name}

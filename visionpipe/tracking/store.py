@@ -3,14 +3,19 @@
 import logging
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from visionpipe.config import TrackingConfig
 from visionpipe.errors import RegistryError
 from visionpipe.files import exclusive
 from visionpipe.lineage import dvc_root, state_folder
 
-# MLflow's own defaults retry an unreachable server for minutes.
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
+# MLflow's own defaults retry an unreachable server for minutes, and draw a bar for every small file.
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
 
 
 def tracking_uri() -> str:
@@ -31,7 +36,7 @@ class Store:
 
 def connect(tracking: TrackingConfig) -> Store:
     """Opens the store and makes the experiment where it is missing; raises RegistryError."""
-    for name, value in PATIENCE.items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     import mlflow
 
@@ -45,6 +50,8 @@ def connect(tracking: TrackingConfig) -> Store:
         with exclusive(
             state_folder() / "locks" / "store", "waiting for another process to open the tracking store"
         ):
+            if uri.startswith("sqlite:///"):
+                make_database(Path(uri.removeprefix("sqlite:///")))
             client = mlflow.MlflowClient(uri, uri)
             experiment = client.get_experiment_by_name(tracking.experiment)
             if experiment is None:
@@ -60,3 +67,15 @@ def connect(tracking: TrackingConfig) -> Store:
             f"the tracking store {uri} cannot be opened: {' '.join(str(error).split())}"
         ) from error
     return Store(client, experiment_id, tracking.model)
+
+
+def make_database(path: Path) -> None:
+    """Makes an empty store beside `path` and renames it: one that was left half made is broken for good."""
+    import mlflow
+
+    if path.exists():
+        return
+    unfinished = path.with_name(f"{path.name}.new")
+    unfinished.unlink(missing_ok=True)
+    mlflow.MlflowClient(f"sqlite:///{unfinished}").search_experiments()
+    unfinished.replace(path)

@@ -1,0 +1,111 @@
+"""What must be the same on TensorFlow, JAX and torch, each in processes of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from visionpipe.config import load_params
+from visionpipe.prepare import prepare
+
+ROOT = Path(__file__).parents[1]
+BACKENDS = ["tensorflow", "jax", "torch"]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Forty images of two classes that differ in colour, in data/prepared of a temporary folder."""
+    folder = tmp_path_factory.mktemp("backends")
+    random = np.random.default_rng(0)
+    for name, colour in (("red", (200, 60, 60)), ("blue", (60, 60, 200))):
+        (folder / "images" / name).mkdir(parents=True)
+        for index in range(40):
+            noise = random.normal(colour, 40, (16, 16, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(noise).save(folder / "images" / name / f"{index}.png")
+    params = load_params(ROOT / "params.yaml")
+    source = replace(params.prepare, source="folder", path=str(folder / "images"), size=(16, 16))
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        prepare(replace(params, prepare=source))
+    finally:
+        os.chdir(before)
+    return folder / "data" / "prepared"
+
+
+def train(backend, folder, stop_after=0):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("KERAS_BACKEND", None)
+    command = [
+        sys.executable,
+        str(ROOT / "tests" / "train_on_backend.py"),
+        backend,
+        str(folder),
+        str(stop_after),
+    ]
+    result = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    if stop_after:
+        assert result.returncode == -9, result.stderr
+        return None
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def results(prepared):
+    """One uninterrupted training on each backend, its checkpoint left behind for nobody."""
+    trained = {}
+    for backend in BACKENDS:
+        trained[backend] = train(backend, prepared)
+        for file in (prepared.parent / f"checkpoint-{backend}").iterdir():
+            file.unlink()
+    return trained
+
+
+def test_every_backend_sees_the_same_pixels_in_the_same_order(results):
+    assert len({result["pixels"] for result in results.values()}) == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_training_learns(results, backend):
+    losses = results[backend]["losses"]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_killed_after_an_epoch_and_started_again_it_ends_at_the_same_bytes(results, prepared, backend):
+    # Dropout and stochastic depth are on: their generators' states must come back too.
+    train(backend, prepared, stop_after=2)
+    resumed = train(backend, prepared)
+    assert resumed["epochs"] == [1, 2, 3]
+    assert resumed["losses"] == results[backend]["losses"]
+    assert resumed["model"] == results[backend]["model"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_model_trained_on_any_backend_answers_the_same_on_tensorflow(results, prepared, backend):
+    script = """
+import sys
+import numpy, keras
+from pathlib import Path
+import visionpipe.models.layers
+from visionpipe.data.prepared import open_prepared
+model = keras.models.load_model(sys.argv[1])
+print(numpy.asarray(model(open_prepared(Path(sys.argv[2])).images("validation"))).tolist())
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "KERAS_BACKEND": "tensorflow"}
+    command = [sys.executable, "-c", script, str(prepared.parent / f"{backend}.keras"), str(prepared)]
+    output = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=True
+    ).stdout
+    logits = np.array(json.loads(output.splitlines()[-1]))
+    expected = np.array(results[backend]["logits"])
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())

@@ -1,0 +1,254 @@
+"""The models against closed forms and a NumPy forward pass. Runs on TensorFlow; the other backends are in
+test_backends.py.
+"""
+
+import os
+
+os.environ["KERAS_BACKEND"] = "tensorflow"
+
+import inspect
+import math
+
+import keras
+import numpy as np
+import pytest
+
+from visionpipe.canonical import canonical_keras, save_keras
+from visionpipe.errors import ConfigError
+from visionpipe.models import build_model, layers, list_models
+from visionpipe.models.layers import BatchNorm, MultiHeadSelfAttention, StochasticDepth
+from visionpipe.models.resnet import basic_block
+from visionpipe.models.variants import VARIANTS, resolve_variant
+
+random = np.random.default_rng(0)
+IMAGES = random.integers(0, 256, (5, 16, 24, 3), np.uint8)
+SMALL = {"hidden_dim": 12, "depth": 2, "num_heads": 3, "mlp_dim": 20}
+
+
+def randomise(model):
+    """Gives every weight, statistics and biases too, a random value that no initialiser would give."""
+    for weight in model.weights:
+        value = random.normal(0, 0.3, weight.shape)
+        weight.assign(np.abs(value) + 0.5 if "variance" in weight.path else value)
+    return model
+
+
+def trainable(model):
+    return sum(math.prod(weight.shape) for weight in model.trainable_variables)
+
+
+@pytest.mark.parametrize(
+    ("variant", "blocks"), [("ResNet-8", 1), ("ResNet-20", 3), ("ResNet-32", 5), ("ResNet-56", 9)]
+)
+def test_a_resnet_has_the_parameters_of_the_paper_and_those_of_its_projections(variant, blocks):
+    # 6n+2 layers of 16, 32 and 64 filters; each norm has a scale and a shift (He et al. 2016, section 4.2)
+    stages = [(16, 16), (16, 32), (32, 64)]
+    expected = 27 * 16 + 2 * 16 + 64 * 10 + 10
+    for incoming, filters in stages:
+        expected += 9 * incoming * filters + 9 * filters**2 + 4 * filters
+        expected += (blocks - 1) * (2 * 9 * filters**2 + 4 * filters)
+        expected += incoming * filters + 2 * filters if incoming != filters else 0
+    assert trainable(build_model(variant, 10, 32)) == expected
+
+
+@pytest.mark.parametrize("pool", ["token", "gap"])
+def test_a_vit_has_the_parameters_of_its_equations(pool):
+    model = build_model("ViT-Mi/4", 10, (16, 24), pool=pool, **SMALL)
+    d, mlp, tokens = 12, 20, 24
+    block = 4 * d + (3 * d * d + 3 * d) + (d * d + d) + (d * mlp + mlp) + (mlp * d + d)
+    ends = (48 * d + d) + (tokens + (pool == "token")) * d + 2 * d + (d * 10 + 10) + d * (pool == "token")
+    assert trainable(model) == 2 * block + ends
+
+
+@pytest.mark.parametrize("pool", ["token", "gap"])
+def test_a_vit_computes_what_the_equations_say(pool):
+    model = randomise(
+        build_model("ViT-Mi/4", 7, (16, 24), pool=pool, pixel_mean=(1, 2, 3), pixel_std=(40, 50, 60), **SMALL)
+    )
+    logits = np.asarray(model(IMAGES))
+    reference = numpy_vit({w.path: np.asarray(w, np.float64) for w in model.weights}, IMAGES, pool)
+    np.testing.assert_allclose(logits, reference, atol=1e-4 * np.abs(reference).max())
+
+
+def numpy_vit(weights, images, pool):
+    """An independent forward pass in float64."""
+    erf = np.vectorize(math.erf)
+    x = (images.astype(np.float64) - (1, 2, 3)) / (40, 50, 60)
+    batch, rows, columns = len(x), 4, 6
+    patches = (
+        x.reshape(batch, rows, 4, columns, 4, 3)
+        .transpose(0, 1, 3, 2, 4, 5)
+        .reshape(batch, rows * columns, 48)
+    )
+    x = patches @ weights["patch_embedding/kernel"].reshape(48, 12) + weights["patch_embedding/bias"]
+    if pool == "token":
+        x = np.concatenate([np.broadcast_to(weights["class_token/token"], (batch, 1, 12)), x], axis=1)
+    x = x + weights["position_embedding/embedding"]
+
+    def norm(x, name):
+        centred = x - x.mean(-1, keepdims=True)
+        scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+        return scaled * weights[f"{name}/gamma"] + weights[f"{name}/beta"]
+
+    def dense(x, name):
+        return x @ weights[f"{name}/kernel"] + weights[f"{name}/bias"]
+
+    for block in range(2):
+        name = f"encoder_block_{block:02d}"
+        qkv = dense(norm(x, f"{name}_attention_norm"), f"{name}_attention/query_key_value")
+        heads = []
+        for head in range(3):
+            q, k, v = (qkv[..., part * 12 + head * 4 : part * 12 + head * 4 + 4] for part in range(3))
+            scores = np.exp(q @ k.transpose(0, 2, 1) / 2)
+            heads.append(scores / scores.sum(-1, keepdims=True) @ v)
+        x = x + dense(np.concatenate(heads, -1), f"{name}_attention/output")
+        y = dense(norm(x, f"{name}_mlp_norm"), f"{name}_mlp_expand")
+        x = x + dense(y * 0.5 * (1 + erf(y / math.sqrt(2))), f"{name}_mlp_project")
+    x = norm(x, "encoder_norm")
+    return dense(x[:, 0] if pool == "token" else x.mean(1), "logits")
+
+
+@pytest.mark.parametrize("variant", ["ViT-Mi/4", "R8+ViT-Mi"])
+def test_an_encoder_without_positions_does_not_see_the_order_of_its_tokens(variant):
+    model = randomise(build_model(variant, 5, 32, **SMALL))
+    tokens = model.get_layer("tokens").output
+    after = keras.Model(model.get_layer("position_embedding").output, model.output)
+    x = np.asarray(keras.Model(model.input, tokens)(random.integers(0, 256, (3, 32, 32, 3))))
+    order = random.permutation(x.shape[1])
+    np.testing.assert_allclose(after(x), after(x[:, order]), rtol=1e-4, atol=1e-4)
+
+
+def test_with_positions_it_does():
+    model = randomise(build_model("ViT-Mi/4", 5, 16, **SMALL))
+    image = random.integers(0, 256, (1, 16, 16, 3))
+    swapped = np.concatenate([image[:, 8:], image[:, :8]], axis=1)
+    assert np.abs(np.asarray(model(image)) - np.asarray(model(swapped))).max() > 1e-3
+
+
+def test_a_fresh_residual_block_is_the_identity():
+    inputs = keras.Input((8, 8, 6))
+    block = keras.Model(inputs, basic_block(inputs, 6, 1, "block"))
+    x = random.uniform(0, 1, (2, 8, 8, 6)).astype(np.float32)
+    np.testing.assert_array_equal(block(x, training=False), x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_fused_batch_norm_is_keras_batch_norm(training):
+    import tensorflow as tf
+
+    x = tf.constant(random.normal(2, 3, (4, 5, 6, 7)), tf.float32)
+    target = tf.constant(random.normal(0, 1, (4, 5, 6, 7)), tf.float32)
+    results = []
+    for layer in (BatchNorm(), keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)):
+        layer.build(x.shape)
+        layer.gamma.assign(np.linspace(0.5, 2, 7))
+        layer.beta.assign(np.linspace(-1, 1, 7))
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, training=training)
+            loss = tf.reduce_sum(y * target)
+        gradients = tape.gradient(loss, [x, layer.gamma.value, layer.beta.value])
+        results.append([y, layer.moving_mean.value, layer.moving_variance.value, *gradients])
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_stochastic_depth_drops_whole_images_and_keeps_the_expectation():
+    layer = StochasticDepth(0.25, seed=1)
+    y = np.asarray(layer(np.ones((4000, 2, 3), np.float32), training=True))
+    assert set(np.unique(y)) == {np.float32(0), np.float32(1 / 0.75)}
+    assert (y == y[:, :1, :1]).all()
+    assert y.mean() == pytest.approx(1, abs=4 * math.sqrt(0.25 / 0.75 / 4000))
+    x = random.normal(size=(3, 2, 3)).astype(np.float32)
+    np.testing.assert_array_equal(layer(x, training=False), x)
+
+
+def test_gelu_is_x_times_the_normal_distribution_function():
+    x = np.linspace(-4, 4, 41, dtype=np.float32)
+    expected = [v * 0.5 * math.erfc(-v / math.sqrt(2)) for v in x]
+    np.testing.assert_allclose(layers.gelu(x), expected, atol=1e-6)
+
+
+CUSTOM_LAYERS = {
+    name: kind
+    for name, kind in inspect.getmembers(layers, inspect.isclass)
+    if issubclass(kind, keras.layers.Layer) and kind.__module__ == layers.__name__
+}
+ARGUMENTS = {"MultiHeadSelfAttention": {"num_heads": 2}, "StochasticDepth": {"rate": 0.3, "seed": 4}}
+
+
+@pytest.mark.parametrize("name", CUSTOM_LAYERS)
+def test_every_custom_layer_comes_back_from_its_config(name):
+    layer = CUSTOM_LAYERS[name](name="layer", **ARGUMENTS.get(name, {}))
+    again = type(layer).from_config(layer.get_config())
+    assert again.get_config() == layer.get_config()
+    for key, value in ARGUMENTS.get(name, {}).items():
+        assert getattr(again, key) == value
+
+
+@pytest.mark.parametrize("variant", list_models())
+def test_every_variant_takes_bytes_or_floats_at_any_shape_and_comes_back_from_its_file(variant, tmp_path):
+    model = randomise(build_model(variant, 4, (32, 24)))
+    images = random.integers(0, 256, (2, 32, 24, 3), np.uint8)
+    logits = np.asarray(model(images))
+    assert logits.shape == (2, 4)
+    assert logits.dtype == np.float32
+    np.testing.assert_array_equal(model(images.astype(np.float32)), logits)
+    save_keras(model, tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(again(images), logits)
+
+
+def test_the_same_parameters_make_the_same_bytes(tmp_path):
+    contents = []
+    for attempt in range(2):
+        keras.utils.set_random_seed(3)
+        model = build_model("R8+ViT-Mi", 4, 32, stochastic_depth_rate=0.1)
+        model.compile("adam", "mse")
+        save_keras(model, tmp_path / f"{attempt}.keras")
+        contents.append((tmp_path / f"{attempt}.keras").read_bytes())
+        model.save(tmp_path / f"raw{attempt}.keras")
+    assert contents[0] == contents[1]
+    raw = [(tmp_path / f"raw{attempt}.keras").read_bytes() for attempt in range(2)]
+    assert raw[0] != raw[1]  # Keras's own files differ: otherwise this module has no reason to be
+    assert canonical_keras(contents[0]) == contents[0]
+
+
+@pytest.mark.parametrize(
+    ("variant", "size", "overrides", "message"),
+    [
+        ("ViT-Mi/5", (28, 28), {}, "did you mean 'ViT-Mi/4'"),
+        ("ViT-Mi/4", (30, 28), {}, "image size 30×28 is not divisible by patch_size 4"),
+        ("ViT-Mi/4", (28, 28), {"patchsize": 2}, "did you mean 'patch_size'"),
+        ("ViT-Mi/4", (28, 28), {"num_heads": 5}, "hidden_dim 96 is not divisible by num_heads 5"),
+        ("ViT-Mi/4", (28, 28), {"depth": 0}, "depth: expected a positive whole number, received 0"),
+        ("ViT-Mi/4", (28, 28), {"depth": True}, "depth: expected a positive whole number, received True"),
+        ("ViT-Mi/4", (28, 28), {"pool": "mean"}, "pool: expected one of token, gap, received 'mean'"),
+        (
+            "ViT-Mi/4",
+            (28, 28),
+            {"dropout_rate": 1.0},
+            "dropout_rate: expected a number in [0, 1), received 1.0",
+        ),
+        ("ResNet-8", (28, 28), {"blocks_per_stage": []}, "blocks_per_stage: expected a list of positive"),
+        ("ResNet-8", (28, 28), {"blocks_per_stage": [1] * 5}, "too small for a total stride of 16"),
+        ("R8+ViT-Mi", (28, 28), {"num_heads": 7}, "not divisible by num_heads 7"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_by_name(variant, size, overrides, message):
+    with pytest.raises(ConfigError) as caught:
+        resolve_variant(variant, size, **overrides)
+    assert message in str(caught.value)
+
+
+def test_overrides_do_not_change_the_table():
+    resolve_variant("ResNet-8", (28, 28), filters=4)
+    assert VARIANTS["ResNet-8"].filters == 16
+
+
+def test_attention_weights_every_token_of_an_image_by_itself():
+    layer = MultiHeadSelfAttention(2)
+    x = random.normal(size=(3, 5, 8)).astype(np.float32)
+    together = np.asarray(layer(x))
+    for image in range(3):
+        np.testing.assert_allclose(layer(x[image : image + 1])[0], together[image], rtol=1e-5, atol=1e-6)
