@@ -76,6 +76,9 @@ class Project:
         for part in sections:
             section = section[part]
         section[name] = value
+        self.write_params(params)
+
+    def write_params(self, params: dict[str, Any]) -> None:
         (self.root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
     def commit(self, message: str) -> None:

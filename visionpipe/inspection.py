@@ -6,28 +6,24 @@ from visionpipe.config import Params
 from visionpipe.errors import RegistryError
 from visionpipe.promotion import promotions
 from visionpipe.register import RECEIPT
+from visionpipe.tracking.registry import aliases, all_versions
 from visionpipe.tracking.store import connect
 
 
 def lineage(version: str, params: Params) -> None:
     """Prints what made a version, given by its number or an alias."""
-    from mlflow.exceptions import MlflowException
-
     store = connect(params.tracking)
-    try:
-        if version.isdigit():
-            found = store.client.get_model_version(store.model_name, version)
-        else:
-            found = store.client.get_model_version_by_alias(store.model_name, version)
-    except MlflowException as error:
-        raise RegistryError(f"{store.model_name} has no version or alias {version!r}") from error
+    by_alias = aliases(store)
+    number = by_alias.get(version, version)
+    found = all_versions(store).get(number)
+    if found is None:
+        raise RegistryError(f"{store.model_name} has no version or alias {version!r}")
     tags = found.tags
     run = store.client.get_run(found.run_id)
-    aliases = store.client.get_registered_model(store.model_name).aliases
     dirty = " with uncommitted changes" if tags["git_dirty"] == "true" else ""
     facts = {
-        "model": f"{store.model_name} version {found.version} ({tags['model']})",
-        "aliases": ", ".join(alias for alias, number in aliases.items() if number == found.version) or "none",
+        "model": f"{store.model_name} version {number} ({tags['model']})",
+        "aliases": ", ".join(alias for alias, on in by_alias.items() if on == number) or "none",
         "accuracy": "validation {validation_accuracy:.6s}, test {test_accuracy:.6s}".format(**tags),
         "git commit": tags["git_commit"] + dirty,
         "run": f"{run.info.run_name} ({found.run_id})",

@@ -15,7 +15,15 @@ from visionpipe.config import Params
 from visionpipe.data.prepared import PREPARED, open_prepared
 from visionpipe.errors import RegistryError
 from visionpipe.serving.classifier import Classifier
-from visionpipe.tracking.registry import CHALLENGER, CHAMPION, download_classifier, version_by_alias
+from visionpipe.tracking.registry import (
+    CHALLENGER,
+    CHAMPION,
+    aliases,
+    all_versions,
+    download_classifier,
+    registered_model,
+    version_by_alias,
+)
 from visionpipe.tracking.store import Store, connect
 
 LOG_TAG = "promotion."
@@ -30,31 +38,32 @@ def promote(params: Params) -> None:
     if champion is not None and champion.version == challenger.version:
         print(f"version {champion.version} is champion and challenger already: nothing to promote")
         return
-    scores = {version.version: test_accuracy(store, version) for version in (challenger, champion) if version}
-    for version in (challenger, champion):
-        if version:
-            alias = CHALLENGER if version is challenger else CHAMPION
-            print(
-                f"{alias:<10} version {version.version} ({version.tags['model']}): "
-                f"test accuracy {scores[version.version]:.4f}"
-            )
-    if champion is not None and scores[challenger.version] <= scores[champion.version]:
+    scores = {}
+    for alias, version in ((CHALLENGER, challenger), (CHAMPION, champion)):
+        if version is not None:
+            scores[str(version.version)] = score = test_accuracy(store, version)
+            named = f"{alias:<10} version {version.version} ({version.tags['model']})"
+            print(f"{named}: test accuracy {score:.4f}")
+    new, old = str(challenger.version), str(champion.version) if champion else None
+    if old is not None and scores[new] <= scores[old]:
         raise RegistryError(
-            f"version {challenger.version} is not better than version {champion.version} on the same "
-            f"test images: nothing was promoted"
+            f"version {new} is not better than version {old} on the same test images: nothing was promoted"
         )
-    move_champion(store, challenger.version, champion.version if champion else None, "promote", scores)
+    move_champion(store, new, old, "promote", scores)
 
 
 def rollback(params: Params) -> None:
     """Gives `champion` back to the version that had it before the last promotion."""
     store = connect(params.tracking)
-    champion = version_by_alias(store, CHAMPION)
-    history = champions_before(promotions(store))
+    champion, history = aliases(store).get(CHAMPION), champions_before(promotions(store))
     if champion is None or not history:
         raise RegistryError(f"{store.model_name} has no earlier champion to go back to")
-    store.client.get_model_version(store.model_name, history[-1])
-    move_champion(store, history[-1], champion.version, "rollback", {})
+    if history[-1] not in all_versions(store):
+        raise RegistryError(
+            f"version {history[-1]} of {store.model_name}, champion before version {champion}, was deleted: "
+            f"give the alias {CHAMPION} to another version in the MLflow UI"
+        )
+    move_champion(store, history[-1], champion, "rollback", {})
 
 
 def test_accuracy(store: Store, version: Any) -> float:
@@ -89,15 +98,19 @@ def move_champion(store: Store, to: str, before: str | None, action: str, scores
 
 def promotions(store: Store) -> list[dict[str, Any]]:
     """All moves of `champion` after the first registration, oldest first."""
-    tags = store.client.get_registered_model(store.model_name).tags
-    return [json.loads(value) for name, value in sorted(tags.items()) if name.startswith(LOG_TAG)]
+    model = registered_model(store)
+    tags = sorted(model.tags.items()) if model else []
+    return [json.loads(value) for name, value in tags if name.startswith(LOG_TAG)]
 
 
 def champions_before(log: list[dict[str, Any]]) -> list[str]:
-    """The versions that a rollback goes through, the last one first to be taken."""
+    """The versions that a rollback goes through, the last one first to be taken.
+
+    The same move twice in a row is one that was interrupted before the alias moved, and repeated.
+    """
     stack: list[str] = []
     for entry in log:
-        if entry["action"] == "promote" and entry["from"]:
+        if entry["action"] == "promote" and entry["from"] and stack[-1:] != [entry["from"]]:
             stack.append(entry["from"])
         elif entry["action"] == "rollback" and stack:
             stack.pop()

@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from visionpipe.backend import check_backend
 from visionpipe.config import Params
-from visionpipe.lineage import state_folder
+from visionpipe.data.prepared import MANIFEST, PREPARED
+from visionpipe.lineage import state_folder, train_key
 from visionpipe.promotion import champions_before, promotions
+from visionpipe.tracking.registry import aliases, all_versions
 from visionpipe.tracking.store import Store, connect
+from visionpipe.train import training_identity
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,11 @@ class Waste:
 
 def prune(params: Params, delete: bool) -> None:
     """Lists, and with `delete` removes: versions without an alias that no rollback needs, runs that made
-    neither a kept version nor a model of this checkout, checkpoints of no training in progress.
+    neither a kept version nor a model of this checkout, checkpoints of no training that runs or that
+    `dvc repro` would take up again.
     """
     store = connect(params.tracking)
-    waste = [*old_versions(store), *old_runs(store, params), *old_checkpoints()]
+    waste = [*old_versions(store), *old_runs(store, params), *old_checkpoints(params)]
     for item in waste:
         if delete:
             remove(store, item)
@@ -44,33 +49,26 @@ def prune(params: Params, delete: bool) -> None:
 def old_versions(store: Store) -> list[Waste]:
     kept = kept_versions(store)
     return [
-        Waste("version", version.version, f"{version.version} ({version.tags.get('model', 'unknown')})")
-        for version in store.client.search_model_versions(f"name = '{store.model_name}'")
-        if version.version not in kept
+        Waste("version", number, f"{number} ({version.tags.get('model', 'unknown')})")
+        for number, version in all_versions(store).items()
+        if number not in kept
     ]
 
 
 def kept_versions(store: Store) -> set[str]:
-    """Versions with an alias, and those that a rollback would go back to."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        aliases = store.client.get_registered_model(store.model_name).aliases
-    except MlflowException:
-        return set()
-    return {str(number) for number in aliases.values()} | set(champions_before(promotions(store)))
+    """Numbers of the versions with an alias, and of those that a rollback would go back to."""
+    return {*aliases(store).values(), *champions_before(promotions(store))}
 
 
 def old_runs(store: Store, params: Params) -> Iterator[Waste]:
     kept = kept_versions(store)
-    versions = store.client.search_model_versions(f"name = '{store.model_name}'")
-    needed = {version.run_id for version in versions if version.version in kept}
-    here = current_lineages(params)
+    needed = {version.run_id for number, version in all_versions(store).items() if number in kept}
+    here, keys = current_lineages(params), current_keys(params)
     for run in all_runs(store):
         if run.info.run_id in needed or run.data.tags.get("lineage_id") in here:
             continue
         key = run.data.tags.get("train_key", "")
-        if run.info.status == "RUNNING" and is_locked(key):
+        if run.info.status == "RUNNING" and (key in keys or is_locked(key)):
             continue
         yield Waste("run", run.info.run_id, f"{run.info.run_name} ({run.info.status.lower()})")
 
@@ -78,6 +76,16 @@ def old_runs(store: Store, params: Params) -> Iterator[Waste]:
 def current_lineages(params: Params) -> set[str]:
     files = [Path("models") / name / "lineage.json" for name in params.models]
     return {json.loads(file.read_text())["lineage_id"] for file in files if file.exists()}
+
+
+def current_keys(params: Params) -> set[str]:
+    """train_keys of the models as params.yaml has them: an interrupted training would be taken up again."""
+    manifest = PREPARED / MANIFEST
+    if not manifest.exists():
+        return set()
+    check_backend(params)
+    data_sha256 = json.loads(manifest.read_text())["content_sha256"]
+    return {train_key(training_identity(name, params, data_sha256)) for name in params.models}
 
 
 def all_runs(store: Store) -> Iterator[Any]:
@@ -90,10 +98,12 @@ def all_runs(store: Store) -> Iterator[Any]:
             return
 
 
-def old_checkpoints() -> list[Waste]:
-    folders = (state_folder() / "checkpoints").glob("*")
+def old_checkpoints(params: Params) -> list[Waste]:
+    keys, folders = current_keys(params), (state_folder() / "checkpoints").glob("*")
     return [
-        Waste("checkpoint", folder.name, folder.name[:6]) for folder in folders if not is_locked(folder.name)
+        Waste("checkpoint", folder.name, folder.name[:6])
+        for folder in folders
+        if folder.name not in keys and not is_locked(folder.name)
     ]
 
 

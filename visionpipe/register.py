@@ -14,7 +14,7 @@ from PIL import Image
 from visionpipe.backend import thread_count
 from visionpipe.config import GateConfig, Params
 from visionpipe.data.prepared import PREPARED, open_prepared
-from visionpipe.errors import DataError
+from visionpipe.errors import DataError, RegistryError
 from visionpipe.evaluation.comparison import comparison, read_rows
 from visionpipe.evaluation.speed import measurement_path
 from visionpipe.files import exclusive, write_bytes, write_json
@@ -80,8 +80,8 @@ def judge(params: Params) -> dict[str, Any]:
     """The receipt: which models pass the gate, and the best of them, by validation accuracy alone."""
     models = {}
     for name in params.models:
-        validation = json.loads((Path("reports") / name / "metrics.json").read_text())["validation"]
-        lineage = json.loads((Path("models") / name / "lineage.json").read_text())
+        validation = read_output(Path("reports") / name / "metrics.json")["validation"]
+        lineage = read_output(Path("models") / name / "lineage.json")
         failures = gate_failures(params.register.gate, validation)
         models[name] = {
             "lineage_id": lineage["lineage_id"],
@@ -93,6 +93,14 @@ def judge(params: Params) -> dict[str, Any]:
     passing = [name for name, model in models.items() if model["passed"]]
     chosen = max(passing, key=lambda name: models[name]["validation_accuracy"], default=None)
     return {"passed": chosen is not None, "chosen": chosen, "models": models}
+
+
+def read_output(path: Path) -> dict[str, Any]:
+    """What an earlier stage wrote as JSON."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise RegistryError(f"there is no {path}: run dvc repro") from None
 
 
 def gate_failures(gate: GateConfig, validation: dict[str, Any]) -> list[str]:
@@ -133,8 +141,8 @@ def golden(name: str) -> Golden:
 
 def version_tags(name: str) -> dict[str, str]:
     """What a person asks of a version later: what made it, and how good it is."""
-    lineage = json.loads((Path("models") / name / "lineage.json").read_text())
-    metrics = json.loads((Path("reports") / name / "metrics.json").read_text())
+    lineage = read_output(Path("models") / name / "lineage.json")
+    metrics = read_output(Path("reports") / name / "metrics.json")
     commit, dirty = git_commit()
     return {
         "artifact_sha256": artifact_sha256(Path("artifacts") / name),

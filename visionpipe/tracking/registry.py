@@ -18,6 +18,7 @@ from visionpipe.serving.package import pyfunc_arguments
 from visionpipe.tracking.store import Store
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+DESCRIPTION_LENGTH = 5000  # what MLflow's databases hold; the whole card lies in the artifact
 
 # Runs in a fresh process outside the checkout, so that only what travels in the artifact can answer.
 GOLDEN_SCRIPT = """
@@ -45,13 +46,27 @@ def find_version(store: Store, artifact_sha256: str) -> Any | None:
     return versions[0] if versions else None
 
 
-def version_by_alias(store: Store, alias: str) -> Any | None:
-    from mlflow.exceptions import MlflowException
+def registered_model(store: Store) -> Any | None:
+    """The registered model, with its aliases and tags, or None before the first registration."""
+    found = store.client.search_registered_models(f"name = '{store.model_name}'")
+    return found[0] if found else None
 
-    try:
-        return store.client.get_model_version_by_alias(store.model_name, alias)
-    except MlflowException:
-        return None
+
+def aliases(store: Store) -> dict[str, str]:
+    """Alias → number of the version that it is on."""
+    model = registered_model(store)
+    return {alias: str(number) for alias, number in model.aliases.items()} if model else {}
+
+
+def all_versions(store: Store) -> dict[str, Any]:
+    """Number → version, of all that were not deleted."""
+    found = store.client.search_model_versions(f"name = '{store.model_name}'")
+    return {str(version.version): version for version in found}
+
+
+def version_by_alias(store: Store, alias: str) -> Any | None:
+    number = aliases(store).get(alias)
+    return store.client.get_model_version(store.model_name, number) if number else None
 
 
 def publish(
@@ -76,13 +91,14 @@ def publish(
             client.delete_logged_model(logged.model_id)
     if model is None:
         model = upload(store, run_id, name, artifact, card, golden, tags)
+    link_output(store, run_id, model.model_id)
     ensure_registered_model(store)
     return client.create_model_version(
         store.model_name,
         source=model.model_uri,
         run_id=run_id,
         tags=tags,
-        description=card,
+        description=card[:DESCRIPTION_LENGTH],
         model_id=model.model_id,
     )
 
@@ -92,7 +108,6 @@ def upload(
 ) -> Any:
     """Logs the model to its run and verifies what arrived; returns the READY logged model."""
     import mlflow
-    from mlflow.entities import LoggedModelOutput
 
     client = store.client
     model = client.create_logged_model(
@@ -111,9 +126,16 @@ def upload(
         )
         compare_files(local, downloaded)
         compare_answers(downloaded, golden)
-    model = client.finalize_logged_model(model.model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
-    return model
+    return client.finalize_logged_model(model.model_id, "READY")
+
+
+def link_output(store: Store, run_id: str, model_id: str) -> None:
+    """Shows the model on its run's page; MLflow itself would list it again at every call."""
+    from mlflow.entities import LoggedModelOutput
+
+    outputs = store.client.get_run(run_id).outputs
+    if model_id not in {output.model_id for output in outputs.model_outputs}:
+        store.client.log_outputs(run_id, [LoggedModelOutput(model_id, 0)])
 
 
 def save_pyfunc(local: Path, artifact: Path, card: str, model: Any) -> None:
@@ -169,15 +191,10 @@ def compare_answers(model: Path, golden: Golden) -> None:
 
 
 def ensure_registered_model(store: Store) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
+    if registered_model(store) is None:
         store.client.create_registered_model(
             store.model_name, description="Made by visionpipe: see each version's card."
         )
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
 
 
 def move_aliases(store: Store, version: Any) -> list[str]:

@@ -19,6 +19,7 @@ from visionpipe.lineage import sha256_file, sha256_json, state_folder
 from visionpipe.tracking.store import Store, connect
 
 UNFINISHED = ("RUNNING", "FAILED", "KILLED", "SCHEDULED")
+ROWS_PER_REQUEST = 100  # MLflow would cut a request of more than 1,000 numbers in two
 Row = dict[str, float]
 
 
@@ -140,31 +141,34 @@ def complete(store: Store, run_id: str, report: Path, measured: dict[str, float]
 
 
 def log_history(store: Store, run_id: str, rows: Iterable[Row]) -> None:
-    """Logs per-epoch rows at step = epoch, leaving out steps that the run already has."""
+    """Logs per-epoch rows at step = epoch, leaving out steps that the run already has.
+
+    A request arrives whole or not at all, so a step that has its loss has all of its row.
+    """
     from mlflow.entities import Metric
 
     known = {point.step for point in store.client.get_metric_history(run_id, "loss")}
+    missing = [row for row in rows if int(row["epoch"]) not in known]
     now = int(time.time() * 1000)
-    metrics = [
-        Metric(name, value, now, int(row["epoch"]))
-        for row in rows
-        if int(row["epoch"]) not in known
-        for name, value in sorted(row.items())
-        if name not in ("epoch", "seconds")
-    ]
-    if metrics:
+    for start in range(0, len(missing), ROWS_PER_REQUEST):
+        metrics = [
+            Metric(name, value, now, int(row["epoch"]))
+            for row in missing[start : start + ROWS_PER_REQUEST]
+            for name, value in sorted(row.items())
+            if name not in ("epoch", "seconds")
+        ]
         store.client.log_batch(run_id, metrics=metrics)
 
 
 def log_metrics(store: Store, run_id: str, values: dict[str, Any]) -> None:
-    """Logs single numbers; what is not a number is left out."""
+    """Logs single numbers, where the run has not got them already; what is not a number is left out."""
     from mlflow.entities import Metric
 
+    known = store.client.get_run(run_id).data.metrics
     now = int(time.time() * 1000)
-    numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
-    store.client.log_batch(
-        run_id, metrics=[Metric(name, float(value), now, 0) for name, value in numbers.items()]
-    )
+    numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+    news = [Metric(name, value, now, 0) for name, value in numbers.items() if known.get(name) != value]
+    store.client.log_batch(run_id, metrics=news)
 
 
 def log_params(store: Store, run_id: str, values: dict[str, Any]) -> None:

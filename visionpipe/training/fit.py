@@ -38,6 +38,10 @@ class EpochEnd(keras.callbacks.Callback):
         self.history, self.checkpoint, self.report = history, checkpoint, report
         self.steps, self.images_per_epoch = steps, images_per_epoch
 
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        # Again, now that Keras has built the model: on torch that drew from the generators.
+        self.checkpoint.restore(self.model)
+
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self.started = time.perf_counter()
         # disable=None: a bar on a terminal, nothing in a file or a pipe

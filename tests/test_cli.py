@@ -1,0 +1,187 @@
+"""The command line: a user's mistake is one line and exit code 1, and help comes at once."""
+
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from project import Project, environment
+
+from visionpipe import __version__
+
+SLOW_IMPORTS = ("jax", "keras", "keras_cv", "mlflow", "numpy", "onnxruntime", "tensorflow", "torch")
+
+
+def one_line(project: Project, *arguments: str, **variables: str) -> str:
+    """What the command says about a mistake: one line, exit code 1, no traceback."""
+    result = project.visionpipe(*arguments, check=False, **variables)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("visionpipe: ")
+    return line
+
+
+# key to change → value (None: remove the key) → what the line must say
+WRONG_PARAMETERS = [
+    ("sead", 1, "unknown key sead (did you mean 'seed'?)"),
+    ("regster", {}, "unknown key regster (did you mean 'register'?)"),
+    ("train.epoch", 3, "unknown key train.epoch (did you mean 'epochs'?)"),
+    ("register.gate.acuracy", 0.5, "unknown key register.gate.acuracy (did you mean 'accuracy'?)"),
+    ("models.vit.varient", "x", "unknown key models.vit.varient (did you mean 'variant'?)"),
+    ("models.vit.train.epoch", 3, "unknown key models.vit.train.epoch (did you mean 'epochs'?)"),
+    ("models.vit.overrides.dept", 3, "models.vit: overrides: ViT-Mi/4 has no 'dept' (did you mean 'depth'?)"),
+    ("models.vit.variant", "ViT-Mi4", "models.vit: variant: no 'ViT-Mi4' (did you mean 'ViT-Mi/4'?)"),
+    ("models.vit.overrides.num_heads", 3, "hidden_dim 16 is not divisible by num_heads 3"),
+    ("backend", "tensorflw", "backend: expected one of tensorflow, jax, torch, received 'tensorflw' (did you mean"),
+    ("prepare.source", "folders", "(did you mean 'folder'?)"),
+    ("prepare.size", [30, 30], "models.vit: image size 30×30 is not divisible by patch_size 4"),
+    ("prepare.size", 28, "prepare.size: expected a list of [height, width], received 28"),
+    ("train.learning_rate", "1e-3", "train.learning_rate: expected a number, received '1e-3' (YAML reads 1e-3"),
+    ("train.epochs", 0, "epochs: must be at least 1"),
+    ("train.epochs", 2.5, "train.epochs: expected a whole number, received 2.5"),
+    ("register.gate.accuracy", 75, "register.gate.accuracy: must lie between 0 and 1"),
+    ("seed", True, "seed: expected a whole number, received True"),
+    ("train", None, "train is missing"),
+    ("models", {}, "models: needs at least one entry"),
+    ("train.augmentation", [{"name": "flop", "probability": 0.5}], "no augmentation 'flop' (did you mean 'flip'?)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value", "message"), WRONG_PARAMETERS)
+def test_a_wrong_parameter_is_one_line_that_says_where_and_what_instead(project, key, value, message):
+    if value is None:
+        params = project.params()
+        del params[key]
+        project.write_params(params)
+    else:
+        project.change(key, value)
+    line = one_line(project, "prepare")
+    assert message in line
+    assert "params.yaml" in line
+
+
+def test_a_folder_without_params_is_one_line(project):
+    (project.root / "params.yaml").unlink()
+    assert "no params.yaml here: run visionpipe in the folder that holds dvc.yaml" in one_line(project, "check")
+
+
+def test_yaml_that_is_none_is_one_line(project):
+    (project.root / "params.yaml").write_text("seed: [1\n")
+    assert "params.yaml is not valid YAML" in one_line(project, "prepare")
+
+
+def test_a_model_that_params_lack_is_one_line_with_a_suggestion(project):
+    assert "no model 'resnett' in params.yaml (did you mean 'resnet'?)" in one_line(project, "train", "resnett")
+
+
+def test_a_missing_source_is_one_line(project):
+    project.change("prepare.path", "data/none.zip")
+    line = one_line(project, "prepare")
+    assert "prepare.path" in line
+    assert "data/none.zip" in line
+
+
+def test_a_source_with_one_class_only_is_one_line(project):
+    with zipfile.ZipFile(project.root / "data" / "tiny.zip") as archive:
+        archive.extractall(project.root / "data", [n for n in archive.namelist() if "/red/" in n])
+    project.change("prepare.source", "folder")
+    project.change("prepare.path", "data/tiny")
+    assert "holds only the class 'red'" in one_line(project, "prepare")
+
+
+def test_a_backend_that_keras_backend_contradicts_is_one_line(project):
+    line = one_line(project, "prepare", KERAS_BACKEND="torch")
+    assert "KERAS_BACKEND=torch contradicts backend: tensorflow in params.yaml" in line
+    assert "unset KERAS_BACKEND" in line
+    assert project.visionpipe("prepare", KERAS_BACKEND="tensorflow").returncode == 0
+
+
+HIDE_JAX = """
+import importlib.util
+
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "jax" else find_spec(name, package)
+"""
+
+
+def test_a_backend_that_is_not_installed_is_one_line_with_the_install_command(project, tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(HIDE_JAX)
+    project.change("backend", "jax")
+    line = one_line(project, "train", "vit", PYTHONPATH=str(tmp_path / "site"))
+    assert "backend jax is not installed" in line
+    assert "pip install" in line
+    assert "[jax]" in line
+
+
+def test_check_before_anything_was_registered_is_one_line(project):
+    assert "no registration.json: run dvc repro first" in one_line(project, "check")
+
+
+def test_a_stage_before_its_inputs_are_there_is_one_line(project):
+    for stage in ("export", "evaluate"):
+        assert "dvc repro" in one_line(project, stage, "vit")
+    assert "dvc repro" in one_line(project, "register")
+
+
+def test_debug_adds_the_traceback(project):
+    project.change("seed", -1)
+    result = project.visionpipe("--debug", "prepare", check=False)
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert "seed: must lie between" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("arguments", [[], ["no-such-command"], ["train"], ["prepare", "--fast"]])
+def test_wrong_usage_exits_with_2_and_shows_the_usage(arguments):
+    result = visionpipe(*arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith("usage: visionpipe")
+
+
+def visionpipe(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run in the checkout, where the package lies."""
+    return subprocess.run(
+        [sys.executable, "-m", "visionpipe", *arguments],
+        cwd=Path(__file__).parents[1], env=environment(), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_version_is_the_packages():
+    result = visionpipe("--version")
+    assert (result.returncode, result.stdout) == (0, f"visionpipe {__version__}\n")
+
+
+def test_help_names_every_command():
+    text = visionpipe("--help").stdout
+    for command in ("prepare", "train", "export", "evaluate", "register", "compare", "check", "promote", "rollback",
+                    "lineage", "prune"):  # fmt: skip
+        assert f"\n    {command} " in text
+
+
+def test_help_takes_less_than_three_tenths_of_a_second():
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        assert visionpipe("--help").returncode == 0
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.3, times
+
+
+def test_help_imports_nothing_slow():
+    script = f"""
+import sys
+from visionpipe.cli import parser
+from visionpipe.config import load_params
+load_params()
+parser().format_help()
+print([name for name in {SLOW_IMPORTS} if name in sys.modules])
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=Path(__file__).parents[1], env=environment(), capture_output=True,
+        text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert result.stdout == "[]\n"
