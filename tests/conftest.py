@@ -1,19 +1,64 @@
 """Fixtures that several test files share."""
 
+import hashlib
 import shutil
+from pathlib import Path
 
 import pytest
-from project import Project, make_project
+from linear_models import make_params, write_prepared
+from project import CHECKOUT, Project, make_project
+
+from visionpipe.data.prepared import PREPARED
 
 
 @pytest.fixture(scope="session")
-def pristine(tmp_path_factory):
+def pristine(tmp_path_factory) -> Project:
     """A committed throw-away repository in which nothing has run: for copies only."""
     return make_project(tmp_path_factory.mktemp("pristine"))
 
 
 @pytest.fixture
-def project(pristine, tmp_path):
+def project(pristine, tmp_path) -> Project:
     """A throw-away repository of this test's own, with the TensorFlow backend; nothing has run in it."""
     shutil.copytree(pristine.root, tmp_path / "project")
     return Project(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory) -> Path:
+    """A folder with prepared images and one tracking store. Tests keep apart by the names they use in it."""
+    folder = tmp_path_factory.mktemp("workspace")
+    (folder / ".dvc").mkdir()
+    for name in ("dvc.yaml", "visionpipe"):
+        (folder / name).symlink_to(CHECKOUT / name)
+    write_prepared(folder / PREPARED)
+    return folder
+
+
+def enter(workspace: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.chdir(workspace)
+    patch.setenv("PYTHONPATH", str(CHECKOUT))
+    patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
+        patch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def in_workspace(workspace, monkeypatch) -> None:
+    """The test runs in the workspace, with its store."""
+    enter(workspace, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def in_workspace_first(workspace):
+    """The same for what a module prepares once."""
+    with pytest.MonkeyPatch.context() as patch:
+        enter(workspace, patch)
+        yield
+
+
+@pytest.fixture
+def params(request, in_workspace):
+    """Parameters of two models, with an experiment and a registered model of the test's own."""
+    name = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]
+    return make_params(name, ["one", "two"])

@@ -108,7 +108,7 @@ def numpy_vit(weights, images, pool):
     return dense(x[:, 0] if pool == "token" else x.mean(1), "logits")
 
 
-@pytest.mark.parametrize("variant", ["ViT-Mi/4", "R8+ViT-Mi"])
+@pytest.mark.parametrize("variant", ["ViT-Mi/4", "R14+ViT-Mi"])
 def test_an_encoder_without_positions_does_not_see_the_order_of_its_tokens(variant):
     model = randomise(build_model(variant, 5, 32, **SMALL))
     tokens = model.get_layer("tokens").output
@@ -203,7 +203,7 @@ def test_the_same_parameters_make_the_same_bytes(tmp_path):
     contents = []
     for attempt in range(2):
         keras.utils.set_random_seed(3)
-        model = build_model("R8+ViT-Mi", 4, 32, stochastic_depth_rate=0.1)
+        model = build_model("R14+ViT-Mi", 4, 32, stochastic_depth_rate=0.1)
         model.compile("adam", "mse")
         save_keras(model, tmp_path / f"{attempt}.keras")
         contents.append((tmp_path / f"{attempt}.keras").read_bytes())
@@ -220,7 +220,7 @@ def test_the_same_parameters_make_the_same_bytes(tmp_path):
         ("ViT-Mi/5", (28, 28), {}, "did you mean 'ViT-Mi/4'"),
         ("ViT-Mi/4", (30, 28), {}, "image size 30×28 is not divisible by patch_size 4"),
         ("ViT-Mi/4", (28, 28), {"patchsize": 2}, "did you mean 'patch_size'"),
-        ("ViT-Mi/4", (28, 28), {"num_heads": 5}, "hidden_dim 96 is not divisible by num_heads 5"),
+        ("ViT-Mi/4", (28, 28), {"num_heads": 5}, "hidden_dim 64 is not divisible by num_heads 5"),
         ("ViT-Mi/4", (28, 28), {"depth": 0}, "depth: expected a positive whole number, received 0"),
         ("ViT-Mi/4", (28, 28), {"depth": True}, "depth: expected a positive whole number, received True"),
         ("ViT-Mi/4", (28, 28), {"pool": "mean"}, "pool: expected one of token, gap, received 'mean'"),
@@ -232,7 +232,7 @@ def test_the_same_parameters_make_the_same_bytes(tmp_path):
         ),
         ("ResNet-8", (28, 28), {"blocks_per_stage": []}, "blocks_per_stage: expected a list of positive"),
         ("ResNet-8", (28, 28), {"blocks_per_stage": [1] * 5}, "too small for a total stride of 16"),
-        ("R8+ViT-Mi", (28, 28), {"num_heads": 7}, "not divisible by num_heads 7"),
+        ("R14+ViT-Mi", (28, 28), {"num_heads": 7}, "not divisible by num_heads 7"),
     ],
 )
 def test_what_cannot_be_built_is_refused_by_name(variant, size, overrides, message):

@@ -164,7 +164,12 @@ def test_runs_say_how_good_and_how_fast_their_models_are(project, first):
         metrics = json.loads((project.root / "reports" / run.data.tags["model"] / "metrics.json").read_text())
         for split in ("validation", "test"):
             assert run.data.metrics[f"{split}.accuracy"] == metrics[split]["accuracy"]
-        for measured in ("training.minutes", "training.images_per_second", "serving.latency_p50_ms", "parameters"):
+        for measured in (
+            "training.minutes",
+            "training.images_per_second",
+            "serving.latency_p50_ms",
+            "parameters",
+        ):
             assert run.data.metrics[measured] > 0
 
 
@@ -245,8 +250,8 @@ def test_a_changed_parameter_is_one_new_run_even_if_its_training_is_killed_twice
 
     with started(project, "repro") as dvc:  # first dvc alone dies, and must take its training with it
         wait_until(lambda: trainers(dvc.pid), "the training to start")
-        time.sleep(1)
         (trainer,) = trainers(dvc.pid)
+        wait_until(lambda: has_imported(trainer, "numpy"), "the training to import")
         dvc.kill()
         wait_until(lambda: not trainer.is_running(), "the training to end with its dvc", seconds=5)
 
@@ -267,7 +272,7 @@ def test_a_changed_parameter_is_one_new_run_even_if_its_training_is_killed_twice
     assert finished.info.run_id == interrupted.info.run_id
     for curve in ("loss", "val_accuracy"):
         steps = after.points[f"{finished.info.run_name} {finished.info.run_id}"][curve]
-        assert steps == list(range(1, EPOCHS_TO_INTERRUPT + 1))
+        assert sorted(steps) == list(range(1, EPOCHS_TO_INTERRUPT + 1))
     assert project.checkpoints() == []
     with (project.root / "models/vit/history.csv").open() as file:
         assert [int(row["epoch"]) for row in csv.DictReader(file)] == list(range(1, EPOCHS_TO_INTERRUPT + 1))
@@ -279,6 +284,10 @@ def trainers(dvc: int) -> list[psutil.Process]:
         below = psutil.Process(dvc).children(recursive=True)
         return [process for process in below if process.cmdline()[-3:-1] == ["visionpipe", "train"]]
     return []
+
+
+def has_imported(process: psutil.Process, package: str) -> bool:
+    return any(f"/{package}/" in library.path for library in process.memory_maps())
 
 
 def reached(project: Project, epoch: int) -> bool:
@@ -323,15 +332,16 @@ def test_queued_experiments_make_one_run_for_each_model_trained_in_the_main_stor
     artifacts = [version.tags["artifact_sha256"] for version in after.versions]
     assert len(set(artifacts)) == len(artifacts)
     assert receipt(project) == results
-    assert not (project.root / ".dvc/tmp/exps/mlflow.db").exists()
-    difference = project.dvc("exp", "show", "--csv").stdout
-    assert "48" in difference
+    table = csv.DictReader(project.dvc("exp", "show", "--csv").stdout.splitlines())
+    assert "48" in {row.get("models.vit.overrides.mlp_dim") for row in table}
 
 
 def queue(project: Project) -> set[str]:
     """The states of the queued experiments."""
     lines = project.dvc("queue", "status").stdout.splitlines()[1:]
-    return {word for line in lines for word in line.split() if word in ("Queued", "Running", "Success", "Failed")}
+    return {
+        word for line in lines for word in line.split() if word in ("Queued", "Running", "Success", "Failed")
+    }
 
 
 def test_a_fresh_clone_with_pulled_models_backfills_the_store_and_trains_nothing(clone):

@@ -49,7 +49,7 @@ def main(backend, folder, stop_after):
     batches.close()
 
     model = build_model(
-        "R8+ViT-Mi",
+        "R14+ViT-Mi",
         2,
         16,
         filters=4,

@@ -86,14 +86,16 @@ VARIANTS: Mapping[str, ModelSpec] = types.MappingProxyType(
     {
         # He et al. 2016, table 6: 6n+2 layers, n blocks in each of three stages.
         "ResNet-8": ResNetSpec((1, 1, 1)),
-        "ResNet-20": ResNetSpec((3, 3, 3)),
+        "ResNet-14": ResNetSpec((2, 2, 2)),
+    "ResNet-20": ResNetSpec((3, 3, 3)),
         "ResNet-32": ResNetSpec((5, 5, 5)),
         "ResNet-44": ResNetSpec((7, 7, 7)),
         "ResNet-56": ResNetSpec((9, 9, 9)),
-        # Ours: widths for images of 28 to 64 pixels, in the ratio head size 32, mlp_dim = 2 × hidden_dim
-        # (as CCT does on small data: Hassani et al. 2021, arXiv:2104.05704, table 1).
-        "ViT-Mi/4": ViTSpec(4, 96, 6, 3, 192, pool="gap"),
-        "R8+ViT-Mi": HybridSpec((1, 1, 1), 16, 96, 2, 3, 192),
+        # Ours, for a few thousand images of 28 to 64 pixels: heads of 32 and mlp_dim = 2 × hidden_dim, as
+        # the compact transformers have them (Hassani et al. 2021, arXiv:2104.05704, table 1).
+        "ViT-Mi/4": ViTSpec(4, 64, 4, 2, 128, pool="gap"),
+        "ViT-Sm/4": ViTSpec(4, 96, 6, 3, 192, pool="gap"),
+        "R14+ViT-Mi": HybridSpec((2, 2, 2), 16, 64, 2, 2, 128),
     }
 )
 

@@ -1,0 +1,259 @@
+"""Three versions and two aliases: which one serves, how that changes, and what is no longer needed."""
+
+import json
+import sqlite3
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from linear_models import assert_exactly_once, downloaded, make_params, set_alias, state, write_model
+from project import CLASSES
+
+from visionpipe.data.prepared import PREPARED
+from visionpipe.errors import RegistryError
+from visionpipe.files import exclusive, write_json
+from visionpipe.inspection import lineage
+from visionpipe.lineage import train_key
+from visionpipe.promotion import promote, rollback
+from visionpipe.prune import prune
+from visionpipe.register import RECEIPT, register
+from visionpipe.tracking.registry import all_versions, move_aliases
+from visionpipe.tracking.store import connect
+from visionpipe.train import training_identity
+
+pytestmark = pytest.mark.usefixtures("in_workspace")
+
+
+@pytest.fixture(scope="module")
+def registered(in_workspace_first):
+    """Three versions of one model, from bad to good: 1 takes all classes for others, 2 half of them, 3 none.
+
+    `steps` are the aliases as each registration left them.
+    """
+    params, steps = make_params("registered", ["one"]), []
+    for mistaken in (4, 2, 0):
+        write_model("one", params, mistaken=mistaken)
+        register(params)
+        steps.append(state(params).aliases)
+    return SimpleNamespace(params=params, steps=steps)
+
+
+@pytest.fixture
+def registry(registered, tmp_path, monkeypatch):
+    """A copy of the store of three versions, with `champion` on 1 and `challenger` on 2."""
+    with sqlite3.connect("mlflow.db") as source, sqlite3.connect(tmp_path / "mlflow.db") as target:
+        source.backup(target)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    store = connect(registered.params.tracking)
+    set_alias(store, "champion", "1")
+    set_alias(store, "challenger", "2")
+    return store
+
+
+def champion(store) -> str:
+    return str(store.client.get_model_version_by_alias(store.model_name, "champion").version)
+
+
+# Registering -------------------------------------------------------------------------------------------
+
+
+def test_a_better_version_becomes_challenger_and_champion_stays(registered):
+    assert registered.steps == [
+        {"challenger": "1", "champion": "1"},
+        {"challenger": "2", "champion": "1"},
+        {"challenger": "3", "champion": "1"},
+    ]
+    assert_exactly_once(registered.params, ["one"] * 3, versions=3)
+
+
+def test_a_version_that_is_not_better_on_validation_moves_no_alias(registry):
+    versions = all_versions(registry)
+    assert move_aliases(registry, versions["1"]) == []
+    assert move_aliases(registry, versions["2"]) == []
+    assert move_aliases(registry, versions["3"]) == ["challenger"]
+
+
+def test_registering_again_makes_nothing_and_the_same_receipt(registered, capfd):
+    write_model("one", registered.params)
+    register(registered.params)
+    receipt = RECEIPT.read_bytes()
+    register(registered.params)
+    assert RECEIPT.read_bytes() == receipt
+    assert_exactly_once(registered.params, ["one"] * 3, versions=3)
+    assert capfd.readouterr().err == ""
+
+
+def test_the_same_artifact_from_another_training_is_a_run_but_no_version(registry, registered):
+    write_model("one", registered.params)
+    made = json.loads(Path("models/one/lineage.json").read_text())
+    write_json(Path("models/one/lineage.json"), made | {"train_key": "0" * 64, "lineage_id": "1" * 64})
+    register(registered.params)
+    assert len(registry.client.search_runs([registry.experiment_id])) == 4
+    assert len(all_versions(registry)) == 3
+
+
+def test_a_version_carries_its_card_and_pinned_requirements_and_no_pickle(registered):
+    version = state(registered.params).versions[-1]
+    folder = downloaded(version)
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert not [name for name in files if name.endswith((".pkl", ".pickle", ".joblib", ".pt"))]
+    assert any(name.endswith("MODEL_CARD.md") for name in files)
+    requirements = (folder / "requirements.txt").read_text().split()
+    assert requirements
+    assert all("==" in line for line in requirements)
+    assert not {"keras", "tensorflow", "jax", "torch"} & {line.split("==")[0] for line in requirements}
+    for label in CLASSES:
+        assert label in version.description
+
+
+# Promotion and rollback --------------------------------------------------------------------------------
+
+
+def test_promote_makes_a_better_challenger_the_champion_and_logs_it(registry, registered, capsys):
+    promote(registered.params)
+    assert champion(registry) == "2"
+    tags = registry.client.get_registered_model(registry.model_name).tags
+    (entry,) = (json.loads(value) for value in tags.values())
+    assert (entry["action"], entry["from"], entry["to"]) == ("promote", "1", "2")
+    assert entry["test_accuracy"]["2"] > entry["test_accuracy"]["1"]
+    assert entry["by"]
+    assert entry["time"].endswith("Z")
+    assert "champion: version 1 → version 2" in capsys.readouterr().out
+
+
+def test_promote_refuses_a_challenger_that_is_not_better_on_the_same_test_images(registry, registered):
+    set_alias(registry, "champion", "3")
+    with pytest.raises(RegistryError, match=r"version 2 is not better than version 3"):
+        promote(registered.params)
+    assert champion(registry) == "3"
+    assert registry.client.get_registered_model(registry.model_name).tags == {}
+
+
+def test_promote_judges_by_the_test_images_and_not_by_what_a_version_says_of_itself(registry, registered):
+    client = registry.client
+    honest = client.get_model_version(registry.model_name, "2").tags["test_accuracy"]
+    client.set_model_version_tag(registry.model_name, "2", "test_accuracy", "0.0")
+    promote(registered.params)
+    client.set_model_version_tag(registry.model_name, "2", "test_accuracy", honest)
+    assert champion(registry) == "2"
+
+
+def test_promoting_the_champion_itself_changes_nothing(registry, registered, capsys):
+    set_alias(registry, "champion", "2")
+    promote(registered.params)
+    assert "nothing to promote" in capsys.readouterr().out
+    assert registry.client.get_registered_model(registry.model_name).tags == {}
+
+
+def test_rollback_goes_back_one_champion_at_a_time_and_then_says_that_there_is_none(registry, registered):
+    promote(registered.params)
+    set_alias(registry, "challenger", "3")
+    promote(registered.params)
+    assert champion(registry) == "3"
+    rollback(registered.params)
+    assert champion(registry) == "2"
+    rollback(registered.params)
+    assert champion(registry) == "1"
+    with pytest.raises(RegistryError, match="no earlier champion"):
+        rollback(registered.params)
+    assert champion(registry) == "1"
+
+
+def test_a_promotion_that_was_interrupted_and_repeated_needs_one_rollback(registry, registered):
+    promote(registered.params)
+    set_alias(registry, "champion", "1")  # as if killed between the log entry and the alias
+    promote(registered.params)
+    rollback(registered.params)
+    assert champion(registry) == "1"
+    with pytest.raises(RegistryError, match="no earlier champion"):
+        rollback(registered.params)
+
+
+def test_rollback_to_a_version_that_was_deleted_is_one_clear_error(registry, registered):
+    promote(registered.params)
+    registry.client.set_registered_model_tag(
+        registry.model_name, "promotion.0002", json.dumps({"action": "promote", "from": "77", "to": "2"})
+    )
+    with pytest.raises(RegistryError, match=r"version 77 .* was deleted"):
+        rollback(registered.params)
+    assert champion(registry) == "2"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (promote, "has no challenger"),
+        (rollback, "no earlier champion"),
+        (lambda params: lineage("champion", params), "no version or alias 'champion'"),
+    ],
+)
+def test_an_empty_registry_is_one_clear_error(params, command, message):
+    with pytest.raises(RegistryError, match=message):
+        command(params)
+
+
+def test_lineage_names_what_made_a_version(registry, registered, capsys):
+    lineage("champion", registered.params)
+    by_alias = capsys.readouterr().out
+    lineage("1", registered.params)
+    assert capsys.readouterr().out == by_alias
+    version = registry.client.get_model_version(registry.model_name, "1")
+    run = registry.client.get_run(version.run_id)
+    data = json.loads((PREPARED / "manifest.json").read_text())["content_sha256"]
+    for fact in (data, run.info.run_id, run.info.run_name, version.tags["model_sha256"], "git commit"):
+        assert fact in by_alias
+    assert aliases_line(by_alias) == "champion"
+    lineage("2", registered.params)
+    assert aliases_line(capsys.readouterr().out) == "challenger"
+    with pytest.raises(RegistryError, match="no version or alias '99'"):
+        lineage("99", registered.params)
+
+
+def aliases_line(text: str) -> str:
+    (line,) = (line for line in text.splitlines() if line.startswith("aliases "))
+    return line.removeprefix("aliases").strip()
+
+
+def test_prune_removes_only_what_neither_an_alias_nor_a_rollback_nor_this_checkout_needs(
+    registry, registered, capsys
+):
+    client, name = registry.client, registry.model_name
+    write_model("one", registered.params)  # the third version's model is the one that lies here
+    promote(registered.params)  # 1 stays needed for a rollback; 3 is needed by nothing
+    client.set_terminated(client.create_run(registry.experiment_id, run_name="forgotten").info.run_id)
+    capsys.readouterr()
+
+    prune(registered.params, delete=False)
+    listed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("would remove")]
+    assert listed == ["would remove version 3 (one)", "would remove run forgotten (finished)"]
+    assert len(all_versions(registry)) == 3
+
+    prune(registered.params, delete=True)
+    assert sorted(all_versions(registry)) == ["1", "2"]
+    assert len(client.search_runs([registry.experiment_id])) == 3
+    assert client.get_registered_model(name).aliases.keys() == {"champion", "challenger"}
+    capsys.readouterr()
+    prune(registered.params, delete=False)
+    assert capsys.readouterr().out == "nothing to prune\n"
+    rollback(registered.params)
+    assert champion(registry) == "1"
+
+
+def test_prune_spares_trainings_that_run_or_would_be_taken_up_again(params, capsys):
+    store = connect(params.tracking)
+    data_sha256 = json.loads((PREPARED / "manifest.json").read_text())["content_sha256"]
+    keys = {
+        "going": "a" * 64,
+        "interrupted": train_key(training_identity("one", params, data_sha256)),
+        "abandoned": "b" * 64,
+    }
+    for name, key in keys.items():
+        (Path(".visionpipe/checkpoints") / key).mkdir(parents=True)
+        store.client.create_run(store.experiment_id, run_name=name, tags={"train_key": key, "model": name})
+    with exclusive(Path(".visionpipe/locks") / keys["going"], "waiting"):
+        prune(params, delete=True)
+    assert {run.info.run_name for run in state(params).runs} == {"going", "interrupted"}
+    left = {folder.name for folder in Path(".visionpipe/checkpoints").iterdir()}
+    assert left == {keys["going"], keys["interrupted"]}
+    prune(params, delete=True)
+    assert [run.info.run_name for run in state(params).runs] == ["interrupted"]

@@ -1,0 +1,191 @@
+"""A newcomer with a fresh clone follows the README to the letter. Takes most of the slow tier's time.
+
+The first `make repro` is the real one, with the installation. After it, params.yaml is set to one epoch, so
+that the commands which train again take seconds; everything else is run as it stands.
+"""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+SERVERS = {"make ui": 5000, "make serve": 5001}
+
+
+def shell(command, cwd, timeout=1200):
+    keep = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("DVC_ROOT", "MLFLOW_TRACKING_URI", "KERAS_BACKEND")
+    }
+    keep["PATH"] = os.pathsep.join(part for part in keep["PATH"].split(os.pathsep) if ".venv" not in part)
+    keep.pop("VIRTUAL_ENV", None)
+    process = subprocess.Popen(
+        ["bash", "-euo", "pipefail", "-c", command],
+        cwd=cwd,
+        env=keep,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == 0, f"{command}\n{output}"
+    return output
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """What a newcomer gets: a clone of what is committed, with the identity that git asks for."""
+    folder = tmp_path_factory.mktemp("newcomer") / "visionpipe"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
+    shell("git config user.email newcomer@example.com && git config user.name Newcomer", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def repro(clone):
+    start = time.perf_counter()
+    output = shell("make repro", clone)
+    print(f"make repro, with the installation: {(time.perf_counter() - start) / 60:.1f} minutes")
+    return output
+
+
+def wait_for(port, process):
+    for _ in range(600):
+        assert process.poll() is None, "the server ended by itself"
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    pytest.fail(f"nothing listens on port {port}")
+
+
+@pytest.fixture
+def server(clone):
+    """Starts a `make` target that serves, waits until it listens, and stops it afterwards."""
+    started = []
+
+    def start(command):
+        process = subprocess.Popen(
+            command.split(),
+            cwd=clone,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        started.append(process)
+        wait_for(SERVERS[command], process)
+        return f"http://127.0.0.1:{SERVERS[command]}"
+
+    yield start
+    for process in started:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def block(start):
+    """The one block of the README that begins with these words."""
+    found = [text for text in BLOCKS if text.startswith(start)]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_make_repro_ends_with_the_table_and_what_to_do_next(repro):
+    assert re.search(r"\| (resnet|vit|hybrid) ★ \|", repro)
+    assert "make ui" in repro
+    assert "make serve" in repro
+
+
+def test_the_working_tree_stays_clean_but_for_the_lock_file(clone, repro):
+    assert shell("git status --porcelain", clone).split() in (["??", "dvc.lock"], [])
+
+
+def test_the_mlflow_ui_answers_and_has_three_named_runs(clone, repro, server):
+    url = server("make ui")
+    query = """{"experiment_ids": ["1"], "max_results": 10}"""
+    answer = shell(
+        f"curl -sS -H 'Content-Type: application/json' -d '{query}' {url}/api/2.0/mlflow/runs/search", clone
+    )
+    names = re.findall(r'"run_name": ?"([^"]+)"', answer.encode().decode("unicode_escape"))
+    assert sorted(name.split()[0] for name in names) == ["hybrid", "resnet", "vit"]
+
+
+def test_the_served_champion_names_an_image_of_the_test_set(clone, repro, server):
+    server("make serve")
+    answer = shell(block("unzip"), clone)
+    assert '"label": "sandal"' in answer
+
+
+def test_the_commands_on_versions(clone, repro):
+    shell(block(".venv/bin/visionpipe lineage"), clone)
+
+
+def test_a_quick_experiment_is_compared(clone, repro):
+    params = yaml.safe_load((clone / "params.yaml").read_text())
+    params["train"]["epochs"] = 1
+    for entry in params["models"].values():
+        entry["train"] = {**entry["train"], "epochs": 1}
+    params["register"]["gate"] = {"accuracy": 0.0, "worst_recall": 0.0}
+    (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    shell("git add -A && git commit -qm 'Short trainings'", clone)
+    output = shell(block(".venv/bin/dvc exp run -S models"), clone)
+    assert "vit" in output
+
+
+def test_another_backend(clone, repro):
+    output = shell(block(".venv/bin/pip install -e '.[jax]'"), clone)
+    assert "on jax, CPU" in output
+
+
+def test_own_images(clone, repro):
+    random = np.random.default_rng(0)
+    for name, colour in (("cat", 60), ("dog", 180)):
+        (clone / "my-images" / name).mkdir(parents=True)
+        for index in range(20):
+            noise = random.normal(colour, 30, (70, 90, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(noise).save(clone / "my-images" / name / f"{index}.jpg")
+    params = yaml.safe_load((clone / "params.yaml").read_text())
+    example = yaml.safe_load(
+        next(t for t in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if t.startswith("prepare"))
+    )
+    params["prepare"] |= example["prepare"]
+    more = yaml.safe_load(
+        next(t for t in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if t.startswith("models"))
+    )
+    params["models"] |= more["models"]
+    params["models"]["resnet-wide"]["train"]["epochs"] = 1
+    (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    assert "resnet-wide" in shell("make repro", clone)
+
+
+def test_sharing_through_a_remote(clone, repro):
+    shell(block(".venv/bin/dvc remote add"), clone)
+    shell("git add -A && git commit -qm 'Results and a remote'", clone)
+    shell(block("git clone"), clone)
+    assert list((clone.parent / "visionpipe-clone" / "models").glob("*/model.keras"))
+
+
+def test_every_command_of_the_readme_is_run_here():
+    run = "".join(Path(__file__).read_text())
+    for text in BLOCKS:
+        first = text.split("\n")[0]
+        known = first in ("make repro", "make ui", "make serve") or first.split("'")[0][:28].rstrip() in run
+        assert known, f"no test runs the block that begins with {first}"
