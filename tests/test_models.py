@@ -174,7 +174,11 @@ CUSTOM_LAYERS = {
     for name, kind in inspect.getmembers(layers, inspect.isclass)
     if issubclass(kind, keras.layers.Layer) and kind.__module__ == layers.__name__
 }
-ARGUMENTS = {"MultiHeadSelfAttention": {"num_heads": 2}, "StochasticDepth": {"rate": 0.3, "seed": 4}}
+ARGUMENTS = {
+    "PositionEmbedding": {"stddev": 0.7},
+    "MultiHeadSelfAttention": {"num_heads": 2},
+    "StochasticDepth": {"rate": 0.3, "seed": 4},
+}
 
 
 @pytest.mark.parametrize("name", CUSTOM_LAYERS)

@@ -33,6 +33,7 @@ def hybrid(
         num_heads=num_heads,
         mlp_dim=mlp_dim,
         pool=pool,
+        position_stddev=0.02,  # the feature map knows its positions already
         dropout_rate=dropout_rate,
         stochastic_depth_rate=stochastic_depth_rate,
     )

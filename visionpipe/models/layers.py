@@ -47,7 +47,8 @@ class MultiHeadSelfAttention(keras.layers.Layer):
     def build(self, shape: Shape) -> None:
         hidden_dim = shape[-1]
         self.query_key_value = keras.layers.Dense(3 * hidden_dim, name="query_key_value")
-        self.output_projection = keras.layers.Dense(hidden_dim, name="output")
+        # Zeros make a new residual branch the identity, as the zero scales of the ResNet do.
+        self.output_projection = keras.layers.Dense(hidden_dim, kernel_initializer="zeros", name="output")
         self.query_key_value.build(shape)
         self.output_projection.build(shape)
 
@@ -84,15 +85,14 @@ class ClassToken(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("visionpipe")
 class PositionEmbedding(keras.layers.Layer):
-    """Adds a learned vector to each position.
+    """Adds a learned vector to each position, drawn at first with deviation `stddev`."""
 
-    It starts as large as the patches it is added to, not with the deviation 0.02 of the papers, from which
-    a short training cannot lift it in time: on 4,000 images of 28 pixels, 12 epochs, the test accuracy of
-    a ViT rose from 0.804 to 0.836 with this alone.
-    """
+    def __init__(self, stddev: float = 0.02, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.stddev = stddev
 
     def build(self, shape: Shape) -> None:
-        initializer = keras.initializers.RandomNormal(stddev=0.5)
+        initializer = keras.initializers.RandomNormal(stddev=self.stddev)
         self.embedding = self.add_weight(shape=(1, *shape[1:]), initializer=initializer, name="embedding")
 
     def call(self, x: Any) -> Any:
@@ -100,6 +100,9 @@ class PositionEmbedding(keras.layers.Layer):
 
     def compute_output_shape(self, shape: Shape) -> Shape:
         return shape
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"stddev": self.stddev}
 
 
 @keras.saving.register_keras_serializable("visionpipe")

@@ -87,7 +87,7 @@ VARIANTS: Mapping[str, ModelSpec] = types.MappingProxyType(
         # He et al. 2016, table 6: 6n+2 layers, n blocks in each of three stages.
         "ResNet-8": ResNetSpec((1, 1, 1)),
         "ResNet-14": ResNetSpec((2, 2, 2)),
-    "ResNet-20": ResNetSpec((3, 3, 3)),
+        "ResNet-20": ResNetSpec((3, 3, 3)),
         "ResNet-32": ResNetSpec((5, 5, 5)),
         "ResNet-44": ResNetSpec((7, 7, 7)),
         "ResNet-56": ResNetSpec((9, 9, 9)),
@@ -95,7 +95,7 @@ VARIANTS: Mapping[str, ModelSpec] = types.MappingProxyType(
         # the compact transformers have them (Hassani et al. 2021, arXiv:2104.05704, table 1).
         "ViT-Mi/4": ViTSpec(4, 64, 4, 2, 128, pool="gap"),
         "ViT-Sm/4": ViTSpec(4, 96, 6, 3, 192, pool="gap"),
-        "R14+ViT-Mi": HybridSpec((2, 2, 2), 16, 64, 2, 2, 128),
+        "R14+ViT-Mi": HybridSpec((2, 2, 2), 16, 64, 1, 2, 128),
     }
 )
 
