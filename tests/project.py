@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import yaml
 from PIL import Image
 
@@ -44,13 +46,21 @@ class Project:
     def run(
         self, *command: str, check: bool = True, **variables: str | None
     ) -> subprocess.CompletedProcess[str]:
-        result = subprocess.run(
-            command, cwd=self.root, env=environment(**variables), capture_output=True, text=True,
-            timeout=TIMEOUT, check=False,
+        process = subprocess.Popen(
+            command, cwd=self.root, env=environment(**variables), text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
-        if check:
-            assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout}\n{result.stderr}"
-        return result
+        try:
+            output, errors = process.communicate(timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, errors = process.communicate()
+            errors += f"\nkilled after {TIMEOUT} seconds"
+        if check and process.returncode != 0:
+            pytest.fail(
+                f"{' '.join(command)} exited with {process.returncode}\n{output}\n{errors}", pytrace=False
+            )
+        return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
     def git(self, *arguments: str) -> str:
         return self.run("git", *arguments).stdout.strip()
@@ -132,6 +142,7 @@ def write_params(path: Path, backend: str) -> None:
     """The checkout's params.yaml, with everything made small and without a demand on the accuracy."""
     params = yaml.safe_load((CHECKOUT / "params.yaml").read_text())
     params["backend"] = backend
+    params["threads"] = 1  # as fast as two for these models, and other processes do not slow it down
     params["prepare"] |= {"source": "zip", "path": "data/tiny.zip", "name": None, "size": [8, 8]}
     resnet, vit = (
         {"blocks_per_stage": [1], "filters": 4},

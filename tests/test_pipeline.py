@@ -24,7 +24,7 @@ from visionpipe.lineage import sha256_file
 
 pytestmark = pytest.mark.timeout(600)
 UNREACHABLE = "http://127.0.0.1:9"
-EPOCHS_TO_INTERRUPT = 60
+EPOCHS_TO_INTERRUPT = 30
 
 
 @pytest.fixture(

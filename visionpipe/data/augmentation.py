@@ -67,6 +67,9 @@ def make_augmentation(entries: Sequence[dict[str, Any]], seed: int) -> Augment:
     """
     if not entries:
         return lambda images, step: images.astype(np.float32)
+    # Both here, in the calling thread: batches are made in another one, and two threads that import at the
+    # same time can wait for each other for ever.
+    import keras_cv  # noqa: F401
     import tensorflow as tf
 
     @tf.function(reduce_retracing=True)

@@ -95,7 +95,7 @@ VARIANTS: Mapping[str, ModelSpec] = types.MappingProxyType(
         # the compact transformers have them (Hassani et al. 2021, arXiv:2104.05704, table 1).
         "ViT-Mi/4": ViTSpec(4, 64, 4, 2, 128, pool="gap"),
         "ViT-Sm/4": ViTSpec(4, 96, 6, 3, 192, pool="gap"),
-        "R14+ViT-Mi": HybridSpec((2, 2, 2), 16, 64, 1, 2, 128),
+        "R14+ViT-Mi": HybridSpec((2, 2, 2), 32, 128, 1, 4, 256, stem_stride=2),
     }
 )
 
