@@ -29,7 +29,8 @@ def model_card(name: str, params: Params) -> str:
     return f"""# {name}
 
 An image classifier of the {lineage["params"]["model"]["family"]} family with
-{lineage["parameters_count"]:,} parameters for images of {height}×{width} pixels and {len(data.classes)} classes: {", ".join(data.classes)}.
+{lineage["parameters_count"]:,} parameters for images of {height}×{width} pixels and
+{len(data.classes)} classes: {", ".join(data.classes)}.
 
 ## How good it is
 
