@@ -142,7 +142,7 @@ def test_a_quick_experiment_is_compared(clone, repro):
     params = yaml.safe_load((clone / "params.yaml").read_text())
     params["train"]["epochs"] = 1
     for entry in params["models"].values():
-        entry["train"] = {**entry["train"], "epochs": 1}
+        entry["train"] = entry.get("train", {}) | {"epochs": 1}
     params["register"]["gate"] = {"accuracy": 0.0, "worst_recall": 0.0}
     (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     shell("git add -A && git commit -qm 'Short trainings'", clone)
