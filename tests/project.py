@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -46,21 +47,24 @@ class Project:
     def run(
         self, *command: str, check: bool = True, **variables: str | None
     ) -> subprocess.CompletedProcess[str]:
-        process = subprocess.Popen(
-            command, cwd=self.root, env=environment(**variables), text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        try:
-            output, errors = process.communicate(timeout=TIMEOUT)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            output, errors = process.communicate()
-            errors += f"\nkilled after {TIMEOUT} seconds"
-        if check and process.returncode != 0:
-            pytest.fail(
-                f"{' '.join(command)} exited with {process.returncode}\n{output}\n{errors}", pytrace=False
-            )
-        return subprocess.CompletedProcess(command, process.returncode, output, errors)
+        # Into files: `dvc queue start` leaves workers behind, and they would hold pipes open.
+        with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+            process = subprocess.Popen(
+                command, cwd=self.root, env=environment(**variables), start_new_session=True,
+                stdout=output, stderr=errors,
+            )  # fmt: skip
+            try:
+                process.wait(TIMEOUT)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            output.seek(0)
+            errors.seek(0)
+            result = subprocess.CompletedProcess(command, process.returncode, output.read(), errors.read())
+        if check and result.returncode != 0:
+            said = f"{result.stdout}\n{result.stderr}"
+            pytest.fail(f"{' '.join(command)} exited with {result.returncode}\n{said}", pytrace=False)
+        return result
 
     def git(self, *arguments: str) -> str:
         return self.run("git", *arguments).stdout.strip()
@@ -213,7 +217,6 @@ def tracked(database: Path, model: str = "visionpipe", experiment: str = "vision
     tests delete these.
     """
     import sqlite3
-    import tempfile
 
     import mlflow
     from mlflow.exceptions import MlflowException
