@@ -18,9 +18,8 @@ KEPT = 2
 class Checkpoint:
     """The newest sound state of one training in `folder`.
 
-    Model variables (seed states among them), optimizer variables and the history so far; under torch
-    also its global generator, which unseeded dropout draws from. The data order needs no state: it is
-    a function of the step. Each file's name carries its sha256, so that a damaged one is noticed and
+    Model variables (seed states among them), optimizer variables and the history so far. The data order
+    needs no state: it is a function of the step, as is torch's generator. Each file's name carries its sha256, so that a damaged one is noticed and
     the one before it used.
     """
 
@@ -33,10 +32,6 @@ class Checkpoint:
             for i, v in enumerate(variables(model))
         }
         arrays["history"] = np.array(json.dumps(history))
-        if keras.backend.backend() == "torch":
-            import torch
-
-            arrays["torch_generator"] = torch.get_rng_state().numpy()
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **arrays)
         content = buffer.getvalue()
@@ -60,10 +55,6 @@ class Checkpoint:
     def load(model: keras.Model, arrays: Any) -> list[dict[str, float]]:
         for index, variable in enumerate(variables(model)):
             variable.assign(arrays[f"{index:05d}"])
-        if "torch_generator" in arrays:
-            import torch
-
-            torch.set_rng_state(torch.from_numpy(arrays["torch_generator"]))
         history: list[dict[str, float]] = json.loads(str(arrays["history"]))
         return history
 

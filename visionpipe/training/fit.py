@@ -30,22 +30,32 @@ class EpochEnd(keras.callbacks.Callback):
         self,
         history: History,
         checkpoint: Checkpoint,
+        seed: int,
         steps: int,
         images_per_epoch: int,
         report: Callable[[dict[str, float]], None],
     ):
         super().__init__()
         self.history, self.checkpoint, self.report = history, checkpoint, report
-        self.steps, self.images_per_epoch = steps, images_per_epoch
+        self.seed, self.steps, self.images_per_epoch = seed, steps, images_per_epoch
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        # Again, now that Keras has built the model: on torch that drew from the generators.
+        # Again, now that Keras has built the model: on torch that advanced the layers' generators.
         self.checkpoint.restore(self.model)
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        self.first_step = epoch * self.steps
         self.started = time.perf_counter()
         # disable=None: a bar on a terminal, nothing in a file or a pipe
         self.bar = tqdm(total=self.steps, desc=f"epoch {epoch + 1}", unit="step", leave=False, disable=None)
+
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        if keras.backend.backend() == "torch":
+            # Dropout draws from torch's global generator, as does each new data iterator, of which a
+            # resumed training makes one more: so it starts anew at every step.
+            import torch
+
+            torch.manual_seed(self.seed * 2**32 + self.first_step + batch)
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         self.bar.update()
@@ -118,7 +128,7 @@ def fit(
             initial_epoch=len(history),
             epochs=recipe.epochs,
             validation_data=ValidationBatches(data.images("validation"), data.labels("validation"), classes),
-            callbacks=[EpochEnd(history, checkpoint, steps, steps * batch_size, report)],
+            callbacks=[EpochEnd(history, checkpoint, seed, steps, steps * batch_size, report)],
             shuffle=False,  # the sampler's order is final
             verbose=0,
         )
