@@ -34,7 +34,8 @@ def environment(**changes: str | None) -> dict[str, str]:
         if not name.startswith(("DVC_", "GIT_", "KERAS_", "MLFLOW_", "PYTEST_", "PYTHON"))
     }
     variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    variables |= {"DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"} | changes
+    # DVC runs a stage with SHELL, and sh stays between the two: the harder case for an interruption.
+    variables |= {"SHELL": "/bin/sh", "DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"} | changes
     return {name: value for name, value in variables.items() if value is not None}
 
 

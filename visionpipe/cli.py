@@ -1,10 +1,11 @@
 """The command line. Imports no framework: `visionpipe --help` answers at once."""
 
 import argparse
-import ctypes
 import os
+import select
 import signal
 import sys
+import threading
 import traceback
 
 from visionpipe import __version__
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
         from visionpipe.backend import check_backend
 
         check_backend(params)
-        die_with_parent()
+        die_with_dvc()
     match options.command:
         case "prepare":
             from visionpipe.prepare import prepare
@@ -116,10 +117,20 @@ def run(options: argparse.Namespace) -> None:
             prune(params, options.delete)
 
 
-def die_with_parent() -> None:
-    """Asks Linux for SIGTERM when the parent dies: `dvc`, killed, would leave the stage running, and the
-    next `dvc repro` would start a second one on the same files.
+def die_with_dvc() -> None:
+    """Ends this stage when its `dvc` dies: killed, it would leave the stage running, and the next
+    `dvc repro` would start a second one on the same files.
     """
-    if sys.platform == "linux" and "DVC_STAGE" in os.environ:
-        parent_death_signal = 1  # PR_SET_PDEATHSIG, from linux/prctl.h
-        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGTERM)
+    if sys.platform != "linux" or "DVC_STAGE" not in os.environ:
+        return
+    import psutil
+
+    # Not simply the parent: some shells stay in between. What DVC starts has DVC_STAGE, DVC itself has not.
+    dvc = next(process for process in psutil.Process().parents() if "DVC_STAGE" not in process.environ())
+    end = os.pidfd_open(dvc.pid)
+
+    def watch() -> None:
+        select.select([end], [], [])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="watch dvc", daemon=True).start()

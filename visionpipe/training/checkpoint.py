@@ -19,8 +19,8 @@ class Checkpoint:
     """The newest sound state of one training in `folder`.
 
     Model variables (seed states among them), optimizer variables and the history so far. The data order
-    needs no state: it is a function of the step, as is torch's generator. Each file's name carries its sha256, so that a damaged one is noticed and
-    the one before it used.
+    needs no state: it is a function of the step, as is torch's generator. Each file's name carries its
+    sha256, so that a damaged one is noticed and the one before it used.
     """
 
     def __init__(self, folder: Path):
