@@ -41,12 +41,12 @@ def main(backend, folder, stop_after):
     )
     augment = make_augmentation(entries, 5)
     images, labels = data.images("train"), data.labels("train")
-    batches = training_batches(images, labels, classes=2, batch_size=8, seed=5, augment=augment)
+    batches = training_batches(
+        images, labels, classes=2, batch_size=8, seed=5, augment=augment, steps=range(6)
+    )
     pixels = hashlib.sha256()
-    for _ in range(6):
-        x, y = next(batches)
+    for x, y in batches.as_numpy_iterator():
         pixels.update(x.tobytes() + y.tobytes())
-    batches.close()
 
     model = build_model(
         "R14+ViT-Mi",

@@ -8,9 +8,7 @@ parameter is drawn statelessly from (seed, step) and handed to the layers' deter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
-Augment = Callable[[np.ndarray, int], np.ndarray]
+Augment = Callable[[Any, Any], Any]
 
 
 def flip(seed: Any, count: int, size: tuple[int, int], probability: float) -> tuple[Any, Any]:
@@ -62,14 +60,9 @@ def make_augmentation(entries: Sequence[dict[str, Any]], seed: int) -> Augment:
         seed: with the step, the only source of randomness.
 
     Returns:
-        A function of images uint8 (batch, height, width, 3) and step to float32 of the same shape,
-        in [0, 255].
+        A graph function of TensorFlow tensors, for a `tf.data` pipeline: images uint8 (batch, height,
+        width, 3) and step int64 () to float32 of the same shape, in [0, 255].
     """
-    if not entries:
-        return lambda images, step: images.astype(np.float32)
-    # Both here, in the calling thread: batches are made in another one, and two threads that import at the
-    # same time can wait for each other for ever.
-    import keras_cv  # noqa: F401
     import tensorflow as tf
 
     @tf.function(reduce_retracing=True)
@@ -84,8 +77,4 @@ def make_augmentation(entries: Sequence[dict[str, Any]], seed: int) -> Augment:
             images = layer.augment_images(images, transformations)
         return images
 
-    def on_cpu(images: np.ndarray, step: int) -> np.ndarray:
-        with tf.device("CPU"):
-            return augment(tf.constant(images), tf.constant(step, tf.int64)).numpy()
-
-    return on_cpu
+    return augment

@@ -3,10 +3,7 @@
 So the data order is the same on every backend, with any prefetch depth, and after every resume.
 """
 
-import itertools
-from collections import deque
-from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import keras
 import numpy as np
@@ -46,24 +43,29 @@ def training_batches(
     batch_size: int,
     seed: int,
     augment: Augment,
-    first_step: int = 0,
-) -> Generator[Batch, None, None]:
-    """Endless batches from `first_step` on, prepared ahead in a thread.
+    steps: range,
+) -> Any:
+    """The batches of the global `steps`, prepared ahead on the CPU.
 
-    Yields images float32 (batch, height, width, 3) in [0, 255] and one-hot labels float32
-    (batch, classes).
+    Not a Python generator: Keras wraps one in a `tf.data` pipeline that can take half a minute to
+    close once it has run for a while.
+
+    Returns:
+        A `tf.data.Dataset` of images float32 (batch, height, width, 3) in [0, 255] and one-hot labels
+        float32 (batch, classes).
     """
+    import tensorflow as tf
 
-    def batch(step: int) -> Batch:
-        indices = batch_indices(seed, step, batch_size, len(labels))
-        return augment(images[indices], step), one_hot(labels[indices], classes)
+    def read(step: np.int64) -> Batch:
+        indices = batch_indices(seed, int(step), batch_size, len(labels))
+        return images[indices], one_hot(labels[indices], classes)
 
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
-        ahead: deque = deque()
-        for step in itertools.count(first_step):
-            ahead.append(pool.submit(batch, step))
-            if len(ahead) > PREFETCH:
-                yield ahead.popleft().result()
+    def batch(step: Any) -> tuple[Any, Any]:
+        pixels, targets = tf.numpy_function(read, [step], [tf.uint8, tf.float32], stateful=False)
+        pixels = tf.ensure_shape(pixels, (batch_size, *images.shape[1:]))
+        return augment(pixels, step), tf.ensure_shape(targets, (batch_size, classes))
+
+    return tf.data.Dataset.range(steps.start, steps.stop).map(batch).prefetch(PREFETCH)
 
 
 class ValidationBatches(keras.utils.PyDataset):

@@ -119,7 +119,7 @@ def fit(
         batch_size=batch_size,
         seed=seed,
         augment=make_augmentation(recipe.augmentation, seed),
-        first_step=len(history) * steps,
+        steps=range(len(history) * steps, recipe.epochs * steps),
     )
     try:
         model.fit(
@@ -138,8 +138,6 @@ def fit(
                 f"out of memory at train.batch_size {batch_size}: try {max(1, batch_size // 2)}"
             ) from error
         raise
-    finally:
-        batches.close()
     return history
 
 
