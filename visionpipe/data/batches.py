@@ -47,9 +47,6 @@ def training_batches(
 ) -> Any:
     """The batches of the global `steps`, prepared ahead on the CPU.
 
-    Not a Python generator: Keras wraps one in a `tf.data` pipeline that can take half a minute to
-    close once it has run for a while.
-
     Returns:
         A `tf.data.Dataset` of images float32 (batch, height, width, 3) in [0, 255] and one-hot labels
         float32 (batch, classes).
@@ -65,7 +62,10 @@ def training_batches(
         pixels = tf.ensure_shape(pixels, (batch_size, *images.shape[1:]))
         return augment(pixels, step), tf.ensure_shape(targets, (batch_size, classes))
 
-    return tf.data.Dataset.range(steps.start, steps.stop).map(batch).prefetch(PREFETCH)
+    options = tf.data.Options()
+    # There is nothing to tune, and after a minute of work the tuner takes half a minute to stop.
+    options.autotune.enabled = False
+    return tf.data.Dataset.range(steps.start, steps.stop).map(batch).prefetch(PREFETCH).with_options(options)
 
 
 class ValidationBatches(keras.utils.PyDataset):
