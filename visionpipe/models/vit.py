@@ -87,7 +87,7 @@ def vit(
         mlp_dim=mlp_dim,
         pool=pool,
         # As large as the patches it is added to. From the papers' 0.02 a short training cannot lift it in
-        # time: with 0.5 the test accuracy after 12 epochs on 4,000 images of 28 pixels was 0.836, not 0.804.
+        # time: validation accuracy of the default experiment, mean of seeds 0 to 2, 0.830; with 0.5, 0.844.
         position_stddev=0.5,
         dropout_rate=dropout_rate,
         stochastic_depth_rate=stochastic_depth_rate,
