@@ -98,7 +98,7 @@ def test_a_model_trained_on_any_backend_answers_the_same_on_tensorflow(results, 
 import sys
 import json, numpy, keras
 from pathlib import Path
-import visionpipe.models.layers
+import visionpipe.models.attention, visionpipe.models.layers
 from visionpipe.data.prepared import open_prepared
 images = open_prepared(Path(sys.argv[1])).images("validation")
 models = [keras.models.load_model(path) for path in sys.argv[2:]]

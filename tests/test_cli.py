@@ -157,7 +157,7 @@ def test_version_is_the_packages():
 
 def test_help_names_every_command():
     text = visionpipe("--help").stdout
-    for command in (*STAGES, "compare", "check", "promote", "rollback", "lineage", "prune"):
+    for command in (*STAGES, "models", "compare", "check", "promote", "rollback", "lineage", "prune"):
         assert f"\n    {command} " in text
 
 

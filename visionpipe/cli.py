@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     ):
         add(name, text).add_argument("name", metavar="NAME", help="an entry of models: in params.yaml")
     add("register", "stage: complete the MLflow runs, register the best model that passes the gate")
+    add("models", "print the table of model variants: parameters, cost, source")
     add("compare", "print the trained models side by side")
     add("check", "exit with 1 unless the last register found a model that passes the gate")
     add("promote", "make the challenger the champion if it is better on the same test images")
@@ -62,6 +63,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> None:
+    if options.command == "models":
+        from visionpipe.models.costs import table
+
+        print(table())
+        return
     from visionpipe.config import load_params
 
     params = load_params()

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import yaml
 
 from visionpipe.errors import ConfigError
-from visionpipe.models.variants import ModelSpec, resolve_variant
+from visionpipe.models.specs import ModelSpec
+from visionpipe.models.variants import resolve_variant
 
 PARAMS_FILE = Path("params.yaml")
 

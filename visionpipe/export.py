@@ -3,6 +3,7 @@
 import tempfile
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from visionpipe.data.prepared import PREPARED, open_prepared
 from visionpipe.errors import ArtifactError
 from visionpipe.files import write_bytes, write_json
 from visionpipe.serving.classifier import Classifier
+
+if TYPE_CHECKING:
+    import keras
 
 PARITY_IMAGES = 64
 
@@ -25,20 +29,16 @@ def export(name: str, params: Params) -> None:
     params.model(name)
     start_backend(params, backend="tensorflow")
     import keras
-    import onnx
 
-    import visionpipe.models.layers  # noqa: F401  (registers the layers that the file names)
+    import visionpipe.models.attention
+    import visionpipe.models.layers  # noqa: F401  (both register the layers that the file names)
 
     data = open_prepared(PREPARED, verify=False)
     folder = Path("artifacts") / name
     model = keras.models.load_model(Path("models") / name / "model.keras")
     images = data.images("validation")[:PARITY_IMAGES]
     expected = np.asarray(model(images.astype(np.float32)))  # Keras exports only what was called once
-    with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
-        raw = Path(temporary) / "model.onnx"
-        warnings.simplefilter("ignore", FutureWarning)  # Keras asks NumPy 2 for np.object while exporting
-        model.export(raw, format="onnx", opset_version=params.export.opset, verbose=False)
-        write_bytes(folder / "model.onnx", canonical_onnx(onnx.load(raw), "images", "logits"))
+    write_bytes(folder / "model.onnx", onnx_bytes(model, params.export.opset))
     write_json(folder / "labels.json", data.classes)
     write_json(folder / "preprocessing.json", {"size": list(params.prepare.size)})
 
@@ -54,3 +54,14 @@ def export(name: str, params: Params) -> None:
         )
     size = (folder / "model.onnx").stat().st_size / 2**20
     print(f"{name}: exported, {size:.1f} MiB, logits within {difference:.1g} of Keras's")
+
+
+def onnx_bytes(model: "keras.Model", opset: int) -> bytes:
+    """The same bytes for the same model in every process; the batch is dynamic."""
+    import onnx
+
+    with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
+        raw = Path(temporary) / "model.onnx"
+        warnings.simplefilter("ignore", FutureWarning)  # Keras asks NumPy 2 for np.object while exporting
+        model.export(raw, format="onnx", opset_version=opset, verbose=False)
+        return canonical_onnx(onnx.load(raw), "images", "logits")

@@ -1,10 +1,10 @@
 """The models. `build_model` imports Keras only when it is called; the tables in variants.py need none."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from visionpipe.models.variants import VARIANTS, ModelSpec, resolve_variant
+from visionpipe.models.specs import ModelSpec
+from visionpipe.models.variants import VARIANTS, resolve_variant
 
 if TYPE_CHECKING:
     import keras
@@ -53,16 +53,25 @@ def model_from_spec(
     """`build_model` for a spec that has been checked."""
     import keras
 
-    from visionpipe.models.hybrid import hybrid
+    from visionpipe.models.coatnet import coatnet
+    from visionpipe.models.conformer import conformer
+    from visionpipe.models.hybrid import botnet, hybrid
     from visionpipe.models.resnet import resnet
     from visionpipe.models.vit import vit
 
-    families: dict[str, Callable[..., Any]] = {"vit": vit, "resnet": resnet, "hybrid": hybrid}
+    families: dict[str, Callable[..., Any]] = {
+        "vit": vit,
+        "resnet": resnet,
+        "hybrid": hybrid,
+        "botnet": botnet,
+        "coatnet": coatnet,
+        "conformer": conformer,
+    }
     images = keras.Input((*image_size, 3), name="images")
     scale = [1 / max(deviation, 1.0) for deviation in pixel_std]  # a constant channel has deviation 0
     offset = [-mean * factor for mean, factor in zip(pixel_mean, scale, strict=True)]
     # Not keras.layers.Normalization: its constants become extra inputs of the exported ONNX graph.
     x = keras.layers.Rescaling(scale, offset, name="normalisation")(images)
-    features = families[spec.family](x, **dataclasses.asdict(spec))
+    features = families[spec.family](x, spec)
     logits = keras.layers.Dense(num_classes, dtype="float32", name="logits")(features)
     return keras.Model(images, logits, name=spec.family)

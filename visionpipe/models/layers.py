@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from visionpipe.models.kernels import batch_norm_training
@@ -33,76 +34,73 @@ class BatchNorm(keras.layers.BatchNormalization):
 
 
 @keras.saving.register_keras_serializable("visionpipe")
-class MultiHeadSelfAttention(keras.layers.Layer):
-    """Softmax(q·kᵀ/√d)·v over `num_heads` heads (Vaswani et al. 2017, arXiv:1706.03762, section 3.2).
-
-    One matrix holds query, key and value side by side: a single large product instead of three small
-    ones. Input and output: (batch, tokens, hidden_dim).
+class WeightStandardizedConv2D(keras.layers.Conv2D):
+    """A convolution whose kernel has mean 0 and deviation 1 for each output channel (Qiao et al. 2019,
+    arXiv:1903.10520, equations 6 and 7).
     """
 
-    def __init__(self, num_heads: int, **kwargs: Any):
+    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
+        mean = ops.mean(kernel, axis=(0, 1, 2), keepdims=True)
+        deviation = ops.std(kernel, axis=(0, 1, 2), keepdims=True)
+        return super().convolution_op(inputs, (kernel - mean) / (deviation + 1e-5))
+
+
+@keras.saving.register_keras_serializable("visionpipe")
+class Scale(keras.layers.Layer):
+    """A learned factor per channel, the same `initial` one at first (Touvron et al. 2021, arXiv:2103.17239,
+    "LayerScale").
+    """
+
+    def __init__(self, initial: float, **kwargs: Any):
         super().__init__(**kwargs)
-        self.num_heads = num_heads
+        self.initial = initial
 
     def build(self, shape: Shape) -> None:
-        hidden_dim = shape[-1]
-        self.query_key_value = keras.layers.Dense(3 * hidden_dim, name="query_key_value")
-        # Zeros make a new residual branch the identity, as the zero scales of the ResNet do.
-        self.output_projection = keras.layers.Dense(hidden_dim, kernel_initializer="zeros", name="output")
-        self.query_key_value.build(shape)
-        self.output_projection.build(shape)
+        self.scale = self.add_weight(
+            shape=shape[-1:], initializer=keras.initializers.Constant(self.initial), name="scale"
+        )
 
     def call(self, x: Any) -> Any:
-        batch, tokens, hidden_dim = ops.shape(x)
-        head_dim = hidden_dim // self.num_heads
-        qkv = ops.reshape(self.query_key_value(x), (batch, tokens, 3, self.num_heads, head_dim))
-        query, key, value = ops.unstack(ops.transpose(qkv, (2, 0, 3, 1, 4)), 3)  # each (B, H, T, D)
-        weights = ops.softmax(ops.matmul(query * head_dim**-0.5, ops.transpose(key, (0, 1, 3, 2))))
-        heads = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))  # (B, T, H, D)
-        return self.output_projection(ops.reshape(heads, (batch, tokens, hidden_dim)))
+        return x * ops.cast(self.scale, x.dtype)
 
     def compute_output_shape(self, shape: Shape) -> Shape:
         return shape
 
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"num_heads": self.num_heads}
+        return super().get_config() | {"initial": self.initial}
 
 
 @keras.saving.register_keras_serializable("visionpipe")
-class ClassToken(keras.layers.Layer):
-    """Prepends one learned token: (batch, tokens, hidden_dim) → (batch, 1 + tokens, hidden_dim)."""
+class ChannelPadding(keras.layers.Layer):
+    """Adds channels of zeros before and after those of (batch, height, width, channels)."""
 
-    def build(self, shape: Shape) -> None:
-        self.token = self.add_weight(shape=(1, 1, shape[-1]), initializer="zeros", name="token")
-
-    def call(self, x: Any) -> Any:
-        token = ops.broadcast_to(ops.cast(self.token, x.dtype), (ops.shape(x)[0], 1, x.shape[-1]))
-        return ops.concatenate([token, x], axis=1)
-
-    def compute_output_shape(self, shape: Shape) -> Shape:
-        return (shape[0], shape[1] + 1, shape[2])
-
-
-@keras.saving.register_keras_serializable("visionpipe")
-class PositionEmbedding(keras.layers.Layer):
-    """Adds a learned vector to each position, drawn at first with deviation `stddev`."""
-
-    def __init__(self, stddev: float = 0.02, **kwargs: Any):
+    def __init__(self, before: int, after: int, **kwargs: Any):
         super().__init__(**kwargs)
-        self.stddev = stddev
-
-    def build(self, shape: Shape) -> None:
-        initializer = keras.initializers.RandomNormal(stddev=self.stddev)
-        self.embedding = self.add_weight(shape=(1, *shape[1:]), initializer=initializer, name="embedding")
+        self.before, self.after = before, after
 
     def call(self, x: Any) -> Any:
-        return x + ops.cast(self.embedding, x.dtype)
+        return ops.pad(x, ((0, 0), (0, 0), (0, 0), (self.before, self.after)))
 
     def compute_output_shape(self, shape: Shape) -> Shape:
-        return shape
+        return (*shape[:-1], shape[-1] + self.before + self.after)
 
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"stddev": self.stddev}
+        return super().get_config() | {"before": self.before, "after": self.after}
+
+
+@keras.saving.register_keras_serializable("visionpipe")
+class WeightedSum(keras.layers.Layer):
+    """The mean of several inputs of one shape, weighted by the softmax of one learned number each."""
+
+    def build(self, shapes: list[Shape]) -> None:
+        self.scores = self.add_weight(shape=(len(shapes),), initializer="zeros", name="scores")
+
+    def call(self, inputs: list[Any]) -> Any:
+        weights = ops.cast(ops.softmax(self.scores), inputs[0].dtype)
+        return sum(weights[number] * x for number, x in enumerate(inputs))
+
+    def compute_output_shape(self, shapes: list[Shape]) -> Shape:
+        return shapes[0]
 
 
 @keras.saving.register_keras_serializable("visionpipe")
@@ -137,3 +135,12 @@ def gelu(x: Any) -> Any:
     which TensorFlow's own GELU uses.
     """
     return 0.5 * x * (1 + ops.erf(x * 0.5**0.5))
+
+
+@keras.saving.register_keras_serializable("visionpipe")
+def gelu_tanh(x: Any) -> Any:
+    """The approximation of GELU that the published ViTs of Google's code were trained with."""
+    return 0.5 * x * (1 + ops.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh}

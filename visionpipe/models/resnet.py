@@ -1,51 +1,139 @@
-"""Residual networks for small images (He et al. 2016, arXiv:1512.03385, section 4.2)."""
+"""Residual networks (He et al. 2016, arXiv:1512.03385), with the later options of `Convolutions`."""
 
+from collections.abc import Callable
 from typing import Any
 
 from keras import layers
 
-from visionpipe.models.layers import BatchNorm
+from visionpipe.models.layers import BatchNorm, ChannelPadding, WeightStandardizedConv2D
+from visionpipe.models.specs import GROUPS, Convolutions, ResNetSpec
+
+# What takes the place of a bottleneck's 3×3 convolution: (x, filters, stride, name) → x.
+Spatial = Callable[[Any, int, int, str], Any]
 
 
-def conv(x: Any, filters: int, kernel_size: int, stride: int, name: str) -> Any:
+def conv(x: Any, filters: int, kernel_size: int, stride: int, spec: Convolutions, name: str) -> Any:
     """A convolution without bias (the norm that follows has one), He-initialised."""
-    return layers.Conv2D(
+    kind = WeightStandardizedConv2D if spec.norm == "group" else layers.Conv2D
+    padding = "same"
+    if spec.padding == "symmetric" and stride > 1 and kernel_size > 1:
+        x, padding = layers.ZeroPadding2D(kernel_size // 2, name=f"{name}_padding")(x), "valid"
+    return kind(
         filters,
         kernel_size,
         stride,
-        padding="same",
+        padding=padding,
         use_bias=False,
         kernel_initializer="he_normal",
         name=name,
     )(x)
 
 
-def basic_block(x: Any, filters: int, stride: int, name: str) -> Any:
-    """relu(shortcut(x) + norm(conv(relu(norm(conv(x))))))."""
-    y = conv(x, filters, 3, stride, f"{name}_conv1")
-    y = layers.ReLU(name=f"{name}_relu1")(BatchNorm(name=f"{name}_norm1")(y))
-    y = conv(y, filters, 3, 1, f"{name}_conv2")
-    # A zero scale makes each new block the identity at first (Goyal et al. 2017, section 5.1).
-    y = BatchNorm(gamma_initializer="zeros", name=f"{name}_norm2")(y)
-    if stride > 1 or x.shape[-1] != filters:
-        x = BatchNorm(name=f"{name}_shortcut_norm")(conv(x, filters, 1, stride, f"{name}_shortcut"))
-    return layers.ReLU(name=f"{name}_relu2")(layers.Add(name=f"{name}_add")([x, y]))
+def norm(x: Any, spec: Convolutions, name: str, scale: str = "ones") -> Any:
+    """`scale`: the initial value of its factor per channel."""
+    if spec.norm == "group":
+        return layers.GroupNormalization(
+            GROUPS, epsilon=spec.norm_epsilon, gamma_initializer=scale, name=name
+        )(x)
+    return BatchNorm(
+        momentum=spec.norm_momentum, epsilon=spec.norm_epsilon, gamma_initializer=scale, name=name
+    )(x)
 
 
-def resnet_stages(images: Any, *, blocks_per_stage: tuple[int, ...], filters: int, stem_stride: int) -> Any:
-    """Normalised images (batch, height, width, 3) to the last feature map
-    (batch, height/s, width/s, filters·2^(stages−1)) with s = stem_stride·2^(stages−1).
+def norm_relu(x: Any, spec: Convolutions, name: str) -> Any:
+    return layers.ReLU(name=name.replace("norm", "relu"))(norm(x, spec, name))
+
+
+def stem(images: Any, spec: Convolutions) -> Any:
+    """Normalised images to the first stage's input."""
+    filters = spec.stem_filters or spec.width
+    match spec.stem:
+        case "3x3":
+            x = conv(images, filters, 3, spec.stem_stride, spec, "stem_conv")
+        case "7x7":
+            x = conv(images, filters, 7, 2, spec, "stem_conv")
+        case "deep":
+            x = norm_relu(conv(images, filters // 2, 3, 2, spec, "stem_conv1"), spec, "stem_norm1")
+            x = norm_relu(conv(x, filters // 2, 3, 1, spec, "stem_conv2"), spec, "stem_norm2")
+            x = conv(x, filters, 3, 1, spec, "stem_conv")
+    if not spec.preactivation:  # there the first block begins with its own
+        x = norm_relu(x, spec, "stem_norm")
+    if spec.stem == "3x3":
+        return x
+    if spec.padding == "symmetric":
+        # Zeros, which a ReLU's output is never below, in place of torch's minus infinity.
+        x = layers.ZeroPadding2D(1, name="stem_pool_padding")(x)
+        return layers.MaxPooling2D(3, 2, name="stem_pool")(x)
+    return layers.MaxPooling2D(3, 2, padding="same", name="stem_pool")(x)
+
+
+def shortcut(x: Any, filters: int, stride: int, spec: Convolutions, name: str) -> Any:
+    """`x` in the shape of its block's output."""
+    if stride == 1 and x.shape[-1] == filters:
+        return x
+    if spec.shortcut == "pad":
+        x = layers.AveragePooling2D(1, stride, name=f"{name}_stride")(x) if stride > 1 else x
+        added = filters - x.shape[-1]
+        return ChannelPadding(added // 2, added - added // 2, name=f"{name}_pad")(x)
+    if spec.shortcut == "pool" and stride > 1:
+        x, stride = layers.AveragePooling2D(stride, padding="same", name=f"{name}_pool")(x), 1
+    x = conv(x, filters, 1, stride, spec, name)
+    return x if spec.preactivation else norm(x, spec, f"{name}_norm")
+
+
+def residual_block(
+    x: Any, filters: int, stride: int, spec: Convolutions, name: str, spatial: Spatial | None = None
+) -> Any:
+    """relu(shortcut(x) + branch(x)), where a branch is convolutions, each followed by a norm, with ReLUs in
+    between; with preactivation, shortcut(relu(norm(x))) + convolutions that follow a norm and a ReLU each.
+
+    basic: 3×3, 3×3. bottleneck: 1×1, 3×3, 1×1 with four times the channels.
     """
-    x = conv(images, filters, 3, stem_stride, "stem_conv")
-    x = layers.ReLU(name="stem_relu")(BatchNorm(name="stem_norm")(x))
-    for stage, blocks in enumerate(blocks_per_stage):
+    strides = (stride, 1) if spec.stride_on == "1x1" else (1, stride)
+    if spec.block == "basic":
+        steps = [(filters, 3, stride), (filters, 3, 1)]
+    else:
+        steps = [(filters, 1, strides[0]), (filters, 3, strides[1]), (4 * filters, 1, 1)]
+    out = steps[-1][0]
+
+    branch = x
+    if spec.preactivation:
+        branch = norm_relu(x, spec, f"{name}_norm1")
+        x = branch if stride > 1 or x.shape[-1] != out else x
+    for number, (channels, kernel_size, step) in enumerate(steps, start=1):
+        if spec.preactivation and number > 1:
+            branch = norm_relu(branch, spec, f"{name}_norm{number}")
+        if spatial and kernel_size == 3:
+            branch = spatial(branch, channels, step, f"{name}_attention")
+        else:
+            branch = conv(branch, channels, kernel_size, step, spec, f"{name}_conv{number}")
+        if not spec.preactivation and number < len(steps):
+            branch = norm_relu(branch, spec, f"{name}_norm{number}")
+
+    x = shortcut(x, out, stride, spec, f"{name}_shortcut")
+    if spec.preactivation:
+        return layers.Add(name=f"{name}_output")([x, branch])
+    scale = "zeros" if spec.zero_last_scale else "ones"
+    branch = norm(branch, spec, f"{name}_norm{len(steps)}", scale)
+    return layers.ReLU(name=f"{name}_output")(layers.Add(name=f"{name}_add")([x, branch]))
+
+
+def resnet_stages(images: Any, spec: Convolutions, last_spatial: Spatial | None = None) -> Any:
+    """Normalised images (batch, height, width, 3) to the last feature map (batch, height/s, width/s,
+    channels) with s = `spec.total_stride`.
+
+    `last_spatial` takes the place of the 3×3 convolutions of the last stage.
+    """
+    x = stem(images, spec)
+    for stage, blocks in enumerate(spec.blocks_per_stage):
+        spatial = last_spatial if stage == len(spec.blocks_per_stage) - 1 else None
         for block in range(blocks):
             stride = 2 if stage > 0 and block == 0 else 1
-            x = basic_block(x, filters * 2**stage, stride, f"stage{stage + 1}_block{block + 1}")
-    return x
+            name = f"stage{stage + 1}_block{block + 1}"
+            x = residual_block(x, spec.width * 2**stage, stride, spec, name, spatial)
+    return norm_relu(x, spec, "final_norm") if spec.preactivation else x
 
 
-def resnet(images: Any, *, blocks_per_stage: tuple[int, ...], filters: int, stem_stride: int) -> Any:
-    """Normalised images (batch, height, width, 3) to features (batch, filters·2^(stages−1))."""
-    x = resnet_stages(images, blocks_per_stage=blocks_per_stage, filters=filters, stem_stride=stem_stride)
-    return layers.GlobalAveragePooling2D(name="pool")(x)
+def resnet(images: Any, spec: ResNetSpec) -> Any:
+    """Normalised images (batch, height, width, 3) to features (batch, channels)."""
+    return layers.GlobalAveragePooling2D(name="pool")(resnet_stages(images, spec))

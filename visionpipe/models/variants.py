@@ -1,101 +1,203 @@
-"""The model tables: what a variant's name stands for. Imports no framework, so that a wrong name,
-field or image size is refused before anything slow starts. A new variant is one row.
-"""
+"""The model tables: what a variant's name stands for, and where that is written. A new variant is one row."""
 
 import dataclasses
 import difflib
 import types
-import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from visionpipe.errors import ConfigError
-
-Size = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class ViTSpec:
-    """Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1).
-
-    `pool`: `token` reads a class token, `gap` averages the patch tokens (Beyer et al. 2022).
-    """
-
-    family: ClassVar[str] = "vit"
-    patch_size: int
-    hidden_dim: int
-    depth: int
-    num_heads: int
-    mlp_dim: int
-    pool: typing.Literal["token", "gap"] = "token"
-    dropout_rate: float = 0.0
-    stochastic_depth_rate: float = 0.0
-
-    def check(self, image_size: Size) -> None:
-        check_encoder(self.hidden_dim, self.num_heads)
-        if any(side % self.patch_size for side in image_size):
-            raise ConfigError(
-                f"image size {image_size[0]}×{image_size[1]} is not divisible by patch_size {self.patch_size}"
-            )
+from visionpipe.models.specs import (
+    BoTNetSpec,
+    CoAtNetSpec,
+    ConformerSpec,
+    HybridSpec,
+    ModelSpec,
+    ResNetSpec,
+    Size,
+    ViTSpec,
+    fields,
+    override,
+)
 
 
 @dataclass(frozen=True)
-class ResNetSpec:
-    """CIFAR-style ResNet (He et al. 2016, arXiv:1512.03385, section 4.2): a 3×3 stem and stages of
-    basic blocks; every stage but the first halves the resolution.
-
-    `filters`: channels of the first stage; each next stage doubles them.
+class Variant:
+    """One row. `parameters`: the trainable ones as published, exact or as printed there, with `image_size`
+    and `num_classes`; null for our own sizes and for combinations that no paper has.
     """
 
-    family: ClassVar[str] = "resnet"
-    blocks_per_stage: tuple[int, ...]
-    filters: int = 16
-    stem_stride: int = 1
-
-    def check(self, image_size: Size) -> None:
-        check_resolution(image_size, self.stem_stride * 2 ** (len(self.blocks_per_stage) - 1))
+    spec: ModelSpec
+    image_size: int
+    num_classes: int
+    parameters: int | str | None
+    reference: str
 
 
-@dataclass(frozen=True)
-class HybridSpec:
-    """ResNet stages whose last feature map becomes the tokens of a Transformer encoder
-    (Dosovitskiy et al. 2021, section 3.1, "Hybrid Architecture").
+# hidden_dim, depth, num_heads, mlp_dim
+ENCODERS = {
+    "Ti": (192, 12, 3, 768),
+    "S": (384, 12, 6, 1536),
+    "B": (768, 12, 12, 3072),
+    "L": (1024, 24, 16, 4096),
+    "H": (1280, 32, 16, 5120),
+}
+VIT = "Dosovitskiy et al. 2021, arXiv:2010.11929, table 1"
+VIT_SMALL = "Touvron et al. 2021, arXiv:2012.12877, table 1; Steiner et al. 2022, arXiv:2106.10270, table 2"
+VIT_PARAMETERS = {
+    "Ti/16": 5_717_416,
+    "S/16": 22_050_664,
+    "B/16": 86_567_656,
+    "B/32": 88_224_232,
+    "L/16": 304_326_632,
+    "H/14": 632_045_800,
+}
+R_VIT = "Steiner et al. 2022, arXiv:2106.10270, table 2"
+
+
+def encoder(size: str) -> dict[str, Any]:
+    return dict(zip(("hidden_dim", "depth", "num_heads", "mlp_dim"), ENCODERS[size], strict=True))
+
+
+def vits() -> dict[str, Variant]:
+    table = {}
+    for size in ENCODERS:
+        for patch_size in (32, 16, 14, 8, 4, 2):
+            image_size = 32 if patch_size < 8 else 224
+            name, reference = f"{size}/{patch_size}", VIT_SMALL if size in ("Ti", "S") else VIT
+            spec = ViTSpec(patch_size=patch_size, **encoder(size))
+            table[f"ViT-{name}"] = Variant(spec, image_size, 1000, VIT_PARAMETERS.get(name), reference)
+    return table
+
+
+def small_vit(hidden_dim: int, depth: int, num_heads: int) -> Variant:
+    """For a few thousand images of 28 to 64 pixels: heads of 32 and mlp_dim = 2 × hidden_dim, as the compact
+    transformers have them. Positions start as large as the patches they are added to: from the papers' 0.02
+    a short training cannot lift them in time.
     """
-
-    family: ClassVar[str] = "hybrid"
-    blocks_per_stage: tuple[int, ...]
-    filters: int
-    hidden_dim: int
-    depth: int
-    num_heads: int
-    mlp_dim: int
-    stem_stride: int = 1
-    pool: typing.Literal["token", "gap"] = "gap"
-    dropout_rate: float = 0.0
-    stochastic_depth_rate: float = 0.0
-
-    def check(self, image_size: Size) -> None:
-        check_encoder(self.hidden_dim, self.num_heads)
-        check_resolution(image_size, self.stem_stride * 2 ** (len(self.blocks_per_stage) - 1))
+    spec = ViTSpec(
+        patch_size=4, hidden_dim=hidden_dim, depth=depth, num_heads=num_heads, mlp_dim=2 * hidden_dim,
+        pool="gap", position_stddev=0.5,
+    )  # fmt: skip
+    return Variant(spec, 32, 10, None, "ours, after Hassani et al. 2021, arXiv:2104.05704, table 1")
 
 
-ModelSpec = ViTSpec | ResNetSpec | HybridSpec
+def resnet(blocks: tuple[int, ...], parameters: int, reference: str, **options: Any) -> Variant:
+    return Variant(ResNetSpec(blocks_per_stage=blocks, **options), 224, 1000, parameters, reference)
 
-VARIANTS: Mapping[str, ModelSpec] = types.MappingProxyType(
+
+RESNET = "He et al. 2016, arXiv:1512.03385, table 1"
+RESNET_V2 = "He et al. 2016, arXiv:1603.05027"
+RESNET_D = "He et al. 2019, arXiv:1812.01187, figure 2"
+BIT = "Kolesnikov et al. 2020, arXiv:1912.11370, section 3.1"
+
+
+def cifar_resnet(blocks: int, parameters: str | None, **options: Any) -> Variant:
+    """6n+2 layers: n basic blocks in each of three stages."""
+    convolutions: dict[str, Any] = {
+        "blocks_per_stage": (blocks,) * 3,
+        "filters": 16,
+        "block": "basic",
+        "stem": "3x3",
+    }
+    reference = "He et al. 2016, arXiv:1512.03385, table 6" if parameters else "ours, after the next rows"
+    return Variant(ResNetSpec(**(convolutions | options)), 32, 10, parameters, reference)
+
+
+def wide_resnet(depth: int, width: int, parameters: str) -> Variant:
+    """WRN-depth-width: 6n+4 layers."""
+    blocks = (depth - 4) // 6
+    spec = ResNetSpec(
+        blocks_per_stage=(blocks,) * 3, filters=16, width_factor=float(width), stem_filters=16, block="basic",
+        stem="3x3", preactivation=True,
+    )  # fmt: skip
+    return Variant(spec, 32, 10, parameters, "Zagoruyko & Komodakis 2016, arXiv:1605.07146, tables 4 and 5")
+
+
+def r_vit(blocks: tuple[int, ...], size: str, parameters: int, patch_size: int = 1) -> Variant:
+    """The numerics of the published ones: group norm, weight-standardised convolutions, tanh GELU."""
+    spec = HybridSpec(
+        blocks_per_stage=blocks, patch_size=patch_size, norm="group", norm_epsilon=1e-6,
+        activation="gelu_tanh", **encoder(size),
+    )  # fmt: skip
+    return Variant(spec, 224, 1000, parameters, R_VIT)
+
+
+def small_hybrid() -> Variant:
+    spec = HybridSpec(
+        blocks_per_stage=(2, 2, 2), filters=32, block="basic", stem="3x3", stem_stride=2, hidden_dim=128,
+        depth=1, num_heads=4, mlp_dim=256, pool="gap",
+    )  # fmt: skip
+    return Variant(spec, 32, 10, None, "ours")
+
+
+def coatnet(blocks: tuple[int, ...], dims: tuple[int, ...], parameters: str) -> Variant:
+    spec = CoAtNetSpec(blocks_per_stage=blocks, dims=dims)
+    return Variant(spec, 224, 1000, parameters, "Dai et al. 2021, arXiv:2106.04803, tables 3 and 4")
+
+
+def conformer(filters: int, hidden_dim: int, num_heads: int, parameters: str) -> Variant:
+    spec = ConformerSpec(filters=filters, hidden_dim=hidden_dim, num_heads=num_heads, mlp_dim=4 * hidden_dim)
+    return Variant(spec, 224, 1000, parameters, "Peng et al. 2021, arXiv:2105.03889, tables 1 and 2")
+
+
+BOTNET = "Srinivas et al. 2021, arXiv:2101.11605, table 1"
+
+VARIANTS: Mapping[str, Variant] = types.MappingProxyType(
     {
-        # He et al. 2016, table 6: 6n+2 layers, n blocks in each of three stages.
-        "ResNet-8": ResNetSpec((1, 1, 1)),
-        "ResNet-14": ResNetSpec((2, 2, 2)),
-        "ResNet-20": ResNetSpec((3, 3, 3)),
-        "ResNet-32": ResNetSpec((5, 5, 5)),
-        "ResNet-44": ResNetSpec((7, 7, 7)),
-        "ResNet-56": ResNetSpec((9, 9, 9)),
-        # Ours, for a few thousand images of 28 to 64 pixels: heads of 32 and mlp_dim = 2 × hidden_dim, as
-        # the compact transformers have them (Hassani et al. 2021, arXiv:2104.05704, table 1).
-        "ViT-Mi/4": ViTSpec(4, 64, 4, 2, 128, pool="gap"),
-        "ViT-Sm/4": ViTSpec(4, 96, 6, 3, 192, pool="gap"),
-        "R14+ViT-Mi": HybridSpec((2, 2, 2), 32, 128, 1, 4, 256, stem_stride=2),
+        "ViT-Mi/4": small_vit(64, 4, 2),
+        "ViT-Sm/4": small_vit(96, 6, 3),
+        **vits(),
+        "CCT-7/3x1": Variant(
+            ViTSpec(
+                patch_size=2,
+                stem="conv",
+                hidden_dim=256,
+                depth=7,
+                num_heads=4,
+                mlp_dim=512,
+                pool="seq",
+                query_key_value_bias=False,
+            ),
+            32,
+            10,
+            "3.76M",
+            "Hassani et al. 2021, arXiv:2104.05704, table 1",
+        ),
+        "ResNet-8": cifar_resnet(1, None, shortcut="projection"),
+        "ResNet-14": cifar_resnet(2, None, shortcut="projection"),
+        "ResNet-20": cifar_resnet(3, "0.27M", shortcut="pad"),
+        "ResNet-32": cifar_resnet(5, "0.46M", shortcut="pad"),
+        "ResNet-44": cifar_resnet(7, "0.66M", shortcut="pad"),
+        "ResNet-56": cifar_resnet(9, "0.85M", shortcut="pad"),
+        "ResNet-110": cifar_resnet(18, "1.7M", shortcut="pad"),
+        "WRN-16-4": wide_resnet(16, 4, "2.7M"),
+        "WRN-40-4": wide_resnet(40, 4, "8.9M"),
+        "WRN-16-8": wide_resnet(16, 8, "11.0M"),
+        "WRN-28-10": wide_resnet(28, 10, "36.5M"),
+        "ResNet-18": resnet((2, 2, 2, 2), 11_689_512, RESNET, block="basic"),
+        "ResNet-34": resnet((3, 4, 6, 3), 21_797_672, RESNET, block="basic"),
+        "ResNet-50": resnet((3, 4, 6, 3), 25_557_032, RESNET),
+        "ResNet-101": resnet((3, 4, 23, 3), 44_549_160, RESNET),
+        "ResNet-152": resnet((3, 8, 36, 3), 60_192_808, RESNET),
+        "ResNet-50-D": resnet((3, 4, 6, 3), 25_576_264, RESNET_D, stem="deep", shortcut="pool"),
+        "ResNet-50v2": resnet((3, 4, 6, 3), 25_549_352, RESNET_V2, preactivation=True),
+        "ResNet-101v2": resnet((3, 4, 23, 3), 44_541_480, RESNET_V2, preactivation=True),
+        "ResNet-152v2": resnet((3, 8, 36, 3), 60_185_128, RESNET_V2, preactivation=True),
+        "BiT-R50x1": resnet((3, 4, 6, 3), 25_549_352, BIT, preactivation=True, norm="group"),
+        "R14+ViT-Mi": small_hybrid(),
+        "R+ViT-Ti/16": r_vit((), "Ti", 6_337_704, patch_size=8),
+        "R26+ViT-S/32": r_vit((2, 2, 2, 2), "S", 36_431_912),
+        "R26+ViT-B/32": r_vit((2, 2, 2, 2), "B", 101_383_976),
+        "R50+ViT-B/16": r_vit((3, 4, 9), "B", 98_659_112),
+        "R50+ViT-L/32": r_vit((3, 4, 6, 3), "L", 328_994_856),
+        "BoTNet-50": Variant(BoTNetSpec(blocks_per_stage=(3, 4, 6, 3)), 224, 1000, "20.8M", BOTNET),
+        "CoAtNet-0": coatnet((2, 2, 3, 5, 2), (64, 96, 192, 384, 768), "25M"),
+        "CoAtNet-1": coatnet((2, 2, 6, 14, 2), (64, 96, 192, 384, 768), "42M"),
+        "Conformer-Ti": conformer(64, 384, 6, "23.5M"),
+        "Conformer-S": conformer(256, 384, 6, "37.7M"),
+        "Conformer-B": conformer(384, 576, 9, "83.3M"),
     }
 )
 
@@ -104,54 +206,19 @@ def resolve_variant(name: str, image_size: Size, **overrides: Any) -> ModelSpec:
     """The spec of variant `name` with `overrides`; ConfigError for what cannot be built."""
     if name not in VARIANTS:
         raise ConfigError(f"variant: no {name!r}{closest(name, VARIANTS)}; known: {', '.join(VARIANTS)}")
-    spec = VARIANTS[name]
-    hints = typing.get_type_hints(type(spec))
-    fields = [f.name for f in dataclasses.fields(spec)]
+    spec = VARIANTS[name].spec
     for key, value in overrides.items():
-        if key not in fields:
+        if key not in fields(spec):
             raise ConfigError(
-                f"overrides: {name} has no {key!r}{closest(key, fields)}; it has {', '.join(fields)}"
+                f"overrides: {name} has no {key!r}{closest(key, fields(spec))}; "
+                f"it has {', '.join(fields(spec))}"
             )
-        overrides[key] = check_field(key, value, hints[key])
+        overrides[key] = override(spec, key, value)
     spec = dataclasses.replace(spec, **overrides)
     spec.check(image_size)
     return spec
 
 
-def check_field(key: str, value: Any, hint: Any) -> Any:
-    """`value` in the field's type; sizes and counts must be positive, rates in [0, 1)."""
-    if typing.get_origin(hint) is typing.Literal:
-        valid = value in typing.get_args(hint)
-    elif hint is int:
-        valid = type(value) is int and value > 0
-    elif hint is float:
-        valid = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
-    else:
-        value = tuple(value) if isinstance(value, list | tuple) else ()
-        valid = len(value) > 0 and all(type(v) is int and v > 0 for v in value)
-    if not valid:
-        expected = {int: "a positive whole number", float: "a number in [0, 1)"}.get(
-            hint,
-            f"one of {', '.join(map(str, typing.get_args(hint)))}"
-            if typing.get_origin(hint) is typing.Literal
-            else "a list of positive whole numbers",
-        )
-        raise ConfigError(f"overrides: {key}: expected {expected}, received {value!r}")
-    return value
-
-
-def check_encoder(hidden_dim: int, num_heads: int) -> None:
-    if hidden_dim % num_heads:
-        raise ConfigError(f"hidden_dim {hidden_dim} is not divisible by num_heads {num_heads}")
-
-
-def check_resolution(image_size: Size, stride: int) -> None:
-    if min(image_size) < stride * 2:
-        raise ConfigError(
-            f"image size {image_size[0]}×{image_size[1]} is too small for a total stride of {stride}"
-        )
-
-
-def closest(word: str, known: typing.Iterable[str]) -> str:
+def closest(word: str, known: Iterable[str]) -> str:
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
     return f" (did you mean {match[0]!r}?)" if match else ""

@@ -1,0 +1,324 @@
+"""Every variant and every option of the model zoo."""
+
+import os
+
+os.environ["KERAS_BACKEND"] = "tensorflow"
+
+import csv
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import onnxruntime
+import pytest
+import scipy.ndimage
+from reference_models import r_vit, resnet50, vit
+from zoo import ZOO
+
+from visionpipe.canonical import save_keras
+from visionpipe.errors import ConfigError
+from visionpipe.export import onnx_bytes
+from visionpipe.models import build_model, costs
+from visionpipe.models.attention import resize_grid, sincos_positions
+from visionpipe.models.layers import WeightedSum, WeightStandardizedConv2D
+from visionpipe.models.surgery import attention_maps, features, with_image_size
+from visionpipe.models.variants import VARIANTS
+
+random = np.random.default_rng(0)
+BACKENDS = ["tensorflow", "jax", "torch"]
+
+
+def perturbed(model):
+    """Gives every weight that starts at a constant a random value near it, so that each one matters."""
+    random = np.random.default_rng(0)
+    for weight in model.weights:
+        value = np.asarray(weight)
+        if value.std() == 0 and value.ndim and "seed" not in weight.path:
+            spread = 0.1 if value.ndim == 1 else math.prod(value.shape[:-1]) ** -0.5
+            weight.assign(value + random.normal(0, spread, value.shape))
+    return model
+
+
+def kinds(*quick):
+    """All of them; only the `quick` ones outside the slow tier."""
+    return [pytest.param(name, marks=[] if name in quick else [pytest.mark.slow]) for name in ZOO]
+
+
+def small(name, **more):
+    variant, image_size, overrides = ZOO[name]
+    keras.utils.set_random_seed(0)
+    return perturbed(build_model(variant, 5, image_size, **(overrides | more)))
+
+
+def images_for(model, count=3):
+    return np.random.default_rng(1).integers(0, 256, (count, *model.input.shape[1:]), np.uint8)
+
+
+def agree(received, expected, tolerance=1e-4):
+    """Within `tolerance` of the largest logit, and the same answers."""
+    received, expected = np.asarray(received), np.asarray(expected)
+    np.testing.assert_allclose(received, expected, atol=tolerance * np.abs(expected).max(), rtol=0)
+    np.testing.assert_array_equal(received.argmax(1), expected.argmax(1))
+
+
+# Counts ------------------------------------------------------------------------------------------------
+
+
+def test_every_published_count_of_parameters_is_met():
+    """Exactly, or within one unit of the last digit printed: papers cut digits off as well as round."""
+    with costs.TABLE.open() as file:
+        counts = {row["name"]: int(row["parameters"]) for row in csv.DictReader(file)}
+    for name, variant in VARIANTS.items():
+        if isinstance(variant.parameters, int):
+            assert counts[name] == variant.parameters, name
+        elif variant.parameters:
+            printed = variant.parameters.removesuffix("M")
+            unit = 10.0 ** (6 - len(printed.partition(".")[2]))
+            assert abs(counts[name] - float(printed) * 1e6) < unit, name
+
+
+@pytest.mark.slow
+def test_the_table_of_costs_is_that_of_the_models():
+    with costs.TABLE.open() as file:
+        written = list(csv.DictReader(file))
+    assert [{key: str(value) for key, value in row.items()} for row in costs.build_all()] == written
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),  # REFERENCE.md's column of timm's counts, which has no residual additions either
+    [
+        ("ResNet-18", 1.82),
+        ("ResNet-50", 4.11),
+        ("ResNet-101", 7.83),
+        ("ResNet-152", 11.56),
+        ("ViT-Ti/16", 1.26),
+        ("ViT-S/16", 4.61),
+        ("ViT-B/16", 17.58),
+        ("ViT-L/16", 61.6),
+    ],
+)
+def test_published_multiply_accumulates(name, published):
+    with costs.TABLE.open() as file:
+        gmac = {row["name"]: float(row["gmac"]) for row in csv.DictReader(file)}
+    assert gmac[name] == pytest.approx(published, rel=0.02)
+
+
+def test_the_table_that_users_see_has_every_variant():
+    lines = costs.table().splitlines()
+    assert [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]] == list(VARIANTS)
+    assert "| ResNet-50 | resnet | 25,557,032 | 4.09 | 224 | He et al. 2016" in costs.table()
+
+
+def test_every_row_cites_its_source():
+    assert all("arXiv" in variant.reference or "ours" in variant.reference for variant in VARIANTS.values())
+
+
+# Against independent implementations -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variant", "size", "overrides", "reference"),
+    [
+        ("ResNet-50", 64, {"padding": "symmetric"}, resnet50),
+        ("ViT-S/16", 64, {}, vit),
+        ("R26+ViT-S/32", 64, {}, r_vit),
+        ("R50+ViT-B/16", 64, {"blocks_per_stage": (2, 1, 1), "width_factor": 0.5, "hidden_dim": 96}, r_vit),
+    ],
+)
+def test_a_model_computes_what_plain_torch_computes_with_its_weights(variant, size, overrides, reference):
+    model = perturbed(build_model(variant, 11, size, **overrides))
+    images = images_for(model, 2)
+    weights = {weight.path: np.asarray(weight) for weight in model.weights}
+    agree(model(images), reference(weights, images, **overrides))
+
+
+def test_a_weight_standardised_convolution_ignores_scale_and_shift_of_its_kernel():
+    layer = WeightStandardizedConv2D(4, 3, use_bias=False)
+    x = random.normal(size=(2, 6, 6, 3)).astype(np.float32)
+    before = np.asarray(layer(x))
+    kernel = np.asarray(layer.kernel)
+    standard = (kernel - kernel.mean((0, 1, 2))) / (kernel.std((0, 1, 2)) + 1e-5)
+    np.testing.assert_allclose(before, keras.ops.conv(x, standard), rtol=1e-4, atol=1e-4)
+    layer.kernel.assign(5 * kernel + 2)
+    np.testing.assert_allclose(layer(x), before, rtol=1e-3, atol=1e-3)
+
+
+def test_group_norm_normalises_each_group_of_each_image():
+    model = small("resnet group norm")
+    layer = next(layer for layer in model.layers if isinstance(layer, keras.layers.GroupNormalization))
+    x = random.normal(3, 2, (2, 4, 4, layer.gamma.shape[0])).astype(np.float32)
+    groups = x.reshape(2, 16, layer.groups, -1)
+    centred = groups - groups.mean((1, 3), keepdims=True)
+    expected = (centred / np.sqrt((centred**2).mean((1, 3), keepdims=True) + layer.epsilon)).reshape(x.shape)
+    expected = expected * np.asarray(layer.gamma) + np.asarray(layer.beta)
+    np.testing.assert_allclose(layer(x), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_weighted_sum_is_the_mean_at_first():
+    parts = [random.normal(size=(2, 3)).astype(np.float32) for _ in range(2)]
+    np.testing.assert_allclose(WeightedSum()(parts), np.mean(parts, axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_sincos_positions_tell_all_places_apart():
+    positions = sincos_positions(5, 7, 16)
+    distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
+    assert distances[~np.eye(35, dtype=bool)].min() > 0.1
+    assert positions[0].tolist() == [0] * 4 + [1] * 4 + [0] * 4 + [1] * 4  # sines and cosines of 0
+
+
+# Every kind --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", kinds("vit registers", "resnet v2", "interleaved, relative bias"))
+def test_every_kind_answers_bytes_and_floats_from_its_file_and_from_onnx(name, tmp_path):
+    model = small(name)
+    images = images_for(model, 32)
+    logits = np.asarray(model(images))
+    assert (logits.shape, logits.dtype) == ((32, 5), np.float32)
+    np.testing.assert_array_equal(model(images.astype(np.float32)), logits)
+    save_keras(model, tmp_path / "model.keras")
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(images), logits)
+    session = onnxruntime.InferenceSession(onnx_bytes(model, 18), providers=["CPUExecutionProvider"])
+    for count in (1, 7, 32):
+        (received,) = session.run(["logits"], {"images": images[:count].astype(np.float32)})
+        agree(received, logits[:count], 1e-3)
+
+
+@pytest.mark.parametrize("name", kinds("vit gap"))
+def test_every_kind_trains_in_bfloat16_with_a_float32_head(name):
+    variant, image_size, overrides = ZOO[name]
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = build_model(variant, 5, image_size, **overrides)
+        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    before = [np.asarray(weight) for weight in model.trainable_variables]
+    loss = model.train_on_batch(images_for(model, 8).astype(np.float32), np.arange(8) % 5)
+    assert np.isfinite(loss)
+    logits = model(images_for(model))
+    assert logits.dtype == "float32"
+    assert np.isfinite(logits).all()
+    moved = [(np.asarray(w) != old).any() for w, old in zip(model.trainable_variables, before, strict=True)]
+    assert moved[-1]
+    assert all(np.isfinite(weight).all() for weight in model.get_weights())
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Each kind's file, images and logits, made on TensorFlow."""
+    folder = tmp_path_factory.mktemp("zoo")
+    for number, name in enumerate(ZOO):
+        model = small(name)
+        images = images_for(model)
+        save_keras(model, folder / f"{number}.keras")
+        np.savez(folder / f"{number}.npz", images=images, logits=model(images))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_every_kind_gives_the_same_logits_on_every_backend(saved, backend):
+    script = """
+import sys, numpy, keras, visionpipe.models.attention, visionpipe.models.layers
+from pathlib import Path
+for file in Path(sys.argv[1]).glob("*.keras"):
+    images = numpy.load(file.with_suffix(".npz"))["images"]
+    logits = keras.ops.convert_to_numpy(keras.models.load_model(file)(images))
+    numpy.save(file.with_suffix(f".{keras.backend.backend()}.npy"), logits)
+"""
+    environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", script, saved], env=environment, check=True, timeout=300)
+    for number in range(len(ZOO)):
+        agree(np.load(saved / f"{number}.{backend}.npy"), np.load(saved / f"{number}.npz")["logits"])
+
+
+# Surgery -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_kind_takes_another_image_size_and_comes_back_from_the_same_one(name):
+    model = small(name)
+    images = images_for(model)
+    np.testing.assert_array_equal(with_image_size(model, model.input.shape[1:3])(images), model(images))
+    height, width = model.input.shape[1:3]
+    larger = with_image_size(model, (2 * height, width))
+    assert larger.input.shape == (None, 2 * height, width, 3)
+    assert np.isfinite(larger(images_for(larger))).all()
+    kernels = [[w for w in m.weights if w.name == "kernel"] for m in (model, larger)]
+    for old, new in zip(*kernels, strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_resized_positions_keep_the_class_token_and_interpolate_the_grid():
+    model = small("vit token pre-logits")
+    old = np.asarray(model.get_layer("tokens").position_embedding)[0]
+    new = np.asarray(with_image_size(model, (40, 64)).get_layer("tokens").position_embedding)[0]
+    np.testing.assert_array_equal(new[0], old[0])
+    expected = scipy.ndimage.zoom(old[1:].reshape(4, 4, 16), (5 / 4, 2, 1), order=1)
+    np.testing.assert_allclose(new[1:].reshape(5, 8, 16), expected, atol=1e-6)
+
+
+def test_resizing_a_grid_keeps_its_corners_and_straight_lines():
+    rows, columns = np.mgrid[:4, :3].astype(float)
+    resized = resize_grid(np.stack([rows, columns], axis=-1), (7, 9))
+    expected = np.meshgrid(np.linspace(0, 3, 7), np.linspace(0, 2, 9), indexing="ij")
+    np.testing.assert_allclose(resized, np.stack(expected, axis=-1), atol=1e-12)
+
+
+def test_a_size_that_does_not_fit_is_refused():
+    with pytest.raises(ConfigError, match="cannot take images of 4×4"):
+        with_image_size(small("vit token pre-logits"), 4)
+
+
+@pytest.mark.parametrize(
+    ("variant", "size", "overrides", "expected"),
+    [
+        ("ResNet-18", 64, {"filters": 4}, {4: 4, 8: 8, 16: 16, 32: 32}),
+        ("ResNet-50", 64, {"filters": 4}, {4: 16, 8: 32, 16: 64, 32: 128}),
+        ("R26+ViT-S/32", 64, {"depth": 1, "width_factor": 0.5}, {4: 128, 8: 256, 16: 512, 32: 1024}),
+        ("BoTNet-50", 64, {"filters": 8}, {4: 32, 8: 64, 16: 128, 32: 256}),
+        (
+            "CoAtNet-0",
+            64,
+            {"dims": (4, 8, 16, 32, 64), "blocks_per_stage": (1,) * 5},
+            {4: 8, 8: 16, 16: 32, 32: 64},
+        ),
+        ("Conformer-Ti", 64, {"filters": 8, "depth": 3}, {4: 8, 8: 16, 32: 32}),
+    ],
+)
+def test_features_of_convolution_stages(variant, size, overrides, expected):
+    model = build_model(variant, 5, size, **overrides)
+    outputs = features(model)(images_for(model, 2))
+    shapes = {name: value.shape for name, value in outputs.items() if name.startswith("stride")}
+    assert shapes == {
+        f"stride_{stride}": (2, size // stride, size // stride, channels)
+        for stride, channels in expected.items()
+    }
+
+
+def test_features_of_a_vit_are_its_blocks():
+    model = small("vit registers")
+    outputs = features(model)(images_for(model, 2))
+    assert {name: value.shape for name, value in outputs.items()} == {
+        "block_00": (2, 15, 16),
+        "block_01": (2, 15, 16),
+    }
+
+
+@pytest.mark.parametrize("name", [n for n in ZOO if "resnet" not in n])
+def test_attention_maps_are_what_the_layer_weights_its_values_with(name):
+    model = small(name)
+    images = images_for(model, 2)
+    maps = attention_maps(model, images)
+    assert maps
+    for layer_name, weights in maps.items():
+        layer = model.get_layer(layer_name)
+        np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+        x = keras.Model(model.input, layer.input)(images)
+        value = np.asarray(layer.heads(x)[2])
+        read = np.einsum("bhij,bhjd->bihd", weights, value)
+        np.testing.assert_allclose(read.reshape(layer.attend(x).shape), layer.attend(x), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,294 @@
+"""Self-attention over tokens or feature grids, and what tells it where a token lies."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+Shape = tuple[Any, ...]  # None where the size is not known
+
+
+@keras.saving.register_keras_serializable("visionpipe")
+class MultiHeadSelfAttention(keras.layers.Layer):
+    """Softmax(q·kᵀ/√d)·v over `num_heads` heads (Vaswani et al. 2017, arXiv:1706.03762, section 3.2).
+
+    One matrix holds query, key and value side by side: a single large product instead of three small
+    ones. Input: (batch, tokens, channels) or a grid (batch, rows, columns, channels); output: the same with
+    `hidden_dim` channels, by default those of the input.
+    """
+
+    def __init__(self, num_heads: int, hidden_dim: int | None = None, use_bias: bool = True, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.num_heads, self.hidden_dim, self.use_bias = num_heads, hidden_dim, use_bias
+
+    def build(self, shape: Shape) -> None:
+        hidden_dim = self.hidden_dim or shape[-1]
+        self.query_key_value = keras.layers.Dense(
+            3 * hidden_dim, use_bias=self.use_bias, name="query_key_value"
+        )
+        self.query_key_value.build(shape)
+        # Zeros make a new residual branch the identity, as the zero scales of the ResNet do.
+        self.output_projection = keras.layers.Dense(hidden_dim, kernel_initializer="zeros", name="output")
+        self.output_projection.build((*shape[:-1], hidden_dim))
+
+    def heads(self, x: Any) -> list[Any]:
+        """Query, scaled, key and value, each (batch, heads, tokens, head_dim)."""
+        tokens, qkv = int(np.prod(x.shape[1:-1])), self.query_key_value(x)
+        head_dim = qkv.shape[-1] // 3 // self.num_heads
+        qkv = ops.reshape(qkv, (-1, tokens, 3, self.num_heads, head_dim))
+        query, key, value = ops.unstack(ops.transpose(qkv, (2, 0, 3, 1, 4)), 3)
+        return [query * head_dim**-0.5, key, value]
+
+    def logits(self, query: Any, key: Any) -> Any:
+        """(batch, heads, tokens, tokens)."""
+        return ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
+
+    def attention_map(self, x: Any) -> Any:
+        """How much each token reads from each other one: (batch, heads, tokens, tokens); rows sum to 1."""
+        query, key, _ = self.heads(x)
+        return ops.softmax(self.logits(query, key))
+
+    def attend(self, x: Any) -> Any:
+        query, key, value = self.heads(x)
+        read = ops.matmul(ops.softmax(self.logits(query, key)), value)
+        return ops.reshape(ops.transpose(read, (0, 2, 1, 3)), (-1, *self.compute_output_shape(x.shape)[1:]))
+
+    def call(self, x: Any) -> Any:
+        return self.output_projection(self.attend(x))
+
+    def compute_output_shape(self, shape: Shape) -> Shape:
+        return (*shape[:-1], self.hidden_dim or shape[-1])
+
+    def get_config(self) -> dict[str, Any]:
+        own = {"num_heads": self.num_heads, "hidden_dim": self.hidden_dim, "use_bias": self.use_bias}
+        return super().get_config() | own
+
+
+@keras.saving.register_keras_serializable("visionpipe")
+class RelativeBiasAttention(MultiHeadSelfAttention):
+    """On a grid, with a learned number per head for each distance in rows and columns, added to the logits
+    (Dai et al. 2021, arXiv:2106.04803, equation 3).
+    """
+
+    def build(self, shape: Shape) -> None:
+        super().build(shape)
+        self.grid = shape[1:3]
+        distances = [2 * side - 1 for side in self.grid]
+        self.relative_bias = self.add_weight(
+            shape=(self.num_heads, *distances),
+            initializer=keras.initializers.RandomNormal(stddev=0.02),
+            name="relative_bias",
+        )
+
+    def logits(self, query: Any, key: Any) -> Any:
+        rows, columns = (distance_index(side) for side in self.grid)  # (rows, rows), (columns, columns)
+        table = ops.cast(self.relative_bias, query.dtype)
+        bias = ops.take(ops.take(table, rows, axis=1), columns, axis=3)  # heads, row, row, column, column
+        tokens = self.grid[0] * self.grid[1]
+        bias = ops.reshape(ops.transpose(bias, (0, 1, 3, 2, 4)), (1, self.num_heads, tokens, tokens))
+        return super().logits(query, key) + bias
+
+    def resize_from(self, other: "RelativeBiasAttention") -> None:
+        """Takes the weights of a layer built for another grid."""
+        take_weights(self, other, except_for="relative_bias")
+        table = ops.convert_to_numpy(other.relative_bias)
+        self.relative_bias.assign(
+            np.moveaxis(resize_grid(np.moveaxis(table, 0, -1), self.relative_bias.shape[1:]), -1, 0)
+        )
+
+
+@keras.saving.register_keras_serializable("visionpipe")
+class BottleneckAttention(MultiHeadSelfAttention):
+    """On a grid, without biases or output projection, with learned vectors for the distance in rows and in
+    columns that the query is compared with too (Srinivas et al. 2021, arXiv:2101.11605, figure 4).
+    """
+
+    def __init__(self, num_heads: int, hidden_dim: int | None = None, use_bias: bool = False, **kwargs: Any):
+        super().__init__(num_heads, hidden_dim, use_bias, **kwargs)
+
+    def build(self, shape: Shape) -> None:
+        hidden_dim = self.hidden_dim or shape[-1]
+        self.grid, head_dim = shape[1:3], hidden_dim // self.num_heads
+        self.query_key_value = keras.layers.Dense(
+            3 * hidden_dim, use_bias=self.use_bias, name="query_key_value"
+        )
+        self.query_key_value.build(shape)
+        self.relative_rows, self.relative_columns = (
+            self.add_weight(
+                shape=(2 * side - 1, head_dim),
+                initializer=keras.initializers.RandomNormal(stddev=head_dim**-0.5),
+                name=name,
+            )
+            for side, name in zip(self.grid, ("relative_rows", "relative_columns"), strict=True)
+        )
+
+    def logits(self, query: Any, key: Any) -> Any:
+        rows, columns = self.grid
+        grid = ops.reshape(query, (-1, self.num_heads, rows, columns, query.shape[-1]))
+        by_row = ops.take(ops.cast(self.relative_rows, query.dtype), distance_index(rows), axis=0)
+        by_column = ops.take(ops.cast(self.relative_columns, query.dtype), distance_index(columns), axis=0)
+        row_logits = ops.einsum("bnijd,ikd->bnijk", grid, by_row)[..., :, None]
+        column_logits = ops.einsum("bnijd,jld->bnijl", grid, by_column)[..., None, :]
+        tokens = rows * columns
+        relative = ops.reshape(row_logits + column_logits, (-1, self.num_heads, tokens, tokens))
+        return super().logits(query, key) + relative
+
+    def call(self, x: Any) -> Any:
+        return self.attend(x)
+
+    def resize_from(self, other: "BottleneckAttention") -> None:
+        """Takes the weights of a layer built for another grid."""
+        take_weights(self, other, except_for="relative_")
+        for mine, theirs in (
+            (self.relative_rows, other.relative_rows),
+            (self.relative_columns, other.relative_columns),
+        ):
+            table = ops.convert_to_numpy(theirs)
+            mine.assign(resize_grid(table[:, None], (mine.shape[0], 1))[:, 0])
+
+
+@keras.saving.register_keras_serializable("visionpipe")
+class Tokens(keras.layers.Layer):
+    """A feature grid (batch, rows, columns, channels) as tokens (batch, tokens, channels): those of the image
+    behind an optional class token and register tokens, with their positions added (Dosovitskiy et al. 2021,
+    equation 1; Darcet et al. 2023 for the registers, which have no position).
+
+    `position`: learned, sincos or none; `stddev`: of the learned ones at first.
+    """
+
+    def __init__(
+        self,
+        class_token: bool = False,
+        register_tokens: int = 0,
+        position: str = "learned",
+        stddev: float = 0.02,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.has_class_token, self.register_count = class_token, register_tokens
+        self.position, self.stddev = position, stddev
+
+    def build(self, shape: Shape) -> None:
+        self.grid, channels = shape[1:3], shape[-1]
+        tokens = self.has_class_token + self.grid[0] * self.grid[1]
+        if self.has_class_token:
+            self.class_token = self.add_weight(
+                shape=(1, 1, channels), initializer="zeros", name="class_token"
+            )
+        if self.register_count:
+            self.register_tokens = self.add_weight(
+                shape=(1, self.register_count, channels),
+                initializer=keras.initializers.RandomNormal(stddev=0.02),
+                name="register_tokens",
+            )
+        if self.position == "learned":
+            self.position_embedding = self.add_weight(
+                shape=(1, tokens, channels),
+                initializer=keras.initializers.RandomNormal(stddev=self.stddev),
+                name="position_embedding",
+            )
+
+    def call(self, x: Any) -> Any:
+        rows, columns, channels = x.shape[1:]
+        x = ops.reshape(x, (-1, rows * columns, channels))
+
+        def for_each_image(tokens: Any) -> Any:
+            return ops.broadcast_to(ops.cast(tokens, x.dtype), (ops.shape(x)[0], *tokens.shape[1:]))
+
+        if self.has_class_token:
+            x = ops.concatenate([for_each_image(self.class_token), x], axis=1)
+        if self.position == "learned":
+            x = x + ops.cast(self.position_embedding, x.dtype)
+        elif self.position == "sincos":
+            positions = sincos_positions(rows, columns, channels)
+            x = x + ops.cast(np.pad(positions, ((int(self.has_class_token), 0), (0, 0)))[None], x.dtype)
+        if self.register_count:
+            first = int(self.has_class_token)
+            x = ops.concatenate([x[:, :first], for_each_image(self.register_tokens), x[:, first:]], axis=1)
+        return x
+
+    def compute_output_shape(self, shape: Shape) -> Shape:
+        return (
+            shape[0],
+            self.has_class_token + self.register_count + shape[1] * shape[2],
+            shape[3],
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        own = {"class_token": self.has_class_token, "register_tokens": self.register_count}
+        return super().get_config() | own | {"position": self.position, "stddev": self.stddev}
+
+    def resize_from(self, other: "Tokens") -> None:
+        """Takes the weights of a layer built for another grid; class and register tokens stay as they are."""
+        take_weights(self, other, except_for="position_embedding")
+        old, kept = ops.convert_to_numpy(other.position_embedding)[0], int(self.has_class_token)
+        grid = resize_grid(old[kept:].reshape(*other.grid, -1), self.grid)
+        self.position_embedding.assign(np.concatenate([old[:kept], grid.reshape(-1, old.shape[-1])])[None])
+
+
+@keras.saving.register_keras_serializable("visionpipe")
+class LaidOutAs(keras.layers.Layer):
+    """Tokens (batch, rows·columns, channels) as the grid (batch, rows, columns, channels) that the second
+    input has.
+    """
+
+    def call(self, inputs: list[Any]) -> Any:
+        tokens, grid = inputs
+        return ops.reshape(tokens, (-1, *grid.shape[1:3], tokens.shape[-1]))
+
+    def compute_output_shape(self, shapes: list[Shape]) -> Shape:
+        tokens, grid = shapes
+        return (tokens[0], *grid[1:3], tokens[2])
+
+
+@keras.saving.register_keras_serializable("visionpipe")
+class SequencePooling(keras.layers.Layer):
+    """The mean of the tokens (batch, tokens, channels) with weights that each one's content decides:
+    (batch, channels) (Hassani et al. 2021, arXiv:2104.05704, section 3.2).
+    """
+
+    def build(self, shape: Shape) -> None:
+        self.score = keras.layers.Dense(1, name="score")
+        self.score.build(shape)
+
+    def call(self, x: Any) -> Any:
+        return ops.sum(ops.softmax(self.score(x), axis=1) * x, axis=1)
+
+    def compute_output_shape(self, shape: Shape) -> Shape:
+        return (shape[0], shape[2])
+
+
+def distance_index(side: int) -> np.ndarray:
+    """(side, side): where the distance from position i to position j stands in a table of 2·side−1."""
+    return np.arange(side)[None, :] - np.arange(side)[:, None] + side - 1
+
+
+def sincos_positions(rows: int, columns: int, channels: int) -> np.ndarray:
+    """Sines and cosines of column and row, float32 (rows·columns, channels) (Beyer et al. 2022,
+    arXiv:2205.01580, appendix; frequencies from 1 to 1/10000).
+    """
+    frequencies = 10000.0 ** -np.linspace(0, 1, channels // 4)
+    row, column = np.mgrid[:rows, :columns].reshape(2, -1, 1) * frequencies
+    return np.concatenate(
+        [np.sin(column), np.cos(column), np.sin(row), np.cos(row)], axis=1, dtype=np.float32
+    )
+
+
+def resize_grid(grid: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Linear interpolation of (rows, columns, channels) to `size` rows and columns, corners onto corners:
+    what the original ViT code does when it fine-tunes at another resolution.
+    """
+    for axis, length in enumerate(size):
+        old = grid.shape[axis]
+        weights = np.stack(
+            [np.interp(np.linspace(0, old - 1, length), range(old), row) for row in np.eye(old)]
+        )
+        grid = np.moveaxis(np.tensordot(weights, grid, axes=(0, axis)), 0, axis)
+    return grid
+
+
+def take_weights(layer: keras.layers.Layer, other: keras.layers.Layer, except_for: str) -> None:
+    for mine, theirs in zip(layer.weights, other.weights, strict=True):
+        if not mine.name.startswith(except_for):
+            mine.assign(theirs)

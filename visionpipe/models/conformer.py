@@ -1,0 +1,110 @@
+"""Conformer: a convolution branch and a Transformer branch side by side, coupled in every block
+(Peng et al. 2021, arXiv:2105.03889, figure 2).
+"""
+
+from typing import Any
+
+from keras import layers
+
+from visionpipe.models.attention import LaidOutAs, Tokens
+from visionpipe.models.layers import BatchNorm, WeightedSum, gelu
+from visionpipe.models.specs import ConformerSpec, Encoder
+from visionpipe.models.vit import encoder_block
+
+
+def conv_norm(x: Any, filters: int, kernel_size: int, stride: int, name: str, relu: bool = True) -> Any:
+    x = layers.Conv2D(
+        filters,
+        kernel_size,
+        stride,
+        padding="same",
+        use_bias=False,
+        kernel_initializer="he_normal",
+        name=name,
+    )(x)
+    x = BatchNorm(epsilon=1e-6, name=f"{name}_norm")(x)
+    return layers.ReLU(name=f"{name}_relu")(x) if relu else x
+
+
+def bottleneck(
+    x: Any, filters: int, stride: int, project: bool, name: str, added: Any | None = None
+) -> tuple[Any, Any]:
+    """1×1, 3×3, 1×1 around a shortcut; `added` joins before the 3×3. Returns the output and what came out of
+    the 3×3.
+    """
+    y = conv_norm(x, filters // 4, 1, 1, f"{name}_conv1")
+    y = layers.Add(name=f"{name}_join")([y, added]) if added is not None else y
+    inner = conv_norm(y, filters // 4, 3, stride, f"{name}_conv2")
+    y = conv_norm(inner, filters, 1, 1, f"{name}_conv3", relu=False)
+    if project:
+        x = conv_norm(x, filters, 1, stride, f"{name}_shortcut", relu=False)
+    return layers.ReLU(name=f"{name}_output")(layers.Add(name=f"{name}_add")([x, y])), inner
+
+
+def to_tokens(grid: Any, tokens: Any, hidden_dim: int, name: str) -> Any:
+    """The feature map at the tokens' resolution and width, behind the class token: (batch, tokens,
+    hidden_dim). The paper's feature coupling unit, downwards.
+    """
+    stride = round((grid.shape[1] * grid.shape[2] / (tokens.shape[1] - 1)) ** 0.5)
+    x = layers.Conv2D(hidden_dim, 1, name=f"{name}_project")(grid)
+    x = layers.AveragePooling2D(stride, name=f"{name}_pool")(x) if stride > 1 else x
+    x = layers.Reshape((-1, hidden_dim), name=f"{name}_tokens")(x)
+    x = layers.LayerNormalization(epsilon=1e-6, name=f"{name}_norm")(x)
+    x = layers.Activation(gelu, name=f"{name}_gelu")(x)
+    return layers.Concatenate(axis=1, name=f"{name}_concatenate")([tokens[:, :1], x])
+
+
+def to_grid(tokens: Any, patches: Any, filters: int, factor: int, name: str) -> Any:
+    """The tokens without the class token, laid out as the `patches` they were, at the feature map's
+    resolution and width; upwards.
+    """
+    x = LaidOutAs(name=f"{name}_grid")([tokens[:, 1:], patches])
+    x = layers.Conv2D(filters, 1, name=f"{name}_project")(x)
+    x = layers.ReLU(name=f"{name}_relu")(BatchNorm(epsilon=1e-6, name=f"{name}_norm")(x))
+    return layers.UpSampling2D(factor, name=f"{name}_upsample")(x) if factor > 1 else x
+
+
+def conformer(images: Any, spec: ConformerSpec) -> Any:
+    """Normalised images (batch, height, width, 3) to the features of both branches, side by side or summed:
+    (batch, features).
+    """
+    encoder = Encoder(
+        hidden_dim=spec.hidden_dim,
+        depth=spec.depth,
+        num_heads=spec.num_heads,
+        mlp_dim=spec.mlp_dim,
+        dropout_rate=spec.dropout_rate,
+    )
+    if spec.stem == "7x7":
+        x = conv_norm(images, 64, 7, 2, "stem_conv")
+        x = layers.MaxPooling2D(3, 2, padding="same", name="stem_pool")(x)
+    else:
+        x = conv_norm(images, 64, 3, 1, "stem_conv")
+
+    def drop_path_rate(block: int) -> float:
+        return spec.stochastic_depth_rate * (block - 1) / max(spec.depth - 1, 1)
+
+    patch = spec.patch_size // spec.stem_stride
+    patches = layers.Conv2D(spec.hidden_dim, patch, patch, name="patch_embedding")(x)
+    tokens = Tokens(class_token=True, position="none", name="tokens")(patches)
+    tokens = encoder_block(tokens, encoder, drop_path_rate(1), "block01_encoder")
+    x, _ = bottleneck(x, spec.filters, 1, True, "stage1_block1")
+
+    for block in range(2, spec.depth + 1):
+        stage, first = (block - 1) // (spec.depth // 3), (block - 1) % (spec.depth // 3) == 0
+        filters, stride = spec.filters * 2**stage, 2 if first else 1
+        factor, name = patch // 2**stage, f"stage{stage + 1}_block{block - stage * (spec.depth // 3)}"
+        x, inner = bottleneck(x, filters, stride, first, f"{name}_conv")
+        seen = to_tokens(inner, tokens, spec.hidden_dim, f"{name}_down")
+        tokens = layers.Add(name=f"{name}_tokens")([seen, tokens])
+        tokens = encoder_block(tokens, encoder, drop_path_rate(block), f"{name}_encoder")
+        read = to_grid(tokens, patches, filters // 4, factor, f"{name}_up")
+        last = block == spec.depth
+        x, _ = bottleneck(x, filters, 2 if last else 1, last, f"{name}_fusion", added=read)
+
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    token = layers.LayerNormalization(epsilon=1e-6, name="encoder_norm")(tokens)[:, 0]
+    if spec.fusion == "concat":
+        return layers.Concatenate(name="fusion")([x, token])
+    x = layers.Dense(spec.hidden_dim, name="pool_project")(x)
+    return WeightedSum(name="fusion")([x, token])

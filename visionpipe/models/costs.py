@@ -1,0 +1,79 @@
+"""What a model costs: parameters and multiply-accumulates, counted on the built graph.
+
+    python -m visionpipe.models.costs
+
+writes costs.csv beside this file, the numbers of every variant that `visionpipe models` shows.
+"""
+
+import csv
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from visionpipe.models import build_model
+from visionpipe.models.variants import VARIANTS
+
+if TYPE_CHECKING:
+    import keras
+
+TABLE = Path(__file__).with_name("costs.csv")
+
+
+def parameters(model: "keras.Model") -> int:
+    """Trainable parameters."""
+    return sum(math.prod(variable.shape) for variable in model.trainable_variables)
+
+
+def multiply_accumulates(model: "keras.Model") -> int:
+    """Of one image, in convolutions, dense layers and attention; all else is small beside them."""
+    from keras import layers
+
+    from visionpipe.models.attention import MultiHeadSelfAttention
+
+    total = 0
+    for layer in model.layers:
+        if isinstance(layer, layers.Conv2D | layers.DepthwiseConv2D | layers.Dense):
+            positions = math.prod(layer.output.shape[1:-1])
+            total += positions * math.prod(layer.kernel.shape)
+        elif isinstance(layer, MultiHeadSelfAttention):
+            tokens, hidden_dim = math.prod(layer.output.shape[1:-1]), layer.output.shape[-1]
+            kernels = sum(math.prod(weight.shape) for weight in layer.weights if weight.name == "kernel")
+            total += tokens * kernels + 2 * tokens**2 * hidden_dim
+    return total
+
+
+def build_all() -> list[dict[str, object]]:
+    """One row per variant, at its own image size and number of classes, without a byte for the weights."""
+    import keras
+
+    rows: list[dict[str, object]] = []
+    for name, variant in VARIANTS.items():
+        with keras.StatelessScope(initialize_variables=False):
+            model = build_model(name, variant.num_classes, variant.image_size)
+        gmac = f"{multiply_accumulates(model) / 1e9:.3g}"
+        rows.append({"name": name, "parameters": parameters(model), "gmac": gmac})
+    return rows
+
+
+def table() -> str:
+    """All variants side by side, in Markdown."""
+    with TABLE.open() as file:
+        costs = {row["name"]: row for row in csv.DictReader(file)}
+    lines = [
+        "| name | family | parameters | GMAC | image size | reference |",
+        "| --- | --- | ---: | ---: | ---: | --- |",
+    ]
+    for name, variant in VARIANTS.items():
+        cost = costs[name]
+        lines.append(
+            f"| {name} | {variant.spec.family} | {int(cost['parameters']):,} | {cost['gmac']} | "
+            f"{variant.image_size} | {variant.reference} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    with TABLE.open("w") as file:
+        writer = csv.DictWriter(file, ["name", "parameters", "gmac"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(build_all())

@@ -1,0 +1,313 @@
+"""What can be said about a model of each family, and which combinations exist. Imports no framework, so
+that a wrong name, field or image size is refused before anything slow starts.
+"""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from visionpipe.errors import ConfigError
+
+Size = tuple[int, int]
+GROUPS = 32  # of a group normalisation (Wu & He 2018, arXiv:1803.08494, table 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convolutions:
+    """Residual stages (He et al. 2016, arXiv:1512.03385).
+
+    `blocks_per_stage`: residual blocks in each stage; every stage but the first halves the resolution.
+    `filters`: channels of the first stage, times `width_factor`; each next stage has twice as many. A
+    bottleneck block puts out four times that.
+    `stem`: `7x7` and `deep` (three 3×3, ResNet-D) halve twice; `3x3` strides by `stem_stride` and has no
+    pooling. `stem_filters`: null for those of the first stage.
+    `shortcut`, where the shape changes: a strided 1×1 `projection`, an average `pool` before the 1×1
+    (ResNet-D), or no parameters: strided, and `pad`ded with zero channels (section 4.2, option A).
+    `preactivation`: norm and ReLU before each convolution (He et al. 2016, arXiv:1603.05027).
+    `stride_on`: the bottleneck's convolution that strides: `3x3`, or the first `1x1` as in the first paper.
+    `norm`: `group` goes with weight-standardised convolutions (Qiao et al. 2019, arXiv:1903.10520).
+    `norm_momentum`: of the running statistics: what stays of the old ones at each step.
+    `zero_last_scale`: each block starts as the identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
+    `padding`: TensorFlow's `same`, which pads even sizes below and right only, or torch's `symmetric`.
+    """
+
+    blocks_per_stage: tuple[int, ...]
+    filters: int = 64
+    width_factor: float = 1.0
+    block: Literal["basic", "bottleneck"] = "bottleneck"
+    preactivation: bool = False
+    stem: Literal["3x3", "7x7", "deep"] = "7x7"
+    stem_stride: int = 1
+    stem_filters: int | None = None
+    shortcut: Literal["projection", "pool", "pad"] = "projection"
+    stride_on: Literal["3x3", "1x1"] = "3x3"
+    norm: Literal["batch", "group"] = "batch"
+    norm_epsilon: float = 1e-5
+    norm_momentum: float = 0.9
+    zero_last_scale: bool = True
+    padding: Literal["same", "symmetric"] = "same"
+
+    @property
+    def width(self) -> int:
+        """Channels of the first stage, before a bottleneck's expansion."""
+        return round(self.filters * self.width_factor)
+
+    @property
+    def total_stride(self) -> int:
+        stem = self.stem_stride if self.stem == "3x3" else 4
+        return stem * 2 ** max(len(self.blocks_per_stage) - 1, 0)
+
+    def check_convolutions(self, image_size: Size) -> None:
+        if min(image_size) < self.total_stride * 2:
+            raise ConfigError(
+                f"image size {image_size[0]}×{image_size[1]} is too small for a total stride of "
+                f"{self.total_stride}"
+            )
+        if self.stem != "3x3" and self.stem_stride != 1:
+            raise ConfigError(f"stem_stride belongs to stem 3x3; stem {self.stem} strides by 4")
+        if self.shortcut == "pad" and self.block == "bottleneck":
+            raise ConfigError("shortcut pad belongs to block basic")
+        stem_filters = self.stem_filters or self.width
+        if self.norm == "group" and (self.width % GROUPS or stem_filters % GROUPS):
+            raise ConfigError(
+                f"norm group needs channels in multiples of {GROUPS}: filters × width_factor is "
+                f"{self.width}, the stem has {stem_filters}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """Transformer encoder over a grid of tokens (Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1).
+
+    `pool`: `token` reads a class token, `gap` averages the tokens of the image (Beyer et al. 2022,
+    arXiv:2205.01580), `seq` averages them with learned weights (Hassani et al. 2021, arXiv:2104.05704).
+    `representation_dim`: width of a tanh layer before the head, or null.
+    `position`: `learned`, fixed `sincos` of rows and columns (Beyer et al. 2022), or `none`.
+    `position_stddev`: of the learned ones at first.
+    `register_tokens`: extra tokens that are read by nobody (Darcet et al. 2023, arXiv:2309.16588).
+    `activation`: exact `gelu` or its approximation with tanh.
+    `layer_scale`: first value of a learned scale per channel and branch (Touvron et al. 2021,
+    arXiv:2103.17239), or null.
+    `stochastic_depth_rate`: of the last block; it grows linearly from 0 at the first.
+    """
+
+    hidden_dim: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    pool: Literal["token", "gap", "seq"] = "token"
+    representation_dim: int | None = None
+    position: Literal["learned", "sincos", "none"] = "learned"
+    position_stddev: float = 0.02
+    register_tokens: int = 0
+    query_key_value_bias: bool = True
+    activation: Literal["gelu", "gelu_tanh"] = "gelu"
+    layer_scale: float | None = None
+    dropout_rate: float = 0.0
+    stochastic_depth_rate: float = 0.0
+
+    def check_encoder(self) -> None:
+        check_heads(self.hidden_dim, self.num_heads)
+        if self.position == "sincos" and (self.hidden_dim % 4 or self.hidden_dim < 8):
+            raise ConfigError(
+                f"position sincos needs a hidden_dim of 8, 12, 16 …, received {self.hidden_dim}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTSpec(Encoder):
+    """Vision Transformer. `stem`: `patch` cuts the image up; `conv` is the tokenizer of the compact
+    transformers: 3×3 convolutions, each followed by a ReLU and a max-pooling of stride 2, until a token
+    stands for `patch_size` × `patch_size` pixels (Hassani et al. 2021, section 3.3).
+    """
+
+    family: ClassVar[str] = "vit"
+    patch_size: int
+    stem: Literal["patch", "conv"] = "patch"
+
+    def check(self, image_size: Size) -> None:
+        self.check_encoder()
+        if any(side % self.patch_size for side in image_size):
+            raise ConfigError(
+                f"image size {image_size[0]}×{image_size[1]} is not divisible by patch_size {self.patch_size}"
+            )
+        if self.stem == "conv" and (self.patch_size < 2 or self.patch_size.bit_count() != 1):
+            raise ConfigError(f"stem conv needs a patch_size of 2, 4, 8 …, received {self.patch_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetSpec(Convolutions):
+    """Residual network, its last feature map averaged."""
+
+    family: ClassVar[str] = "resnet"
+
+    def check(self, image_size: Size) -> None:
+        check_stages(self.blocks_per_stage)
+        self.check_convolutions(image_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HybridSpec(Convolutions, Encoder):
+    """Serial hybrid: patches of the last feature map become the tokens (Dosovitskiy et al. 2021,
+    section 3.1, "Hybrid Architecture").
+    """
+
+    family: ClassVar[str] = "hybrid"
+    patch_size: int = 1
+
+    def check(self, image_size: Size) -> None:
+        self.check_encoder()
+        self.check_convolutions(image_size)
+        stride = self.total_stride * self.patch_size
+        if self.patch_size > 1 and any(side % stride for side in image_size):
+            raise ConfigError(
+                f"image size {image_size[0]}×{image_size[1]} is not divisible by {stride}, the stride of the "
+                f"convolutions times patch_size"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoTNetSpec(Convolutions):
+    """Interleaved hybrid: attention in place of the last stage's 3×3 convolutions (Srinivas et al. 2021,
+    arXiv:2101.11605).
+    """
+
+    family: ClassVar[str] = "botnet"
+    num_heads: int = 4
+
+    def check(self, image_size: Size) -> None:
+        check_stages(self.blocks_per_stage)
+        self.check_convolutions(image_size)
+        if self.block != "bottleneck" or self.preactivation:
+            raise ConfigError("attention goes into block bottleneck, without preactivation")
+        check_heads(self.width * 2 ** (len(self.blocks_per_stage) - 1), self.num_heads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoAtNetSpec:
+    """Interleaved hybrid: stages of MBConv, then stages of attention with relative position (Dai et al.
+    2021, arXiv:2106.04803, table 3).
+
+    `blocks_per_stage`, `dims`: of the stem S0 and the stages S1 to S4; `attention_stages`: how many of the
+    last ones attend. The stem strides by `stem_stride`, every later stage by 2.
+    """
+
+    family: ClassVar[str] = "coatnet"
+    blocks_per_stage: tuple[int, ...]
+    dims: tuple[int, ...]
+    attention_stages: int = 2
+    stem_stride: int = 2
+    head_dim: int = 32
+    dropout_rate: float = 0.0
+    stochastic_depth_rate: float = 0.0
+
+    def check(self, image_size: Size) -> None:
+        check_stages(self.blocks_per_stage)
+        if len(self.dims) != len(self.blocks_per_stage):
+            raise ConfigError(
+                f"dims has {len(self.dims)} stages and blocks_per_stage {len(self.blocks_per_stage)}"
+            )
+        if self.attention_stages >= len(self.dims):
+            raise ConfigError(f"attention_stages {self.attention_stages} leaves no convolution stage")
+        for dim in self.dims[-self.attention_stages :]:
+            check_heads(dim, max(1, dim // self.head_dim))
+        stride = self.stem_stride * 2 ** (len(self.dims) - 1)
+        if any(side % stride for side in image_size):
+            raise ConfigError(
+                f"image size {image_size[0]}×{image_size[1]} is not divisible by {stride}, the total stride"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConformerSpec:
+    """Parallel hybrid: a convolution branch and a Transformer branch that exchange features in every block
+    (Peng et al. 2021, arXiv:2105.03889).
+
+    `filters`: channels that the first of three stages puts out; each next one halves the resolution and has
+    twice as many. `depth`: blocks. `stem`: `7x7` halves twice, `3x3` keeps the resolution. `patch_size`:
+    pixels to the side of a token. `fusion`: the head reads both branches side by side (`concat`), or their
+    sum with learned weights (`weighted`).
+    """
+
+    family: ClassVar[str] = "conformer"
+    filters: int
+    hidden_dim: int
+    num_heads: int
+    mlp_dim: int
+    depth: int = 12
+    patch_size: int = 16
+    stem: Literal["7x7", "3x3"] = "7x7"
+    fusion: Literal["concat", "weighted"] = "concat"
+    dropout_rate: float = 0.0
+    stochastic_depth_rate: float = 0.0
+
+    @property
+    def stem_stride(self) -> int:
+        return 4 if self.stem == "7x7" else 1
+
+    def check(self, image_size: Size) -> None:
+        check_heads(self.hidden_dim, self.num_heads)
+        if self.depth % 3:
+            raise ConfigError(f"depth {self.depth} is not a multiple of 3, the convolution stages")
+        if self.filters % 4:
+            raise ConfigError(f"filters {self.filters} is not divisible by 4, the expansion of a block")
+        stride = self.stem_stride * 4
+        if self.patch_size % stride:
+            raise ConfigError(
+                f"patch_size {self.patch_size} is not a multiple of {stride}, the stride of the last stage"
+            )
+        if any(side % self.patch_size for side in image_size):
+            raise ConfigError(
+                f"image size {image_size[0]}×{image_size[1]} is not divisible by patch_size {self.patch_size}"
+            )
+
+
+ModelSpec = ViTSpec | ResNetSpec | HybridSpec | BoTNetSpec | CoAtNetSpec | ConformerSpec
+
+
+def check_heads(hidden_dim: int, num_heads: int) -> None:
+    if hidden_dim % num_heads:
+        raise ConfigError(f"hidden_dim {hidden_dim} is not divisible by num_heads {num_heads}")
+
+
+def check_stages(blocks_per_stage: tuple[int, ...]) -> None:
+    if not blocks_per_stage:
+        raise ConfigError("blocks_per_stage: expected a list of positive whole numbers, received none")
+
+
+def override(spec: ModelSpec, name: str, value: Any) -> Any:
+    """`value` in the type of the field `name`; ConfigError where it is not of that type or range."""
+    hint = typing.get_type_hints(type(spec))[name]
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    kind = kinds[0]
+    valid, expected = False, ""
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        valid, expected = value in choices, f"one of {', '.join(choices)}"
+    elif kind is bool:
+        valid, expected = isinstance(value, bool), "true or false"
+    elif kind is int:
+        least = 0 if name == "register_tokens" else 1
+        valid = type(value) is int and value >= least
+        expected = "a whole number, 0 or more" if least == 0 else "a positive whole number"
+    elif kind is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name.endswith(("_rate", "_momentum")):
+            valid, expected = number and 0 <= value < 1, "a number in [0, 1)"
+        else:
+            valid, expected = number and value > 0, "a number above 0"
+    else:
+        value = tuple(value) if isinstance(value, list | tuple) else (None,)
+        valid = all(type(number) is int and number > 0 for number in value)
+        expected = "a list of positive whole numbers"
+    if not valid:
+        raise ConfigError(f"overrides: {name}: expected {expected}, received {value!r}")
+    return value
+
+
+def fields(spec: ModelSpec) -> list[str]:
+    return [field.name for field in dataclasses.fields(spec)]

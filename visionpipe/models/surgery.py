@@ -1,0 +1,65 @@
+"""What can be done with a built or trained model: another resolution, its inner features, its attention."""
+
+import re
+from typing import Any
+
+import keras
+import numpy as np
+
+from visionpipe.errors import ConfigError
+from visionpipe.models.attention import MultiHeadSelfAttention
+
+
+def with_image_size(model: keras.Model, image_size: int | tuple[int, int]) -> keras.Model:
+    """A copy of `model` for images of another (height, width), with its position embeddings and relative
+    positions resized linearly; all other weights are the same. Computed in NumPy: equal on every backend.
+
+    Raises:
+        ConfigError: the model's strides and patches do not fit the new size.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    config = model.get_config()
+    for layer in config["layers"]:
+        layer.pop("build_config", None)  # the shapes of the old size
+    (images,) = (layer for layer in config["layers"] if layer["class_name"] == "InputLayer")
+    images["config"]["batch_shape"] = (None, height, width, images["config"]["batch_shape"][-1])
+    try:
+        resized = keras.Model.from_config(config)
+    except ValueError as error:
+        raise ConfigError(f"{model.name} cannot take images of {height}×{width}: {error}") from error
+    for layer, old in zip(resized.layers, model.layers, strict=True):
+        shapes = [[tuple(weight.shape) for weight in owner.weights] for owner in (layer, old)]
+        if shapes[0] != shapes[1]:
+            layer.resize_from(old)
+        else:
+            layer.set_weights(old.get_weights())
+    return resized
+
+
+def features(model: keras.Model) -> keras.Model:
+    """A model with the same input and a dictionary of named intermediate outputs.
+
+    Convolution stages: `stride_4`, `stride_8` …, the last feature map at each stride (batch, rows, columns,
+    channels). Transformer blocks: `block_00`, `block_01` …, their outputs, class and register tokens first
+    (batch, tokens, hidden_dim).
+    """
+    rows = model.input.shape[1]
+    outputs: dict[str, Any] = {}
+    for layer in model.layers:
+        if re.fullmatch(r"stage\d+_block\d+(_fusion)?_output", layer.name):
+            outputs[f"stride_{round(rows / layer.output.shape[1])}"] = layer.output
+        elif match := re.fullmatch(r"encoder_block_(\d+)_mlp_add", layer.name):
+            outputs[f"block_{match[1]}"] = layer.output
+    return keras.Model(model.input, outputs, name=f"{model.name}_features")
+
+
+def attention_maps(model: keras.Model, images: Any) -> dict[str, np.ndarray]:
+    """How much each token of each Transformer block reads from each other one: by the layer's name, float
+    (batch, heads, tokens, tokens), rows summing to 1. Class and register tokens come first.
+    """
+    attentions = [layer for layer in model.layers if isinstance(layer, MultiHeadSelfAttention)]
+    inputs = keras.Model(model.input, {layer.name: layer.input for layer in attentions})(images)
+    return {
+        layer.name: keras.ops.convert_to_numpy(layer.attention_map(inputs[layer.name]))
+        for layer in attentions
+    }
