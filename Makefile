@@ -31,6 +31,7 @@ repro: $(VENV)/.installed ## install, run the pipeline, compare the models
 	@echo "       your own images: set prepare.source and prepare.path in params.yaml, then make repro"
 
 ui: $(VENV)/.installed ## open the MLflow UI on http://127.0.0.1:5000
+	@echo "the runs: http://127.0.0.1:5000/#/experiments/1?workflowType=machine_learning"
 	mlflow ui --host 127.0.0.1 --port 5000
 
 serve: $(VENV)/.installed ## serve the champion on http://127.0.0.1:5001
