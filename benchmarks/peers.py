@@ -1,0 +1,107 @@
+"""The models that visionpipe's are timed against: the same architectures in stock Keras and plain torch."""
+
+from typing import Any
+
+
+def keras_resnet20(classes: int, size: int) -> Any:
+    """He et al. 2016, section 4.2, in stock Keras layers, with projections."""
+    import keras
+    from keras import layers
+
+    def conv_norm(x: Any, filters: int, kernel: int, stride: int) -> Any:
+        x = layers.Conv2D(filters, kernel, stride, padding="same", use_bias=False)(x)
+        return layers.BatchNormalization()(x)
+
+    inputs = keras.Input((size, size, 3))
+    x = layers.ReLU()(conv_norm(layers.Rescaling(1 / 127.5, -1)(inputs), 16, 3, 1))
+    for stage in range(3):
+        filters = 16 * 2**stage
+        for block in range(3):
+            stride = 2 if stage and not block else 1
+            y = layers.ReLU()(conv_norm(x, filters, 3, stride))
+            y = conv_norm(y, filters, 3, 1)
+            x = conv_norm(x, filters, 1, stride) if stride > 1 else x
+            x = layers.ReLU()(layers.Add()([x, y]))
+    return keras.Model(inputs, layers.Dense(classes)(layers.GlobalAveragePooling2D()(x)))
+
+
+def keras_vit(classes: int, size: int, patch: int, width: int, depth: int, heads: int, mlp: int) -> Any:
+    """Stock MultiHeadAttention, LayerNormalization and Dense layers; mean pooling."""
+    import keras
+    from keras import layers, ops
+
+    class Positions(layers.Layer):
+        def build(self, shape: Any) -> None:
+            self.table = self.add_weight(shape=(1, *shape[1:]), initializer="random_normal")
+
+        def call(self, x: Any) -> Any:
+            return x + ops.cast(self.table, x.dtype)
+
+    inputs = keras.Input((size, size, 3))
+    x = layers.Conv2D(width, patch, patch)(layers.Rescaling(1 / 127.5, -1)(inputs))
+    x = Positions()(layers.Reshape((-1, width))(x))
+    for _ in range(depth):
+        y = layers.LayerNormalization(epsilon=1e-6)(x)
+        x = layers.Add()([x, layers.MultiHeadAttention(heads, width // heads)(y, y)])
+        y = layers.LayerNormalization(epsilon=1e-6)(x)
+        y = layers.Dense(width)(layers.Dense(mlp, activation="gelu")(y))
+        x = layers.Add()([x, y])
+    x = layers.GlobalAveragePooling1D()(layers.LayerNormalization(epsilon=1e-6)(x))
+    return keras.Model(inputs, layers.Dense(classes)(x))
+
+
+def torch_resnet20(classes: int) -> Any:
+    """The same network in torch.nn."""
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    class Block(nn.Module):
+        def __init__(self, incoming: int, filters: int, stride: int):
+            super().__init__()
+            self.conv1 = nn.Conv2d(incoming, filters, 3, stride, 1, bias=False)
+            self.conv2 = nn.Conv2d(filters, filters, 3, 1, 1, bias=False)
+            self.norm1, self.norm2 = nn.BatchNorm2d(filters), nn.BatchNorm2d(filters)
+            self.shortcut = (
+                nn.Sequential(nn.Conv2d(incoming, filters, 1, stride, bias=False), nn.BatchNorm2d(filters))
+                if stride > 1
+                else nn.Identity()
+            )
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = functional.relu(self.norm1(self.conv1(x)))
+            return functional.relu(self.shortcut(x) + self.norm2(self.conv2(y)))
+
+    blocks, incoming = [], 16
+    for stage in range(3):
+        for block in range(3):
+            blocks.append(Block(incoming, 16 * 2**stage, 2 if stage and not block else 1))
+            incoming = 16 * 2**stage
+    stem = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes))
+
+
+def torch_vit(classes: int, size: int, patch: int, width: int, depth: int, heads: int, mlp: int) -> Any:
+    """torch's own encoder layers, pre-norm, without dropout; mean pooling."""
+    import torch
+    from torch import nn
+
+    class ViT(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = nn.Conv2d(3, width, patch, patch)
+            self.positions = nn.Parameter(torch.randn(1, (size // patch) ** 2, width) * 0.02)
+            layer = nn.TransformerEncoderLayer(
+                width, heads, mlp, dropout=0.0, activation="gelu", layer_norm_eps=1e-6, batch_first=True,
+                norm_first=True,
+            )  # fmt: skip
+            self.encoder = nn.TransformerEncoder(
+                layer, depth, nn.LayerNorm(width, 1e-6), enable_nested_tensor=False
+            )
+            self.head = nn.Linear(width, classes)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.patches(x).flatten(2).transpose(1, 2) + self.positions
+            return self.head(self.encoder(x).mean(1))
+
+    return ViT()
