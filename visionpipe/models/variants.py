@@ -3,9 +3,10 @@
 import dataclasses
 import difflib
 import types
+import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from visionpipe.errors import ConfigError
 from visionpipe.models.specs import (
@@ -17,8 +18,6 @@ from visionpipe.models.specs import (
     ResNetSpec,
     Size,
     ViTSpec,
-    fields,
-    override,
 )
 
 
@@ -217,6 +216,42 @@ def resolve_variant(name: str, image_size: Size, **overrides: Any) -> ModelSpec:
     spec = dataclasses.replace(spec, **overrides)
     spec.check(image_size)
     return spec
+
+
+def override(spec: ModelSpec, name: str, value: Any) -> Any:
+    """`value` in the type of the field `name`; ConfigError where it is not of that type or range."""
+    hint = typing.get_type_hints(type(spec))[name]
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    kind = kinds[0]
+    valid, expected = False, ""
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        valid, expected = value in choices, f"one of {', '.join(choices)}"
+    elif kind is bool:
+        valid, expected = isinstance(value, bool), "true or false"
+    elif kind is int:
+        least = 0 if name == "register_tokens" else 1
+        valid = type(value) is int and value >= least
+        expected = "a whole number, 0 or more" if least == 0 else "a positive whole number"
+    elif kind is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name.endswith(("_rate", "_momentum")):
+            valid, expected = number and 0 <= value < 1, "a number in [0, 1)"
+        else:
+            valid, expected = number and value > 0, "a number above 0"
+    else:
+        value = tuple(value) if isinstance(value, list | tuple) else (None,)
+        valid = all(type(number) is int and number > 0 for number in value)
+        expected = "a list of positive whole numbers"
+    if not valid:
+        raise ConfigError(f"overrides: {name}: expected {expected}, received {value!r}")
+    return value
+
+
+def fields(spec: ModelSpec) -> list[str]:
+    return [field.name for field in dataclasses.fields(spec)]
 
 
 def closest(word: str, known: Iterable[str]) -> str:
