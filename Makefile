@@ -24,6 +24,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 repro: $(VENV)/.installed ## install, run the pipeline, compare the models
+	@visionpipe params
 	dvc repro
 	@visionpipe compare
 	@echo "next:  make ui     compare runs, curves and pictures in the browser"

@@ -43,6 +43,12 @@ WRONG_PARAMETERS = [
     ("train.epochs", 0, "epochs: must be at least 1"),
     ("train.epochs", 2.5, "train.epochs: expected a whole number, received 2.5"),
     ("register.gate.accuracy", 75, "register.gate.accuracy: must lie between 0 and 1"),
+    ("train.learning_rate", float("inf"), "learning_rate: must be positive and finite"),
+    ("evaluate.calibration_bins", 0, "evaluate.calibration_bins: must be at least 1"),
+    ("evaluate.worst_mistakes", -1, "evaluate.worst_mistakes: must not be negative"),
+    ("export.opset", 99, "export.opset: must lie between 13 and 18"),
+    ("tracking.model", "a/b", "tracking.model: needs a name without '/' and ':'"),
+    ("models.vit.variant", "vit-mi/4", "did you mean 'ViT-Mi/4'?); visionpipe models lists them"),
     ("seed", True, "seed: expected a whole number, received True"),
     ("train", None, "train is missing"),
     ("models", {}, "models: needs at least one entry"),
@@ -146,6 +152,22 @@ def test_wrong_usage_exits_with_2_and_shows_the_usage(arguments):
     assert result.stderr.startswith("usage: visionpipe")
 
 
+def test_an_entry_that_is_there_twice_is_refused(project):
+    params = project.root / "params.yaml"
+    params.write_text(params.read_text() + "seed: 1\n")
+    assert "seed is there twice" in one_line(project, "params")
+
+
+def test_params_lists_the_trainings_or_says_what_is_wrong(project):
+    assert "vit: ViT-Mi/4 on tensorflow, " in project.visionpipe("params").stdout
+    project.change("prepare.path", "nowhere.zip")
+    assert "nowhere.zip does not exist" in one_line(project, "params")
+
+
+def test_compare_before_anything_was_trained_says_so(project):
+    assert "nothing has been evaluated here yet" in one_line(project, "compare")
+
+
 def visionpipe(*arguments: str) -> subprocess.CompletedProcess[str]:
     return Project(CHECKOUT).visionpipe(*arguments, check=False)
 
@@ -157,7 +179,17 @@ def test_version_is_the_packages():
 
 def test_help_names_every_command():
     text = visionpipe("--help").stdout
-    for command in (*STAGES, "models", "compare", "check", "promote", "rollback", "lineage", "prune"):
+    for command in (
+        *STAGES,
+        "params",
+        "models",
+        "compare",
+        "check",
+        "promote",
+        "rollback",
+        "lineage",
+        "prune",
+    ):
         assert f"\n    {command} " in text
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from linear_models import assert_exactly_once, downloaded, make_params, set_alias, state, write_model
+from linear_models import SIZE, assert_exactly_once, downloaded, make_params, set_alias, state, write_model
+from onnx_models import write_artifact
 from project import CLASSES
 
 from visionpipe.data.prepared import PREPARED
@@ -16,8 +17,9 @@ from visionpipe.inspection import lineage
 from visionpipe.lineage import train_key
 from visionpipe.promotion import promote, rollback
 from visionpipe.prune import prune
-from visionpipe.register import RECEIPT, register
-from visionpipe.tracking.registry import all_versions, move_aliases
+from visionpipe.register import RECEIPT, alias_summary, golden, register, version_tags
+from visionpipe.tracking.registry import all_versions, move_aliases, publish
+from visionpipe.tracking.runs import record
 from visionpipe.tracking.store import connect
 from visionpipe.train import training_identity
 
@@ -71,6 +73,16 @@ def test_a_version_that_is_not_better_on_validation_moves_no_alias(registry):
     assert move_aliases(registry, versions["1"]) == []
     assert move_aliases(registry, versions["2"]) == []
     assert move_aliases(registry, versions["3"]) == ["challenger"]
+
+
+def test_a_version_from_other_data_cannot_be_compared_and_becomes_challenger(registry):
+    worse = all_versions(registry)["1"]
+    registry.client.set_model_version_tag(registry.model_name, "1", "data_sha256", "other")
+    worse.tags["data_sha256"] = "other"
+    assert move_aliases(registry, worse) == ["challenger"]
+    assert "promote --new-data" not in alias_summary(registry, [])  # champion and challenger are one now
+    set_alias(registry, "champion", "2")
+    assert "trained on other data: visionpipe promote --new-data" in alias_summary(registry, [])
 
 
 def test_registering_again_makes_nothing_and_the_same_receipt(registered, capfd):
@@ -143,6 +155,31 @@ def test_promoting_the_champion_itself_changes_nothing(registry, registered, cap
     promote(registered.params)
     assert "nothing to promote" in capsys.readouterr().out
     assert registry.client.get_registered_model(registry.model_name).tags == {}
+
+
+def test_a_champion_of_other_classes_gives_way_only_when_that_is_asked_for(registry, registered, capsys):
+    write_model("other", registered.params)
+    write_artifact(Path("artifacts") / "other", list(CLASSES)[::-1], SIZE)
+    version = publish(
+        registry,
+        record(registry, Path("models") / "other"),
+        "other",
+        Path("artifacts") / "other",
+        "# A card",
+        golden("other"),
+        version_tags("other"),
+    )
+    set_alias(registry, "champion", str(version.version))
+    with pytest.raises(
+        RegistryError, match="cannot be compared on it; visionpipe promote --new-data promotes"
+    ):
+        promote(registered.params)
+    assert champion(registry) == str(version.version)
+    promote(registered.params, new_data=True)
+    assert champion(registry) == "2"
+    assert "not compared" in capsys.readouterr().out
+    rollback(registered.params)
+    assert champion(registry) == str(version.version)
 
 
 def test_rollback_goes_back_one_champion_at_a_time_and_then_says_that_there_is_none(registry, registered):

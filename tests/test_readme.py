@@ -183,9 +183,9 @@ def test_own_images(clone, repro):
 
 
 def test_sharing_through_a_remote(clone, repro):
+    shell("git checkout -q -- . && dvc repro", clone)  # what the tests before this one changed
     shell(block("dvc remote add"), clone)
-    shell("git add -A && git commit -qm 'Results and a remote'", clone)
-    shell(block("git clone"), clone)
+    assert "Running stage 'train" not in shell(block("git clone"), clone)
     assert list((clone.parent / "visionpipe-clone" / "models").glob("*/model.keras"))
 
 

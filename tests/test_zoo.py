@@ -274,6 +274,22 @@ def test_a_size_that_does_not_fit_is_refused():
         with_image_size(small("vit token pre-logits"), 4)
 
 
+def test_patches_that_would_leave_out_a_border_are_refused():
+    with pytest.raises(ConfigError, match="would leave out the last 2 rows and 0 columns"):
+        with_image_size(small("vit gap"), (18, 16))
+
+
+def test_a_model_without_attention_has_no_maps():
+    model = small("resnet basic")
+    with pytest.raises(ConfigError, match="resnet has no attention"):
+        attention_maps(model, images_for(model))
+
+
+def test_strides_have_their_names_at_sizes_that_they_do_not_divide():
+    outputs = features(build_model("ResNet-18", 5, 100, filters=4)).output
+    assert list(outputs) == ["stride_4", "stride_8", "stride_16", "stride_32"]
+
+
 @pytest.mark.parametrize(
     ("variant", "size", "overrides", "expected"),
     [

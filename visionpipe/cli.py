@@ -49,10 +49,14 @@ def parser() -> argparse.ArgumentParser:
     ):
         add(name, text).add_argument("name", metavar="NAME", help="an entry of models: in params.yaml")
     add("register", "stage: complete the MLflow runs, register the best model that passes the gate")
+    add("params", "check params.yaml and that its images are there; list the trainings")
     add("models", "print the table of model variants: parameters, cost, source")
     add("compare", "print the trained models side by side")
     add("check", "exit with 1 unless the last register found a model that passes the gate")
-    add("promote", "make the challenger the champion if it is better on the same test images")
+    promote = add("promote", "make the challenger the champion if it is better on the same test images")
+    promote.add_argument(
+        "--new-data", action="store_true", help="also where the champion knows other classes or another size"
+    )
     add("rollback", "give champion back to the version that had it before")
     add("lineage", "print what made a version").add_argument(
         "version", help="a version's number, or an alias"
@@ -101,6 +105,10 @@ def run(options: argparse.Namespace) -> None:
             from visionpipe.register import compare
 
             compare(params)
+        case "params":
+            from visionpipe.inspection import show_params
+
+            show_params(params)
         case "check":
             from visionpipe.inspection import check
 
@@ -108,7 +116,7 @@ def run(options: argparse.Namespace) -> None:
         case "promote":
             from visionpipe.promotion import promote
 
-            promote(params)
+            promote(params, options.new_data)
         case "rollback":
             from visionpipe.promotion import rollback
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -134,7 +135,7 @@ class Params:
 def load_params(path: Path = PARAMS_FILE) -> Params:
     """Reads and checks params.yaml; raises ConfigError with the key's path."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), UniqueKeys)
     except FileNotFoundError:
         raise ConfigError(f"no {path} here: run visionpipe in the folder that holds dvc.yaml") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -142,6 +143,17 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     params = build(Params, content, "")
     check(params)
     return params
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """Refuses what YAML forbids and PyYAML lets pass: the first of two equal keys would be lost."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"{key} is there twice, at {str(node.start_mark).strip()}")
+        return super().construct_mapping(node, deep)
 
 
 def check(params: Params) -> None:
@@ -160,6 +172,13 @@ def check(params: Params) -> None:
     require(params.threads is None or params.threads >= 1, "threads", "must be at least 1, or null")
     for name, value in dataclasses.asdict(gate).items():
         require(0 <= value <= 1, f"register.gate.{name}", "must lie between 0 and 1")
+    evaluate, export = params.evaluate, params.export
+    require(evaluate.calibration_bins >= 1, "evaluate.calibration_bins", "must be at least 1")
+    require(evaluate.worst_mistakes >= 0, "evaluate.worst_mistakes", "must not be negative")
+    require(13 <= export.opset <= 18, "export.opset", "must lie between 13 and 18")
+    require(export.max_logit_difference > 0, "export.max_logit_difference", "must be positive")
+    for name, value in dataclasses.asdict(params.tracking).items():
+        require(value and not set("/:") & set(value), f"tracking.{name}", "needs a name without '/' and ':'")
     for name in params.models:
         require(
             name.replace("-", "").replace("_", "").isalnum(),
@@ -169,9 +188,11 @@ def check(params: Params) -> None:
         recipe, where = params.train_config(name), f"models.{name}.train"
         require(recipe.epochs >= 1, f"{where}.epochs", "must be at least 1")
         require(recipe.batch_size >= 1, f"{where}.batch_size", "must be at least 1")
-        require(recipe.learning_rate > 0, f"{where}.learning_rate", "must be positive")
+        require(0 < recipe.learning_rate < math.inf, f"{where}.learning_rate", "must be positive and finite")
         require(0 <= recipe.warmup_fraction < 1, f"{where}.warmup_fraction", "must lie in [0, 1)")
-        require(recipe.weight_decay >= 0, f"{where}.weight_decay", "must not be negative")
+        require(
+            0 <= recipe.weight_decay < math.inf, f"{where}.weight_decay", "must be finite and not negative"
+        )
         require(0 <= recipe.label_smoothing < 1, f"{where}.label_smoothing", "must lie in [0, 1)")
         for position, entry in enumerate(recipe.augmentation):
             check_augmentation(entry, f"{where}.augmentation[{position}]")

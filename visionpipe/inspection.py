@@ -1,13 +1,29 @@
-"""`visionpipe lineage` and `visionpipe check`: questions about what is registered."""
+"""`visionpipe params`, `lineage` and `check`: what would be trained, and what is registered."""
 
 import json
+from pathlib import Path
 
+from visionpipe.backend import check_backend
 from visionpipe.config import Params
-from visionpipe.errors import RegistryError
+from visionpipe.errors import DataError, RegistryError
 from visionpipe.promotion import promotions
 from visionpipe.register import RECEIPT
 from visionpipe.tracking.registry import aliases, all_versions
 from visionpipe.tracking.store import connect
+
+
+def show_params(params: Params) -> None:
+    """Says what `dvc repro` will train, or what is wrong with params.yaml in one line."""
+    check_backend(params)
+    path = Path(params.prepare.path)
+    if params.prepare.source != "tfds" and not path.exists():
+        raise DataError(f"prepare.path: {path} does not exist: put the images there, or run dvc pull")
+    for name in params.models:
+        recipe = params.train_config(name)
+        print(
+            f"{name}: {params.model(name).variant} on {params.backend}, {recipe.epochs} epochs of batches of "
+            f"{recipe.batch_size}"
+        )
 
 
 def lineage(version: str, params: Params) -> None:

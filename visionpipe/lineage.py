@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -66,3 +67,13 @@ def train_key(identity: dict[str, Any]) -> str:
 def lineage_id(key: str, model_sha256: str) -> str:
     """Known after training: ties run, model file and registered version together."""
     return sha256_json({"train_key": key, "model_sha256": model_sha256})
+
+
+def git_commit() -> tuple[str, bool]:
+    """The commit checked out, and whether tracked files other than dvc.lock differ from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
+    return git("rev-parse", "HEAD") or "none", bool(changed)

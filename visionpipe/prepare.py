@@ -214,4 +214,6 @@ def summary(manifest: dict[str, Any]) -> str:
     if quarantined:
         lines.append(f"{len(quarantined):,} files cannot be used, see {PREPARED / MANIFEST}:")
         lines += [f"  {row['path']!r}: {row['reason']}" for row in quarantined[:QUARANTINED_SHOWN]]
+        if len(quarantined) > QUARANTINED_SHOWN:
+            lines.append(f"  and {len(quarantined) - QUARANTINED_SHOWN:,} more")
     return "\n".join(lines + [f"WARNING: {warning}" for warning in manifest["warnings"]])

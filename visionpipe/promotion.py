@@ -29,8 +29,11 @@ from visionpipe.tracking.store import Store, connect
 LOG_TAG = "promotion."
 
 
-def promote(params: Params) -> None:
-    """Makes the challenger the champion if it is better on the present test images."""
+def promote(params: Params, new_data: bool = False) -> None:
+    """Makes the challenger the champion if it is better on the present test images.
+
+    `new_data`: also where the champion cannot answer them, as it knows other classes or another image size.
+    """
     store = connect(params.tracking)
     challenger, champion = version_by_alias(store, CHALLENGER), version_by_alias(store, CHAMPION)
     if challenger is None:
@@ -40,12 +43,23 @@ def promote(params: Params) -> None:
         return
     scores = {}
     for alias, version in ((CHALLENGER, challenger), (CHAMPION, champion)):
-        if version is not None:
-            scores[str(version.version)] = score = test_accuracy(store, version)
-            named = f"{alias:<10} version {version.version} ({version.tags['model']})"
+        if version is None:
+            continue
+        named = f"{alias:<10} version {version.version} ({version.tags['model']})"
+        score = test_accuracy(store, version)
+        if score is not None:
+            scores[str(version.version)] = score
             print(f"{named}: test accuracy {score:.4f}")
+        elif alias == CHALLENGER or not new_data:
+            raise RegistryError(
+                f"version {version.version} has other classes or another image size than {PREPARED}: the two "
+                f"versions cannot be compared on it"
+                + ("; visionpipe promote --new-data promotes without" if alias == CHAMPION else "")
+            )
+        else:
+            print(f"{named}: other classes or another image size, not compared")
     new, old = str(challenger.version), str(champion.version) if champion else None
-    if old is not None and scores[new] <= scores[old]:
+    if old in scores and scores[new] <= scores[old]:
         raise RegistryError(
             f"version {new} is not better than version {old} on the same test images: nothing was promoted"
         )
@@ -66,16 +80,15 @@ def rollback(params: Params) -> None:
     move_champion(store, history[-1], champion, "rollback", {})
 
 
-def test_accuracy(store: Store, version: Any) -> float:
-    """Accuracy of a registered version on the test split that lies prepared here, in [0, 1]."""
+def test_accuracy(store: Store, version: Any) -> float | None:
+    """Accuracy of a registered version on the test split that lies prepared here, in [0, 1]; None where it
+    knows other classes or takes another image size.
+    """
     data = open_prepared(PREPARED)
     with tempfile.TemporaryDirectory() as folder:
         classifier = Classifier(download_classifier(store, version, Path(folder)))
     if classifier.labels != data.classes or classifier.size != tuple(data.manifest["size"]):
-        raise RegistryError(
-            f"version {version.version} has other classes or another image size than {PREPARED}: "
-            f"the two cannot be compared on it"
-        )
+        return None
     answers = classifier.logits(data.images("test")).argmax(axis=1)
     return float((answers == data.labels("test")).mean())
 

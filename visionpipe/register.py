@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import io
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,19 @@ from visionpipe.errors import DataError, RegistryError
 from visionpipe.evaluation.comparison import comparison, read_rows
 from visionpipe.evaluation.speed import measurement_path
 from visionpipe.files import exclusive, write_bytes, write_json
-from visionpipe.lineage import artifact_sha256, sha256_json, state_folder
+from visionpipe.lineage import artifact_sha256, git_commit, sha256_json, state_folder
 from visionpipe.serving.classifier import Classifier
 from visionpipe.tracking.card import model_card
-from visionpipe.tracking.registry import Golden, move_aliases, publish
+from visionpipe.tracking.registry import (
+    CHALLENGER,
+    CHAMPION,
+    Golden,
+    move_aliases,
+    publish,
+    version_by_alias,
+)
 from visionpipe.tracking.runs import complete, record
-from visionpipe.tracking.store import connect, tracking_uri
+from visionpipe.tracking.store import Store, connect, tracking_uri
 
 RECEIPT = Path("registration.json")
 COMPARISON = Path("comparison.md")
@@ -55,8 +61,8 @@ def register(params: Params) -> None:
                 version_tags(chosen),
             )
             moved = move_aliases(store, version)
-            where = f"; set {' and '.join(moved)}" if moved else ""
-            print(f"registered: {params.tracking.model} version {version.version} is {chosen}{where}")
+            print(f"registered: {params.tracking.model} version {version.version} is {chosen}")
+            print(alias_summary(store, moved))
     write_json(RECEIPT, receipt)
     compare(params)
     if chosen is None:
@@ -68,8 +74,26 @@ def register(params: Params) -> None:
     print(f"tracking store: {tracking_uri()}")
 
 
+def alias_summary(store: Store, moved: list[str]) -> str:
+    """Who serves and who might, and what to do where the two come from different data."""
+    champion, challenger = version_by_alias(store, CHAMPION), version_by_alias(store, CHALLENGER)
+    line = ", ".join(
+        f"{alias} is version {version.version} ({version.tags['model']}){' now' if alias in moved else ''}"
+        for alias, version in ((CHAMPION, champion), (CHALLENGER, challenger))
+        if version is not None
+    )
+    if champion and challenger and champion.tags["data_sha256"] != challenger.tags["data_sha256"]:
+        line += (
+            f"\nthe champion was trained on other data: visionpipe promote --new-data lets version "
+            f"{challenger.version} serve"
+        )
+    return line
+
+
 def compare(params: Params) -> None:
     """Prints the models side by side, and writes the same table to comparison.md."""
+    if not any((Path("reports") / name / "metrics.json").exists() for name in params.models):
+        raise RegistryError("nothing has been evaluated here yet: run dvc repro, or dvc pull")
     chosen = json.loads(RECEIPT.read_text())["chosen"] if RECEIPT.exists() else None
     table = comparison(read_rows(params.models, thread_count(params), state_folder()), chosen)
     write_bytes(COMPARISON, table.encode())
@@ -159,16 +183,6 @@ def version_tags(name: str) -> dict[str, str]:
         "git_dirty": str(dirty).lower(),
         "dvc_lock": json.dumps(locked_outputs(name)),
     }
-
-
-def git_commit() -> tuple[str, bool]:
-    """The commit checked out, and whether tracked files other than dvc.lock differ from it."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
-
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
-    return git("rev-parse", "HEAD") or "none", bool(changed)
 
 
 def locked_outputs(name: str) -> dict[str, str]:

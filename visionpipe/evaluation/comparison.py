@@ -35,9 +35,9 @@ class Column:
 COLUMNS = (
     Column("validation accuracy", "validation_accuracy", ".4f", max),
     Column("test accuracy (95 %)", "test_accuracy", ".4f", max, ("test_accuracy_low", "test_accuracy_high")),
-    Column("images/s", "images_per_second", ",.0f", max),
+    Column("served images/s", "images_per_second", ",.0f", max),
     Column("latency ms", "latency_p50_ms", ".2f", min),
-    Column("peak memory MiB", "peak_memory_mib", ",.0f", min),
+    Column("serving MiB", "peak_memory_mib", ",.0f", min),
     Column("parameters", "parameters_count", ",d", min),
     Column("training minutes", "training_minutes", ".1f", min),
 )

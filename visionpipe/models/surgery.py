@@ -1,5 +1,6 @@
 """What can be done with a built or trained model: another resolution, its inner features, its attention."""
 
+import math
 import re
 from typing import Any
 
@@ -27,6 +28,14 @@ def with_image_size(model: keras.Model, image_size: int | tuple[int, int]) -> ke
         resized = keras.Model.from_config(config)
     except ValueError as error:
         raise ConfigError(f"{model.name} cannot take images of {height}×{width}: {error}") from error
+    for layer in resized.layers:
+        if isinstance(layer, keras.layers.Conv2D) and layer.strides == layer.kernel_size:  # patches
+            rest = [side % stride for side, stride in zip(layer.input.shape[1:3], layer.strides, strict=True)]
+            if any(rest):
+                raise ConfigError(
+                    f"{model.name} cannot take images of {height}×{width}: {layer.name} would leave out the "
+                    f"last {rest[0]} rows and {rest[1]} columns of its input"
+                )
     for layer, old in zip(resized.layers, model.layers, strict=True):
         shapes = [[tuple(weight.shape) for weight in owner.weights] for owner in (layer, old)]
         if shapes[0] != shapes[1]:
@@ -45,19 +54,27 @@ def features(model: keras.Model) -> keras.Model:
     """
     rows = model.input.shape[1]
     outputs: dict[str, Any] = {}
+    blocks = 0
     for layer in model.layers:
         if re.fullmatch(r"stage\d+_block\d+(_fusion)?_output", layer.name):
-            outputs[f"stride_{round(rows / layer.output.shape[1])}"] = layer.output
-        elif match := re.fullmatch(r"encoder_block_(\d+)_mlp_add", layer.name):
-            outputs[f"block_{match[1]}"] = layer.output
+            halvings = round(math.log2(rows / layer.output.shape[1]))  # odd sizes are rounded up on the way
+            outputs[f"stride_{2**halvings}"] = layer.output
+        elif re.fullmatch(r"(encoder_block_\d+|.*_encoder)_mlp_add", layer.name):
+            outputs[f"block_{blocks:02d}"] = layer.output
+            blocks += 1
     return keras.Model(model.input, outputs, name=f"{model.name}_features")
 
 
 def attention_maps(model: keras.Model, images: Any) -> dict[str, np.ndarray]:
     """How much each token of each Transformer block reads from each other one: by the layer's name, float
     (batch, heads, tokens, tokens), rows summing to 1. Class and register tokens come first.
+
+    Raises:
+        ConfigError: the model has none.
     """
     attentions = [layer for layer in model.layers if isinstance(layer, MultiHeadSelfAttention)]
+    if not attentions:
+        raise ConfigError(f"{model.name} has no attention")
     inputs = keras.Model(model.input, {layer.name: layer.input for layer in attentions})(images)
     return {
         layer.name: keras.ops.convert_to_numpy(layer.attention_map(inputs[layer.name]))

@@ -204,7 +204,7 @@ VARIANTS: Mapping[str, Variant] = types.MappingProxyType(
 def resolve_variant(name: str, image_size: Size, **overrides: Any) -> ModelSpec:
     """The spec of variant `name` with `overrides`; ConfigError for what cannot be built."""
     if name not in VARIANTS:
-        raise ConfigError(f"variant: no {name!r}{closest(name, VARIANTS)}; known: {', '.join(VARIANTS)}")
+        raise ConfigError(f"variant: no {name!r}{closest(name, VARIANTS)}; visionpipe models lists them")
     spec = VARIANTS[name].spec
     for key, value in overrides.items():
         if key not in fields(spec):
@@ -255,5 +255,6 @@ def fields(spec: ModelSpec) -> list[str]:
 
 
 def closest(word: str, known: Iterable[str]) -> str:
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
-    return f" (did you mean {match[0]!r}?)" if match else ""
+    lowered = {name.lower(): name for name in known}
+    match = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)
+    return f" (did you mean {lowered[match[0]]!r}?)" if match else ""

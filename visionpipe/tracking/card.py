@@ -37,7 +37,7 @@ An image classifier of the {lineage["params"]["model"]["family"]} family with
 |  | accuracy | macro F1 | worst recall | calibration error |
 | --- | ---: | ---: | ---: | ---: |
 | validation ({counts["validation"]:,} images; the model was chosen on these) | {quality(validation)} |
-| test ({counts["test"]:,} images; never used for a choice) | {quality(test)} |
+| test ({counts["test"]:,} images; not used to train or to register) | {quality(test)} |
 
 95 % interval of the test accuracy: {test["accuracy_low"]:.4f} to {test["accuracy_high"]:.4f}.
 

@@ -198,12 +198,16 @@ def ensure_registered_model(store: Store) -> None:
 
 
 def move_aliases(store: Store, version: Any) -> list[str]:
-    """Sets `challenger` where `version` is better on validation than the present one, and `champion`
-    where there is none; returns the aliases that were set.
+    """Sets `challenger` where `version` is better on validation than the present one or comes from other
+    data, which cannot be compared, and `champion` where there is none; returns the aliases that were set.
     """
     moved = []
     challenger = version_by_alias(store, CHALLENGER)
-    if challenger is None or validation_accuracy(version) > validation_accuracy(challenger):
+    if (
+        challenger is None
+        or validation_accuracy(version) > validation_accuracy(challenger)
+        or version.tags["data_sha256"] != challenger.tags["data_sha256"]
+    ):
         store.client.set_registered_model_alias(store.model_name, CHALLENGER, version.version)
         moved.append(CHALLENGER)
     if version_by_alias(store, CHAMPION) is None:

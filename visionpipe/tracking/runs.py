@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from visionpipe.config import TrackingConfig
-from visionpipe.lineage import sha256_file, sha256_json, state_folder
+from visionpipe.lineage import git_commit, sha256_file, sha256_json, state_folder
 from visionpipe.tracking.store import Store, connect
 
 UNFINISHED = ("RUNNING", "FAILED", "KILLED", "SCHEDULED")
@@ -44,7 +44,7 @@ class LiveRun:
             self.store = connect(tracking)
             run = find_run(self.store, train_key=key)
             if run is None:
-                run = create_run(self.store, name, key, identity)
+                run = create_run(self.store, name, key, identity, hardware())
             elif run.info.status == "FINISHED":
                 return  # trained before: nothing to show live, `record` sees whether the result is new
             else:
@@ -79,7 +79,7 @@ class LiveRun:
         )
 
 
-def create_run(store: Store, name: str, key: str, identity: dict[str, Any]) -> Any:
+def create_run(store: Store, name: str, key: str, identity: dict[str, Any], trained_on: str) -> Any:
     return store.client.create_run(
         store.experiment_id,
         run_name=f"{name} · {key[:6]}",
@@ -91,7 +91,8 @@ def create_run(store: Store, name: str, key: str, identity: dict[str, Any]) -> A
             "code_sha256": sha256_json(identity["code"]),
             "backend": identity["params"]["backend"],
             "versions": json.dumps(identity["versions"]),
-            "hardware": hardware(),
+            "hardware": trained_on,
+            "mlflow.source.git.commit": git_commit()[0],
         },
     )
 
@@ -109,7 +110,9 @@ def record(store: Store, folder: Path) -> str:
         run = find_run(store, train_key=lineage["train_key"])
     another_model = run is not None and run.info.status == "FINISHED"
     if run is None or another_model:
-        run = create_run(store, lineage["name"], lineage["train_key"], lineage)
+        trained_here = measurement(lineage).exists()
+        trained_on = hardware() if trained_here else "another machine: restored from its files"
+        run = create_run(store, lineage["name"], lineage["train_key"], lineage, trained_on)
     client, run_id = store.client, str(run.info.run_id)
     client.set_tag(run_id, "lineage_id", lineage["lineage_id"])
     client.set_tag(run_id, "model_sha256", lineage["model_sha256"])
@@ -177,9 +180,13 @@ def log_params(store: Store, run_id: str, values: dict[str, Any]) -> None:
     store.client.log_batch(run_id, params=[Param(name, str(value)[:6000]) for name, value in values.items()])
 
 
+def measurement(lineage: dict[str, Any]) -> Path:
+    return state_folder() / "measurements" / f"train-{lineage['model_sha256']}.json"
+
+
 def training_measurement(lineage: dict[str, Any]) -> dict[str, Any]:
     """Minutes, images per second and memory of the training, where this machine did it."""
-    file = state_folder() / "measurements" / f"train-{lineage['model_sha256']}.json"
+    file = measurement(lineage)
     measured = json.loads(file.read_text()) if file.exists() else {}
     return {f"training.{name}": value for name, value in measured.items()}
 
