@@ -256,24 +256,41 @@ def test_prune_removes_only_what_neither_an_alias_nor_a_rollback_nor_this_checko
 ):
     client, name = registry.client, registry.model_name
     write_model("one", registered.params)  # the third version's model is the one that lies here
-    promote(registered.params)  # 1 stays needed for a rollback; 3 is needed by nothing
+    promote(registered.params)  # 1 stays needed for a rollback
     client.set_terminated(client.create_run(registry.experiment_id, run_name="forgotten").info.run_id)
     capsys.readouterr()
 
-    prune(registered.params, delete=False)
-    listed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("would remove")]
-    assert listed == ["would remove version 3 (one)", "would remove run forgotten (finished)"]
+    def listed():
+        prune(registered.params, delete=False)
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("would remove")]
+
+    assert listed() == ["would remove run forgotten (finished)"]
+    write_model("one", registered.params, mistaken=3)  # now 3 is needed by nothing, nor its run
+    run = client.get_run(all_versions(registry)["3"].run_id).info.run_name
+    assert sorted(listed()) == [
+        "would remove run forgotten (finished)",
+        f"would remove run {run} (finished)",
+        "would remove version 3 (one)",
+    ]
     assert len(all_versions(registry)) == 3
 
     prune(registered.params, delete=True)
     assert sorted(all_versions(registry)) == ["1", "2"]
-    assert len(client.search_runs([registry.experiment_id])) == 3
+    assert len(client.search_runs([registry.experiment_id])) == 2
     assert client.get_registered_model(name).aliases.keys() == {"champion", "challenger"}
     capsys.readouterr()
     prune(registered.params, delete=False)
     assert capsys.readouterr().out == "nothing to prune\n"
     rollback(registered.params)
     assert champion(registry) == "1"
+
+
+def test_prune_leaves_a_store_on_a_server_to_its_other_users(registry, registered, capsys, monkeypatch):
+    monkeypatch.setattr("visionpipe.prune.tracking_uri", lambda: "https://mlflow.example.com")
+    write_model("one", registered.params, mistaken=3)
+    prune(registered.params, delete=True)
+    assert "may serve other checkouts too" in capsys.readouterr().out
+    assert len(all_versions(registry)) == 3
 
 
 def test_prune_spares_trainings_that_run_or_would_be_taken_up_again(params, capsys):

@@ -14,7 +14,7 @@ from visionpipe.data.prepared import MANIFEST, PREPARED
 from visionpipe.lineage import state_folder, train_key
 from visionpipe.promotion import champions_before, promotions
 from visionpipe.tracking.registry import aliases, all_versions
-from visionpipe.tracking.store import Store, connect
+from visionpipe.tracking.store import Store, connect, tracking_uri
 from visionpipe.train import training_identity
 
 
@@ -30,10 +30,14 @@ class Waste:
 def prune(params: Params, delete: bool) -> None:
     """Lists, and with `delete` removes: versions without an alias that no rollback needs, runs that made
     neither a kept version nor a model of this checkout, checkpoints of no training that runs or that
-    `dvc repro` would take up again.
+    `dvc repro` would take up again. A store on a server may belong to other checkouts too: it is left alone.
     """
-    store = connect(params.tracking)
-    waste = [*old_versions(store), *old_runs(store, params), *old_checkpoints(params)]
+    store, uri = connect(params.tracking), tracking_uri()
+    waste = old_checkpoints(params)
+    if uri.startswith("sqlite:"):
+        waste = [*old_versions(store, params), *old_runs(store, params), *waste]
+    else:
+        print(f"{uri} may serve other checkouts too: its runs and versions are left alone")
     for item in waste:
         if delete:
             remove(store, item)
@@ -46,8 +50,8 @@ def prune(params: Params, delete: bool) -> None:
         )
 
 
-def old_versions(store: Store) -> list[Waste]:
-    kept = kept_versions(store)
+def old_versions(store: Store, params: Params) -> list[Waste]:
+    kept = kept_versions(store, params)
     return [
         Waste("version", number, f"{number} ({version.tags.get('model', 'unknown')})")
         for number, version in all_versions(store).items()
@@ -55,13 +59,17 @@ def old_versions(store: Store) -> list[Waste]:
     ]
 
 
-def kept_versions(store: Store) -> set[str]:
-    """Numbers of the versions with an alias, and of those that a rollback would go back to."""
-    return {*aliases(store).values(), *champions_before(promotions(store))}
+def kept_versions(store: Store, params: Params) -> set[str]:
+    """Numbers of the versions with an alias, of those that a rollback would go back to, and of those made
+    from the models of this checkout.
+    """
+    here = current_lineages(params)
+    made_here = {n for n, version in all_versions(store).items() if version.tags.get("lineage_id") in here}
+    return {*aliases(store).values(), *champions_before(promotions(store)), *made_here}
 
 
 def old_runs(store: Store, params: Params) -> Iterator[Waste]:
-    kept = kept_versions(store)
+    kept = kept_versions(store, params)
     needed = {version.run_id for number, version in all_versions(store).items() if number in kept}
     here, keys = current_lineages(params), current_keys(params)
     for run in all_runs(store):
