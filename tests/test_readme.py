@@ -179,7 +179,10 @@ def test_own_images(clone, repro):
     params["models"] |= more["models"]
     params["models"]["resnet-wide"]["train"]["epochs"] = 1
     (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    assert "resnet-wide" in shell("make repro", clone)
+    output = shell("make repro", clone)
+    assert "resnet-wide" in output
+    assert "the champion was trained on other data: visionpipe promote --new-data" in output
+    assert "champion: version " in shell("visionpipe promote --new-data", clone)
 
 
 def test_sharing_through_a_remote(clone, repro):
