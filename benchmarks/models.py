@@ -261,16 +261,17 @@ def tables(result: dict) -> str:
 
 
 def write_page(result: dict) -> None:
-    """Puts the tables between the two marks of docs/performance.md."""
+    """docs/performance.md, whole."""
     versions = ", ".join(f"{name} {version}" for name, version in sorted(result["versions"].items()))
     rounds = 1 + max(sample["round"] for sample in result["samples"])
     gemm = statistics.median(sample["gemm_gflops"] for sample in result["samples"])
-    head = (
-        f"{result['hardware']}, {result['threads']} threads; {versions}; "
-        f"{rounds} rounds; a float32 matrix product ran at {gemm:.0f} GFLOP/s.\n\n"
+    PAGE.write_text(
+        "# Performance\n\n"
+        "Made by `python benchmarks/models.py` from the raw samples in `benchmarks/models.json`. The first ratio "
+        "compares\nthe same code with itself: what lies within its distance from 1.00 is noise.\n\n"
+        f"{result['hardware']}, {result['threads']} threads; {versions}; {rounds} rounds; a float32 matrix "
+        f"product ran at {gemm:.0f} GFLOP/s.\n\n{tables(result)}"
     )
-    before, after = PAGE.read_text().split("<!-- tables -->")[0], PAGE.read_text().split("<!-- end -->")[1]
-    PAGE.write_text(f"{before}<!-- tables -->\n{head}{tables(result)}<!-- end -->{after}")
 
 
 if __name__ == "__main__":
