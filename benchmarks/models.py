@@ -267,8 +267,8 @@ def write_page(result: dict) -> None:
     gemm = statistics.median(sample["gemm_gflops"] for sample in result["samples"])
     PAGE.write_text(
         "# Performance\n\n"
-        "Made by `python benchmarks/models.py` from the raw samples in `benchmarks/models.json`. The first ratio "
-        "compares\nthe same code with itself: what lies within its distance from 1.00 is noise.\n\n"
+        "Made by `python benchmarks/models.py` from the raw samples in `benchmarks/models.json`. The first\n"
+        "ratio compares the same code with itself: what lies within its distance from 1.00 is noise.\n\n"
         f"{result['hardware']}, {result['threads']} threads; {versions}; {rounds} rounds; a float32 matrix "
         f"product ran at {gemm:.0f} GFLOP/s.\n\n{tables(result)}"
     )
