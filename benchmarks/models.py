@@ -160,8 +160,8 @@ def measure_torch(
     import torch
 
     torch.set_num_threads(THREADS)
-    name = model_name == "ResNet-20"
-    model = peers.torch_resnet20(CLASSES) if name else peers.torch_vit(CLASSES, SIZE, **VIT)
+    is_resnet = model_name == "ResNet-20"
+    model = peers.torch_resnet20(CLASSES) if is_resnet else peers.torch_vit(CLASSES, SIZE, **VIT)
     memory_format = torch.channels_last if mode == "channels_last" else torch.contiguous_format
     model = model.to(memory_format=memory_format)
     x = (torch.tensor(images).permute(0, 3, 1, 2) / 127.5 - 1).to(memory_format=memory_format).split(BATCH)

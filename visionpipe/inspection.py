@@ -5,7 +5,8 @@ from pathlib import Path
 
 from visionpipe.backend import check_backend
 from visionpipe.config import Params
-from visionpipe.errors import DataError, RegistryError
+from visionpipe.data.sources import existing
+from visionpipe.errors import RegistryError
 from visionpipe.promotion import promotions
 from visionpipe.register import RECEIPT
 from visionpipe.tracking.registry import aliases, all_versions
@@ -15,9 +16,8 @@ from visionpipe.tracking.store import connect
 def show_params(params: Params) -> None:
     """Says what `dvc repro` will train, or what is wrong with params.yaml in one line."""
     check_backend(params)
-    path = Path(params.prepare.path)
-    if params.prepare.source != "tfds" and not path.exists():
-        raise DataError(f"prepare.path: {path} does not exist: put the images there, or run dvc pull")
+    if params.prepare.source != "tfds":
+        existing(params.prepare, Path.exists, "a file or folder")
     for name in params.models:
         recipe = params.train_config(name)
         print(

@@ -44,7 +44,7 @@ class LiveRun:
             self.store = connect(tracking)
             run = find_run(self.store, train_key=key)
             if run is None:
-                run = create_run(self.store, name, key, identity, hardware())
+                run = create_run(self.store, name, key, identity, trained_here=True)
             elif run.info.status == "FINISHED":
                 return  # trained before: nothing to show live, `record` sees whether the result is new
             else:
@@ -79,7 +79,9 @@ class LiveRun:
         )
 
 
-def create_run(store: Store, name: str, key: str, identity: dict[str, Any], trained_on: str) -> Any:
+def create_run(store: Store, name: str, key: str, identity: dict[str, Any], trained_here: bool) -> Any:
+    """`trained_here`: otherwise nobody here knows on what, and from which commit."""
+    here = {"hardware": hardware(), "mlflow.source.git.commit": git_commit()[0]}
     return store.client.create_run(
         store.experiment_id,
         run_name=f"{name} · {key[:6]}",
@@ -91,9 +93,8 @@ def create_run(store: Store, name: str, key: str, identity: dict[str, Any], trai
             "code_sha256": sha256_json(identity["code"]),
             "backend": identity["params"]["backend"],
             "versions": json.dumps(identity["versions"]),
-            "hardware": trained_on,
-            "mlflow.source.git.commit": git_commit()[0],
-        },
+        }
+        | (here if trained_here else {"hardware": "unknown: restored from the model's files"}),
     )
 
 
@@ -111,8 +112,7 @@ def record(store: Store, folder: Path) -> str:
     another_model = run is not None and run.info.status == "FINISHED"
     if run is None or another_model:
         trained_here = measurement(lineage).exists()
-        trained_on = hardware() if trained_here else "another machine: restored from its files"
-        run = create_run(store, lineage["name"], lineage["train_key"], lineage, trained_on)
+        run = create_run(store, lineage["name"], lineage["train_key"], lineage, trained_here)
     client, run_id = store.client, str(run.info.run_id)
     client.set_tag(run_id, "lineage_id", lineage["lineage_id"])
     client.set_tag(run_id, "model_sha256", lineage["model_sha256"])
