@@ -23,26 +23,26 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
 SERVERS = {"make ui": 5000, "make serve": 5001}
-
-
 ACTIVATE = "source .venv/bin/activate"
+
+
+def newcomer() -> dict[str, str]:
+    """The environment without what this suite's own `make` and pytest put there."""
+    ours = {"DVC_ROOT", "MLFLOW_TRACKING_URI", "KERAS_BACKEND", "VIRTUAL_ENV"}
+    ours |= {"MAKEFLAGS", "MFLAGS", "MAKELEVEL"}
+    variables = {key: value for key, value in os.environ.items() if key not in ours}
+    places = variables["PATH"].split(os.pathsep)
+    return variables | {"PATH": os.pathsep.join(place for place in places if ".venv" not in place)}
 
 
 def shell(command, cwd, timeout=1200):
     """Runs a command as a newcomer does: in the project's environment once `make` has made it."""
     if (Path(cwd) / ".venv" / "bin" / "activate").exists():
         command = f"{ACTIVATE}\n{command}"
-    keep = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in ("DVC_ROOT", "MLFLOW_TRACKING_URI", "KERAS_BACKEND")
-    }
-    keep["PATH"] = os.pathsep.join(part for part in keep["PATH"].split(os.pathsep) if ".venv" not in part)
-    keep.pop("VIRTUAL_ENV", None)
     process = subprocess.Popen(
         ["bash", "-euo", "pipefail", "-c", command],
         cwd=cwd,
-        env=keep,
+        env=newcomer(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -74,37 +74,36 @@ def repro(clone):
     return output
 
 
-def wait_for(port, process):
-    for _ in range(600):
-        assert process.poll() is None, "the server ended by itself"
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
-    pytest.fail(f"nothing listens on port {port}")
-
-
 @pytest.fixture
-def server(clone):
+def server(clone, tmp_path):
     """Starts a `make` target that serves, waits until it listens, and stops it afterwards."""
     started = []
 
     def start(command):
-        process = subprocess.Popen(
-            command.split(),
-            cwd=clone,
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        port, log = SERVERS[command], tmp_path / "server.log"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                command.split(),
+                cwd=clone,
+                env=newcomer(),
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
         started.append(process)
-        wait_for(SERVERS[command], process)
-        return f"http://127.0.0.1:{SERVERS[command]}"
+        for _ in range(600):
+            assert process.poll() is None, f"{command} ended by itself:\n{log.read_text()}"
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return f"http://127.0.0.1:{port}"
+            time.sleep(0.2)
+        pytest.fail(f"nothing listens on port {port}:\n{log.read_text()}")
 
     yield start
     for process in started:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=30)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(timeout=30)
 
 
 def block(start):
