@@ -1,11 +1,14 @@
-"""Training and inference speed of the small-image models against stock Keras and plain torch.
+"""Training and inference speed of the models against stock Keras, plain torch and timm.
 
+    pip install -r benchmarks/requirements.txt -c constraints.txt
     python benchmarks/models.py --rounds 5
 
-Every measurement runs in a fresh process with two threads; contenders take turns, round after round, so that
-a slow minute of the machine hits all of them. The same code appears twice under two names (the A/A pair):
-how far those two lie apart is what a difference must exceed. Raw samples go to benchmarks/models.json, the
-table of their medians into docs/performance.md.
+Every measurement runs in a fresh process with two threads; contenders take turns, round after round and in
+the opposite order every second time, so that a slow minute of the machine hits all of them. The same code
+appears twice under two names (the A/A pair): how far those two lie apart is what a difference must exceed.
+Of the torch peer's modes, those that stay below 0.8 of the fastest in the first round are left out of the
+others. Raw samples go to benchmarks/models.json as they come, and an interrupted run goes on from there; the
+tables made of them go to docs/performance.md.
 """
 
 import argparse
@@ -15,71 +18,108 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "models.json"
-PAGE = ROOT / "docs" / "performance.md"
-THREADS, BATCH, CLASSES, SIZE, SECONDS = 2, 64, 10, 28, 4.0
-VIT = {"patch": 4, "width": 96, "depth": 6, "heads": 3, "mlp": 192}
-MODELS = ("ResNet-20", "ViT 6×96")
-# name: (library, backend or mode). The first two are the A/A pair.
-CONTENDERS = {
-    "visionpipe tensorflow": ("visionpipe", "tensorflow"),
-    "visionpipe tensorflow, again": ("visionpipe", "tensorflow"),
-    "stock Keras tensorflow": ("keras", "tensorflow"),
-    "visionpipe torch": ("visionpipe", "torch"),
-    "stock Keras torch": ("keras", "torch"),
-    "plain torch, eager": ("torch", "contiguous"),
-    "plain torch, eager, channels_last": ("torch", "channels_last"),
-    "visionpipe jax": ("visionpipe", "jax"),
-    "stock Keras jax": ("keras", "jax"),
-}
-PAIRS = [
-    ("visionpipe tensorflow, again", "visionpipe tensorflow"),
-    ("visionpipe tensorflow", "stock Keras tensorflow"),
-    ("visionpipe tensorflow", "fastest plain torch"),
-    ("visionpipe torch", "stock Keras torch"),
-    ("visionpipe torch", "fastest plain torch"),
-    ("visionpipe jax", "stock Keras jax"),
+THREADS, SECONDS = 2, 4.0
+Rates = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is timed: one architecture at one size. `steps` batches make a pass."""
+
+    name: str
+    size: int
+    classes: int
+    batch: int
+    steps: int
+
+
+MODELS = [
+    Model("ResNet-20", 28, 10, 64, 20),
+    Model("ViT 6×96", 28, 10, 64, 20),
+    Model("ResNet-50", 224, 1000, 16, 6),
+    Model("ViT-S/16", 224, 1000, 16, 6),
 ]
+# name: (library, Keras backend or torch modes). The first two are the A/A pair.
+CONTENDERS = {
+    "visionpipe, TensorFlow": ("visionpipe", "tensorflow"),
+    "visionpipe, TensorFlow, again": ("visionpipe", "tensorflow"),
+    "visionpipe, torch": ("visionpipe", "torch"),
+    "visionpipe, JAX": ("visionpipe", "jax"),
+    "stock Keras, TensorFlow": ("keras", "tensorflow"),
+    "stock Keras, torch": ("keras", "torch"),
+    "stock Keras, JAX": ("keras", "jax"),
+    "torch, eager": ("torch", "contiguous"),
+    "torch, eager, channels_last": ("torch", "channels_last"),
+    "torch, compiled": ("torch", "compiled contiguous"),
+    "torch, compiled, channels_last": ("torch", "compiled channels_last"),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--models", nargs="+", default=[model.name for model in MODELS])
+    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS))
+    parser.add_argument("--fresh", action="store_true", help="throw the samples away that are there")
     parser.add_argument("--measure", nargs=2, metavar=("CONTENDER", "MODEL"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(measure(*options.measure)))
+        contender, name = options.measure
+        model = next(model for model in MODELS if model.name == name)
+        print(json.dumps(measure(contender, model)))
         return
-    samples: list[dict] = []
+    from tables import write_page
+
+    result = {"samples": []} if options.fresh or not RESULT.exists() else json.loads(RESULT.read_text())
+    result |= {"hardware": hardware(), "threads": THREADS, "versions": versions()}
+    result["models"] = [asdict(model) | {"gmac": gmac(model)} for model in MODELS]
     for number in range(options.rounds):
-        for model in MODELS:
-            for contender in CONTENDERS:
-                command = [sys.executable, __file__, "--measure", contender, model]
-                output = subprocess.run(command, env=environment(contender), capture_output=True, text=True)
-                if output.returncode:
-                    sys.exit(f"{contender}, {model}:\n{output.stderr}")
-                sample = json.loads(output.stdout.splitlines()[-1])
-                samples.append({"round": number, "contender": contender, "model": model, **sample})
-                print(f"{number} {model} {contender}: {sample}", flush=True)
-    versions = subprocess.run(
-        [sys.executable, "-m", "pip", "list", "--format=json"], capture_output=True, text=True, check=True
-    ).stdout
-    kept = {"keras", "tensorflow", "jax", "torch", "numpy"}
-    result = {
-        "hardware": hardware(),
-        "threads": THREADS,
-        "batch_size": BATCH,
-        "image_size": SIZE,
-        "versions": {p["name"]: p["version"] for p in json.loads(versions) if p["name"] in kept},
-        "samples": samples,
-    }
-    RESULT.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        for name in options.models:
+            for contender in options.contenders[:: -1 if number % 2 else 1]:
+                if wanted(result["samples"], number, name, contender):
+                    sample = {"round": number, "contender": contender, "model": name}
+                    result["samples"].append(sample | in_new_process(contender, name))
+                    print(result["samples"][-1], flush=True)
+                    RESULT.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     write_page(result)
+
+
+def wanted(samples: list[dict], number: int, model: str, contender: str) -> bool:
+    """Not measured yet, and no torch mode that the first round showed to be slow."""
+    if any((s["round"], s["model"], s["contender"]) == (number, model, contender) for s in samples):
+        return False
+    if number == 0 or CONTENDERS[contender][0] != "torch":
+        return True
+    first = [s for s in samples if s["round"] == 0 and s["model"] == model]
+    peers = {s["contender"]: s for s in first if CONTENDERS[s["contender"]][0] == "torch"}
+    return any(
+        peers[contender][task] >= 0.8 * max(sample[task] for sample in peers.values())
+        for task in ("training", "inference")
+    )
+
+
+def in_new_process(contender: str, model: str) -> dict[str, float]:
+    library, backend = CONTENDERS[contender]
+    threads = {name: str(THREADS) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")}
+    variables = {**os.environ, **threads, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
+    if library != "torch":
+        variables["KERAS_BACKEND"] = backend
+    command = [sys.executable, __file__, "--measure", contender, model]
+    output = subprocess.run(command, env=variables, capture_output=True, text=True)
+    if output.returncode:
+        sys.exit(f"{contender}, {model}:\n{output.stderr}")
+    sample: dict[str, float] = json.loads(output.stdout.splitlines()[-1])
+    return sample
 
 
 def hardware() -> str:
@@ -88,34 +128,44 @@ def hardware() -> str:
     return hardware()
 
 
-def environment(contender: str) -> dict[str, str]:
-    library, backend = CONTENDERS[contender]
-    threads = {name: str(THREADS) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NPROC")}
-    variables = {**os.environ, **threads, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
-    if library != "torch":
-        variables["KERAS_BACKEND"] = backend
-    return variables
+def versions() -> dict[str, str]:
+    command = [sys.executable, "-m", "pip", "list", "--format=json"]
+    listed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    kept = {"keras", "keras-hub", "tensorflow", "jax", "torch", "timm", "numpy"}
+    return {package["name"]: package["version"] for package in listed if package["name"] in kept}
 
 
-def measure(contender: str, model: str) -> dict[str, float]:
+def gmac(model: Model) -> float:
+    """Multiply-accumulates of one image, in thousand millions."""
+    import peers
+
+    from visionpipe.models.costs import multiply_accumulates
+
+    return multiply_accumulates(peers.ours(model.name, model.classes, model.size)) / 1e9
+
+
+def measure(contender: str, model: Model) -> dict[str, float]:
     """Images per second in training and inference after warm-up, GFLOP/s of a matrix product right after."""
     library, backend = CONTENDERS[contender]
     random = np.random.default_rng(0)
-    images = random.integers(0, 256, (BATCH * 20, SIZE, SIZE, 3)).astype(np.float32)
-    labels = random.integers(0, CLASSES, BATCH * 20)
-    run = measure_torch if library == "torch" else measure_keras
-    training, inference = run(library, backend, model, images, labels)
+    count = model.batch * model.steps
+    images = random.integers(0, 256, (count, model.size, model.size, 3)).astype(np.float32)
+    labels = random.integers(0, model.classes, count)
+    training, inference = (
+        measure_torch(backend, model, images, labels)
+        if library == "torch"
+        else measure_keras(library, backend, model, images, labels)
+    )
+    memory = peak_memory_mib()
     return {
-        "training": round(training, 1),
-        "inference": round(inference, 1),
+        "training": round(training, 2),
+        "inference": round(inference, 2),
+        "peak_memory_mib": round(memory),
         "gemm_gflops": round(gemm_gflops(), 1),
-        "peak_memory_mib": round(peak_memory_mib()),
     }
 
 
-def measure_keras(
-    library: str, backend: str, model_name: str, images: np.ndarray, labels: np.ndarray
-) -> tuple[float, float]:
+def measure_keras(library: str, backend: str, case: Model, images: np.ndarray, labels: np.ndarray) -> Rates:
     import keras
 
     if backend == "tensorflow":
@@ -127,83 +177,89 @@ def measure_keras(
         import torch
 
         torch.set_num_threads(THREADS)
-    model = keras_model(library, model_name)
-    model.compile(keras.optimizers.AdamW(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-
-    def train() -> None:
-        model.fit(images, labels, batch_size=BATCH, shuffle=False, verbose=0)
-
-    def predict() -> None:
-        model.predict(images, batch_size=BATCH, verbose=0)
-
-    return rate(train, len(images)), rate(predict, len(images))
-
-
-def keras_model(library: str, name: str):
-    if library == "visionpipe":
-        from visionpipe.models import build_model
-
-        if name == "ResNet-20":
-            return build_model(name, CLASSES, SIZE, shortcut="projection")
-        return build_model("ViT-Sm/4", CLASSES, SIZE)
     import peers
 
-    if name == "ResNet-20":
-        return peers.keras_resnet20(CLASSES, SIZE)
-    return peers.keras_vit(CLASSES, SIZE, **VIT)
+    build = peers.ours if library == "visionpipe" else peers.stock_keras
+    model = build(case.name, case.classes, case.size)
+    model.compile(keras.optimizers.AdamW(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+
+    class Steps(keras.callbacks.Callback):
+        """The seconds between the ends of two batches, each waited for. Whole epochs would count what
+        tf.data takes to stop its autotuner between them, which is seconds.
+        """
+
+        def __init__(self) -> None:
+            self.times: list[float] = []
+
+        def on_epoch_begin(self, epoch: int = 0, logs: Any = None) -> None:
+            self.last: float | None = None
+
+        on_predict_begin = on_epoch_begin
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            keras.tree.map_structure(keras.ops.convert_to_numpy, logs)
+            now = time.perf_counter()
+            self.times += [now - self.last] if self.last else []
+            self.last = now
+
+        on_predict_batch_end = on_train_batch_end
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            self.model.stop_training = enough(self.times)
+
+    training, inference = Steps(), Steps()
+    feed = {"batch_size": case.batch, "verbose": 0}
+    model.fit(images, labels, epochs=10**6, shuffle=False, callbacks=[training], **feed)
+    while not enough(inference.times):
+        model.predict(images, callbacks=[inference], **feed)
+    return tuple(case.batch / statistics.median(steps.times) for steps in (training, inference))
 
 
-def measure_torch(
-    library: str, mode: str, model_name: str, images: np.ndarray, labels: np.ndarray
-) -> tuple[float, float]:
+def measure_torch(modes: str, case: Model, images: np.ndarray, labels: np.ndarray) -> Rates:
     import peers
     import torch
 
     torch.set_num_threads(THREADS)
-    is_resnet = model_name == "ResNet-20"
-    model = peers.torch_resnet20(CLASSES) if is_resnet else peers.torch_vit(CLASSES, SIZE, **VIT)
-    memory_format = torch.channels_last if mode == "channels_last" else torch.contiguous_format
-    model = model.to(memory_format=memory_format)
-    x = (torch.tensor(images).permute(0, 3, 1, 2) / 127.5 - 1).to(memory_format=memory_format).split(BATCH)
-    y = torch.tensor(labels).split(BATCH)
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    memory_format = torch.channels_last if "channels_last" in modes else torch.contiguous_format
+    model = peers.torch_peer(case.name, case.classes, case.size).to(memory_format=memory_format)
+    forward = torch.compile(model) if "compiled" in modes else model
+    x = (torch.tensor(images).permute(0, 3, 1, 2) / 127.5 - 1).contiguous(memory_format=memory_format)
+    batches = list(zip(x.split(case.batch), torch.tensor(labels).split(case.batch), strict=True))
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
     loss_function = torch.nn.CrossEntropyLoss()
 
-    def train() -> None:
+    def train(batch: torch.Tensor, targets: torch.Tensor) -> None:
         model.train()
-        for batch, targets in zip(x, y, strict=True):
-            optimizer.zero_grad(set_to_none=True)
-            loss_function(model(batch), targets).backward()
-            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss_function(forward(batch), targets).backward()
+        optimizer.step()
 
-    def predict() -> None:
+    def predict(batch: torch.Tensor, targets: torch.Tensor) -> None:
         model.eval()
         with torch.inference_mode():
-            for batch in x:
-                model(batch)
+            forward(batch)
 
-    return rate(train, len(images)), rate(predict, len(images))
+    def rate(step: Callable[[torch.Tensor, torch.Tensor], None]) -> float:
+        times: list[float] = []
+        while not enough(times):
+            times += [seconds(partial(step, *batch)) for batch in batches]
+        return case.batch / statistics.median(times)
+
+    return rate(train), rate(predict)
 
 
-def rate(step, images: int) -> float:
-    """Images per second: the median of passes over at least SECONDS, after one that compiles."""
-    step()
-    passes, start = [], time.perf_counter()
-    while time.perf_counter() - start < SECONDS or len(passes) < 3:
-        begin = time.perf_counter()
-        step()
-        passes.append(images / (time.perf_counter() - begin))
-    return statistics.median(passes)
+def enough(times: Sequence[float]) -> bool:
+    """Whether the median of these step times can be trusted; the first ones compile."""
+    return len(times) >= 7 and sum(times[2:]) > SECONDS
 
 
 def gemm_gflops(side: int = 2048) -> float:
     """Float32, in NumPy, two threads: what the machine gives at this minute."""
     a = np.ones((side, side), np.float32)
-    best = min(timed(lambda: a @ a) for _ in range(5))
-    return 2 * side**3 / best / 1e9
+    return 2 * side**3 / min(seconds(lambda: a @ a) for _ in range(8)) / 1e9
 
 
-def timed(function) -> float:
+def seconds(function: Callable[[], Any]) -> float:
     begin = time.perf_counter()
     function()
     return time.perf_counter() - begin
@@ -212,66 +268,6 @@ def timed(function) -> float:
 def peak_memory_mib() -> float:
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
-
-
-def medians(result: dict, model: str, task: str) -> dict[str, float]:
-    return {
-        contender: statistics.median(
-            sample[task]
-            for sample in result["samples"]
-            if sample["contender"] == contender and sample["model"] == model
-        )
-        for contender in CONTENDERS
-    }
-
-
-def ratios(result: dict, model: str, task: str) -> dict[str, float]:
-    """The median over rounds of the ratio within a round."""
-    by_round: dict[int, dict[str, float]] = {}
-    for sample in result["samples"]:
-        if sample["model"] == model:
-            by_round.setdefault(sample["round"], {})[sample["contender"]] = sample[task]
-    for values in by_round.values():
-        values["fastest plain torch"] = max(v for name, v in values.items() if name.startswith("plain torch"))
-    return {
-        f"{a} / {b}": statistics.median(values[a] / values[b] for values in by_round.values())
-        for a, b in PAIRS
-    }
-
-
-def tables(result: dict) -> str:
-    """All tables of docs/performance.md, from the raw samples."""
-    lines = []
-    for model in MODELS:
-        lines += [f"### {model}, {result['image_size']} px, batch {result['batch_size']}", ""]
-        lines += [
-            "| contender | training images/s | inference images/s | peak memory MiB |",
-            "| --- | ---: | ---: | ---: |",
-        ]
-        columns = [medians(result, model, task) for task in ("training", "inference", "peak_memory_mib")]
-        for contender in CONTENDERS:
-            cells = " | ".join(f"{column[contender]:,.0f}" for column in columns)
-            lines.append(f"| {contender} | {cells} |")
-        lines += ["", "| ratio, median over rounds | training | inference |", "| --- | ---: | ---: |"]
-        columns = [ratios(result, model, task) for task in ("training", "inference")]
-        for pair in columns[0]:
-            lines.append(f"| {pair} | {columns[0][pair]:.2f} | {columns[1][pair]:.2f} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def write_page(result: dict) -> None:
-    """docs/performance.md, whole."""
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(result["versions"].items()))
-    rounds = 1 + max(sample["round"] for sample in result["samples"])
-    gemm = statistics.median(sample["gemm_gflops"] for sample in result["samples"])
-    PAGE.write_text(
-        "# Performance\n\n"
-        "Made by `python benchmarks/models.py` from the raw samples in `benchmarks/models.json`. The first\n"
-        "ratio compares the same code with itself: what lies within its distance from 1.00 is noise.\n\n"
-        f"{result['hardware']}, {result['threads']} threads; {versions}; {rounds} rounds; a float32 matrix "
-        f"product ran at {gemm:.0f} GFLOP/s.\n\n{tables(result)}"
-    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,65 @@
-"""The models that visionpipe's are timed against: the same architectures in stock Keras and plain torch."""
+"""The models that are timed: ours, and the same architectures in stock Keras, plain torch and timm."""
 
+import importlib.machinery
+import sys
+import types
 from typing import Any
+from unittest import mock
+
+SMALL_VIT = {"patch": 4, "width": 96, "depth": 6, "heads": 3, "mlp": 192}
+
+
+def ours(name: str, classes: int, size: int) -> Any:
+    from visionpipe.models import build_model
+
+    if name == "ResNet-20":  # with the projections that everyone's Keras code has
+        return build_model(name, classes, size, shortcut="projection")
+    return build_model("ViT-Sm/4" if name == "ViT 6×96" else name, classes, size)
+
+
+def stock_keras(name: str, classes: int, size: int) -> Any:
+    import keras
+
+    if name == "ResNet-50":
+        return keras.applications.ResNet50(weights=None, classes=classes, classifier_activation=None)
+    if name == "ViT-S/16":
+        return keras_hub_vit(classes, size)
+    return keras_resnet20(classes, size) if name == "ResNet-20" else keras_vit(classes, size, **SMALL_VIT)
+
+
+def torch_peer(name: str, classes: int, size: int) -> Any:
+    """timm where it has the architecture, else plain torch."""
+    if name in ("ResNet-50", "ViT-S/16"):
+        stub_torchvision()
+        import timm
+
+        return timm.create_model({"ResNet-50": "resnet50", "ViT-S/16": "vit_small_patch16_224"}[name])
+    return torch_resnet20(classes) if name == "ResNet-20" else torch_vit(classes, size, **SMALL_VIT)
+
+
+def stub_torchvision() -> None:
+    """timm imports torchvision, of which there is no build beside a torch without CUDA; no model needs it."""
+
+    class Stub(types.ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return mock.MagicMock()
+
+    parts = "transforms transforms.functional datasets ops ops.misc utils models models.feature_extraction"
+    for name in ("torchvision", *(f"torchvision.{part}" for part in parts.split())):
+        sys.modules[name] = Stub(name)
+        sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
+
+
+def keras_hub_vit(classes: int, size: int) -> Any:
+    import keras
+    import keras_hub
+
+    backbone = keras_hub.models.ViTBackbone(
+        image_shape=(size, size, 3), patch_size=16, num_layers=12, num_heads=6, hidden_dim=384, mlp_dim=1536
+    )
+    return keras.Model(backbone.input, keras.layers.Dense(classes)(backbone.output[:, 0]))
 
 
 def keras_resnet20(classes: int, size: int) -> Any:

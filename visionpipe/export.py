@@ -60,8 +60,11 @@ def onnx_bytes(model: "keras.Model", opset: int) -> bytes:
     """The same bytes for the same model in every process; the batch is dynamic."""
     import onnx
 
+    from visionpipe.models.kernels import keras_operations_only
+
     with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
         raw = Path(temporary) / "model.onnx"
         warnings.simplefilter("ignore", FutureWarning)  # Keras asks NumPy 2 for np.object while exporting
-        model.export(raw, format="onnx", opset_version=opset, verbose=False)
+        with keras_operations_only():
+            model.export(raw, format="onnx", opset_version=opset, verbose=False)
         return canonical_onnx(onnx.load(raw), "images", "logits")

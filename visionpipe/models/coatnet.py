@@ -5,7 +5,7 @@ from typing import Any
 from keras import layers
 
 from visionpipe.models.attention import RelativeBiasAttention
-from visionpipe.models.layers import BatchNorm, StochasticDepth, gelu
+from visionpipe.models.layers import Add, BatchNorm, Conv2D, LayerNorm, MaxPooling2D, StochasticDepth, gelu
 from visionpipe.models.specs import CoAtNetSpec
 from visionpipe.models.vit import mlp_block
 
@@ -15,25 +15,25 @@ def mbconv(x: Any, dim: int, stride: int, drop_path_rate: float, name: str) -> A
     is pooled and projected where the shape changes (equation 4).
     """
     y = BatchNorm(name=f"{name}_norm")(x)
-    y = layers.Conv2D(4 * dim, 1, stride, use_bias=False, name=f"{name}_expand")(y)
+    y = Conv2D(4 * dim, 1, stride, use_bias=False, name=f"{name}_expand")(y)
     y = layers.Activation(gelu, name=f"{name}_gelu1")(BatchNorm(name=f"{name}_norm1")(y))
     y = layers.DepthwiseConv2D(3, padding="same", use_bias=False, name=f"{name}_depthwise")(y)
     y = layers.Activation(gelu, name=f"{name}_gelu2")(BatchNorm(name=f"{name}_norm2")(y))
     y = squeeze_and_excite(y, dim // 4, f"{name}_excite")
-    y = layers.Conv2D(dim, 1, name=f"{name}_project")(y)
+    y = Conv2D(dim, 1, name=f"{name}_project")(y)
     y = StochasticDepth(drop_path_rate, name=f"{name}_drop")(y) if drop_path_rate else y
     if stride > 1:
-        x = layers.MaxPooling2D(stride, padding="same", name=f"{name}_pool")(x)
+        x = MaxPooling2D(stride, padding="same", name=f"{name}_pool")(x)
     if x.shape[-1] != dim:
-        x = layers.Conv2D(dim, 1, name=f"{name}_shortcut")(x)
-    return layers.Add(name=f"{name}_output")([x, y])
+        x = Conv2D(dim, 1, name=f"{name}_shortcut")(x)
+    return Add(name=f"{name}_output")([x, y])
 
 
 def squeeze_and_excite(x: Any, filters: int, name: str) -> Any:
     """Scales each channel by what the mean of all says about it (Hu et al. 2018, arXiv:1709.01507)."""
     y = layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_mean")(x)
-    y = layers.Conv2D(filters, 1, activation=gelu, name=f"{name}_reduce")(y)
-    y = layers.Conv2D(x.shape[-1], 1, activation="sigmoid", name=f"{name}_expand")(y)
+    y = Conv2D(filters, 1, activation=gelu, name=f"{name}_reduce")(y)
+    y = Conv2D(x.shape[-1], 1, activation="sigmoid", name=f"{name}_expand")(y)
     return layers.Multiply(name=name)([x, y])
 
 
@@ -48,17 +48,17 @@ def transformer_block(
         y = layers.Dropout(spec.dropout_rate, name=f"{name}_{branch}_dropout")(y) if spec.dropout_rate else y
         return StochasticDepth(drop_path_rate, name=f"{name}_{branch}_drop")(y) if drop_path_rate else y
 
-    y = layers.LayerNormalization(epsilon=1e-6, name=f"{name}_attention_norm")(x)
+    y = LayerNorm(name=f"{name}_attention_norm")(x)
     if stride > 1:
-        y = layers.MaxPooling2D(stride, padding="same", name=f"{name}_attention_pool")(y)
-        x = layers.MaxPooling2D(stride, padding="same", name=f"{name}_shortcut_pool")(x)
+        y = MaxPooling2D(stride, padding="same", name=f"{name}_attention_pool")(y)
+        x = MaxPooling2D(stride, padding="same", name=f"{name}_shortcut_pool")(x)
     if x.shape[-1] != dim:
-        x = layers.Conv2D(dim, 1, name=f"{name}_shortcut")(x)
+        x = Conv2D(dim, 1, name=f"{name}_shortcut")(x)
     attention = RelativeBiasAttention(dim // spec.head_dim, dim, name=f"{name}_attention")
-    x = layers.Add(name=f"{name}_attention_add")([x, dropped(attention(y), "attention")])
-    y = layers.LayerNormalization(epsilon=1e-6, name=f"{name}_mlp_norm")(x)
+    x = Add(name=f"{name}_attention_add")([x, dropped(attention(y), "attention")])
+    y = LayerNorm(name=f"{name}_mlp_norm")(x)
     y = mlp_block(y, 4 * dim, "gelu", spec.dropout_rate, f"{name}_mlp")
-    return layers.Add(name=f"{name}_output")([x, dropped(y, "mlp")])
+    return Add(name=f"{name}_output")([x, dropped(y, "mlp")])
 
 
 def coatnet(images: Any, spec: CoAtNetSpec) -> Any:
@@ -67,7 +67,7 @@ def coatnet(images: Any, spec: CoAtNetSpec) -> Any:
     for number in range(1, spec.blocks_per_stage[0] + 1):
         stride = spec.stem_stride if number == 1 else 1
         name = f"stem_conv{number}"
-        x = layers.Conv2D(spec.dims[0], 3, stride, padding="same", use_bias=False, name=name)(x)
+        x = Conv2D(spec.dims[0], 3, stride, padding="same", use_bias=False, name=name)(x)
         x = layers.Activation(gelu, name=f"stem_gelu{number}")(BatchNorm(name=f"stem_norm{number}")(x))
     blocks, done = sum(spec.blocks_per_stage[1:]), 0
     for stage, (count, dim) in enumerate(zip(spec.blocks_per_stage[1:], spec.dims[1:], strict=True), start=1):
@@ -79,4 +79,4 @@ def coatnet(images: Any, spec: CoAtNetSpec) -> Any:
             else:
                 x = mbconv(x, dim, stride, drop_path_rate, name)
     x = layers.GlobalAveragePooling2D(name="pool")(x)
-    return layers.LayerNormalization(epsilon=1e-6, name="pool_norm")(x)
+    return LayerNorm(name="pool_norm")(x)

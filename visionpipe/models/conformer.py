@@ -7,13 +7,13 @@ from typing import Any
 from keras import layers
 
 from visionpipe.models.attention import LaidOutAs, Tokens
-from visionpipe.models.layers import BatchNorm, WeightedSum, gelu
+from visionpipe.models.layers import BatchNorm, Conv2D, LayerNorm, MaxPooling2D, WeightedSum, gelu
 from visionpipe.models.specs import ConformerSpec, Encoder
 from visionpipe.models.vit import encoder_block
 
 
 def conv_norm(x: Any, filters: int, kernel_size: int, stride: int, name: str, relu: bool = True) -> Any:
-    x = layers.Conv2D(
+    x = Conv2D(
         filters,
         kernel_size,
         stride,
@@ -46,10 +46,10 @@ def to_tokens(grid: Any, tokens: Any, hidden_dim: int, name: str) -> Any:
     hidden_dim). The paper's feature coupling unit, downwards.
     """
     stride = round((grid.shape[1] * grid.shape[2] / (tokens.shape[1] - 1)) ** 0.5)
-    x = layers.Conv2D(hidden_dim, 1, name=f"{name}_project")(grid)
+    x = Conv2D(hidden_dim, 1, name=f"{name}_project")(grid)
     x = layers.AveragePooling2D(stride, name=f"{name}_pool")(x) if stride > 1 else x
     x = layers.Reshape((-1, hidden_dim), name=f"{name}_tokens")(x)
-    x = layers.LayerNormalization(epsilon=1e-6, name=f"{name}_norm")(x)
+    x = LayerNorm(name=f"{name}_norm")(x)
     x = layers.Activation(gelu, name=f"{name}_gelu")(x)
     return layers.Concatenate(axis=1, name=f"{name}_concatenate")([tokens[:, :1], x])
 
@@ -59,7 +59,7 @@ def to_grid(tokens: Any, patches: Any, filters: int, factor: int, name: str) -> 
     resolution and width; upwards.
     """
     x = LaidOutAs(name=f"{name}_grid")([tokens[:, 1:], patches])
-    x = layers.Conv2D(filters, 1, name=f"{name}_project")(x)
+    x = Conv2D(filters, 1, name=f"{name}_project")(x)
     x = layers.ReLU(name=f"{name}_relu")(BatchNorm(epsilon=1e-6, name=f"{name}_norm")(x))
     return layers.UpSampling2D(factor, name=f"{name}_upsample")(x) if factor > 1 else x
 
@@ -77,7 +77,7 @@ def conformer(images: Any, spec: ConformerSpec) -> Any:
     )
     if spec.stem == "7x7":
         x = conv_norm(images, 64, 7, 2, "stem_conv")
-        x = layers.MaxPooling2D(3, 2, padding="same", name="stem_pool")(x)
+        x = MaxPooling2D(3, 2, padding="same", name="stem_pool")(x)
     else:
         x = conv_norm(images, 64, 3, 1, "stem_conv")
 
@@ -85,7 +85,7 @@ def conformer(images: Any, spec: ConformerSpec) -> Any:
         return spec.stochastic_depth_rate * (block - 1) / max(spec.depth - 1, 1)
 
     patch = spec.patch_size // spec.stem_stride
-    patches = layers.Conv2D(spec.hidden_dim, patch, patch, name="patch_embedding")(x)
+    patches = Conv2D(spec.hidden_dim, patch, patch, name="patch_embedding")(x)
     tokens = Tokens(class_token=True, position="none", name="tokens")(patches)
     tokens = encoder_block(tokens, encoder, drop_path_rate(1), "block01_encoder")
     x, _ = bottleneck(x, spec.filters, 1, True, "stage1_block1")
@@ -103,7 +103,7 @@ def conformer(images: Any, spec: ConformerSpec) -> Any:
         x, _ = bottleneck(x, filters, 2 if last else 1, last, f"{name}_fusion", added=read)
 
     x = layers.GlobalAveragePooling2D(name="pool")(x)
-    token = layers.LayerNormalization(epsilon=1e-6, name="encoder_norm")(tokens)[:, 0]
+    token = LayerNorm(name="encoder_norm")(tokens)[:, 0]
     if spec.fusion == "concat":
         return layers.Concatenate(name="fusion")([x, token])
     x = layers.Dense(spec.hidden_dim, name="pool_project")(x)

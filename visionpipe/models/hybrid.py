@@ -5,6 +5,7 @@ from typing import Any
 from keras import layers
 
 from visionpipe.models.attention import BottleneckAttention
+from visionpipe.models.layers import Conv2D
 from visionpipe.models.resnet import resnet_stages
 from visionpipe.models.specs import BoTNetSpec, HybridSpec
 from visionpipe.models.vit import encode
@@ -17,7 +18,7 @@ def hybrid(images: Any, spec: HybridSpec) -> Any:
     Normalised images (batch, height, width, 3) to features (batch, hidden_dim).
     """
     x = resnet_stages(images, spec)
-    x = layers.Conv2D(spec.hidden_dim, spec.patch_size, spec.patch_size, name="patch_embedding")(x)
+    x = Conv2D(spec.hidden_dim, spec.patch_size, spec.patch_size, name="patch_embedding")(x)
     return encode(x, spec)
 
 

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from visionpipe.models.kernels import batch_norm_training
+from visionpipe.models.kernels import kernel
 
 Shape = tuple[Any, ...]  # None where the size is not known
 
@@ -22,27 +22,76 @@ class BatchNorm(keras.layers.BatchNormalization):
         super().__init__(momentum=momentum, epsilon=epsilon, **kwargs)
 
     def call(self, x: Any, training: bool | None = None, mask: Any = None) -> Any:
-        if not training or not self.trainable:
-            return super().call(x, training=False, mask=mask)
-        fused = batch_norm_training(x, self.gamma, self.beta, self.epsilon)
+        training = bool(training and self.trainable)
+        fused = kernel("batch_norm_training" if training else "batch_norm_inference")
         if fused is None:
-            return super().call(x, training=True, mask=mask)
-        y, mean, variance = fused
+            return super().call(x, training=training, mask=mask)
+        if not training:
+            return fused(x, self.gamma, self.beta, self.moving_mean, self.moving_variance, self.epsilon)
+        y, mean, variance = fused(x, self.gamma, self.beta, self.epsilon)
         for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
             moving.assign(moving * self.momentum + batch * (1 - self.momentum))
         return y
 
 
 @keras.saving.register_keras_serializable("visionpipe")
-class WeightStandardizedConv2D(keras.layers.Conv2D):
+class LayerNorm(keras.layers.LayerNormalization):
+    """Normalisation of each token over its channels (Ba et al. 2016, arXiv:1607.06450).
+
+    Epsilon 1e-6 as in the ViT papers' code; Keras's own default is 1e-3.
+    """
+
+    def __init__(self, epsilon: float = 1e-6, **kwargs: Any):
+        super().__init__(epsilon=epsilon, **kwargs)
+
+    def call(self, x: Any) -> Any:
+        fused = kernel("layer_norm")
+        if fused is None:
+            return super().call(x)
+        return ops.cast(fused(x, self.gamma, self.beta, self.epsilon), self.compute_dtype)
+
+
+@keras.saving.register_keras_serializable("visionpipe")
+class Conv2D(keras.layers.Conv2D):
+    """Keras's convolution, through the backend's kernel."""
+
+    def convolution_op(self, inputs: Any, weights: Any) -> Any:
+        fused = kernel("conv2d")
+        if fused is None:
+            return super().convolution_op(inputs, weights)
+        return fused(inputs, ops.convert_to_tensor(weights), self.strides, self.padding)
+
+
+@keras.saving.register_keras_serializable("visionpipe")
+class MaxPooling2D(keras.layers.MaxPooling2D):
+    """Keras's pooling, through the backend's kernel."""
+
+    def call(self, inputs: Any) -> Any:
+        fused = kernel("max_pool")
+        if fused is None:
+            return super().call(inputs)
+        return fused(inputs, self.pool_size, self.strides, self.padding)
+
+
+@keras.saving.register_keras_serializable("visionpipe")
+class Add(keras.layers.Add):
+    """Where a Transformer's residual branch joins: [x, branch], of one shape."""
+
+    def call(self, inputs: list[Any]) -> Any:
+        fused = kernel("add")
+        return fused(*inputs) if fused else super().call(inputs)
+
+
+@keras.saving.register_keras_serializable("visionpipe")
+class WeightStandardizedConv2D(Conv2D):
     """A convolution whose kernel has mean 0 and deviation 1 for each output channel (Qiao et al. 2019,
     arXiv:1903.10520, equations 6 and 7).
     """
 
-    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
-        mean = ops.mean(kernel, axis=(0, 1, 2), keepdims=True)
-        deviation = ops.std(kernel, axis=(0, 1, 2), keepdims=True)
-        return super().convolution_op(inputs, (kernel - mean) / (deviation + 1e-5))
+    def convolution_op(self, inputs: Any, weights: Any) -> Any:
+        mean = ops.mean(weights, axis=(0, 1, 2), keepdims=True)
+        deviation = ops.std(weights, axis=(0, 1, 2), keepdims=True)
+        return super().convolution_op(inputs, (weights - mean) / (deviation + 1e-5))
 
 
 @keras.saving.register_keras_serializable("visionpipe")
@@ -134,13 +183,15 @@ def gelu(x: Any) -> Any:
     """Exact GELU, x·Φ(x) (Hendrycks & Gimpel 2016). Written with erf: the ONNX exporter has no Erfc,
     which TensorFlow's own GELU uses.
     """
-    return 0.5 * x * (1 + ops.erf(x * 0.5**0.5))
+    fused = kernel("gelu")
+    return fused(x) if fused else 0.5 * x * (1 + ops.erf(x * 0.5**0.5))
 
 
 @keras.saving.register_keras_serializable("visionpipe")
 def gelu_tanh(x: Any) -> Any:
     """The approximation of GELU that the published ViTs of Google's code were trained with."""
-    return 0.5 * x * (1 + ops.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
+    fused = kernel("gelu_tanh")
+    return fused(x) if fused else 0.5 * x * (1 + ops.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
 
 
 ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh}

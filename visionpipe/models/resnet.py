@@ -5,7 +5,7 @@ from typing import Any
 
 from keras import layers
 
-from visionpipe.models.layers import BatchNorm, ChannelPadding, WeightStandardizedConv2D
+from visionpipe.models.layers import BatchNorm, ChannelPadding, Conv2D, MaxPooling2D, WeightStandardizedConv2D
 from visionpipe.models.specs import GROUPS, Convolutions, ResNetSpec
 
 # What takes the place of a bottleneck's 3×3 convolution: (x, filters, stride, name) → x.
@@ -14,7 +14,7 @@ Spatial = Callable[[Any, int, int, str], Any]
 
 def conv(x: Any, filters: int, kernel_size: int, stride: int, spec: Convolutions, name: str) -> Any:
     """A convolution without bias (the norm that follows has one), He-initialised."""
-    kind = WeightStandardizedConv2D if spec.norm == "group" else layers.Conv2D
+    kind = WeightStandardizedConv2D if spec.norm == "group" else Conv2D
     padding = "same"
     if spec.padding == "symmetric" and stride > 1 and kernel_size > 1:
         x, padding = layers.ZeroPadding2D(kernel_size // 2, name=f"{name}_padding")(x), "valid"
@@ -63,8 +63,8 @@ def stem(images: Any, spec: Convolutions) -> Any:
     if spec.padding == "symmetric":
         # Zeros, which a ReLU's output is never below, in place of torch's minus infinity.
         x = layers.ZeroPadding2D(1, name="stem_pool_padding")(x)
-        return layers.MaxPooling2D(3, 2, name="stem_pool")(x)
-    return layers.MaxPooling2D(3, 2, padding="same", name="stem_pool")(x)
+        return MaxPooling2D(3, 2, name="stem_pool")(x)
+    return MaxPooling2D(3, 2, padding="same", name="stem_pool")(x)
 
 
 def shortcut(x: Any, filters: int, stride: int, spec: Convolutions, name: str) -> Any:

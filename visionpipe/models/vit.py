@@ -5,7 +5,7 @@ from typing import Any
 from keras import layers
 
 from visionpipe.models.attention import MultiHeadSelfAttention, SequencePooling, Tokens
-from visionpipe.models.layers import ACTIVATIONS, Scale, StochasticDepth
+from visionpipe.models.layers import ACTIVATIONS, Add, Conv2D, LayerNorm, MaxPooling2D, Scale, StochasticDepth
 from visionpipe.models.specs import Encoder, ViTSpec
 
 
@@ -24,14 +24,14 @@ def encoder_block(x: Any, spec: Encoder, drop_path_rate: float, name: str) -> An
         y = layers.Dropout(spec.dropout_rate, name=f"{name}_{branch}_dropout")(y) if spec.dropout_rate else y
         y = Scale(spec.layer_scale, name=f"{name}_{branch}_scale")(y) if spec.layer_scale else y
         y = StochasticDepth(drop_path_rate, name=f"{name}_{branch}_drop")(y) if drop_path_rate else y
-        return layers.Add(name=f"{name}_{branch}_add")([x, y])
+        return Add(name=f"{name}_{branch}_add")([x, y])
 
-    y = layers.LayerNormalization(epsilon=1e-6, name=f"{name}_attention_norm")(x)
+    y = LayerNorm(name=f"{name}_attention_norm")(x)
     attention = MultiHeadSelfAttention(
         spec.num_heads, use_bias=spec.query_key_value_bias, name=f"{name}_attention"
     )
     x = residual(x, attention(y), "attention")
-    y = layers.LayerNormalization(epsilon=1e-6, name=f"{name}_mlp_norm")(x)
+    y = LayerNorm(name=f"{name}_mlp_norm")(x)
     return residual(x, mlp_block(y, spec.mlp_dim, spec.activation, spec.dropout_rate, f"{name}_mlp"), "mlp")
 
 
@@ -48,7 +48,7 @@ def encode(x: Any, spec: Encoder) -> Any:
     for block in range(spec.depth):
         drop_path_rate = spec.stochastic_depth_rate * block / max(spec.depth - 1, 1)
         x = encoder_block(x, spec, drop_path_rate, f"encoder_block_{block:02d}")
-    x = layers.LayerNormalization(epsilon=1e-6, name="encoder_norm")(x)
+    x = LayerNorm(name="encoder_norm")(x)
     if spec.pool == "token":
         x = x[:, 0]
     else:
@@ -62,9 +62,7 @@ def encode(x: Any, spec: Encoder) -> Any:
 def vit(images: Any, spec: ViTSpec) -> Any:
     """Normalised images (batch, height, width, 3) to features (batch, hidden_dim)."""
     if spec.stem == "patch":
-        grid = layers.Conv2D(spec.hidden_dim, spec.patch_size, spec.patch_size, name="patch_embedding")(
-            images
-        )
+        grid = Conv2D(spec.hidden_dim, spec.patch_size, spec.patch_size, name="patch_embedding")(images)
     else:
         grid = convolutional_tokenizer(images, spec)
     return encode(grid, spec)
@@ -77,9 +75,9 @@ def convolutional_tokenizer(x: Any, spec: ViTSpec) -> Any:
     halvings = spec.patch_size.bit_length() - 1
     for number in range(1, halvings + 1):
         filters = spec.hidden_dim if number == halvings else 64
-        x = layers.Conv2D(
+        x = Conv2D(
             filters, 3, padding="same", use_bias=False, activation="relu", kernel_initializer="he_normal",
             name=f"tokenizer_conv{number}",
         )(x)  # fmt: skip
-        x = layers.MaxPooling2D(3, 2, padding="same", name=f"tokenizer_pool{number}")(x)
+        x = MaxPooling2D(3, 2, padding="same", name=f"tokenizer_pool{number}")(x)
     return x

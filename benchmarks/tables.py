@@ -1,0 +1,97 @@
+"""docs/performance.md's measured part, from the raw samples of benchmarks/models.json.
+
+python benchmarks/tables.py
+"""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks" / "models.json"
+PAGE = ROOT / "docs" / "performance.md"
+BEGIN, END = "<!-- begin: benchmarks/tables.py -->\n", "<!-- end: benchmarks/tables.py -->\n"
+TASKS = ("training", "inference")
+OURS, AGAIN, FASTEST = "visionpipe, TensorFlow", "visionpipe, TensorFlow, again", "torch, its fastest"
+PAIRS = [
+    (AGAIN, OURS),
+    (OURS, FASTEST),
+    (OURS, "stock Keras, TensorFlow"),
+    ("visionpipe, torch", FASTEST),
+    ("visionpipe, torch", "stock Keras, torch"),
+    ("visionpipe, JAX", "stock Keras, JAX"),
+]
+
+
+def median(samples: list[dict], key: str) -> float:
+    return statistics.median(sample[key] for sample in samples)
+
+
+def ratio(samples: list[dict], task: str, pair: tuple[str, str]) -> float:
+    """The median over rounds of the ratio within a round."""
+    rounds: dict[int, dict[str, float]] = {}
+    for sample in samples:
+        values = rounds.setdefault(sample["round"], {})
+        values[sample["contender"]] = sample[task]
+        if sample["contender"].startswith("torch"):
+            values[FASTEST] = max(values.get(FASTEST, 0), sample[task])
+    above, below = pair
+    return statistics.median(
+        values[above] / values[below] for values in rounds.values() if {above, below} <= values.keys()
+    )
+
+
+def of_ceiling(samples: list[dict], task: str, gmac: float) -> float:
+    """The share of a matrix product's rate in the same process that the model's own products made up; a
+    training step is counted as three forward passes.
+    """
+    flop = 2 * gmac * (3 if task == "training" else 1)
+    return statistics.median(sample[task] * flop / sample["gemm_gflops"] for sample in samples)
+
+
+def model_tables(result: dict[str, Any], model: dict[str, Any]) -> list[str]:
+    samples = [sample for sample in result["samples"] if sample["model"] == model["name"]]
+    contenders = list(dict.fromkeys(sample["contender"] for sample in samples if sample["round"] == 0))
+    lines = [
+        f"### {model['name']}, {model['size']} px, batch {model['batch']}",
+        "",
+        "| | training images/s | of GEMM | inference images/s | of GEMM | peak memory MiB | samples |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for contender in contenders:
+        own = [sample for sample in samples if sample["contender"] == contender]
+        cells = []
+        for task in TASKS:
+            cells += [f"{median(own, task):,.1f}", f"{of_ceiling(own, task, model['gmac']):.0%}"]
+        lines.append(
+            f"| {contender} | {' | '.join(cells)} | {median(own, 'peak_memory_mib'):,.0f} | {len(own)} |"
+        )
+    lines += ["", "| ratio, median over rounds | training | inference |", "| --- | ---: | ---: |"]
+    for pair in PAIRS:
+        cells = [f"{ratio(samples, task, pair):.2f}" for task in TASKS]
+        lines.append(f"| {pair[0]} / {pair[1]} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def tables(result: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(result["versions"].items()))
+    lines = [
+        f"{result['hardware']}, {result['threads']} threads, float32, a matrix product at "
+        f"{median(result['samples'], 'gemm_gflops'):.0f} GFLOP/s. {versions}.",
+        "",
+    ]
+    for model in result["models"]:
+        lines += model_tables(result, model)
+    return "\n".join(lines)
+
+
+def write_page(result: dict[str, Any]) -> None:
+    """Replaces what stands between the two marks."""
+    before, rest = PAGE.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    PAGE.write_text(before + BEGIN + tables(result) + END + after)
+
+
+if __name__ == "__main__":
+    write_page(json.loads(RESULT.read_text()))

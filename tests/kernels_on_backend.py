@@ -1,0 +1,84 @@
+"""Run by test_kernels.py in a process of its own: python kernels_on_backend.py BACKEND.
+
+Prints for each case how far a layer's output and the update of one step of gradient descent differ between
+the backend's kernels and Keras's operations, relative to the largest number, and which kernels were used.
+"""
+
+import json
+import os
+import sys
+
+os.environ["KERAS_BACKEND"] = sys.argv[1]
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+import keras
+import numpy as np
+
+from visionpipe.models import attention, kernels, layers
+
+IMAGE, TOKENS = (9, 12, 8), (10, 8)
+CASES = {
+    "convolution": (IMAGE, lambda: layers.Conv2D(6, 3, padding="same")),
+    "strided, odd and even": (IMAGE, lambda: layers.Conv2D(6, 3, 2, padding="same", use_bias=False)),
+    "strided by more than its kernel": (IMAGE, lambda: layers.Conv2D(6, 1, 2, padding="same")),
+    "even kernel": (IMAGE, lambda: layers.Conv2D(6, (2, 4), padding="same")),
+    "unpadded": (IMAGE, lambda: layers.Conv2D(6, 3, 2)),
+    "grouped": (IMAGE, lambda: layers.Conv2D(6, 3, padding="same", groups=2)),
+    "weight standardisation": (IMAGE, lambda: layers.WeightStandardizedConv2D(6, 3, padding="same")),
+    "pooling": (IMAGE, lambda: layers.MaxPooling2D(3, 2, padding="same")),
+    "pooling, unpadded": (IMAGE, lambda: layers.MaxPooling2D(3, 2)),
+    "batch norm": (IMAGE, lambda: layers.BatchNorm()),
+    "layer norm": (TOKENS, lambda: layers.LayerNorm()),
+    "layer norm on a grid": (IMAGE, lambda: layers.LayerNorm()),
+    "gelu": (TOKENS, lambda: keras.layers.Activation(layers.gelu)),
+    "gelu_tanh": (TOKENS, lambda: keras.layers.Activation(layers.gelu_tanh)),
+    "attention": (TOKENS, lambda: attention.MultiHeadSelfAttention(2)),
+}
+
+
+def model_of(shape, make):
+    inputs = keras.Input(shape)
+    x = keras.layers.Dense(shape[-1])(inputs)  # so that the gradient of the layer's input counts too
+    y = make()(x)
+    y = layers.Add()([x, y]) if y.shape == x.shape else y
+    return keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(y)))
+
+
+def outcome(shape, make, weights, images, targets):
+    """Outputs in inference and, after one step, in training; what the step changed."""
+    model = model_of(shape, make)
+    model.set_weights(weights)
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    outputs = model.predict(images, verbose=0)
+    loss = model.train_on_batch(images, targets)
+    after = [new - old for new, old in zip(model.get_weights(), weights, strict=True)]
+    return [outputs, np.asarray(loss), *after]
+
+
+def main():
+    used = set()
+    original = kernels.kernel
+
+    def recorded(name):
+        found = original(name)
+        used.update([name] if found else [])
+        return found
+
+    layers.kernel = attention.kernel = recorded
+    random = np.random.default_rng(0)
+    differences = {}
+    for name, (shape, make) in CASES.items():
+        weights = [random.normal(0.3, 0.5, w.shape).astype("float32") for w in model_of(shape, make).weights]
+        weights = [abs(w) + 0.5 if w.ndim == 1 else w for w in weights]  # variances are positive
+        images = random.normal(0, 2, (5, *shape)).astype("float32")
+        targets = random.normal(0, 1, (5, 3)).astype("float32")
+        ours = outcome(shape, make, weights, images, targets)
+        with kernels.keras_operations_only():
+            keras_own = outcome(shape, make, weights, images, targets)
+        differences[name] = max(
+            float(abs(a - b).max() / max(abs(b).max(), 1e-6)) for a, b in zip(ours, keras_own, strict=True)
+        )
+    print(json.dumps({"differences": differences, "used": sorted(used)}))
+
+
+main()

@@ -1,0 +1,36 @@
+"""The backends' own kernels against Keras's operations: outputs, and gradients through one training step."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+KERNELS = ROOT / "visionpipe" / "models" / "kernels"
+CALLED = r"\bkernel\(\s*\"(\w+)\"(?: if \w+ else \"(\w+)\")?\s*\)"  # kernel("a"), kernel("a" if x else "b")
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "torch", pytest.param("jax", marks=pytest.mark.slow)])
+def test_a_kernel_computes_what_keras_does(backend):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    script = Path(__file__).with_name("kernels_on_backend.py")
+    output = subprocess.run(
+        [sys.executable, script, backend],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300, check=True,
+    ).stdout  # fmt: skip
+    result = json.loads(output.splitlines()[-1])
+    # Float32, through sums of up to 500 terms.
+    assert {name: value for name, value in result["differences"].items() if not value < 1e-4} == {}
+    source = (KERNELS / f"{backend}.py").read_text()
+    asked = {name for pair in re.findall(CALLED, layers_source()) for name in pair if name}
+    assert result["used"] == sorted(name for name in asked if re.search(rf"^def {name}\(", source, re.M))
+
+
+def layers_source():
+    return "".join((KERNELS.parent / f"{name}.py").read_text() for name in ("layers", "attention"))

@@ -1,0 +1,60 @@
+"""JAX on CPUs. XLA fuses without end there: the gradient along a chain of residual blocks is computed again,
+from the last block on, for every operation of every block that reads it, so that a step's time grows with
+the square of the depth. Norms whose gradient is written out, and sums that are kept, have it computed once.
+"""
+
+from functools import partial
+
+import jax
+from jax import Array, lax
+from jax import numpy as jnp
+
+
+@jax.custom_vjp
+def kept(x: Array) -> Array:
+    """The identity, whose gradient is one array in memory."""
+    return x
+
+
+def kept_forward(x: Array) -> tuple[Array, None]:
+    return x, None
+
+
+def kept_backward(_: None, dy: Array) -> tuple[Array]:
+    # Both branches are the identity. XLA removes an optimization_barrier before it fuses, a branch it keeps.
+    return (lax.cond(dy.ravel()[0] < 0, lambda dy: dy, lambda dy: jnp.minimum(dy, jnp.inf), dy),)
+
+
+kept.defvjp(kept_forward, kept_backward)
+
+
+def add(x: Array, branch: Array) -> Array:
+    """A residual sum."""
+    # A branch waits for its condition, which on an accelerator stops the queue.
+    return kept(x + branch) if jax.default_backend() == "cpu" else x + branch
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def normalise(x: Array, epsilon: float) -> Array:
+    """`x` with mean 0 and variance 1 over the last axis."""
+    return normalise_forward(x, epsilon)[0]
+
+
+def normalise_forward(x: Array, epsilon: float) -> tuple[Array, tuple[Array, Array, Array]]:
+    mean = x.mean(-1, keepdims=True)
+    scale = lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + epsilon)
+    return (x - mean) * scale, (x, mean, scale)
+
+
+def normalise_backward(epsilon: float, saved: tuple[Array, Array, Array], dy: Array) -> tuple[Array]:
+    x, mean, scale = saved
+    y = (x - mean) * scale
+    return (scale * (dy - dy.mean(-1, keepdims=True) - y * (dy * y).mean(-1, keepdims=True)),)
+
+
+normalise.defvjp(normalise_forward, normalise_backward)
+
+
+def layer_norm(x: Array, gamma: Array, beta: Array, epsilon: float) -> Array:
+    """Over the last axis, in float32, as Keras does it in every precision."""
+    return normalise(x.astype(jnp.float32), epsilon) * jnp.asarray(gamma) + jnp.asarray(beta)

@@ -1,0 +1,101 @@
+"""TensorFlow. It runs every elementwise operation as a pass over memory of its own, forward and backward;
+here XLA makes one loop of those that belong together. Matrix products and convolutions stay with oneDNN,
+which is faster.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+Tensor = Any  # TensorFlow ships no types
+
+
+def batch_norm_training(
+    x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The result, the mean and the biased variance, each (channels,)."""
+    y, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+        x, tf.convert_to_tensor(gamma), tf.convert_to_tensor(beta), epsilon=epsilon, is_training=True
+    )
+    count = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), variance.dtype)
+    return y, mean, variance * (count - 1) / count  # the kernel reports the unbiased variance
+
+
+def batch_norm_inference(
+    x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, variance: Tensor, epsilon: float
+) -> Tensor:
+    y, _, _ = tf.compat.v1.nn.fused_batch_norm(
+        x,
+        tf.convert_to_tensor(gamma),
+        tf.convert_to_tensor(beta),
+        tf.convert_to_tensor(mean),
+        tf.convert_to_tensor(variance),
+        epsilon=epsilon,
+        is_training=False,
+    )
+    return y
+
+
+@tf.function(jit_compile=True)
+def layer_norm_forward(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> tuple[Tensor, ...]:
+    x = tf.cast(x, gamma.dtype)
+    mean = tf.reduce_mean(x, -1, keepdims=True)
+    centred = x - mean
+    scale = tf.math.rsqrt(tf.reduce_mean(tf.square(centred), -1, keepdims=True) + epsilon)
+    return centred * scale * gamma + beta, mean, scale
+
+
+@tf.function(jit_compile=True)
+def layer_norm_backward(
+    x: Tensor, mean: Tensor, scale: Tensor, gamma: Tensor, dy: Tensor
+) -> tuple[Tensor, ...]:
+    dtype, x = x.dtype, tf.cast(x, gamma.dtype)
+    normal, dnormal = (x - mean) * scale, dy * gamma
+    dx = scale * (
+        dnormal
+        - tf.reduce_mean(dnormal, -1, keepdims=True)
+        - normal * tf.reduce_mean(dnormal * normal, -1, keepdims=True)
+    )
+    axes = list(range(len(x.shape) - 1))
+    return tf.cast(dx, dtype), tf.reduce_sum(dy * normal, axes), tf.reduce_sum(dy, axes)
+
+
+def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> Tensor:
+    """Over the last axis, in float32, as Keras does it in every precision."""
+
+    @tf.custom_gradient
+    def normalise(x: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Callable[[Tensor], Any]]:
+        y, mean, scale = layer_norm_forward(x, gamma, beta, epsilon)
+        return y, lambda dy: layer_norm_backward(x, mean, scale, gamma, dy)
+
+    return normalise(x, tf.convert_to_tensor(gamma), tf.convert_to_tensor(beta))
+
+
+def one_loop(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """An elementwise `function` and its gradient, each compiled into one loop."""
+    forward = tf.function(function, jit_compile=True)
+
+    @tf.function(jit_compile=True)
+    def backward(x: Tensor, dy: Tensor) -> Tensor:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = function(x)
+        return tape.gradient(y, x, dy)
+
+    @tf.custom_gradient
+    def both(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        return forward(x), lambda dy: backward(x, dy)
+
+    return both
+
+
+@one_loop
+def gelu(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + tf.math.erf(x * 0.5**0.5))
+
+
+@one_loop
+def gelu_tanh(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + tf.math.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3)))

@@ -1,0 +1,88 @@
+"""torch. Keras copies a convolution's input from (batch, height, width, channels) to channels first, and that
+to channels last, forward and backward; a view with torch's channels_last strides needs neither.
+"""
+
+import torch
+from torch.nn import functional
+
+
+def channels_first(x: torch.Tensor) -> torch.Tensor:
+    """A view in torch's order of axes; in memory the channels stay last."""
+    return x.permute(0, 3, 1, 2)
+
+
+def channels_last(x: torch.Tensor) -> torch.Tensor:
+    return x.permute(0, 2, 3, 1)
+
+
+def same_padding(x: torch.Tensor, size: tuple[int, int], strides: tuple[int, int]) -> list[tuple[int, int]]:
+    """Before and after, for height and width, as TensorFlow's SAME has it: the odd one comes after."""
+    totals = [
+        max((-(-length // stride) - 1) * stride + kernel - length, 0)
+        for length, kernel, stride in zip(x.shape[2:], size, strides, strict=True)
+    ]
+    return [(total // 2, total - total // 2) for total in totals]
+
+
+def pad(
+    x: torch.Tensor, padding: list[tuple[int, int]], value: float
+) -> tuple[torch.Tensor, tuple[int, int]]:
+    """`x` and what a convolution or pooling itself is to pad: all of it, unless one side needs more."""
+    (top, bottom), (left, right) = padding
+    if (top, left) == (bottom, right):
+        return x, (top, left)
+    return functional.pad(x, (left, right, top, bottom), value=value), (0, 0)
+
+
+def conv2d(x: torch.Tensor, kernel: torch.Tensor, strides: tuple[int, int], padding: str) -> torch.Tensor:
+    """`kernel`: (height, width, channels in, channels out)."""
+    x, own = channels_first(x), (0, 0)
+    if padding == "same":
+        x, own = pad(x, same_padding(x, kernel.shape[:2], strides), value=0.0)
+    kernel = kernel.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
+    groups = x.shape[1] // kernel.shape[1]
+    return channels_last(functional.conv2d(x, kernel, None, strides, own, groups=groups))
+
+
+def max_pool(x: torch.Tensor, size: tuple[int, int], strides: tuple[int, int], padding: str) -> torch.Tensor:
+    x, own = channels_first(x), (0, 0)
+    if padding == "same":
+        x, own = pad(x, same_padding(x, size, strides), value=-torch.inf)
+    return channels_last(functional.max_pool2d(x, size, strides, own))
+
+
+def batch_norm_training(
+    x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor, epsilon: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The result, the mean and the biased variance, each (channels,)."""
+    mean, variance = torch.zeros_like(gamma), torch.ones_like(gamma)
+    y = functional.batch_norm(
+        channels_first(x), mean, variance, gamma, beta, training=True, momentum=1.0, eps=epsilon
+    )
+    count = x.shape[0] * x.shape[1] * x.shape[2]
+    return channels_last(y), mean, variance * (count - 1) / count  # it reports the unbiased variance
+
+
+def batch_norm_inference(
+    x: torch.Tensor,
+    gamma: torch.Tensor,
+    beta: torch.Tensor,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    epsilon: float,
+) -> torch.Tensor:
+    y = functional.batch_norm(channels_first(x), mean, variance, gamma, beta, training=False, eps=epsilon)
+    return channels_last(y)
+
+
+def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """softmax(query·keyᵀ)·value, each (batch, heads, tokens, head_dim), without the matrix in memory."""
+    return functional.scaled_dot_product_attention(query, key, value, scale=1.0)
+
+
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    return functional.gelu(x)
+
+
+def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    return functional.gelu(x, approximate="tanh")
