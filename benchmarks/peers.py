@@ -7,6 +7,15 @@ from typing import Any
 from unittest import mock
 
 SMALL_VIT = {"patch": 4, "width": 96, "depth": 6, "heads": 3, "mlp": 192}
+LARGE_VITS = {
+    "ViT-S/16": {"num_heads": 6, "hidden_dim": 384, "mlp_dim": 1536},
+    "ViT-B/16": {"num_heads": 12, "hidden_dim": 768, "mlp_dim": 3072},
+}
+TIMM = {
+    "ResNet-50": "resnet50",
+    "ViT-S/16": "vit_small_patch16_224",
+    "ViT-B/16": "vit_base_patch16_224",
+}
 
 
 def ours(name: str, classes: int, size: int) -> Any:
@@ -22,18 +31,18 @@ def stock_keras(name: str, classes: int, size: int) -> Any:
 
     if name == "ResNet-50":
         return keras.applications.ResNet50(weights=None, classes=classes, classifier_activation=None)
-    if name == "ViT-S/16":
-        return keras_hub_vit(classes, size)
+    if name in LARGE_VITS:
+        return keras_hub_vit(classes, size, **LARGE_VITS[name])
     return keras_resnet20(classes, size) if name == "ResNet-20" else keras_vit(classes, size, **SMALL_VIT)
 
 
 def torch_peer(name: str, classes: int, size: int) -> Any:
     """timm where it has the architecture, else plain torch."""
-    if name in ("ResNet-50", "ViT-S/16"):
+    if name in TIMM:
         stub_torchvision()
         import timm
 
-        return timm.create_model({"ResNet-50": "resnet50", "ViT-S/16": "vit_small_patch16_224"}[name])
+        return timm.create_model(TIMM[name], num_classes=classes)
     return torch_resnet20(classes) if name == "ResNet-20" else torch_vit(classes, size, **SMALL_VIT)
 
 
@@ -52,12 +61,12 @@ def stub_torchvision() -> None:
         sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
 
 
-def keras_hub_vit(classes: int, size: int) -> Any:
+def keras_hub_vit(classes: int, size: int, **shape: int) -> Any:
     import keras
     import keras_hub
 
     backbone = keras_hub.models.ViTBackbone(
-        image_shape=(size, size, 3), patch_size=16, num_layers=12, num_heads=6, hidden_dim=384, mlp_dim=1536
+        image_shape=(size, size, 3), patch_size=16, num_layers=12, **shape
     )
     return keras.Model(backbone.input, keras.layers.Dense(classes)(backbone.output[:, 0]))
 

@@ -38,28 +38,27 @@ def batch_norm_inference(
     return y
 
 
-@tf.function(jit_compile=True)
+@tf.function(jit_compile=True, reduce_retracing=True)
 def layer_norm_forward(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> tuple[Tensor, ...]:
-    x = tf.cast(x, gamma.dtype)
+    x = tf.cast(x, tf.float32)
     mean = tf.reduce_mean(x, -1, keepdims=True)
     centred = x - mean
     scale = tf.math.rsqrt(tf.reduce_mean(tf.square(centred), -1, keepdims=True) + epsilon)
     return centred * scale * gamma + beta, mean, scale
 
 
-@tf.function(jit_compile=True)
+@tf.function(jit_compile=True, reduce_retracing=True)
 def layer_norm_backward(
     x: Tensor, mean: Tensor, scale: Tensor, gamma: Tensor, dy: Tensor
 ) -> tuple[Tensor, ...]:
-    dtype, x = x.dtype, tf.cast(x, gamma.dtype)
+    dtype, x = x.dtype, tf.cast(x, tf.float32)
     normal, dnormal = (x - mean) * scale, dy * gamma
     dx = scale * (
         dnormal
         - tf.reduce_mean(dnormal, -1, keepdims=True)
         - normal * tf.reduce_mean(dnormal * normal, -1, keepdims=True)
     )
-    axes = list(range(len(x.shape) - 1))
-    return tf.cast(dx, dtype), tf.reduce_sum(dy * normal, axes), tf.reduce_sum(dy, axes)
+    return tf.cast(dx, dtype), tf.reduce_sum(dy * normal, 0), tf.reduce_sum(dy, 0)
 
 
 def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> Tensor:
@@ -70,14 +69,16 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> Tensor
         y, mean, scale = layer_norm_forward(x, gamma, beta, epsilon)
         return y, lambda dy: layer_norm_backward(x, mean, scale, gamma, dy)
 
-    return normalise(x, tf.convert_to_tensor(gamma), tf.convert_to_tensor(beta))
+    rows = tf.reshape(x, (-1, x.shape[-1]))
+    y = normalise(rows, tf.cast(gamma, tf.float32), tf.cast(beta, tf.float32))
+    return tf.ensure_shape(tf.reshape(y, tf.shape(x)), x.shape)
 
 
 def one_loop(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """An elementwise `function` and its gradient, each compiled into one loop."""
-    forward = tf.function(function, jit_compile=True)
+    forward = tf.function(function, jit_compile=True, reduce_retracing=True)
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True, reduce_retracing=True)
     def backward(x: Tensor, dy: Tensor) -> Tensor:
         with tf.GradientTape() as tape:
             tape.watch(x)
