@@ -85,8 +85,9 @@ def tables(result: dict[str, Any]) -> str:
         f"{median(result['samples'], 'gemm_gflops'):.0f} GFLOP/s. {versions}.",
         "",
     ]
+    measured_models = {sample["model"] for sample in result["samples"]}
     for model in result["models"]:
-        lines += model_tables(result, model)
+        lines += model_tables(result, model) if model["name"] in measured_models else []
     return "\n".join(lines)
 
 

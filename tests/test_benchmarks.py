@@ -20,9 +20,9 @@ def tables():
 def test_the_page_shows_the_tables_of_the_samples(tables):
     shown = tables.PAGE.read_text().split(tables.BEGIN)[1].split(tables.END)[0]
     assert shown.strip() == tables.measured().strip()
-    assert shown.count("###") == sum(
-        len(json.loads(file.read_text())["models"]) for file in tables.RESULTS if file.exists()
-    )
+    results = [json.loads(file.read_text()) for file in tables.RESULTS if file.exists()]
+    measured = [{sample["model"] for sample in result["samples"]} for result in results]
+    assert shown.count("###") == sum(map(len, measured)) > 0
 
 
 def test_ratios_are_taken_within_a_round(tables):
