@@ -227,7 +227,7 @@ import sys, numpy, keras, visionpipe.models.attention, visionpipe.models.layers
 from pathlib import Path
 for file in Path(sys.argv[1]).glob("*.keras"):
     images = numpy.load(file.with_suffix(".npz"))["images"]
-    logits = keras.ops.convert_to_numpy(keras.models.load_model(file)(images))
+    logits = keras.models.load_model(file).predict(images, verbose=0)
     numpy.save(file.with_suffix(f".{keras.backend.backend()}.npy"), logits)
 """
     environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(Path(__file__).parents[1])}

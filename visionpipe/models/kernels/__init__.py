@@ -18,10 +18,10 @@ in_use = ContextVar("in_use", default=True)
 
 def kernel(name: str) -> Callable[..., Any] | None:
     """The running backend's kernel of this name, or None where Keras's operations do."""
-    backend = keras.backend.backend()
     if not in_use.get():
         return None
-    return getattr(importlib.import_module(f"visionpipe.models.kernels.{backend}"), name, None)
+    module = importlib.import_module(f"visionpipe.models.kernels.{keras.backend.backend()}")
+    return getattr(module, name, None)
 
 
 @contextmanager
