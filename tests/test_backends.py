@@ -16,6 +16,7 @@ from visionpipe.prepare import prepare
 
 ROOT = Path(__file__).parents[1]
 BACKENDS = ["tensorflow", "jax", "torch"]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,6 @@ def test_training_learns(results, backend):
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_killed_after_an_epoch_and_started_again_it_ends_at_the_same_bytes(results, prepared, backend):
     # Dropout and stochastic depth are on: their generators' states must come back too.

@@ -125,6 +125,7 @@ def driver(workspace, tmp_path_factory):
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_register_killed_after_each_of_its_writes_in_turn_makes_everything_exactly_once(params, driver):
     """Every attempt starts from what the one before it left, and dies one write further on."""
     for mistaken, name in enumerate(params.models):

@@ -15,7 +15,7 @@ KERNELS = ROOT / "visionpipe" / "models" / "kernels"
 CALLED = r"\bkernel\(\s*\"(\w+)\"(?: if \w+ else \"(\w+)\")?\s*\)"  # kernel("a"), kernel("a" if x else "b")
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", "torch", pytest.param("jax", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["tensorflow", "torch", "jax"])
 def test_a_kernel_computes_what_keras_does(backend):
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
