@@ -16,6 +16,14 @@ import numpy as np
 
 from visionpipe.models import attention, kernels, layers
 
+
+class SmallBatchNorm(layers.BatchNorm):
+    """Of an input with a variance in the order of epsilon, where that one's value shows."""
+
+    def call(self, x, training=None):
+        return super().call(x * 1e-3, training=training)
+
+
 IMAGE, TOKENS = (9, 12, 8), (10, 8)
 CASES = {
     "convolution": (IMAGE, lambda: layers.Conv2D(6, 3, padding="same")),
@@ -23,11 +31,13 @@ CASES = {
     "strided by more than its kernel": (IMAGE, lambda: layers.Conv2D(6, 1, 2, padding="same")),
     "even kernel": (IMAGE, lambda: layers.Conv2D(6, (2, 4), padding="same")),
     "unpadded": (IMAGE, lambda: layers.Conv2D(6, 3, 2)),
+    "dilated": (IMAGE, lambda: layers.Conv2D(6, 3, padding="same", dilation_rate=(2, 3))),
     "grouped": (IMAGE, lambda: layers.Conv2D(6, 3, padding="same", groups=2)),
     "weight standardisation": (IMAGE, lambda: layers.WeightStandardizedConv2D(6, 3, padding="same")),
     "pooling": (IMAGE, lambda: layers.MaxPooling2D(3, 2, padding="same")),
     "pooling, unpadded": (IMAGE, lambda: layers.MaxPooling2D(3, 2)),
     "batch norm": (IMAGE, lambda: layers.BatchNorm()),
+    "batch norm of small numbers": (IMAGE, lambda: SmallBatchNorm(epsilon=1e-6)),
     "layer norm": (TOKENS, lambda: layers.LayerNorm()),
     "layer norm on a grid": (IMAGE, lambda: layers.LayerNorm()),
     "gelu": (TOKENS, lambda: keras.layers.Activation(layers.gelu)),

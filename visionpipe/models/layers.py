@@ -26,9 +26,11 @@ class BatchNorm(keras.layers.BatchNormalization):
         fused = kernel("batch_norm_training" if training else "batch_norm_inference")
         if fused is None:
             return super().call(x, training=training, mask=mask)
+        gamma, beta = ops.convert_to_tensor(self.gamma), ops.convert_to_tensor(self.beta)
         if not training:
-            return fused(x, self.gamma, self.beta, self.moving_mean, self.moving_variance, self.epsilon)
-        y, mean, variance = fused(x, self.gamma, self.beta, self.epsilon)
+            statistics = map(ops.convert_to_tensor, (self.moving_mean, self.moving_variance))
+            return fused(x, gamma, beta, *statistics, self.epsilon)
+        y, mean, variance = fused(x, gamma, beta, self.epsilon)
         for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
             moving.assign(moving * self.momentum + batch * (1 - self.momentum))
         return y
@@ -59,7 +61,8 @@ class Conv2D(keras.layers.Conv2D):
         fused = kernel("conv2d")
         if fused is None:
             return super().convolution_op(inputs, weights)
-        return fused(inputs, ops.convert_to_tensor(weights), self.strides, self.padding)
+        weights = ops.convert_to_tensor(weights)
+        return fused(inputs, weights, self.strides, self.padding, self.dilation_rate)
 
 
 @keras.saving.register_keras_serializable("visionpipe")

@@ -16,8 +16,8 @@ def batch_norm_training(
     x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The result, the mean and the biased variance, each (channels,)."""
-    y, mean, variance = tf.compat.v1.nn.fused_batch_norm(
-        x, tf.convert_to_tensor(gamma), tf.convert_to_tensor(beta), epsilon=epsilon, is_training=True
+    y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, is_training=True
     )
     count = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), variance.dtype)
     return y, mean, variance * (count - 1) / count  # the kernel reports the unbiased variance
@@ -26,16 +26,9 @@ def batch_norm_training(
 def batch_norm_inference(
     x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, variance: Tensor, epsilon: float
 ) -> Tensor:
-    y, _, _ = tf.compat.v1.nn.fused_batch_norm(
-        x,
-        tf.convert_to_tensor(gamma),
-        tf.convert_to_tensor(beta),
-        tf.convert_to_tensor(mean),
-        tf.convert_to_tensor(variance),
-        epsilon=epsilon,
-        is_training=False,
-    )
-    return y
+    return tf.raw_ops.FusedBatchNormV3(
+        x=x, scale=gamma, offset=beta, mean=mean, variance=variance, epsilon=epsilon, is_training=False
+    ).y
 
 
 @tf.function(jit_compile=True, reduce_retracing=True)

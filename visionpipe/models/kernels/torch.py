@@ -2,6 +2,8 @@
 to channels last, forward and backward; a view with torch's channels_last strides needs neither.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional
 
@@ -15,7 +17,7 @@ def channels_last(x: torch.Tensor) -> torch.Tensor:
     return x.permute(0, 2, 3, 1)
 
 
-def same_padding(x: torch.Tensor, size: tuple[int, int], strides: tuple[int, int]) -> list[tuple[int, int]]:
+def same_padding(x: torch.Tensor, size: Sequence[int], strides: tuple[int, int]) -> list[tuple[int, int]]:
     """Before and after, for height and width, as TensorFlow's SAME has it: the odd one comes after."""
     totals = [
         max((-(-length // stride) - 1) * stride + kernel - length, 0)
@@ -34,14 +36,21 @@ def pad(
     return functional.pad(x, (left, right, top, bottom), value=value), (0, 0)
 
 
-def conv2d(x: torch.Tensor, kernel: torch.Tensor, strides: tuple[int, int], padding: str) -> torch.Tensor:
+def conv2d(
+    x: torch.Tensor,
+    kernel: torch.Tensor,
+    strides: tuple[int, int],
+    padding: str,
+    dilation: tuple[int, int],
+) -> torch.Tensor:
     """`kernel`: (height, width, channels in, channels out)."""
     x, own = channels_first(x), (0, 0)
     if padding == "same":
-        x, own = pad(x, same_padding(x, kernel.shape[:2], strides), value=0.0)
+        reach = [(side - 1) * step + 1 for side, step in zip(kernel.shape[:2], dilation, strict=True)]
+        x, own = pad(x, same_padding(x, reach, strides), value=0.0)
     kernel = kernel.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
     groups = x.shape[1] // kernel.shape[1]
-    return channels_last(functional.conv2d(x, kernel, None, strides, own, groups=groups))
+    return channels_last(functional.conv2d(x, kernel, None, strides, own, dilation, groups))
 
 
 def max_pool(x: torch.Tensor, size: tuple[int, int], strides: tuple[int, int], padding: str) -> torch.Tensor:
