@@ -1,6 +1,6 @@
 """Training and inference speed of the models against stock Keras, plain torch and timm.
 
-    pip install -r benchmarks/requirements.txt -c constraints.txt
+    pip install --no-deps -r benchmarks/requirements.txt
     python benchmarks/models.py --rounds 5        (--gpu: larger models in bfloat16 on the first GPU)
 
 Every measurement runs in a fresh process with two threads; contenders take turns, round after round and in
@@ -54,7 +54,7 @@ GPU_MODELS = [
     Model("ResNet-50", 224, 1000, 128, 8, "bfloat16"),
     Model("ViT-B/16", 224, 1000, 128, 8, "bfloat16"),
 ]
-# name: (library, Keras backend or torch modes). The first two are the A/A pair.
+# name: (library, Keras backend or torch modes)
 CONTENDERS = {
     "visionpipe, TensorFlow": ("visionpipe", "tensorflow"),
     "visionpipe, TensorFlow, again": ("visionpipe", "tensorflow"),
@@ -69,12 +69,8 @@ CONTENDERS = {
     "torch, compiled": ("torch", "compiled contiguous"),
     "torch, compiled, channels_last": ("torch", "compiled channels_last"),
 }
-GPU_CONTENDERS = [
-    "visionpipe, JAX",
-    "visionpipe, JAX, again",
-    *(name for name in CONTENDERS if "JAX" not in name and "TensorFlow" not in name),
-    "stock Keras, JAX",
-]
+CPU_CONTENDERS = [name for name in CONTENDERS if name != "visionpipe, JAX, again"]
+GPU_CONTENDERS = [name for name in CONTENDERS if "TensorFlow" not in name]
 
 
 def main() -> None:
@@ -93,6 +89,8 @@ def main() -> None:
         return
     from tables import write_page
 
+    from visionpipe.tracking.runs import hardware
+
     file = ROOT / "benchmarks" / ("models-gpu.json" if options.gpu else "models.json")
     result = {"samples": []} if options.fresh or not file.exists() else json.loads(file.read_text())
     setting = {"hardware": hardware(), "threads": THREADS, "versions": versions(), "code": code()}
@@ -100,9 +98,7 @@ def main() -> None:
         sys.exit(f"{file.name} is of another machine, other versions or other models: add --fresh")
     result |= setting
     result["models"] = [asdict(model) | {"gmac": gmac(model)} for model in models]
-    contenders = options.contenders or (
-        GPU_CONTENDERS if options.gpu else [name for name in CONTENDERS if name != "visionpipe, JAX, again"]
-    )
+    contenders = options.contenders or (GPU_CONTENDERS if options.gpu else CPU_CONTENDERS)
     for number in range(options.rounds):
         for name in options.models or [model.name for model in models]:
             for contender in contenders[:: -1 if number % 2 else 1]:
@@ -142,12 +138,6 @@ def in_new_process(contender: str, model: str, gpu: bool = False) -> dict[str, f
     return sample
 
 
-def hardware() -> str:
-    from visionpipe.tracking.runs import hardware
-
-    return hardware()
-
-
 def code() -> str:
     """What the models that are timed were made of."""
     digest = hashlib.sha256()
@@ -174,6 +164,8 @@ def gmac(model: Model) -> float:
 
 def measure(contender: str, model: Model) -> dict[str, float]:
     """Images per second in training and inference after warm-up, GFLOP/s of a matrix product right after."""
+    from visionpipe.evaluation.speed import peak_memory_mib
+
     library, backend = CONTENDERS[contender]
     random = np.random.default_rng(0)
     count = model.batch * model.steps
@@ -308,11 +300,6 @@ def seconds(function: Callable[[], Any]) -> float:
     begin = time.perf_counter()
     function()
     return time.perf_counter() - begin
-
-
-def peak_memory_mib() -> float:
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 if __name__ == "__main__":

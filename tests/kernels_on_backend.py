@@ -14,7 +14,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import keras
 import numpy as np
 
-from visionpipe.models import attention, kernels, layers
+from visionpipe.models import kernels, layers
 
 
 class SmallBatchNorm(layers.BatchNorm):
@@ -42,7 +42,6 @@ CASES = {
     "layer norm on a grid": (IMAGE, lambda: layers.LayerNorm()),
     "gelu": (TOKENS, lambda: keras.layers.Activation(layers.gelu)),
     "gelu_tanh": (TOKENS, lambda: keras.layers.Activation(layers.gelu_tanh)),
-    "attention": (TOKENS, lambda: attention.MultiHeadSelfAttention(2)),
 }
 
 
@@ -74,7 +73,7 @@ def main():
         used.update([name] if found else [])
         return found
 
-    layers.kernel = attention.kernel = recorded
+    layers.kernel = recorded
     random = np.random.default_rng(0)
     differences = {}
     for name, (shape, make) in CASES.items():

@@ -28,9 +28,10 @@ def test_a_kernel_computes_what_keras_does(backend):
     # Float32, through sums of up to 500 terms.
     assert {name: value for name, value in result["differences"].items() if not value < 1e-4} == {}
     source = (KERNELS / f"{backend}.py").read_text()
-    asked = {name for pair in re.findall(CALLED, layers_source()) for name in pair if name}
+    asked = {
+        name
+        for pair in re.findall(CALLED, (KERNELS.parent / "layers.py").read_text())
+        for name in pair
+        if name
+    }
     assert result["used"] == sorted(name for name in asked if re.search(rf"^def {name}\(", source, re.M))
-
-
-def layers_source():
-    return "".join((KERNELS.parent / f"{name}.py").read_text() for name in ("layers", "attention"))

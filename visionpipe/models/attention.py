@@ -6,8 +6,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from visionpipe.models.kernels import kernel
-
 Shape = tuple[Any, ...]  # None where the size is not known
 
 
@@ -53,11 +51,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
 
     def attend(self, x: Any) -> Any:
         query, key, value = self.heads(x)
-        fused = kernel("attention")
-        if fused and type(self).logits is MultiHeadSelfAttention.logits:
-            read = fused(query, key, value)
-        else:
-            read = ops.matmul(ops.softmax(self.logits(query, key)), value)
+        read = ops.matmul(ops.softmax(self.logits(query, key)), value)
         return ops.reshape(ops.transpose(read, (0, 2, 1, 3)), (-1, *self.compute_output_shape(x.shape)[1:]))
 
     def call(self, x: Any) -> Any:

@@ -84,11 +84,6 @@ def batch_norm_inference(
     return channels_last(y)
 
 
-def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """softmax(query·keyᵀ)·value, each (batch, heads, tokens, head_dim), without the matrix in memory."""
-    return functional.scaled_dot_product_attention(query, key, value, scale=1.0)
-
-
 def gelu(x: torch.Tensor) -> torch.Tensor:
     return functional.gelu(x)
 
