@@ -10,7 +10,6 @@ from project import CHECKOUT, Project, make_project
 
 from visionpipe.data.prepared import PREPARED
 
-
 LONGEST = ("test_readme.py", "test_pipeline.py", "test_backends.py")
 
 
