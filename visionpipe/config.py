@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from visionpipe.data.augmentation import AUGMENTATIONS, Mixing
+from visionpipe.data.augmentation import AUGMENTATIONS, Mixing, OutOfRange
 from visionpipe.data.dice import MOST_ENTRIES
 from visionpipe.errors import ConfigError
 from visionpipe.models.specs import ModelSpec
@@ -193,27 +193,26 @@ def check(params: Params) -> None:
 
 
 def check_augmentation(entries: tuple[dict[str, Any], ...], key: str) -> None:
-    """What can be left out of an entry has the value of its paper."""
+    """What an entry leaves out has the default of its kind."""
     require(len(entries) <= MOST_ENTRIES, key, f"holds at most {MOST_ENTRIES} entries")
     mixed = False
     for position, entry in enumerate(entries):
-        where, name = f"{key}[{position}]", entry.get("name")
-        known = ", ".join(AUGMENTATIONS)
-        hint = suggest(str(name), AUGMENTATIONS)
-        require(name in AUGMENTATIONS, f"{where}.name", f"no augmentation {name!r}{hint}; known: {known}")
-        kind = AUGMENTATIONS[str(name)]
-        defaults = {f.name: f.default for f in dataclasses.fields(kind)}
-        parameters = {parameter: value for parameter, value in entry.items() if parameter != "name"}
-        try:
-            build(kind, defaults | parameters, where)
-        except ConfigError as error:
-            message = str(error).removeprefix("params.yaml: ")
-            prefix = "" if where in message else f"{where}."
-            raise ConfigError(f"params.yaml: {prefix}{message}") from None
+        where, name = f"{key}[{position}]", str(entry.get("name"))
         require(
-            issubclass(kind, Mixing) or not mixed, where, f"{name} must come before what mixes images with others"
+            name in AUGMENTATIONS,
+            f"{where}.name",
+            f"no augmentation {name!r}{suggest(name, AUGMENTATIONS)}; known: {', '.join(AUGMENTATIONS)}",
         )
-        mixed = mixed or issubclass(kind, Mixing)
+        kind = AUGMENTATIONS[name]
+        given = {parameter: value for parameter, value in entry.items() if parameter != "name"}
+        defaults = {f.name: f.default for f in dataclasses.fields(kind)}
+        try:
+            build(kind, defaults | given, where)
+        except OutOfRange as error:
+            raise ConfigError(f"params.yaml: {where}.{error}") from None
+        mixes = issubclass(kind, Mixing)
+        require(mixes or not mixed, where, f"{name} must come before what mixes images: mixup, cutmix")
+        mixed = mixes
 
 
 def require(condition: object, key: str, message: str) -> None:

@@ -23,6 +23,10 @@ Fraction = Annotated[float, (0, 1)]
 Ratio = Annotated[Range, (0.01, 100)]
 
 
+class OutOfRange(ConfigError):
+    """Names the parameter; config.py knows which entry it is of."""
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """One entry of `augmentation:`. The annotations hold the least and the largest value of a parameter."""
@@ -37,7 +41,7 @@ class Augmentation:
             if not least <= low <= high <= most:
                 bounds = f"at least {least}" if most == math.inf else f"between {least} and {most}"
                 order = ", the smaller value first" if pair else ""
-                raise ConfigError(f"{name}: must be {bounds}{order}; received {value}")
+                raise OutOfRange(f"{name}: must be {bounds}{order}; received {value}")
 
     @staticmethod
     def apply(run: "Run", images: Any, targets: Any, epoch: Any) -> tuple[Any, Any]:
@@ -172,7 +176,7 @@ class RandAugment(Changing):
 
 @dataclass(frozen=True)
 class ColorJitter(Changing):
-    """Factors within 1 ± so much for brightness, contrast and saturation; hues turn by ± a share of the circle."""
+    """Factors within 1 ± so much; `hue` turns by up to so much of the circle, either way."""
 
     brightness: Fraction = 0.4
     contrast: Fraction = 0.4

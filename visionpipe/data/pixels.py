@@ -45,9 +45,7 @@ def moved(images: Any, rows: Any, columns: Any) -> Any:
     first = (tf.range(count) * (height * width))[:, None]
     from_rows = offsets(rows, height, width) + first
     source = from_rows[:, :, None] + offsets(columns, width, 1)[:, None, :]
-    table = tf.concat(
-        [tf.reshape(images, (-1, channels)), tf.zeros((1, channels), images.dtype)], axis=0
-    )
+    table = tf.concat([tf.reshape(images, (-1, channels)), tf.zeros((1, channels), images.dtype)], axis=0)
     return tf.gather(table, tf.minimum(source, black))
 
 
@@ -155,7 +153,7 @@ def equalize(images: Any) -> Any:
     import tensorflow as tf
 
     count, (height, width) = tf.shape(images)[0], images.shape[1:3]
-    values = tf.reshape(tf.transpose(tf.cast(images, tf.int32), (0, 3, 1, 2)), (-1, height * width))
+    values = tf.cast(tf.reshape(tf.transpose(images, (0, 3, 1, 2)), (-1, height * width)), tf.int32)
     bins = values + 256 * tf.range(3 * count)[:, None]
     histogram = tf.reshape(tf.math.unsorted_segment_sum(tf.ones_like(bins), bins, 3 * 256 * count), (-1, 256))
     last = tf.gather(histogram, tf.reduce_max(values, axis=1), batch_dims=1)[:, None]
@@ -187,7 +185,9 @@ def rotate(images: Any, angles: Any) -> Any:
 
 def shear(images: Any, x: Any, y: Any) -> Any:
     kernel = layer("RandomShear", 0.5, 0.5, fill_mode="constant", fill_value=GREY)
-    return kernel(images, {"shear_x": None if x is None else x[:, None], "shear_y": None if y is None else y[:, None]})
+    return kernel(
+        images, {"shear_x": None if x is None else x[:, None], "shear_y": None if y is None else y[:, None]}
+    )
 
 
 def translate(images: Any, x: Any, y: Any) -> Any:
@@ -238,5 +238,7 @@ def operate(images: Any, choice: Any, level: Any, side: Any) -> Any:
     for operation, *parts in zip(OPERATIONS.values(), *groups[:3], strict=True):
         parts[0] = tf.ensure_shape(parts[0], (None, *images.shape[1:]))
         # Not on an empty part: TensorFlow's convolution gives that another size.
-        results.append(tf.cond(tf.size(parts[1]) > 0, partial(operation, *parts), lambda parts=parts: parts[0]))
+        results.append(
+            tf.cond(tf.size(parts[1]) > 0, partial(operation, *parts), lambda parts=parts: parts[0])
+        )
     return tf.ensure_shape(tf.dynamic_stitch(groups[3], results), images.shape)
