@@ -50,6 +50,10 @@ def parser() -> argparse.ArgumentParser:
         add(name, text).add_argument("name", metavar="NAME", help="an entry of models: in params.yaml")
     add("register", "stage: complete the MLflow runs, register the best model that passes the gate")
     add("params", "check params.yaml and that its images are there; list the trainings")
+    preview = add("preview", "draw augmented training images with their labels")
+    preview.add_argument(
+        "name", metavar="NAME", nargs="?", help="whose recipe: an entry of models:, by default the first"
+    )
     add("models", "print the table of model variants: parameters, cost, source")
     add("compare", "print the trained models side by side")
     add("check", "exit with 1 unless the last register found a model that passes the gate")
@@ -109,6 +113,10 @@ def run(options: argparse.Namespace) -> None:
             from visionpipe.inspection import show_params
 
             show_params(params)
+        case "preview":
+            from visionpipe.preview import preview
+
+            preview(options.name, params)
         case "check":
             from visionpipe.inspection import check
 
