@@ -1,5 +1,6 @@
 """Sources: every file found becomes a record or a rejection with a reason, in an order that repeats."""
 
+import gzip
 import io
 import os
 import subprocess
@@ -13,9 +14,10 @@ import pytest
 from PIL import Image
 
 from visionpipe.config import Params, PrepareConfig
+from visionpipe.data.decode import decode_image
 from visionpipe.data.listing import Record, Rejected
 from visionpipe.data.prepared import PREPARED, open_prepared
-from visionpipe.data.sources import MAX_FILE_BYTES, SOURCES, list_folder, list_zip
+from visionpipe.data.sources import MAX_FILE_BYTES, SOURCES, list_folder, list_idx, list_zip
 from visionpipe.errors import DataError, ImageError
 from visionpipe.prepare import prepare
 
@@ -296,6 +298,7 @@ def test_a_file_that_vanishes_is_a_broken_image(tmp_path):
 
 # Runs in a process of its own: the set is then found by its files alone, as sets of other people are.
 BUILD_SHAPES = """
+import gzip
 import io
 import sys
 
@@ -385,3 +388,59 @@ def test_a_tensorflow_datasets_set_is_prepared_and_its_bad_image_quarantined(
         "has no label",
         "not an image in one of the formats JPEG",
     ]
+
+
+def write_idx(folder, prefix, images, labels, zipped=False):
+    for name, array, kind in (("images-idx3", images, 3), ("labels-idx1", labels, 1)):
+        content = np.array([0x800 + kind, *array.shape], ">i4").tobytes() + array.tobytes()
+        file = folder / f"{prefix}-{name}-ubyte{'.gz' if zipped else ''}"
+        file.write_bytes(gzip.compress(content) if zipped else content)
+
+
+@pytest.fixture
+def idx_folder(tmp_path):
+    random = np.random.default_rng(0)
+    for prefix, count, zipped in (("train", 30, True), ("t10k", 12, False)):
+        images = random.integers(0, 256, (count, 9, 8), np.uint8)
+        write_idx(tmp_path, prefix, images, np.arange(count, dtype=np.uint8) % 3, zipped)
+    return tmp_path
+
+
+def test_idx_files_are_images_of_their_splits_pixel_for_pixel(idx_folder):
+    listing = list_idx(PrepareConfig("idx", str(idx_folder), size=(9, 8)))
+    entries = list(listing.entries)
+    assert (listing.classes, listing.total, len(entries)) == (("0", "1", "2"), 42, 42)
+    assert [(e.split, e.class_name, e.file) for e in entries[29:31]] == [
+        ("train", "2", "train/00029"),
+        ("test", "0", "t10k/00000"),
+    ]
+    stored = np.frombuffer((idx_folder / "t10k-images-idx3-ubyte").read_bytes(), np.uint8, offset=16)
+    decoded = np.stack([decode_image(entry.read()) for entry in entries[30:]])
+    np.testing.assert_array_equal(decoded, np.repeat(stored.reshape(12, 9, 8)[..., None], 3, -1))
+    (idx_folder / "classes.txt").write_text("shoe\nbag\ncoat\n")
+    assert list_idx(PrepareConfig("idx", str(idx_folder))).classes == ("shoe", "bag", "coat")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "t10k-labels-idx1-ubyte").unlink(), "has no t10k-labels-idx1-ubyte or"),
+        (
+            lambda f: (f / "t10k-images-idx3-ubyte").write_bytes(b"\0\0"),
+            "t10k-images-idx3-ubyte is not an idx file",
+        ),
+        (
+            lambda f: (f / "train-labels-idx1-ubyte.gz").write_bytes(b"\x1f\x8b\x08"),
+            "labels-idx1-ubyte.gz is damaged",
+        ),
+        (
+            lambda f: write_idx(f, "t10k", np.zeros((2, 9, 8), np.uint8), np.zeros(3, np.uint8)),
+            "2 t10k images, but 3",
+        ),
+        (lambda f: (f / "classes.txt").write_text("a\nb\n"), "classes.txt must have 3 lines"),
+    ],
+)
+def test_damaged_idx_files_are_one_line(idx_folder, damage, message):
+    damage(idx_folder)
+    with pytest.raises(DataError, match=message):
+        list_idx(PrepareConfig("idx", str(idx_folder)))

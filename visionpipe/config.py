@@ -23,7 +23,7 @@ PARAMS_FILE = Path("params.yaml")
 class PrepareConfig:
     """`size`: (height, width) in pixels. Fractions are of the images that they are drawn from."""
 
-    source: Literal["zip", "folder", "tfds"]
+    source: Literal["zip", "folder", "tfds", "idx"]
     path: str
     name: str | None = None
     size: tuple[int, int] = (64, 64)

@@ -2,18 +2,25 @@
 
 zip and folder: one folder per class, laid out as `list_class_folders` says.
 tfds: any image classification set of TensorFlow Datasets; its bytes pass through our own decoder.
+idx: a folder of the four files that MNIST came in (LeCun et al. 1998), gzipped or not.
 """
 
 import functools
+import gzip
+import io
 import os
 import re
 import stat
 import sys
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from visionpipe.config import PrepareConfig
 from visionpipe.data.listing import SPLIT_NAMES, Listing, Reader, Record, Rejected, list_class_folders
@@ -144,10 +151,64 @@ def classification_features(info: Any) -> tuple[str, str]:
     return image, label
 
 
+def list_idx(config: PrepareConfig) -> Listing:
+    """Lists `train-` and `t10k-images-idx3-ubyte` with their labels; the classes are named by the lines of
+    classes.txt beside them, or by their numbers.
+    """
+    folder = existing(config, Path.is_dir, "a folder")
+    parts = {}
+    for prefix, split in (("train", "train"), ("t10k", "test")):
+        images = read_idx(folder, f"{prefix}-images-idx3-ubyte", 3)
+        labels = read_idx(folder, f"{prefix}-labels-idx1-ubyte", 1)
+        if len(images) != len(labels):
+            raise DataError(
+                f"prepare.path: {folder}: {len(images):,} {prefix} images, but {len(labels):,} labels"
+            )
+        parts[prefix, split] = images, labels
+    count = 1 + max(int(labels.max(initial=0)) for _, labels in parts.values())
+    names = folder / "classes.txt"
+    lines = (
+        names.read_text(encoding="utf-8").split("\n")[:count] if names.exists() else map(str, range(count))
+    )
+    classes = tuple(lines)
+    if len(set(classes)) < count or "" in classes:
+        raise DataError(f"prepare.path: {names} must have {count} lines, a different name on each")
+    entries = (
+        Record(split, classes[label], f"{prefix}/{index:05d}", functools.partial(as_png, images[index]))
+        for (prefix, split), (images, labels) in parts.items()
+        for index, label in enumerate(labels)
+    )
+    total = sum(len(labels) for _, labels in parts.values())
+    return Listing(classes, frozenset({"train", "test"}), total, entries, notes=())
+
+
+def read_idx(folder: Path, name: str, dimensions: int) -> np.ndarray:
+    """uint8, (n, height, width) or (n,); the header gives the sizes as big-endian int32."""
+    file = next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+    if file is None:
+        raise DataError(f"prepare.path: {folder} has no {name} or {name}.gz, as prepare.source: idx needs")
+    try:
+        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+    except (OSError, EOFError, zlib.error):
+        raise DataError(f"prepare.path: {file} is damaged") from None
+    header = np.frombuffer(content[: 4 + 4 * dimensions].ljust(4 + 4 * dimensions, b"\0"), ">i4")
+    if header[0] != 0x800 + dimensions or len(content) != header.nbytes + np.prod(header[1:], dtype=np.int64):
+        raise DataError(f"prepare.path: {file} is not an idx file of {dimensions} dimensions, or is damaged")
+    return np.frombuffer(content, np.uint8, offset=header.nbytes).reshape(header[1:])
+
+
+def as_png(pixels: np.ndarray) -> bytes:
+    """Grey pixels as a file that the one decoder reads."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=0)
+    return buffer.getvalue()
+
+
 SOURCES: dict[str, Callable[[PrepareConfig], Listing]] = {
     "zip": list_zip,
     "folder": list_folder,
     "tfds": list_tfds,
+    "idx": list_idx,
 }
 
 

@@ -144,6 +144,7 @@ class Training:
             )
         self.progress.step, self.progress.seconds, self.progress.logs = steps.stop, watch.seconds(), logs
         self.step_seconds = watch.step_seconds()
+        self.trained.reset_metrics()
         self.save()
         return logs
 
@@ -211,6 +212,9 @@ class Training:
             self.progress.total_steps,
         )
         self.trained.compile(optimizer, self.objective, metrics=[Accuracy(len(self.data.classes))])
+        # Only an update makes the metric's variables, which a checkpoint may have values for.
+        blank = np.zeros((1, self.trained.output_shape[-1]), np.float32)
+        self.trained.compute_metrics(None, blank, blank)
         return start
 
     def trained_prefixes(self) -> tuple[str, ...] | None:
@@ -252,14 +256,14 @@ class Training:
     # State
 
     def variables(self) -> list[Any]:
-        """All that changes while training, in a fixed order; the metrics' are there once Keras has built them."""
+        """All that changes while training, in a fixed order."""
         averages = self.trained.averages if isinstance(self.trained, AveragedModel) else []
         optimizer = self.trained.optimizer.variables
         return [*self.model.variables, *averages, *optimizer, *self.trained.metrics_variables]
 
     def restore(self) -> None:
-        """Puts the checkpoint's values into as many of the variables as there are by now."""
-        for variable, value in zip(self.variables(), self.restored, strict=False):
+        """Puts the checkpoint's values, if there is one, into the variables."""
+        for variable, value in zip(self.variables() if self.restored else [], self.restored, strict=True):
             variable.assign(value)
 
     def save(self) -> None:

@@ -33,7 +33,7 @@ class Watch(keras.callbacks.Callback):
         return (end - self.second_step) / (len(self.steps) - 1) if len(self.steps) > 1 else end - self.started
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        # Again, now that the metrics are there, and that building advanced the generators of torch's layers.
+        # Again: Keras has reset the metrics since, and its building advanced the generators of torch's layers.
         self.training.restore()
         self.training.restored = []
         self.started = time.perf_counter()
