@@ -4,8 +4,10 @@
     python benchmarks/models.py --rounds 5        (--gpu: larger models in bfloat16 on the first GPU)
 
 Every measurement runs in a fresh process with two threads; contenders take turns, round after round and in
-the opposite order every second time, so that a slow minute of the machine hits all of them. The same code
-appears twice under two names (the A/A pair): how far those two lie apart is what a difference must exceed.
+the opposite order every second time, so that a slow minute hits all of them. A sample's rate is
+that of the fastest quarter's slowest step: on a shared machine what lengthens a step is the neighbours' work.
+The same code appears twice under two names (the A/A pair): how far those two lie apart is what a difference
+must exceed.
 Of the torch peer's modes, those that stay below 0.8 of the fastest in the first round are left out of the
 others. Raw samples go to benchmarks/models.json as they come, and an interrupted run goes on from there; the
 tables made of them go to docs/performance.md.
@@ -59,6 +61,7 @@ CONTENDERS = {
     "visionpipe, TensorFlow": ("visionpipe", "tensorflow"),
     "visionpipe, TensorFlow, again": ("visionpipe", "tensorflow"),
     "visionpipe, torch": ("visionpipe", "torch"),
+    "visionpipe, torch, compiled": ("visionpipe", "torch"),
     "visionpipe, JAX": ("visionpipe", "jax"),
     "visionpipe, JAX, again": ("visionpipe", "jax"),
     "stock Keras, TensorFlow": ("keras", "tensorflow"),
@@ -71,6 +74,9 @@ CONTENDERS = {
 }
 CPU_CONTENDERS = [name for name in CONTENDERS if name != "visionpipe, JAX, again"]
 GPU_CONTENDERS = [name for name in CONTENDERS if "TensorFlow" not in name]
+# torch.compile stops at Keras's binding of a layer's arguments where the layer has any beside its input, as
+# the batch norms have (docs/performance.md).
+KERAS_COMPILES = ("ViT 6×96", "ViT-S/16", "ViT-B/16")
 
 
 def main() -> None:
@@ -111,7 +117,9 @@ def main() -> None:
 
 
 def wanted(samples: list[dict], number: int, model: str, contender: str) -> bool:
-    """Not measured yet, and no torch mode that the first round showed to be slow."""
+    """Not measured yet, possible, and no torch mode that the first round showed to be slow."""
+    if contender == "visionpipe, torch, compiled" and model not in KERAS_COMPILES:
+        return False
     if any((s["round"], s["model"], s["contender"]) == (number, model, contender) for s in samples):
         return False
     if number == 0 or CONTENDERS[contender][0] != "torch":
@@ -167,6 +175,7 @@ def measure(contender: str, model: Model) -> dict[str, float]:
     from visionpipe.evaluation.speed import peak_memory_mib
 
     library, backend = CONTENDERS[contender]
+    compiled = contender == "visionpipe, torch, compiled"
     random = np.random.default_rng(0)
     count = model.batch * model.steps
     images = random.integers(0, 256, (count, model.size, model.size, 3)).astype(np.float32)
@@ -174,7 +183,7 @@ def measure(contender: str, model: Model) -> dict[str, float]:
     training, inference = (
         measure_torch(backend, model, images, labels)
         if library == "torch"
-        else measure_keras(library, backend, model, images, labels)
+        else measure_keras(library, backend, model, images, labels, compiled)
     )
     memory = peak_memory_mib()
     return {
@@ -185,7 +194,9 @@ def measure(contender: str, model: Model) -> dict[str, float]:
     }
 
 
-def measure_keras(library: str, backend: str, case: Model, images: np.ndarray, labels: np.ndarray) -> Rates:
+def measure_keras(
+    library: str, backend: str, case: Model, images: np.ndarray, labels: np.ndarray, compiled: bool
+) -> Rates:
     import keras
 
     if backend == "tensorflow":
@@ -203,7 +214,11 @@ def measure_keras(library: str, backend: str, case: Model, images: np.ndarray, l
         keras.config.set_dtype_policy("mixed_bfloat16")
     build = peers.ours if library == "visionpipe" else peers.stock_keras
     model = build(case.name, case.classes, case.size)
-    model.compile(keras.optimizers.AdamW(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.compile(
+        keras.optimizers.AdamW(1e-3),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=compiled or "auto",
+    )
 
     class Steps(keras.callbacks.Callback):
         """The seconds between the ends of two batches, each waited for. Whole epochs would count what
@@ -234,7 +249,7 @@ def measure_keras(library: str, backend: str, case: Model, images: np.ndarray, l
     model.fit(images, labels, epochs=10**6, shuffle=False, callbacks=[training], **feed)
     while not enough(inference.times):
         model.predict(images, callbacks=[inference], **feed)
-    return tuple(case.batch / statistics.median(steps.times) for steps in (training, inference))
+    return rate(case, training.times), rate(case, inference.times)
 
 
 def measure_torch(modes: str, case: Model, images: np.ndarray, labels: np.ndarray) -> Rates:
@@ -271,18 +286,23 @@ def measure_torch(modes: str, case: Model, images: np.ndarray, labels: np.ndarra
         with torch.inference_mode(), precision:
             forward(batch).cpu()
 
-    def rate(step: Callable[[torch.Tensor, torch.Tensor], None]) -> float:
+    def timed(step: Callable[[torch.Tensor, torch.Tensor], None]) -> float:
         times: list[float] = []
         while not enough(times):
             times += [seconds(partial(step, *batch)) for batch in batches]
-        return case.batch / statistics.median(times)
+        return rate(case, times)
 
-    return rate(train), rate(predict)
+    return timed(train), timed(predict)
 
 
 def enough(times: Sequence[float]) -> bool:
-    """Whether the median of these step times can be trusted; the first ones compile."""
-    return len(times) >= 6 and sum(times[2:]) > SECONDS
+    """Whether the rate of these step times can be trusted; the first ones compile."""
+    return len(times) >= 8 and statistics.median(times[2:]) * len(times) > SECONDS
+
+
+def rate(case: Model, times: Sequence[float]) -> float:
+    """Images per second."""
+    return case.batch / float(np.percentile(times, 25))
 
 
 def gemm_gflops(precision: str) -> float:

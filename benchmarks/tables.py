@@ -13,14 +13,14 @@ RESULTS = [ROOT / "benchmarks" / name for name in ("models.json", "models-gpu.js
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- begin: benchmarks/tables.py -->\n", "<!-- end: benchmarks/tables.py -->\n"
 TASKS = ("training", "inference")
-FASTEST = "torch, its fastest"
+FASTEST, OURS_ON_TORCH = "torch, its fastest", "visionpipe, torch, its faster"
 PAIRS = [
     ("visionpipe, TensorFlow, again", "visionpipe, TensorFlow"),
     ("visionpipe, JAX, again", "visionpipe, JAX"),
     ("visionpipe, TensorFlow", FASTEST),
     ("visionpipe, TensorFlow", "stock Keras, TensorFlow"),
-    ("visionpipe, torch", FASTEST),
-    ("visionpipe, torch", "stock Keras, torch"),
+    (OURS_ON_TORCH, FASTEST),
+    (OURS_ON_TORCH, "stock Keras, torch"),
     ("visionpipe, JAX", "stock Keras, JAX"),
 ]
 
@@ -35,8 +35,9 @@ def ratio(samples: list[dict], task: str, pair: tuple[str, str]) -> float:
     for sample in samples:
         values = rounds.setdefault(sample["round"], {})
         values[sample["contender"]] = sample[task]
-        if sample["contender"].startswith("torch"):
-            values[FASTEST] = max(values.get(FASTEST, 0), sample[task])
+        for prefix, best in (("torch", FASTEST), ("visionpipe, torch", OURS_ON_TORCH)):
+            if sample["contender"].startswith(prefix):
+                values[best] = max(values.get(best, 0), sample[task])
     above, below = pair
     return statistics.median(
         values[above] / values[below] for values in rounds.values() if {above, below} <= values.keys()
@@ -70,7 +71,7 @@ def model_tables(result: dict[str, Any], model: dict[str, Any]) -> list[str]:
         )
     lines += ["", "| ratio, median over rounds | training | inference |", "| --- | ---: | ---: |"]
     for pair in PAIRS:
-        if not set(pair) <= {FASTEST, *contenders}:
+        if not set(pair) <= {FASTEST, OURS_ON_TORCH, *contenders}:
             continue
         cells = [f"{ratio(samples, task, pair):.2f}" for task in TASKS]
         lines.append(f"| {pair[0]} / {pair[1]} | {' | '.join(cells)} |")

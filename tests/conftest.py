@@ -10,6 +10,14 @@ from project import CHECKOUT, Project, make_project
 
 from visionpipe.data.prepared import PREPARED
 
+LONGEST = ("test_readme.py", "test_pipeline.py", "test_backends.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that no process is left alone with one at the end."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
 
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory) -> Project:

@@ -56,6 +56,7 @@ def model_from_spec(
     from visionpipe.models.coatnet import coatnet
     from visionpipe.models.conformer import conformer
     from visionpipe.models.hybrid import botnet, hybrid
+    from visionpipe.models.layers import Rescaling
     from visionpipe.models.resnet import resnet
     from visionpipe.models.vit import vit
 
@@ -71,7 +72,7 @@ def model_from_spec(
     scale = [1 / max(deviation, 1.0) for deviation in pixel_std]  # a constant channel has deviation 0
     offset = [-mean * factor for mean, factor in zip(pixel_mean, scale, strict=True)]
     # Not keras.layers.Normalization: its constants become extra inputs of the exported ONNX graph.
-    x = keras.layers.Rescaling(scale, offset, name="normalisation")(images)
+    x = Rescaling(scale, offset, name="normalisation")(images)
     features = families[spec.family](x, spec)
     if isinstance(features, list):  # of the class and of the distillation token
         heads = [

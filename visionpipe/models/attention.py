@@ -1,5 +1,6 @@
 """Self-attention over tokens or feature grids, and what tells it where a token lies."""
 
+import math
 from typing import Any
 
 import keras
@@ -34,7 +35,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
 
     def heads(self, x: Any) -> list[Any]:
         """Query, scaled, key and value, each (batch, heads, tokens, head_dim)."""
-        tokens, qkv = int(np.prod(x.shape[1:-1])), self.query_key_value(x)
+        tokens, qkv = math.prod(x.shape[1:-1]), self.query_key_value(x)
         head_dim = qkv.shape[-1] // 3 // self.num_heads
         qkv = ops.reshape(qkv, (-1, tokens, 3, self.num_heads, head_dim))
         query, key, value = ops.unstack(ops.transpose(qkv, (2, 0, 3, 1, 4)), 3)

@@ -12,6 +12,28 @@ Shape = tuple[Any, ...]  # None where the size is not known
 
 
 @keras.saving.register_keras_serializable("visionpipe")
+class Rescaling(keras.layers.Layer):
+    """Images (batch, height, width, channels) times a `scale` plus an `offset` per channel.
+
+    Keras's own layer looks its backend up at every call, which torch.compile cannot follow.
+    """
+
+    def __init__(self, scale: list[float], offset: list[float], **kwargs: Any):
+        super().__init__(**kwargs)
+        self.scale, self.offset = tuple(scale), tuple(offset)
+
+    def call(self, x: Any) -> Any:
+        scale, offset = (ops.convert_to_tensor(v, self.compute_dtype) for v in (self.scale, self.offset))
+        return ops.cast(x, self.compute_dtype) * scale + offset
+
+    def compute_output_shape(self, shape: Shape) -> Shape:
+        return shape
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"scale": list(self.scale), "offset": list(self.offset)}
+
+
+@keras.saving.register_keras_serializable("visionpipe")
 class BatchNorm(keras.layers.BatchNormalization):
     """Batch normalisation over (batch, height, width) (Ioffe & Szegedy 2015, arXiv:1502.03167).
 

@@ -8,27 +8,25 @@ operations run.
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import keras
 
-in_use = ContextVar("in_use", default=True)
+BACKEND = importlib.import_module(f"visionpipe.models.kernels.{keras.backend.backend()}")
+in_use = True
 
 
 def kernel(name: str) -> Callable[..., Any] | None:
     """The running backend's kernel of this name, or None where Keras's operations do."""
-    if not in_use.get():
-        return None
-    module = importlib.import_module(f"visionpipe.models.kernels.{keras.backend.backend()}")
-    return getattr(module, name, None)
+    return getattr(BACKEND, name, None) if in_use else None
 
 
 @contextmanager
 def keras_operations_only() -> Iterator[None]:
     """For what is built inside: an exporter knows the operations of Keras, not ours."""
-    token = in_use.set(False)
+    global in_use
+    in_use = False
     try:
         yield
     finally:
-        in_use.reset(token)
+        in_use = True
