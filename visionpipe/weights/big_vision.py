@@ -36,6 +36,7 @@ FORMAT = Format(
     rows=(*VIT, Row("tokens/position_embedding", ("pos_embedding",), same)),
     options=options,
     positions="linear",
+    class_position=False,
     preprocessing=lambda companions: Preprocessing((127.5,) * 3, (127.5,) * 3),
     unpack=unscanned,
 )

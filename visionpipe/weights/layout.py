@@ -43,6 +43,7 @@ class Format:
     `rows`: the table; of two rows for one variable the first counts whose tensors are there.
     `options`: what a model must have been built with to compute what the checkpoint's own code computes.
     `positions`: how that code resizes position embeddings (positions.py).
+    `class_position`: whether the tokens before the image's have positions; null: some files' have.
     `ignored`: pattern of tensors that no forward pass reads.
     `unpack`: the tensors as the table names them.
     """
@@ -52,6 +53,7 @@ class Format:
     rows: tuple[Row, ...]
     options: Callable[[Tensors, Companions], dict[str, Any]]
     positions: str = "linear"
+    class_position: bool | None = True
     prefixes: tuple[str, ...] = ("",)
     ignored: str = r"(?!)"
     preprocessing: Callable[[Companions], Preprocessing | None] = lambda companions: None

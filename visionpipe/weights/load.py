@@ -54,7 +54,9 @@ def load_weights(
             checkpoint.format.rows,
             checkpoint.options,
             checkpoint.format.positions,
+            checkpoint.format.class_position,
             checkpoint.format.ignored,
+            size=checkpoint.preprocessing.size if checkpoint.preprocessing else None,
         )
     differences, assumed = compare_options(contents, options_of(model), checkpoint.source, strict)
     plan = Plan(model, contents, checkpoint.source, grid, zero_head=head == "zero")
@@ -78,7 +80,9 @@ def load_weights(
 
 def own_contents(checkpoint: Checkpoint, model: "keras.Model") -> Contents:
     own = open_own(checkpoint.path, model.input.shape[1:3])
-    return Contents(OWN, own.tensors, tuple(own.rows), options_of(own.model), "linear", r"(?!)", own.resized)
+    return Contents(
+        OWN, own.tensors, tuple(own.rows), options_of(own.model), "linear", True, r"(?!)", own.resized
+    )
 
 
 def compare_options(

@@ -18,15 +18,19 @@ HEADS = ("logits", "logits_class", "logits_distillation")
 
 @dataclass(frozen=True)
 class Contents:
-    """A checkpoint as far as the import reads it; see `Format` for the fields."""
+    """A checkpoint as far as the import reads it; see `Format` for the fields. `size`: (height, width) of the
+    images that it was trained on, where it says so.
+    """
 
     format: str
     tensors: Tensors
     rows: tuple[Row, ...]
     options: dict[str, Any]
     positions: str
+    class_position: bool | None
     ignored: str
     resized: dict[str, str] = field(default_factory=dict)
+    size: tuple[int, int] | None = None
 
 
 class Plan:
@@ -41,6 +45,7 @@ class Plan:
         zero_head: bool,
     ):
         self.contents, self.source, self.grid = contents, source, grid
+        self.image_size = model.input.shape[1:3]
         self.tokens = next((layer for layer in model.layers if layer.name == "tokens"), None)
         self.values: list[tuple[Any, np.ndarray]] = []
         self.used: dict[str, tuple[str, ...]] = {}
@@ -48,6 +53,10 @@ class Plan:
         self.missing: list[str] = []
         self.resized: dict[str, str] = {}
         variables = [variable for variable in model.variables if "seed_generator" not in variable.path]
+        wanted = {
+            name for variable in variables for names, _ in self.candidates(variable.path) for name in names
+        }
+        self.placeless = [name for name in contents.tensors if name not in wanted]
         heads = [variable for variable in variables if variable.path.split("/")[0] in HEADS]
         body = [variable for variable in variables if variable.path.split("/")[0] not in HEADS]
         self.place_head(heads, zero_head)
@@ -162,18 +171,22 @@ class Plan:
         return np.concatenate([before, image.reshape(-1, value.shape[2])])[None]
 
     def old_grid(self, count: int, first: int, new: tuple[int, ...]) -> tuple[tuple[int, ...] | None, int]:
-        """The checkpoint's grid, and how many positions stand before it: `first` or none."""
-        for kept in (first, 0):
-            image = count - kept
-            side = round(max(image, 0) ** 0.5)
-            if self.grid is not None:
-                if self.grid[0] * self.grid[1] == image:
-                    return self.grid, kept
-            elif side * side == image and side:
-                return (side, side), kept
-        for kept in (first, 0):
-            if self.grid is None and count - kept == new[0] * new[1]:
-                return new, kept
+        """The checkpoint's grid, and how many positions stand before it: given, told by its images' size, a
+        square, or that of the model.
+        """
+        before = {True: [first], False: [0], None: [first, 0]}[self.contents.class_position]
+        told: list[tuple[int, ...]] = [self.grid] if self.grid else []
+        if not told:
+            square = {count - kept: round(max(count - kept, 0) ** 0.5) for kept in before}
+            told = [(side, side) for image, side in square.items() if side * side == image]
+            if self.contents.size:
+                pixels = [image // side for image, side in zip(self.image_size, new, strict=True)]
+                told.insert(0, tuple(n // p for n, p in zip(self.contents.size, pixels, strict=True)))
+            told.append(new)
+        for grid in told:
+            for kept in before:
+                if grid[0] * grid[1] == count - kept:
+                    return grid, kept
         return None, 0
 
     def check_unused(self) -> None:
@@ -186,19 +199,17 @@ class Plan:
         if left:
             raise self.refusal(
                 f"{len(left)} of its tensors have no place in the model, the first {left[0]} of shape "
-                f"{self.contents.tensors[left[0]].shape}{self.hint(left)}"
+                f"{self.contents.tensors[left[0]].shape}"
             )
 
-    def hint(self, left: list[str]) -> str:
-        """What to build the model with, where the tensors that are left over say so."""
-        for pattern, advice in HINTS:
-            if any(re.search(pattern, name) for name in left):
-                return f" ({advice})"
-        return ""
-
     def refusal(self, what: str) -> WeightsError:
+        """With what to build the model with, where tensors that it has no place for tell."""
+        advice = [
+            advice for pattern, advice in HINTS if any(re.search(pattern, name) for name in self.placeless)
+        ]
+        hint = f" ({'; '.join(advice)})" if advice else ""
         return WeightsError(
-            f"{self.source}: a {self.contents.format} checkpoint, but not of this model: {what}"
+            f"{self.source}: a {self.contents.format} checkpoint, but not of this model: {what}{hint}"
         )
 
 

@@ -128,9 +128,12 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
             f"or take the .safetensors file of the same weights"
         ) from None
     import pickle
+    import warnings
 
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles that it then refuses
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} is a pickle of more than tensors, which is never loaded: {first_line(error)}"

@@ -138,6 +138,7 @@ FORMATS = (
         rows=HYBRID,
         options=hybrid_options,
         positions="bicubic, antialiased",
+        class_position=None,
         preprocessing=preprocessing,
     ),
     Format(
@@ -147,6 +148,7 @@ FORMATS = (
         rows=HYBRID,
         options=hybrid_options,
         positions="bicubic, antialiased",
+        class_position=None,
         preprocessing=preprocessing,
     ),
     Format(
@@ -156,6 +158,7 @@ FORMATS = (
         rows=ENCODER,
         options=encoder_options,
         positions="bicubic, antialiased",
+        class_position=None,
         preprocessing=preprocessing,
     ),
     Format(
