@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
         add(name, text).add_argument("name", metavar="NAME", help="an entry of models: in params.yaml")
     add("register", "stage: complete the MLflow runs, register the best model that passes the gate")
     add("params", "check params.yaml and that its images are there; list the trainings")
-    add("models", "print the table of model variants: parameters, cost, source")
+    add("models", "print the model variants, and the published checkpoints that fit them")
     add("compare", "print the trained models side by side")
     add("check", "exit with 1 unless the last register found a model that passes the gate")
     promote = add("promote", "make the challenger the champion if it is better on the same test images")
@@ -68,9 +68,12 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     if options.command == "models":
-        from visionpipe.models.costs import table
+        from visionpipe.models import costs
+        from visionpipe.weights import known
 
-        print(table())
+        print(costs.table())
+        print()
+        print(known.table())
         return
     from visionpipe.config import load_params
 
