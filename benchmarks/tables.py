@@ -1,4 +1,5 @@
-"""docs/performance.md's measured part, from the raw samples of benchmarks/models.json and models-gpu.json.
+"""docs/performance.md's measured parts, from the raw samples of benchmarks/models.json, models-gpu.json and
+input.json.
 
 python benchmarks/tables.py
 """
@@ -12,6 +13,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = [ROOT / "benchmarks" / name for name in ("models.json", "models-gpu.json")]
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- begin: benchmarks/tables.py -->\n", "<!-- end: benchmarks/tables.py -->\n"
+INPUT = ROOT / "benchmarks" / "input.json"
+INPUT_BEGIN, INPUT_END = "<!-- begin: benchmarks/input.py -->\n", "<!-- end: benchmarks/input.py -->\n"
 TASKS = ("training", "inference")
 FASTEST, OURS_ON_TORCH = "torch, its fastest", "visionpipe, torch, its faster"
 PAIRS = [
@@ -97,10 +100,58 @@ def measured() -> str:
     return "\n".join(tables(json.loads(file.read_text())) for file in RESULTS if file.exists())
 
 
+def input_tables(result: dict[str, Any]) -> str:
+    """Rates of the loader, of what the models consume, and of peers; memory by the number of images."""
+    samples = result["samples"]
+    names = list(dict.fromkeys(sample["contender"] for sample in samples if sample["round"] == 0))
+    own = {name: [sample for sample in samples if sample["contender"] == name] for name in names}
+    small = [name for name in names if name.startswith(("loader", "training"))]
+    stored = [name for name in names if name.endswith("stored images")]
+    large = [name for name in names if name not in small + stored]
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(result["versions"].items()))
+    lines = [f"{result['hardware']}, {result['threads']} threads. {versions}.", ""]
+    for title, group in (("28 px", small), ("224 px, batch 64, random crop and flip", large)):
+        lines += [
+            f"| {title} | batches/s | images/s | CPU µs per image | samples |",
+            "| --- | ---: | ---: | ---: | ---: |",
+        ]
+        for name in group:
+            cells = [f"{median(own[name], key):,.1f}" for key in ("batches", "images", "cpu_us")]
+            lines.append(f"| {name} | {' | '.join(cells)} | {len(own[name])} |")
+        lines.append("")
+    lines += ["| memory | anonymous MiB | samples |", "| --- | ---: | ---: |"]
+    for name in stored:
+        lines.append(f"| {name} | {median(own[name], 'anonymous_mib'):,.1f} | {len(own[name])} |")
+    factor = statistics.median(loader_factors(samples))
+    lines += [
+        "",
+        f"The loader alone makes {factor:.0f} times the batches that the fastest of the models consumes.",
+    ]
+    return "\n".join(lines)
+
+
+def loader_factors(samples: list[dict]) -> list[float]:
+    """For each round the slower of the loader's rates, in batches of what the hungriest model takes."""
+    rounds: dict[int, list[tuple[str, float]]] = {}
+    for sample in samples:
+        rounds.setdefault(sample["round"], []).append((sample["contender"], sample.get("batches", 0)))
+    return [
+        min(rate for name, rate in values if "flip and crop" in name)
+        / max(rate for name, rate in values if name.startswith("training"))
+        for values in rounds.values()
+    ]
+
+
 def write_page() -> None:
-    before, rest = PAGE.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    PAGE.write_text(before + BEGIN + "\n" + measured() + "\n" + END + after)
+    page = PAGE.read_text()
+    for begin, end, text in (
+        (BEGIN, END, measured()),
+        (INPUT_BEGIN, INPUT_END, input_tables(json.loads(INPUT.read_text()))),
+    ):
+        before, rest = page.split(begin)
+        _, after = rest.split(end)
+        page = before + begin + "\n" + text + "\n" + end + after
+    PAGE.write_text(page)
 
 
 if __name__ == "__main__":

@@ -73,8 +73,19 @@ def results(prepared):
     return trained
 
 
-def test_every_backend_sees_the_same_pixels_in_the_same_order(results):
-    assert len({result["pixels"] for result in results.values()}) == 1
+def test_every_backend_sees_the_same_pixels_in_the_same_order_however_many_workers_make_them(prepared):
+    results = []
+    for backend, workers, prefetch in (("tensorflow", 1, 1), ("jax", 3, 8), ("torch", 2, 4)):
+        command = [sys.executable, str(ROOT / "tests" / "batches_on_backend.py")]
+        command += [backend, str(prepared), str(workers), str(prefetch)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment.pop("KERAS_BACKEND", None)
+        output = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=300, check=True
+        )
+        results.append(json.loads(output.stdout.splitlines()[-1]))
+    assert results[0] == results[1] == results[2]
+    assert len(set(results[0].values())) == len(results[0])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

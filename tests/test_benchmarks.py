@@ -25,6 +25,36 @@ def test_the_page_shows_the_tables_of_the_samples(tables):
     assert shown.count("###") == sum(map(len, measured)) > 0
 
 
+def test_the_page_shows_the_tables_of_the_input_path(tables):
+    result = json.loads(tables.INPUT.read_text())
+    shown = tables.PAGE.read_text().split(tables.INPUT_BEGIN)[1].split(tables.INPUT_END)[0]
+    assert shown.strip() == tables.input_tables(result).strip()
+    for contender in {sample["contender"] for sample in result["samples"]}:
+        assert f"| {contender} |" in shown
+
+
+def test_the_loader_makes_at_least_twenty_times_the_batches_that_the_default_models_consume(tables):
+    factors = tables.loader_factors(json.loads(tables.INPUT.read_text())["samples"])
+    assert min(factors) >= 20
+    rates = {
+        "loader, flip and crop": 60,
+        "loader, flip and crop, b": 40,
+        "training of a": 1,
+        "training of b": 2,
+    }
+    samples = [{"round": 0, "contender": name, "batches": rate} for name, rate in rates.items()]
+    assert tables.loader_factors(samples) == [20]
+
+
+def test_memory_does_not_grow_with_the_number_of_stored_images(tables):
+    samples = [s for s in json.loads(tables.INPUT.read_text())["samples"] if "anonymous_mib" in s]
+    few, many = (
+        tables.median([s for s in samples if s["contender"] == f"{count:,} stored images"], "anonymous_mib")
+        for count in (10_000, 1_000_000)
+    )
+    assert many - few < 24  # MiB: labels and two permutations of four bytes an image
+
+
 def test_ratios_are_taken_within_a_round(tables):
     samples = [
         {"round": number, "contender": contender, "training": rate}

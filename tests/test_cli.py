@@ -53,6 +53,16 @@ WRONG_PARAMETERS = [
     ("train", None, "train is missing"),
     ("models", {}, "models: needs at least one entry"),
     ("train.augmentation", [{"name": "flop"}], "no augmentation 'flop' (did you mean 'flip'?)"),
+    ("train.augmentation", [{"name": "crop", "paddin": 2}], "augmentation[0].paddin (did you mean 'padding'"),
+    ("train.augmentation", [{"name": "flip"}, {"name": "crop", "padding": 1.5}],
+     "augmentation[1].padding: expected a whole number, received 1.5"),
+    ("train.augmentation", [{"name": "flip", "probability": 2}],
+     "augmentation[0].probability: must be between 0 and 1; received 2"),
+    ("train.augmentation", [{"name": "erasing", "fill": "gray"}],
+     "augmentation[0].fill: expected one of noise, grey, received 'gray' (did you mean 'grey'?)"),
+    ("train.augmentation", [{"name": "mixup"}, {"name": "flip"}],
+     "augmentation[1]: flip must come before what mixes images"),
+    ("train.augmentation", [{"name": "flip"}] * 65, "augmentation: holds at most 64 entries"),
 ]  # fmt: skip
 
 
@@ -182,6 +192,7 @@ def test_help_names_every_command():
     for command in (
         *STAGES,
         "params",
+        "preview",
         "models",
         "compare",
         "check",

@@ -143,6 +143,11 @@ def test_the_commands_on_versions(clone, repro):
     shell(block("visionpipe lineage"), clone)
 
 
+def test_the_preview_is_a_picture(clone, repro):
+    path = clone / shell(block("visionpipe preview"), clone).strip().splitlines()[-1]
+    assert Image.open(path).size[0] > 500
+
+
 def test_a_quick_experiment_is_compared(clone, repro):
     params = yaml.safe_load((clone / "params.yaml").read_text())
     params["train"]["epochs"] = 1

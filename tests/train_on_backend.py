@@ -26,8 +26,6 @@ def main(backend, folder, stop_after):
     import keras
 
     from visionpipe.canonical import save_keras
-    from visionpipe.data.augmentation import make_augmentation
-    from visionpipe.data.batches import training_batches
     from visionpipe.data.prepared import open_prepared
     from visionpipe.models import build_model
     from visionpipe.training.checkpoint import Checkpoint
@@ -36,17 +34,10 @@ def main(backend, folder, stop_after):
     data = open_prepared(folder)
     entries = (
         {"name": "flip", "probability": 0.5},
-        {"name": "shift", "pixels": 2},
+        {"name": "crop", "padding": 2},
         {"name": "cutout", "fraction": 0.3},
+        {"name": "mixup", "off_epoch": 2},
     )
-    augment = make_augmentation(entries, 5)
-    images, labels = data.images("train"), data.labels("train")
-    batches = training_batches(
-        images, labels, classes=2, batch_size=8, seed=5, augment=augment, steps=range(6)
-    )
-    pixels = hashlib.sha256()
-    for x, y in batches.as_numpy_iterator():
-        pixels.update(x.tobytes() + y.tobytes())
 
     model = build_model(
         "R14+ViT-Mi",
@@ -73,7 +64,6 @@ def main(backend, folder, stop_after):
     print(
         json.dumps(
             {
-                "pixels": pixels.hexdigest(),
                 "model": hashlib.sha256(path.read_bytes()).hexdigest(),
                 "epochs": [row["epoch"] for row in history],
                 "losses": [row["loss"] for row in history],

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import yaml
 
+from visionpipe.data.augmentation import AUGMENTATIONS, Mixing, OutOfRange
+from visionpipe.data.dice import MOST_ENTRIES
 from visionpipe.errors import ConfigError
 from visionpipe.models.specs import ModelSpec
 from visionpipe.models.variants import resolve_variant
@@ -28,14 +30,6 @@ class PrepareConfig:
     size: tuple[int, int] = (64, 64)
     validation_fraction: float = 0.2
     test_fraction: float = 0.2
-
-
-# What `augmentation` entries are called, and the parameters that each must have.
-AUGMENTATIONS: dict[str, dict[str, type]] = {
-    "flip": {"probability": float},
-    "shift": {"pixels": int},
-    "cutout": {"fraction": float},
-}
 
 
 @dataclass(frozen=True)
@@ -194,31 +188,31 @@ def check(params: Params) -> None:
             0 <= recipe.weight_decay < math.inf, f"{where}.weight_decay", "must be finite and not negative"
         )
         require(0 <= recipe.label_smoothing < 1, f"{where}.label_smoothing", "must lie in [0, 1)")
-        for position, entry in enumerate(recipe.augmentation):
-            check_augmentation(entry, f"{where}.augmentation[{position}]")
+        check_augmentation(recipe.augmentation, f"{where}.augmentation")
         params.model_spec(name)
 
 
-def check_augmentation(entry: dict[str, Any], key: str) -> None:
-    name = entry.get("name")
-    require(
-        name in AUGMENTATIONS,
-        f"{key}.name",
-        f"no augmentation {name!r}{suggest(str(name), AUGMENTATIONS)}; known: {', '.join(AUGMENTATIONS)}",
-    )
-    parameters = AUGMENTATIONS[str(name)]
-    require(
-        entry.keys() - {"name"} == parameters.keys(),
-        key,
-        f"{name} takes {', '.join(parameters)}; received {', '.join(entry.keys() - {'name'}) or 'nothing'}",
-    )
-    for parameter, kind in parameters.items():
-        value = convert(entry[parameter], kind, f"{key}.{parameter}")
+def check_augmentation(entries: tuple[dict[str, Any], ...], key: str) -> None:
+    """What an entry leaves out has the default of its kind."""
+    require(len(entries) <= MOST_ENTRIES, key, f"holds at most {MOST_ENTRIES} entries")
+    mixed = False
+    for position, entry in enumerate(entries):
+        where, name = f"{key}[{position}]", str(entry.get("name"))
         require(
-            value >= 0 if kind is int else 0 <= value <= 1,
-            f"{key}.{parameter}",
-            "must not be negative" if kind is int else "must lie between 0 and 1",
+            name in AUGMENTATIONS,
+            f"{where}.name",
+            f"no augmentation {name!r}{suggest(name, AUGMENTATIONS)}; known: {', '.join(AUGMENTATIONS)}",
         )
+        kind = AUGMENTATIONS[name]
+        given = {parameter: value for parameter, value in entry.items() if parameter != "name"}
+        defaults = {f.name: f.default for f in dataclasses.fields(kind)}
+        try:
+            build(kind, defaults | given, where)
+        except OutOfRange as error:
+            raise ConfigError(f"params.yaml: {where}.{error}") from None
+        mixes = issubclass(kind, Mixing)
+        require(mixes or not mixed, where, f"{name} must come before what mixes images: mixup, cutmix")
+        mixed = mixes
 
 
 def require(condition: object, key: str, message: str) -> None:

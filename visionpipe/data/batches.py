@@ -3,15 +3,17 @@
 So the data order is the same on every backend, with any prefetch depth, and after every resume.
 """
 
+import functools
 from typing import Any
 
 import keras
 import numpy as np
 
 from visionpipe.data.augmentation import Augment
+from visionpipe.errors import ConfigError
 
 Batch = tuple[np.ndarray, np.ndarray]
-PREFETCH = 4
+WORKERS, PREFETCH = 2, 4
 VALIDATION_BATCH = 250
 
 
@@ -20,19 +22,27 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
     return max(1, round(count / batch_size))
 
 
-def batch_indices(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
+def batch_indices(seed: int, step: int, batch_size: int, count: int, repeats: int = 1) -> np.ndarray:
     """Indices (batch,) of batch number `step`, computable without the batches before it.
 
     The stream is one seeded permutation of the `count` images after another; a batch may straddle two
-    of them, so that no image is ever left out.
+    of them, so that no image is ever left out. With `repeats`, each image drawn is there that many times,
+    side by side.
     """
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    positions = np.arange(step * batch_size, (step + 1) * batch_size) // repeats
     rounds, offsets = np.divmod(positions, count)
     indices = np.empty(batch_size, np.int64)
-    for number in np.unique(rounds):
-        order = np.random.Generator(np.random.Philox(key=[seed, number])).permutation(count)
-        indices[rounds == number] = order[offsets[rounds == number]]
+    for number in range(rounds[0], rounds[-1] + 1):
+        here = rounds == number
+        indices[here] = permutation(seed, number, count)[offsets[here]]
     return indices
+
+
+@functools.lru_cache(maxsize=2)  # a million images take 20 ms: once for each round, not for each batch
+def permutation(seed: int, number: int, count: int) -> np.ndarray:
+    """Round `number` of the stream: (count,), in as few bytes as there may be, for it stays in memory."""
+    generator = np.random.Generator(np.random.Philox(key=[seed, number]))
+    return generator.permutation(count).astype(np.min_scalar_type(count))
 
 
 def training_batches(
@@ -44,28 +54,48 @@ def training_batches(
     seed: int,
     augment: Augment,
     steps: range,
+    repeated_augmentation: int = 1,
+    workers: int = WORKERS,
+    prefetch: int = PREFETCH,
 ) -> Any:
     """The batches of the global `steps`, prepared ahead on the CPU.
 
+    Args:
+        repeated_augmentation: how often each image that is drawn appears in its batch, each time with dice of
+            its own (Hoffer et al. 2020, arXiv:1901.09335). A step sees fewer images then, an epoch has as
+            many steps.
+        workers, prefetch: batches that are made at the same time, and kept ahead. They change no batch.
+
     Returns:
-        A `tf.data.Dataset` of images float32 (batch, height, width, 3) in [0, 255] and one-hot labels
-        float32 (batch, classes).
+        A `tf.data.Dataset` of images float32 (batch, height, width, 3) in [0, 255] and labels float32
+        (batch, classes): one-hot, or soft where images were mixed.
+
+    Raises ConfigError where the batch does not hold `repeated_augmentation` of each of its images.
     """
     import tensorflow as tf
 
-    def read(step: np.int64) -> Batch:
-        indices = batch_indices(seed, int(step), batch_size, len(labels))
-        return images[indices], one_hot(labels[indices], classes)
+    if batch_size % repeated_augmentation:
+        raise ConfigError(
+            f"batch_size {batch_size} is not a multiple of repeated_augmentation {repeated_augmentation}"
+        )
+    pixels = np.asarray(images)  # a memory map without the class around it, which costs more than the copy
+
+    def read(step: np.int64) -> tuple[np.ndarray, np.ndarray]:
+        indices = batch_indices(seed, int(step), batch_size, len(labels), repeated_augmentation)
+        return pixels.take(indices, axis=0), labels[indices]
 
     def batch(step: Any) -> tuple[Any, Any]:
-        pixels, targets = tf.numpy_function(read, [step], [tf.uint8, tf.float32], stateful=False)
-        pixels = tf.ensure_shape(pixels, (batch_size, *images.shape[1:]))
-        return augment(pixels, step), tf.ensure_shape(targets, (batch_size, classes))
+        chosen, classes_of_chosen = tf.numpy_function(read, [step], [tf.uint8, tf.int32], stateful=False)
+        chosen = tf.ensure_shape(chosen, (batch_size, *images.shape[1:]))
+        targets = tf.one_hot(tf.ensure_shape(classes_of_chosen, (batch_size,)), classes)
+        return augment(chosen, targets, step)
 
     options = tf.data.Options()
     # There is nothing to tune, and after a minute of work the tuner takes half a minute to stop.
     options.autotune.enabled = False
-    return tf.data.Dataset.range(steps.start, steps.stop).map(batch).prefetch(PREFETCH).with_options(options)
+    numbers = tf.data.Dataset.range(steps.start, steps.stop)
+    batches = numbers.map(batch, num_parallel_calls=workers, deterministic=True).prefetch(prefetch)
+    return batches.with_options(options)
 
 
 class ValidationBatches(keras.utils.PyDataset):

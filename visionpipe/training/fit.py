@@ -118,7 +118,7 @@ def fit(
         classes=classes,
         batch_size=batch_size,
         seed=seed,
-        augment=make_augmentation(recipe.augmentation, seed),
+        augment=make_augmentation(recipe.augmentation, seed, steps),
         steps=range(len(history) * steps, recipe.epochs * steps),
     )
     try:
