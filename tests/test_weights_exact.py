@@ -6,10 +6,12 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -170,6 +172,29 @@ def test_each_head_of_a_distilled_model_is_its_own(references):
         np.testing.assert_array_equal(kernel, tensors[f"{theirs}.weight"].T)
         np.testing.assert_array_equal(bias, tensors[f"{theirs}.bias"])
         assert report.used[f"{ours}/bias"] == (f"{theirs}.bias",)
+
+
+@pytest.mark.parametrize("name", ["kerashub vit", "kerashub resnet basic", "kerashub resnet bottleneck"])
+def test_a_preset_whose_file_has_no_layer_names_is_the_same(references, tmp_path, name):
+    """As Keras wrote them before it kept the names."""
+    case = json.loads((references / name / "case.json").read_text())
+    model = build(case)
+    load_weights(model, case["path"])
+    preset = tmp_path / "preset"
+    shutil.copytree(case["path"], preset)
+
+    def forget(path, item):
+        removed = [key for key in item.attrs if key == "name"]
+        for key in removed:
+            del item.attrs[key]
+
+    for file in preset.glob("*.h5"):
+        with h5py.File(file, "r+") as content:
+            content.visititems(forget)
+    other = build(case)
+    load_weights(other, preset)
+    for path, value in arrays(model).items():
+        np.testing.assert_array_equal(arrays(other)[path], value)
 
 
 def arrays(model):

@@ -60,6 +60,8 @@ class Checkpoint:
     @cached_property
     def _contents(self) -> tuple[Format, Tensors]:
         tensors = read_tensors(self.path)
+        if self.path.is_dir():
+            tensors = kerashub.with_layer_names(tensors, self.companions)
         for form in FORMATS:
             prefix = form.prefix(tensors)
             if prefix is not None:

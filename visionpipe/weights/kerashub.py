@@ -69,6 +69,50 @@ RESNET = (
 )
 
 
+# What ViT's layers are called in files that have their classes and attributes only.
+UNNAMED = {
+    "vi_t_patching_and_embedding": "vit_patching_and_embedding",
+    "vi_t_encoder": "vit_encoder",
+    "layer_norm": "ln",
+    "layer_norm_1": "ln_1",
+    "layer_norm_2": "ln_2",
+    "query_dense": "query",
+    "key_dense": "key",
+    "value_dense": "value",
+    "output_dense": "attention_output",
+    "dense": "predictions",
+}
+
+
+def with_layer_names(tensors: Tensors, companions: Companions) -> dict[str, np.ndarray]:
+    """The tensors of a preset that an older Keras saved, under their layers' names; others as they are."""
+    names = dict(UNNAMED)
+    config = backbone(companions)
+    for kind in ("conv", "bn"):
+        group = {"conv": "conv2d", "bn": "batch_normalization"}[kind]
+        for number, layer in enumerate(in_order(config, kind)):
+            names[f"{group}_{number}" if number else group] = layer
+    blocks = {"vi_t_encoder_block": 1}
+    blocks |= {f"vi_t_encoder_block_{number}": number + 1 for number in range(1, config.get("num_layers", 0))}
+    names |= {group: f"transformer_block_{number}" for group, number in blocks.items()}
+    return {"/".join(names.get(part, part) for part in name.split("/")): x for name, x in tensors.items()}
+
+
+def in_order(config: dict[str, Any], kind: str) -> list[str]:
+    """Names of a ResNet's convolutions or norms in the order in which Keras numbers them: the shortcut's
+    stands before the last of its block.
+    """
+    basic = config.get("block_type") == "basic_block"
+    names = [f"conv1_{kind}"]
+    for stack, blocks in enumerate(config.get("stackwise_num_blocks", ())):
+        for block in range(blocks):
+            layers = [1, 2] if basic else [1, 2, 3]
+            if block == 0 and not (basic and stack == 0):
+                layers.insert(-1, 0)
+            names += [f"stack{stack}_block{block}_{layer}_{kind}" for layer in layers]
+    return names
+
+
 def preprocessing(companions: Companions) -> Preprocessing | None:
     """From the preset's image converter: pixels times `scale` plus `offset`."""
     converter = companions.get("image_converter.json")

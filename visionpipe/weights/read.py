@@ -189,11 +189,13 @@ def collect_older(group: Any, layer: str, tensors: dict[str, np.ndarray]) -> Non
 
 
 def collect_newer(group: Any, path: str, tensors: dict[str, np.ndarray]) -> None:
-    """A layer's group is called by its class; its own name is an attribute of its `vars`."""
+    """A layer's group is called by its class; its own name is an attribute of its `vars`, which files of
+    older versions lack. Groups without `vars` only hold others.
+    """
     for key, item in group.items():
         if key == "vars":
             for number, array in item.items():
                 tensors[f"{path}{number}"] = array[()]
         elif key not in ("optimizer", "preprocessor"):
-            name = item["vars"].attrs.get("name") if "vars" in item else None
+            name = item["vars"].attrs.get("name", key) if "vars" in item else None
             collect_newer(item, f"{path}{name}/" if name else path, tensors)
