@@ -5,12 +5,12 @@ import os
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
 import gzip
-import json
 import pickle
 import shutil
 import tarfile
 import zipfile
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from npz_layout import big_vision, google
 from torch.nn import functional
 
 from visionpipe.canonical import save_keras
+from visionpipe.cli import main
 from visionpipe.errors import WeightsError
 from visionpipe.models import build_model
 from visionpipe.weights import Preprocessing, load_weights, resolve
@@ -445,6 +446,28 @@ def test_a_broken_companion_is_named(tmp_path):
     refused(vit(), tmp_path / "model.safetensors", "config.json is not valid JSON")
 
 
+def test_a_companion_that_is_not_understood_is_named(tmp_path):
+    safetensors.numpy.save_file(timm_vit(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"mean": "half", "std": [1, 1, 1]}')
+    refused(vit(), tmp_path / "model.safetensors", "config.json cannot be understood")
+
+
+@pytest.mark.parametrize("kind", ["external", "soft", "storage"])
+def test_a_link_out_of_the_file_is_not_followed(tmp_path, kind):
+    secret = tmp_path / "secret.h5"
+    with h5py.File(secret, "w") as file:
+        file["x"] = np.ones(3)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.attrs["layer_names"] = ["conv1_conv"]
+        group = file.create_group("conv1_conv")
+        if kind == "storage":
+            group.create_dataset("kernel", (3,), "f8", external=[(str(secret), 0, 24)])
+        else:
+            link = h5py.ExternalLink(str(secret), "x") if kind == "external" else h5py.SoftLink("/elsewhere")
+            group["kernel"] = link
+    refused(vit(), tmp_path / "x.h5", "kernel lies outside of the file, which is not followed")
+
+
 # What is published -------------------------------------------------------------------------------------
 
 
@@ -456,4 +479,10 @@ def test_every_known_checkpoint_can_be_built_and_is_in_the_table():
         resolve_variant(row.variant, (row.size, row.size), **row.overrides)
         assert f"| {name} | {row.variant} |" in printed
         assert row.licence
-    assert json.dumps(sorted(KNOWN)) == json.dumps(sorted(set(KNOWN)))
+
+
+def test_visionpipe_models_lists_them_below_the_variants(capsys):
+    assert main(["models"]) == 0
+    variants, published = capsys.readouterr().out.strip().split("\n\n")
+    assert "| ViT-S/16 | vit |" in variants
+    assert published == table()

@@ -1,11 +1,12 @@
 """A checkpoint on disk: its identity, its tensors, and which format they are in."""
 
-import dataclasses
 import json
+import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +25,7 @@ FORMATS: tuple[Format, ...] = (
     keras_applications.FORMAT,
     *kerashub.FORMATS,
 )
+T = TypeVar("T")
 OWN = "visionpipe .keras"
 COMPANIONS = ("config.json", "preprocessor_config.json", "preprocessor.json", "image_converter.json")
 
@@ -90,18 +92,27 @@ class Checkpoint:
     @cached_property
     def options(self) -> dict[str, Any]:
         """What the model must have been built with, as far as the checkpoint says."""
-        return self.format.options(self.tensors, self.companions)
+        return self._understood(lambda: self.format.options(self.tensors, self.companions))
 
     @cached_property
     def preprocessing(self) -> Preprocessing | None:
         """What belongs to the weights and must travel with them; null where nothing is said."""
-        return own_preprocessing(self.path) if self.is_own else self.format.preprocessing(self.companions)
+        if self.is_own:
+            return own_preprocessing(self.path)
+        return self._understood(lambda: self.format.preprocessing(self.companions))
+
+    def _understood(self, read: Callable[[], T]) -> T:
+        try:
+            return read()
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            names = ", ".join(self.companions) or "its tensors"
+            raise WeightsError(
+                f"{self.source}: {names} cannot be understood ({type(error).__name__}: {error})"
+            ) from error
 
 
 def own_preprocessing(path: Path) -> Preprocessing | None:
     """The normalisation in the graph of a `.keras` file; read without Keras."""
-    import zipfile
-
     try:
         with zipfile.ZipFile(path) as archive:
             config = json.loads(archive.read("config.json"))
@@ -113,8 +124,7 @@ def own_preprocessing(path: Path) -> Preprocessing | None:
     except (zipfile.BadZipFile, ValueError, LookupError, TypeError, StopIteration):
         return None
     scale, offset = np.asarray(rescaling["scale"]), np.asarray(rescaling["offset"])
-    return dataclasses.replace(
-        Preprocessing(),
+    return Preprocessing(
         mean=tuple(float(value) for value in -offset / scale),
         std=tuple(float(value) for value in 1 / scale),
         size=size,

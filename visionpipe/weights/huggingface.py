@@ -87,8 +87,8 @@ def preprocessing(companions: Companions) -> Preprocessing | None:
     elif isinstance(size, dict) and "shortest_edge" in size:
         size = {"height": size["shortest_edge"], "width": size["shortest_edge"]}
     return Preprocessing(
-        mean=tuple(value / scale for value in config["image_mean"]),
-        std=tuple(value / scale for value in config["image_std"]),
+        mean=tuple(float(value) / scale for value in config["image_mean"]),
+        std=tuple(float(value) / scale for value in config["image_std"]),
         interpolation=RESAMPLING.get(config.get("resample")),
         crop_ratio=config.get("crop_pct"),
         size=(size["height"], size["width"]) if size else None,

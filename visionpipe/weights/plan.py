@@ -75,7 +75,7 @@ class Plan:
                 arrays = [self.number(name) for name in names]
                 try:
                     return names, row.transform(*arrays)
-                except ValueError:
+                except (ValueError, IndexError, TypeError):
                     shapes = " and ".join(str(array.shape) for array in arrays)
                     raise WeightsError(
                         f"{self.source}: {' and '.join(names)} of shape {shapes} cannot become {path}"

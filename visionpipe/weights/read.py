@@ -4,6 +4,7 @@
 
 import json
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -173,15 +174,28 @@ def read_hdf5(path: Path) -> dict[str, np.ndarray]:
     with h5py.File(path) as file:
         root = file.get("model_weights", file)
         if "layer_names" in root.attrs:
-            for layer in root.values():
-                collect_older(layer, layer.name.rpartition("/")[2], tensors)
+            for name, layer in members(root):
+                collect_older(layer, name, tensors)
         else:
             collect_newer(file, "", tensors)
     return tensors
 
 
+def members(group: Any) -> Iterator[tuple[str, Any]]:
+    """What the group itself holds. Links would lead out of the file, to any other on this disk."""
+    import h5py
+
+    for name in group:
+        item = group[name] if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
+        if item is None or getattr(item, "external", None):
+            raise WeightsError(
+                f"{group.file.filename}: {name} lies outside of the file, which is not followed"
+            )
+        yield name, item
+
+
 def collect_older(group: Any, layer: str, tensors: dict[str, np.ndarray]) -> None:
-    for name, item in group.items():
+    for name, item in members(group):
         if hasattr(item, "shape"):
             tensors[f"{layer}/{name.partition(':')[0]}"] = item[()]
         else:
@@ -192,9 +206,9 @@ def collect_newer(group: Any, path: str, tensors: dict[str, np.ndarray]) -> None
     """A layer's group is called by its class; its own name is an attribute of its `vars`, which files of
     older versions lack. Groups without `vars` only hold others.
     """
-    for key, item in group.items():
+    for key, item in members(group):
         if key == "vars":
-            for number, array in item.items():
+            for number, array in members(item):
                 tensors[f"{path}{number}"] = array[()]
         elif key not in ("optimizer", "preprocessor"):
             name = item["vars"].attrs.get("name", key) if "vars" in item else None

@@ -82,8 +82,8 @@ def preprocessing(companions: Companions) -> Preprocessing | None:
     if "mean" not in config or "std" not in config:
         return None
     return Preprocessing(
-        mean=tuple(255 * value for value in config["mean"]),
-        std=tuple(255 * value for value in config["std"]),
+        mean=tuple(255 * float(value) for value in config["mean"]),
+        std=tuple(255 * float(value) for value in config["std"]),
         interpolation=config.get("interpolation"),
         crop_ratio=config.get("crop_pct"),
         size=tuple(config["input_size"][1:]) if "input_size" in config else None,
