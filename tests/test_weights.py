@@ -12,6 +12,7 @@ import zipfile
 
 import h5py
 import keras
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -158,6 +159,16 @@ def test_torch_files_are_read_through_the_weights_only_reader(tmp_path, legacy):
     report = load_weights(model, tmp_path / "x.pth")
     assert report.format == "timm ViT"
     np.testing.assert_array_equal(model.get_layer("logits").kernel, tensors["head.weight"].T)
+
+
+def test_half_precision_of_numpy_files_becomes_single(tmp_path):
+    tensors, model = google(), vit()
+    halves = {name: array.astype(ml_dtypes.bfloat16) for name, array in tensors.items()}
+    load_weights(model, write(tmp_path, halves))
+    expected = halves["head/kernel"].astype(np.float32)
+    np.testing.assert_array_equal(model.get_layer("logits").kernel, expected)
+    load_weights(model, write(tmp_path, {name: array.astype(np.float16) for name, array in tensors.items()}))
+    np.testing.assert_allclose(model.get_layer("logits").kernel, expected, atol=1e-2)
 
 
 def test_half_precision_becomes_single(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 from visionpipe.errors import WeightsError
 from visionpipe.weights.layout import Row, Tensors
 from visionpipe.weights.positions import resize_positions
+from visionpipe.weights.read import bfloat16
 
 if TYPE_CHECKING:
     import keras
@@ -85,7 +86,9 @@ class Plan:
     def number(self, name: str) -> np.ndarray:
         """A tensor in float32, every entry of it finite."""
         array = np.asarray(self.contents.tensors[name])
-        if array.dtype.kind not in "fiuV" or array.dtype.names:
+        if array.dtype == np.dtype("V2"):  # NumPy's files have no name for bfloat16
+            array = bfloat16(array.view("<u2"))
+        if array.dtype.kind not in "fiu":
             raise WeightsError(f"{self.source}: {name} is of type {array.dtype}, expected numbers")
         array = array.astype(np.float32)
         if not np.isfinite(array).all():
@@ -99,7 +102,7 @@ class Plan:
         """All of the head, or zeros for all of it (Dosovitskiy et al. 2021, section 3.2)."""
         found = {variable.path: self.find(variable.path) for variable in heads}
         classes = {tuple(variable.shape)[-1] for variable in heads}
-        theirs = {value.shape[-1] for item in found.values() if item for value in [item[1]]}
+        theirs = {item[1].shape[-1] for item in found.values() if item}
         counts = f"{max(theirs, default=0):,} classes, the model {max(classes):,}"
         if not all(found.values()):
             self.head, reason = "zeros: the checkpoint has none", "head"

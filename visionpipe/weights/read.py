@@ -111,13 +111,18 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     with safetensors.safe_open(path, "numpy") as file:  # which checks the header against the file
         for name in file.keys():  # noqa: SIM118  # it is no dictionary
             entry = header[name]
-            if entry["dtype"] == "BF16":  # NumPy has no such type: the upper half of a float32
+            if entry["dtype"] == "BF16":  # of which NumPy knows nothing
                 begin, end = entry["data_offsets"]
                 halves = np.fromfile(path, "<u2", (end - begin) // 2, offset=start + begin)
-                tensors[name] = (halves.astype("<u4") << 16).view("<f4").reshape(entry["shape"])
+                tensors[name] = bfloat16(halves).reshape(entry["shape"])
             else:
                 tensors[name] = file.get_tensor(name)
     return tensors
+
+
+def bfloat16(halves: np.ndarray) -> np.ndarray:
+    """uint16, the upper halves of float32 numbers, as these."""
+    return (halves.astype("<u4") << 16).view("<f4")
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:

@@ -1,7 +1,7 @@
 """What an import did, tensor by tensor."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -39,7 +39,7 @@ class Report:
     head: str
     preprocessing: Preprocessing | None
     assumed: tuple[str, ...] = ()
-    differences: tuple[str, ...] = field(default=())
+    differences: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [
