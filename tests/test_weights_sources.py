@@ -82,6 +82,7 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setenv("KAGGLE_API_ENDPOINT", server.url)
     monkeypatch.delenv("VISIONPIPE_OFFLINE", raising=False)
+    monkeypatch.setattr("visionpipe.weights.download.PAUSE_SECONDS", 0.01)
     server.files["/models/x.npz"] = CONTENT
     yield server
     server.shutdown()

@@ -19,6 +19,7 @@ from visionpipe.lineage import sha256_file
 
 CHUNK = 2**20
 ATTEMPTS = 4
+PAUSE_SECONDS = 0.5  # before the second attempt; twice as long before each next one
 TIMEOUT_SECONDS = 30
 
 
@@ -102,7 +103,7 @@ def download(url: str, unfinished: Path) -> None:
                 done = unfinished.stat().st_size if unfinished.exists() else 0
                 kept = f"; {done / 2**20:.1f} MiB are kept, the next try goes on from there" if done else ""
                 raise WeightsError(f"{url} cannot be downloaded: {reason(error)}{kept}") from None
-        time.sleep(0.2 * 2**attempt)
+        time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
 
 
 def reason(error: Exception) -> str:
