@@ -27,6 +27,7 @@ def make_params(name: str, models: list[str]) -> Params:
             source="zip", path="data/tiny.zip", size=SIZE, validation_fraction=0.2, test_fraction=0.2
         ),
         models={model: ModelConfig(variant="ResNet-8", needs=NEEDS) for model in models},
+        train={"epochs": 1},
         tracking=TrackingConfig(experiment=name, model=name),
         threads=1,
     )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -40,34 +41,34 @@ def prepared(tmp_path_factory):
     return folder / "data" / "prepared"
 
 
-def train(backend, folder, stop_after=0):
+def train(backend, folder, recipe=None, stop_before=0):
+    """What the training prints, or None where it was killed; its checkpoints stay where there are any."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("KERAS_BACKEND", None)
-    command = [
-        sys.executable,
-        str(ROOT / "tests" / "train_on_backend.py"),
-        backend,
-        str(folder),
-        str(stop_after),
-    ]
+    script = str(ROOT / "tests" / "train_on_backend.py")
+    command = [sys.executable, script, backend, str(folder), json.dumps(recipe or {}), str(stop_before)]
     result = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
-    if stop_after:
+    if stop_before:
         assert result.returncode == -9, result.stderr
         return None
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 
 
+def forget(backend, folder):
+    """Removes the checkpoints of the last training."""
+    shutil.rmtree(folder.parent / f"checkpoint-{backend}")
+
+
 @pytest.fixture(scope="module")
 def results(prepared):
-    """One uninterrupted training on each backend, its checkpoint left behind for nobody."""
+    """One uninterrupted training on each backend."""
     trained = {}
     for backend in BACKENDS:
         trained[backend] = train(backend, prepared)
-        for file in (prepared.parent / f"checkpoint-{backend}").iterdir():
-            file.unlink()
+        forget(backend, prepared)
         path = prepared.parent / f"{backend}.keras"
         trained[backend]["file"] = str(path.rename(path.with_stem(f"{backend}-uninterrupted")))
     return trained
@@ -90,18 +91,45 @@ def test_every_backend_sees_the_same_pixels_in_the_same_order_however_many_worke
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_training_learns(results, backend):
-    losses = results[backend]["losses"]
+    losses = [row["loss"] for row in results[backend]["history"]]
     assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_killed_after_an_epoch_and_started_again_it_ends_at_the_same_bytes(results, prepared, backend):
-    # Dropout and stochastic depth are on: their generators' states must come back too.
-    train(backend, prepared, stop_after=2)
+def test_killed_within_an_epoch_and_after_one_it_ends_at_the_same_bytes(results, prepared, backend):
+    # Dropout, stochastic depth, mixup and the moving average are on: all their states must come back.
+    train(backend, prepared, stop_before=5)
+    train(backend, prepared, stop_before=15)
     resumed = train(backend, prepared)
-    assert resumed["epochs"] == [1, 2, 3]
-    assert resumed["losses"] == results[backend]["losses"]
+    forget(backend, prepared)
+    assert resumed["steps"][0] == 14, "the checkpoint before step 15, not the beginning of the epoch"
+    assert resumed["history"] == results[backend]["history"]
     assert resumed["model"] == results[backend]["model"]
+
+
+EVERYTHING = {
+    "optimizer": "lamb",
+    "accumulate": 2,
+    "clip_norm": 1.0,
+    "layer_decay": 0.8,
+    "freeze": [{"epochs": 1, "train": ["logits"]}],
+    "loss": "sigmoid",
+    "class_weights": "balanced",
+    "keep": "best",
+    "precision": "bfloat16",
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_all_the_rest_of_a_recipe_survives_a_kill_too(prepared, backend):
+    whole = train(backend, prepared, EVERYTHING)
+    forget(backend, prepared)
+    train(backend, prepared, EVERYTHING, stop_before=10)
+    resumed = train(backend, prepared, EVERYTHING)
+    forget(backend, prepared)
+    assert resumed["steps"][0] == 8
+    assert resumed["history"] == whole["history"]
+    assert resumed["model"] == whole["model"]
 
 
 def test_a_model_trained_on_any_backend_answers_the_same_on_tensorflow(results, prepared):

@@ -12,8 +12,8 @@ import pytest
 
 from visionpipe.data.augmentation import make_augmentation
 from visionpipe.data.batches import (
-    ValidationBatches,
     batch_indices,
+    evaluation_batches,
     permutation,
     steps_per_epoch,
     training_batches,
@@ -76,9 +76,9 @@ def test_labels_belong_to_their_images():
 
 def test_validation_batches_hold_every_image_once_in_order():
     images = np.broadcast_to(np.arange(251, dtype=np.uint8)[:251, None, None, None], (251, 2, 2, 3))
-    batches = ValidationBatches(images, np.arange(251) % 5, 5)
-    x = np.concatenate([batches[index][0] for index in range(len(batches))])
-    np.testing.assert_array_equal(x, images)
+    batches = list(evaluation_batches(images, np.arange(251) % 5, 5).as_numpy_iterator())
+    np.testing.assert_array_equal(np.concatenate([x for x, _ in batches]), images)
+    np.testing.assert_array_equal(np.concatenate([y.argmax(1) for _, y in batches]), np.arange(251) % 5)
 
 
 @pytest.mark.parametrize(("count", "batch_size", "steps"), [(4000, 64, 62), (10, 64, 1), (96, 64, 2)])

@@ -1,7 +1,7 @@
-"""Run by test_backends.py in a process of its own: trains a tiny model and prints what can be compared.
+"""Run by tests in a process of its own: trains a tiny model and prints what can be compared.
 
-Usage: python train_on_backend.py BACKEND FOLDER STOP_AFTER. FOLDER holds prepared images. With STOP_AFTER
-the process dies by SIGKILL once that many epochs have their checkpoint.
+Usage: python train_on_backend.py BACKEND FOLDER RECIPE STOP_BEFORE. FOLDER holds prepared images, RECIPE is JSON of
+what the recipe says beside its defaults here. The process dies by SIGKILL before step STOP_BEFORE, 0: never.
 """
 
 import hashlib
@@ -15,63 +15,68 @@ from pathlib import Path
 import numpy as np
 
 from visionpipe.backend import start_backend
-from visionpipe.config import load_params
+from visionpipe.config import ModelConfig, load_params
+from visionpipe.training.recipe import layered
 
-EPOCHS = 3
+RECIPE = {
+    "epochs": 3,
+    "batch_size": 8,
+    "learning_rate": 0.01,
+    "ema_decay": 0.9,
+    "checkpoint_steps": 2,
+    "augmentation": [
+        {"name": "flip", "probability": 0.5},
+        {"name": "crop", "padding": 2},
+        {"name": "cutout", "fraction": 0.3},
+        {"name": "mixup", "off_epoch": 2},
+    ],
+}
+MODEL = {"filters": 4, "hidden_dim": 8, "depth": 2, "num_heads": 2, "mlp_dim": 16}
+RANDOM = {"stochastic_depth_rate": 0.5, "dropout_rate": 0.2}
 
 
-def main(backend, folder, stop_after):
+def main(backend, folder, changes, stop_before):
     params = replace(load_params(Path(__file__).parents[1] / "params.yaml"), backend=backend, threads=2)
+    params = replace(params, train=layered(RECIPE, changes), models={"hybrid": ModelConfig("R14+ViT-Mi", "")})
     start_backend(params)
     import keras
 
     from visionpipe.canonical import save_keras
     from visionpipe.data.prepared import open_prepared
     from visionpipe.models import build_model
+    from visionpipe.training import watch
     from visionpipe.training.checkpoint import Checkpoint
     from visionpipe.training.fit import fit
 
     data = open_prepared(folder)
-    entries = (
-        {"name": "flip", "probability": 0.5},
-        {"name": "crop", "padding": 2},
-        {"name": "cutout", "fraction": 0.3},
-        {"name": "mixup", "off_epoch": 2},
-    )
+    recipe = params.train_config("hybrid")
+    keras.config.set_dtype_policy("mixed_bfloat16" if recipe.precision == "bfloat16" else "float32")
+    model = build_model("R14+ViT-Mi", 2, 16, **MODEL, **RANDOM)
+    steps = []
+    before_step = watch.Watch.on_train_batch_begin
 
-    model = build_model(
-        "R14+ViT-Mi",
-        2,
-        16,
-        filters=4,
-        hidden_dim=8,
-        depth=2,
-        num_heads=2,
-        mlp_dim=16,
-        stochastic_depth_rate=0.5,
-        dropout_rate=0.2,
-    )
-    recipe = replace(params.train, epochs=EPOCHS, batch_size=8, learning_rate=0.01, augmentation=entries)
-
-    def report(row):
-        if row["epoch"] == stop_after:
+    def on_train_batch_begin(self, batch, logs=None):
+        before_step(self, batch, logs)
+        steps.append(self.steps[batch])
+        if stop_before and self.steps[batch] == stop_before:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    history = fit(model, data, recipe, 5, Checkpoint(folder.parent / f"checkpoint-{backend}"), report)
+    watch.Watch.on_train_batch_begin = on_train_batch_begin
+    checkpoint = Checkpoint(folder.parent / f"checkpoint-{backend}")
+    history = fit(model, data, recipe, 5, checkpoint, lambda row: None)
     path = folder.parent / f"{backend}.keras"
     save_keras(model, path)
     logits = np.asarray(keras.ops.convert_to_numpy(model(data.images("validation"))))
-    print(
-        json.dumps(
-            {
-                "model": hashlib.sha256(path.read_bytes()).hexdigest(),
-                "epochs": [row["epoch"] for row in history],
-                "losses": [row["loss"] for row in history],
-                "logits": logits.tolist(),
-            }
-        )
-    )
+    result = {
+        "model": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "history": [
+            {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in history
+        ],
+        "steps": steps,
+        "logits": logits.tolist(),
+    }
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4]))

@@ -9,7 +9,7 @@ import threading
 import traceback
 
 from visionpipe import __version__
-from visionpipe.errors import VisionpipeError
+from visionpipe.errors import Interrupted, VisionpipeError
 
 STAGES = ("prepare", "train", "export", "evaluate", "register")
 
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.debug:
             traceback.print_exc()
         print(f"visionpipe: {error}", file=sys.stderr)
-        return 1
+        return 128 + error.signal if isinstance(error, Interrupted) else 1
     except KeyboardInterrupt:
         print("visionpipe: interrupted", file=sys.stderr)
         return 130

@@ -1,10 +1,6 @@
 """params.yaml as frozen dataclasses. This module imports no framework, so mistakes surface at once."""
 
 import dataclasses
-import difflib
-import math
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +12,9 @@ from visionpipe.data.dice import MOST_ENTRIES
 from visionpipe.errors import ConfigError
 from visionpipe.models.specs import ModelSpec
 from visionpipe.models.variants import resolve_variant
+from visionpipe.schema import UniqueKeys, build, converted, require, suggest
+from visionpipe.training.presets import PRESETS
+from visionpipe.training.recipe import TrainConfig, layered
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -33,22 +32,10 @@ class PrepareConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """The recipe. `warmup_fraction` is of all steps; `augmentation` is read by data/augmentation.py."""
-
-    epochs: int = 10
-    batch_size: int = 64
-    optimizer: Literal["sgd", "adamw"] = "adamw"
-    learning_rate: float = 0.001
-    warmup_fraction: float = 0.1
-    weight_decay: float = 0.0001
-    label_smoothing: float = 0.0
-    augmentation: tuple[dict[str, Any], ...] = ()
-
-
-@dataclass(frozen=True)
 class ModelConfig:
-    """One entry of `models:`. `needs` is the file that DVC orders this training after."""
+    """One entry of `models:`. `needs` is the file that DVC orders this training after; `train` overrides the
+    common recipe.
+    """
 
     variant: str
     needs: str
@@ -91,11 +78,13 @@ class TrackingConfig:
 
 @dataclass(frozen=True)
 class Params:
-    """The whole experiment. `threads: null` means the number of physical cores."""
+    """The whole experiment. `threads: null` means the number of physical cores; `train` is the recipe that all
+    models share, as it is written: `train_config` makes a model's of it.
+    """
 
     prepare: PrepareConfig
     models: dict[str, ModelConfig]
-    train: TrainConfig = TrainConfig()
+    train: dict[str, Any] = field(default_factory=dict)
     export: ExportConfig = ExportConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     register: RegisterConfig = RegisterConfig()
@@ -113,9 +102,22 @@ class Params:
         return self.models[name]
 
     def train_config(self, name: str) -> TrainConfig:
-        """The common recipe with the model's own `train:` overrides applied."""
-        common = dataclasses.asdict(self.train)
-        return build(TrainConfig, common | self.model(name).train, f"models.{name}.train")
+        """The common recipe under the model's own; each is its preset's values under those written beside it."""
+        layers: list[dict[str, Any]] = []
+        for content, key in ((self.train, "train"), (self.model(name).train, f"models.{name}.train")):
+            own = dict(content)
+            preset = own.pop("preset", None)
+            require(
+                preset is None or preset in PRESETS,
+                f"{key}.preset", f"no preset {preset!r}{suggest(str(preset), PRESETS)}; known: {', '.join(PRESETS)}",
+            )  # fmt: skip
+            layers += [converted(TrainConfig, PRESETS.get(preset, {}), key), converted(TrainConfig, own, key)]
+        recipe = TrainConfig(**layered(*layers))
+        try:
+            recipe.check()
+        except ConfigError as error:
+            raise ConfigError(f"params.yaml: models.{name}.train.{error}") from None
+        return recipe
 
     def model_spec(self, name: str) -> ModelSpec:
         """The variant with its overrides, checked against the image size."""
@@ -137,17 +139,6 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     params = build(Params, content, "")
     check(params)
     return params
-
-
-class UniqueKeys(yaml.SafeLoader):
-    """Refuses what YAML forbids and PyYAML lets pass: the first of two equal keys would be lost."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"{key} is there twice, at {str(node.start_mark).strip()}")
-        return super().construct_mapping(node, deep)
 
 
 def check(params: Params) -> None:
@@ -180,16 +171,23 @@ def check(params: Params) -> None:
             "a model's name may hold letters, digits, '-' and '_' only",
         )
         recipe, where = params.train_config(name), f"models.{name}.train"
-        require(recipe.epochs >= 1, f"{where}.epochs", "must be at least 1")
-        require(recipe.batch_size >= 1, f"{where}.batch_size", "must be at least 1")
-        require(0 < recipe.learning_rate < math.inf, f"{where}.learning_rate", "must be positive and finite")
-        require(0 <= recipe.warmup_fraction < 1, f"{where}.warmup_fraction", "must lie in [0, 1)")
-        require(
-            0 <= recipe.weight_decay < math.inf, f"{where}.weight_decay", "must be finite and not negative"
-        )
-        require(0 <= recipe.label_smoothing < 1, f"{where}.label_smoothing", "must lie in [0, 1)")
         check_augmentation(recipe.augmentation, f"{where}.augmentation")
         params.model_spec(name)
+        check_teacher(params, name, recipe)
+
+
+def check_teacher(params: Params, name: str, recipe: TrainConfig) -> None:
+    """A teacher among the models must be trained first: DVC learns that from `needs`."""
+    teacher, key = recipe.distill.teacher if recipe.distill else "", f"models.{name}"
+    if not teacher or teacher.startswith("models:/"):
+        return
+    require(
+        teacher in params.models and teacher != name,
+        f"{key}.train.distill.teacher",
+        f"no other model {teacher!r}{suggest(teacher, params.models)}; give an entry of models:, or models:/NAME@ALIAS",
+    )
+    file = f"models/{teacher}/model.keras"
+    require(params.model(name).needs == file, f"{key}.needs", f"must be {file}, the teacher's")
 
 
 def check_augmentation(entries: tuple[dict[str, Any], ...], key: str) -> None:
@@ -213,78 +211,3 @@ def check_augmentation(entries: tuple[dict[str, Any], ...], key: str) -> None:
         mixes = issubclass(kind, Mixing)
         require(mixes or not mixed, where, f"{name} must come before what mixes images: mixup, cutmix")
         mixed = mixes
-
-
-def require(condition: object, key: str, message: str) -> None:
-    if not condition:
-        raise ConfigError(f"params.yaml: {key}: {message}")
-
-
-def suggest(word: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def build(kind: type, content: Any, key: str) -> Any:
-    """Makes the dataclass `kind` from a mapping; unknown, missing and mistyped keys are refused."""
-    if not isinstance(content, dict):
-        raise ConfigError(f"params.yaml: {key or 'the file'}: expected a section, received {content!r}")
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    prefix = f"{key}." if key else ""
-    for name in content:
-        if name not in fields:
-            raise ConfigError(
-                f"params.yaml: unknown key {prefix}{name}{suggest(str(name), fields)}; "
-                f"known here: {', '.join(fields)}"
-            )
-    for name, f in fields.items():
-        # The file is the whole experiment: only what may be null or empty can be left out of it.
-        optional = f.default is None or f.default_factory is not dataclasses.MISSING
-        if name not in content and not optional:
-            raise ConfigError(f"params.yaml: {prefix}{name} is missing")
-    hints = typing.get_type_hints(kind)
-    return kind(**{name: convert(value, hints[name], prefix + name) for name, value in content.items()})
-
-
-def convert(value: Any, hint: Any, key: str) -> Any:
-    """`value` as the annotated type `hint`, or ConfigError. Integers count as floats; booleans never."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return build(typing.cast(type, hint), value, key)
-    if origin is types.UnionType:
-        if value is None:
-            return None
-        return convert(value, next(a for a in arguments if a is not types.NoneType), key)
-    if origin is Literal:
-        if value in arguments:
-            return value
-        raise ConfigError(
-            f"params.yaml: {key}: expected one of {', '.join(arguments)}, received "
-            f"{value!r}{suggest(str(value), arguments)}"
-        )
-    if origin is dict and isinstance(value, dict):
-        return {str(k): convert(v, arguments[1], f"{key}.{k}") for k, v in value.items()}
-    if origin is tuple and isinstance(value, list | tuple):
-        if arguments[-1] is Ellipsis:
-            return tuple(convert(v, arguments[0], f"{key}[{i}]") for i, v in enumerate(value))
-        if len(value) == len(arguments):
-            return tuple(
-                convert(v, a, f"{key}[{i}]") for i, (v, a) in enumerate(zip(value, arguments, strict=True))
-            )
-    if hint is Any:
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint in (int, float, str, bool) and type(value) is hint:
-        return value
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    expected = names.get(
-        hint,
-        "a list of [height, width]"
-        if hint == tuple[int, int]
-        else "a list"
-        if origin is tuple
-        else "a section",
-    )
-    note = " (YAML reads 1e-3 as text: write 1.0e-3)" if hint is float and isinstance(value, str) else ""
-    raise ConfigError(f"params.yaml: {key}: expected {expected}, received {value!r}{note}")

@@ -7,10 +7,12 @@ VisionpipeError
 ├── ImageError      one image cannot be decoded; `code` says why
 ├── WeightsError    a checkpoint is missing, damaged, of no known format, or not of this model
 ├── TrainingError   training cannot go on: NaN loss, out of memory, another trainer at work
+├── Interrupted     a signal ended the training, after a checkpoint
 ├── ArtifactError   an exported model is missing, damaged, or does not agree with the trained one
 └── RegistryError   the tracking store or the model registry refuses
 """
 
+import signal
 from typing import Literal
 
 
@@ -49,6 +51,14 @@ class WeightsError(VisionpipeError):
 
 class TrainingError(VisionpipeError):
     pass
+
+
+class Interrupted(VisionpipeError):
+    """`signal`: the one that came. The process ends with 128 and its number, as after the signal itself."""
+
+    def __init__(self, number: signal.Signals):
+        super().__init__(f"interrupted by {number.name} after a checkpoint: dvc repro goes on from there")
+        self.signal = number
 
 
 class ArtifactError(VisionpipeError):

@@ -3,20 +3,27 @@
 import csv
 import dataclasses
 import io
+import json
 import math
 import statistics
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from visionpipe.backend import backend_versions, device_name, start_backend, thread_count
 from visionpipe.canonical import save_keras
 from visionpipe.config import Params
-from visionpipe.data.prepared import PREPARED, open_prepared
+from visionpipe.data.prepared import PREPARED, Prepared, open_prepared
 from visionpipe.evaluation.speed import peak_memory_mib
 from visionpipe.files import exclusive, write_bytes, write_json
 from visionpipe.lineage import lineage_id, sha256_file, stage_code, state_folder, train_key
 from visionpipe.models import model_from_spec
-from visionpipe.tracking.runs import LiveRun
+from visionpipe.tracking.runs import LiveRun, flatten
+from visionpipe.tracking.trained import download_trained
+from visionpipe.training.recipe import TrainConfig
+
+if TYPE_CHECKING:
+    from visionpipe.training.teacher import Teacher
 
 History = list[dict[str, float]]
 HISTORY_COLUMNS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
@@ -29,6 +36,8 @@ def train(name: str, params: Params) -> None:
     """
     recipe, spec = params.train_config(name), params.model_spec(name)
     start_backend(params)
+    import keras
+
     from visionpipe.training.checkpoint import Checkpoint
     from visionpipe.training.fit import fit
 
@@ -38,22 +47,26 @@ def train(name: str, params: Params) -> None:
     with exclusive(
         state / "locks" / key, f"{name}: another process trains this configuration; waiting for it"
     ):
-        print(
-            f"{name}: {params.model(name).variant} on {params.backend}, {device_name()}, "
-            f"{thread_count(params)} threads, {len(data.labels('train')):,} images, {recipe.epochs} epochs, "
-            f"key {key[:6]}",
-            flush=True,
-        )
-        model = model_from_spec(
+        print(introduction(name, params, len(data.labels("train")), key), flush=True)
+        print_changes(name, identity)
+        build = partial(
+            model_from_spec,
             spec,
             len(data.classes),
             params.prepare.size,
             data.manifest["channel_mean"],
             data.manifest["channel_std"],
         )
+        keras.config.set_dtype_policy("mixed_bfloat16" if recipe.precision == "bfloat16" else "float32")
+        model = build()
         checkpoint = Checkpoint(state / "checkpoints" / key)
         run = LiveRun(params.tracking, name, key, identity)
-        history = fit(model, data, recipe, params.seed, checkpoint, run.log_epoch)
+        teacher = make_teacher(recipe, data, identity.get("teacher_sha256"))
+        history = fit(model, data, recipe, params.seed, checkpoint, run.log_epoch, teacher)
+        if recipe.precision != "float32":
+            keras.config.set_dtype_policy("float32")
+            trained, model = model, build()
+            model.set_weights(trained.get_weights())
 
         folder = Path("models") / name
         save_keras(model, folder / "model.keras")
@@ -75,10 +88,62 @@ def train(name: str, params: Params) -> None:
         checkpoint.remove()
 
 
+def introduction(name: str, params: Params, images: int, key: str) -> str:
+    recipe = params.train_config(name)
+    steps = max(1, round(images / recipe.batch_size))
+    budget = (
+        f"{recipe.epochs} epochs of {steps:,} steps"
+        if recipe.epochs
+        else f"{recipe.steps:,} steps, {steps:,} an epoch"
+        if recipe.steps
+        else f"{recipe.minutes:g} minutes (how many steps that are depends on the machine: not reproducible)"
+    )
+    return (
+        f"{name}: {params.model(name).variant} on {params.backend}, {device_name()}, {thread_count(params)} threads, "
+        f"{recipe.precision}, {images:,} images, {budget}, {recipe.optimizer}, key {key[:6]}"
+    )
+
+
+def print_changes(name: str, identity: dict[str, Any]) -> None:
+    """Says what is not as it was in the last training of this name; nothing where there was none."""
+    file = state_folder() / "identities" / f"{name}.json"
+    before, now = (flatten(json.loads(file.read_text())) if file.exists() else {}), flatten(identity)
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key, "nothing"), now.get(key, "nothing")
+        if before and json.dumps(old) != json.dumps(new):
+            hashes = key.startswith("code.") or key.endswith("sha256")
+            print(f"  changed: {key}" + ("" if hashes else f", {old} → {new}"), flush=True)
+    write_json(file, identity)
+
+
+def make_teacher(recipe: TrainConfig, data: Prepared, sha256: str | None) -> "Teacher | None":
+    """The recipe's teacher. Where images are trained on as they are, its answers are computed beforehand."""
+    from visionpipe.training.teacher import Teacher, load_teacher, teacher_logits
+
+    if recipe.distill is None:
+        return None
+    model = load_teacher(teacher_file(recipe.distill.teacher), data)
+    if recipe.augmentation:
+        return Teacher(model=model)
+    cache = state_folder() / "teachers" / f"{sha256}-{data.manifest['content_sha256']}.npy"
+    return Teacher(logits=teacher_logits(model, data.images("train"), cache))
+
+
+def teacher_file(teacher: str) -> Path:
+    """An entry of `models:`, or models:/NAME@ALIAS."""
+    return (
+        download_trained(teacher)
+        if teacher.startswith("models:/")
+        else Path("models") / teacher / "model.keras"
+    )
+
+
 def training_identity(name: str, params: Params, data_sha256: str) -> dict[str, Any]:
     """Everything that the weights depend on."""
+    distill = params.train_config(name).distill
     return {
         "data_sha256": data_sha256,
+        **({"teacher_sha256": sha256_file(teacher_file(distill.teacher))} if distill else {}),
         "code": stage_code("train"),
         "params": {
             "backend": params.backend,

@@ -4,17 +4,16 @@ So the data order is the same on every backend, with any prefetch depth, and aft
 """
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
-import keras
 import numpy as np
 
 from visionpipe.data.augmentation import Augment
 from visionpipe.errors import ConfigError
 
-Batch = tuple[np.ndarray, np.ndarray]
 WORKERS, PREFETCH = 2, 4
-VALIDATION_BATCH = 250
+EVALUATION_BATCH = 250
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
@@ -55,6 +54,7 @@ def training_batches(
     augment: Augment,
     steps: range,
     repeated_augmentation: int = 1,
+    teacher_logits: np.ndarray | None = None,
     workers: int = WORKERS,
     prefetch: int = PREFETCH,
 ) -> Any:
@@ -64,6 +64,7 @@ def training_batches(
         repeated_augmentation: how often each image that is drawn appears in its batch, each time with dice of
             its own (Hoffer et al. 2020, arXiv:1901.09335). A step sees fewer images then, an epoch has as
             many steps.
+        teacher_logits: float32 (all, classes), put beside the labels: then these are (batch, 2·classes).
         workers, prefetch: batches that are made at the same time, and kept ahead. They change no batch.
 
     Returns:
@@ -80,37 +81,48 @@ def training_batches(
         )
     pixels = np.asarray(images)  # a memory map without the class around it, which costs more than the copy
 
-    def read(step: np.int64) -> tuple[np.ndarray, np.ndarray]:
+    taught = np.empty((len(labels), 0), np.float32) if teacher_logits is None else teacher_logits
+
+    def read(step: np.int64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         indices = batch_indices(seed, int(step), batch_size, len(labels), repeated_augmentation)
-        return pixels.take(indices, axis=0), labels[indices]
+        return pixels.take(indices, axis=0), labels[indices], taught[indices]
 
     def batch(step: Any) -> tuple[Any, Any]:
-        chosen, classes_of_chosen = tf.numpy_function(read, [step], [tf.uint8, tf.int32], stateful=False)
+        kinds = [tf.uint8, tf.int32, tf.float32]
+        chosen, classes_of_chosen, answers = tf.numpy_function(read, [step], kinds, stateful=False)
         chosen = tf.ensure_shape(chosen, (batch_size, *images.shape[1:]))
         targets = tf.one_hot(tf.ensure_shape(classes_of_chosen, (batch_size,)), classes)
-        return augment(chosen, targets, step)
+        augmented, targets = augment(chosen, targets, step)
+        return augmented, tf.concat([targets, tf.ensure_shape(answers, (batch_size, taught.shape[1]))], 1)
 
-    options = tf.data.Options()
-    # There is nothing to tune, and after a minute of work the tuner takes half a minute to stop.
-    options.autotune.enabled = False
     numbers = tf.data.Dataset.range(steps.start, steps.stop)
     batches = numbers.map(batch, num_parallel_calls=workers, deterministic=True).prefetch(prefetch)
-    return batches.with_options(options)
+    return batches.with_options(untuned())
 
 
-class ValidationBatches(keras.utils.PyDataset):
-    """A whole split in order, not augmented; images and labels as `training_batches` yields them."""
+def evaluation_batches(images: np.ndarray, labels: np.ndarray, classes: int) -> Any:
+    """A whole split in order, not augmented, as a `tf.data.Dataset` like that of `training_batches`."""
+    import tensorflow as tf
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, classes: int):
-        super().__init__()
-        self.images, self.labels, self.classes = images, labels, classes
+    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for start in range(0, len(labels), EVALUATION_BATCH):
+            part = slice(start, start + EVALUATION_BATCH)
+            yield images[part].astype(np.float32), one_hot(labels[part], classes)
 
-    def __len__(self) -> int:
-        return -(-len(self.labels) // VALIDATION_BATCH)
+    shapes = (None, *images.shape[1:]), (None, classes)
+    signature = tuple(tf.TensorSpec(shape, tf.float32) for shape in shapes)
+    dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
+    count = -(-len(labels) // EVALUATION_BATCH)
+    return dataset.apply(tf.data.experimental.assert_cardinality(count)).with_options(untuned())
 
-    def __getitem__(self, index: int) -> Batch:
-        part = slice(index * VALIDATION_BATCH, (index + 1) * VALIDATION_BATCH)
-        return self.images[part].astype(np.float32), one_hot(self.labels[part], self.classes)
+
+def untuned() -> Any:
+    """There is nothing to tune, and after a minute of work the tuner takes half a minute to stop."""
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return options
 
 
 def one_hot(labels: np.ndarray, classes: int) -> np.ndarray:

@@ -1,90 +1,27 @@
-"""One training, from a fresh or restored model to its last epoch."""
+"""One training, from a fresh or restored model to its last step."""
 
+import contextlib
 import time
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
-from tqdm import tqdm
 
-from visionpipe.config import TrainConfig
 from visionpipe.data.augmentation import make_augmentation
-from visionpipe.data.batches import ValidationBatches, steps_per_epoch, training_batches
+from visionpipe.data.batches import evaluation_batches, steps_per_epoch, training_batches
 from visionpipe.data.prepared import Prepared
 from visionpipe.errors import TrainingError
-from visionpipe.training.checkpoint import Checkpoint
-from visionpipe.training.optimizer import make_optimizer
+from visionpipe.training.averaging import AveragedModel
+from visionpipe.training.checkpoint import Arrays, Checkpoint, Progress, Row, as_array
+from visionpipe.training.interruption import Interruption
+from visionpipe.training.loss import Accuracy, Objective, class_weights
+from visionpipe.training.optimizer import make_optimizer, make_schedule, rate_factors
+from visionpipe.training.recipe import TrainConfig
+from visionpipe.training.teacher import Teacher, with_teacher
+from visionpipe.training.watch import Watch
 
-History = list[dict[str, float]]
-
-
-class EpochEnd(keras.callbacks.Callback):
-    """Progress, history, NaN check and checkpoint, once per epoch.
-
-    `async_safe` tells Keras that the batch hook needs no loss, so that no step waits for the device.
-    """
-
-    async_safe = True
-
-    def __init__(
-        self,
-        history: History,
-        checkpoint: Checkpoint,
-        seed: int,
-        steps: int,
-        images_per_epoch: int,
-        report: Callable[[dict[str, float]], None],
-    ):
-        super().__init__()
-        self.history, self.checkpoint, self.report = history, checkpoint, report
-        self.seed, self.steps, self.images_per_epoch = seed, steps, images_per_epoch
-
-    def on_train_begin(self, logs: dict | None = None) -> None:
-        # Again, now that Keras has built the model: on torch that advanced the layers' generators.
-        self.checkpoint.restore(self.model)
-
-    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        self.first_step = epoch * self.steps
-        self.started = time.perf_counter()
-        # disable=None: a bar on a terminal, nothing in a file or a pipe
-        self.bar = tqdm(total=self.steps, desc=f"epoch {epoch + 1}", unit="step", leave=False, disable=None)
-
-    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
-        if keras.backend.backend() == "torch":
-            # Dropout draws from torch's global generator, as does each new data iterator, of which a
-            # resumed training makes one more: so it starts anew at every step.
-            import torch
-
-            torch.manual_seed(self.seed * 2**32 + self.first_step + batch)
-
-    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        self.bar.update()
-
-    def on_test_begin(self, logs: dict | None = None) -> None:
-        self.trained = time.perf_counter()  # validation comes at the end of each epoch
-
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        self.bar.close()
-        optimizer = self.model.optimizer
-        row = {"epoch": epoch + 1, **{name: float(value) for name, value in (logs or {}).items()}}
-        row["learning_rate"] = float(optimizer.learning_rate)
-        if not np.isfinite(row["loss"]):
-            raise TrainingError(
-                f"the loss became {row['loss']} in epoch {epoch + 1}: nothing was saved from it; "
-                f"lower train.learning_rate, or raise train.warmup_fraction"
-            )
-        row["seconds"] = time.perf_counter() - self.started
-        row["images_per_second"] = self.images_per_epoch / (self.trained - self.started)
-        self.history.append(row)
-        self.checkpoint.save(self.model, self.history)
-        left = row["seconds"] * (self.params["epochs"] - epoch - 1)
-        print(
-            f"  epoch {epoch + 1:3d}/{self.params['epochs']}  loss {row['loss']:.3f}  "
-            f"accuracy {row['accuracy']:.3f}  validation accuracy {row['val_accuracy']:.3f}  "
-            f"{row['images_per_second']:,.0f} images/s  {left:.0f} s left",
-            flush=True,
-        )
-        self.report(row)
+Report = Callable[[Row], None]
 
 
 def fit(
@@ -93,52 +30,264 @@ def fit(
     recipe: TrainConfig,
     seed: int,
     checkpoint: Checkpoint,
-    report: Callable[[dict[str, float]], None],
-) -> History:
+    report: Report,
+    teacher: Teacher | None = None,
+) -> list[Row]:
     """Trains `model` in place, continuing from `checkpoint` where there is one.
 
     `report` is called with each epoch's row. Returns one row per epoch: epoch, loss, accuracy, val_loss,
     val_accuracy, learning_rate, seconds, images_per_second.
     """
-    images, labels, classes = data.images("train"), data.labels("train"), len(data.classes)
-    batch_size = min(recipe.batch_size, len(labels))
-    steps = steps_per_epoch(len(labels), batch_size)
-    model.compile(
-        make_optimizer(recipe, steps * recipe.epochs),
-        keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=recipe.label_smoothing),
-        metrics=["accuracy"],
-    )
-    model.optimizer.build(model.trainable_variables)
-    history = checkpoint.restore(model)
-    if history:
-        print(f"  continuing after epoch {len(history)} of {recipe.epochs}", flush=True)
-    batches = training_batches(
-        images,
-        labels,
-        classes=classes,
-        batch_size=batch_size,
-        seed=seed,
-        augment=make_augmentation(recipe.augmentation, seed, steps),
-        steps=range(len(history) * steps, recipe.epochs * steps),
-    )
+    training = Training(model, data, recipe, seed, checkpoint, teacher or Teacher())
     try:
-        model.fit(
-            batches,
-            steps_per_epoch=steps,
-            initial_epoch=len(history),
-            epochs=recipe.epochs,
-            validation_data=ValidationBatches(data.images("validation"), data.labels("validation"), classes),
-            callbacks=[EpochEnd(history, checkpoint, seed, steps, steps * batch_size, report)],
-            shuffle=False,  # the sampler's order is final
-            verbose=0,
-        )
+        with Interruption() as training.interruption:
+            training.run(report)
     except Exception as error:
         if ran_out_of_memory(error):
             raise TrainingError(
-                f"out of memory at train.batch_size {batch_size}: try {max(1, batch_size // 2)}"
+                f"out of memory at train.batch_size {recipe.batch_size}: try {max(1, recipe.batch_size // 2)}, with "
+                f"train.accumulate: {2 * recipe.accumulate} for the same update"
             ) from error
         raise
-    return history
+    return training.progress.history
+
+
+class Training:
+    """The state of `fit`: the model within what is trained, the data, and how far it has come."""
+
+    interruption: Interruption
+
+    def __init__(
+        self,
+        model: keras.Model,
+        data: Prepared,
+        recipe: TrainConfig,
+        seed: int,
+        checkpoint: Checkpoint,
+        teacher: Teacher,
+    ):
+        self.model, self.data, self.recipe, self.seed, self.checkpoint = model, data, recipe, seed, checkpoint
+        self.images, self.labels = data.images("train"), data.labels("train")
+        self.batch_size = min(recipe.batch_size, len(self.labels))
+        self.epoch_steps = steps_per_epoch(len(self.labels), self.batch_size)
+        self.teacher = teacher
+        self.heads = [
+            layer.output for layer in model.layers if layer.name in ("logits_class", "logits_distillation")
+        ] or [model.output]
+        outputs = with_teacher(model, self.heads, teacher.model)
+        self.trained = (
+            keras.Model(model.input, outputs)
+            if recipe.ema_decay is None
+            else AveragedModel(model, outputs, recipe.ema_decay)
+        )
+        self.objective = Objective(
+            recipe,
+            class_weights(recipe.class_weights, data.classes, self.labels),
+            len(data.classes),
+            len(self.heads),
+        )
+        # What is evaluated is what is saved: the same layers, without teacher and second head.
+        model.compile(
+            loss=keras.losses.CategoricalCrossentropy(from_logits=True), metrics=[Accuracy(len(data.classes))]
+        )
+        self.progress = Progress(total_steps=self.planned_steps())
+        self.augment = make_augmentation(recipe.augmentation, seed, self.epoch_steps)
+        self.restored: Arrays = []
+        self.step_seconds = 0.0  # of the last epoch that was trained here
+        self.last_save = time.perf_counter()
+
+    # What happens
+
+    def run(self, report: Report) -> None:
+        found = self.checkpoint.read()
+        if found:
+            self.progress, self.restored = found
+            print(f"  continuing after step {self.progress.step} of {self.progress.total_steps}", flush=True)
+        phase = self.start_phase()
+        self.restore()
+        while not self.finished():
+            if self.phase_start() != phase:
+                phase = self.start_phase()
+            epoch = len(self.progress.history)
+            logs = self.train_epoch(epoch)
+            self.interruption.raise_if_arrived()
+            row = self.finish_epoch(epoch, logs)
+            self.progress.history.append(row)
+            self.progress.seconds, self.progress.logs = 0.0, {}
+            print(self.describe(row), flush=True)
+            report(row)
+        self.take_final_weights()
+
+    def train_epoch(self, epoch: int) -> dict[str, float]:
+        """The rest of an epoch; returns loss and accuracy over all of it."""
+        steps = range(self.progress.step, min((epoch + 1) * self.epoch_steps, self.progress.total_steps))
+        if not steps:  # it was interrupted between its last step and its validation
+            return self.progress.logs
+        batches = training_batches(
+            self.images,
+            self.labels,
+            classes=len(self.data.classes),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            augment=self.augment,
+            steps=steps,
+            repeated_augmentation=self.recipe.repeated_augmentation,
+            teacher_logits=self.teacher.logits,
+        )
+        watch = Watch(self, steps, f"epoch {epoch + 1}")
+        history = self.trained.fit(batches, callbacks=[watch], verbose=0, shuffle=False).history
+        logs = {name: float(values[-1]) for name, values in history.items()}
+        if not np.isfinite(logs["loss"]):
+            raise TrainingError(
+                f"the loss became {logs['loss']} in epoch {epoch + 1}: nothing was saved from it; lower "
+                f"train.learning_rate, raise train.warmup, or set train.clip_norm: 1.0"
+            )
+        self.progress.step, self.progress.seconds, self.progress.logs = steps.stop, watch.seconds(), logs
+        self.step_seconds = watch.step_seconds()
+        self.save()
+        return logs
+
+    def finish_epoch(self, epoch: int, logs: dict[str, float]) -> Row:
+        """Validation, and what depends on it; returns the epoch's row."""
+        start = time.perf_counter()
+        validation = evaluation_batches(
+            self.data.images("validation"), self.data.labels("validation"), len(self.data.classes)
+        )
+        with self.weights_to_save():
+            found = self.model.evaluate(validation, verbose=0, return_dict=True)
+            best = max((row["val_accuracy"] for row in self.progress.history), default=-1.0)
+            if self.recipe.keep == "best" and found["accuracy"] > best:
+                self.progress.best = [as_array(v) for v in self.model.weights]
+        trained = self.progress.seconds
+        steps = self.progress.step - epoch * self.epoch_steps
+        if self.recipe.minutes and self.step_seconds:
+            self.plan_for_minutes(time.perf_counter() - start)
+        return {
+            "epoch": epoch + 1,
+            **logs,
+            "val_loss": float(found["loss"]),
+            "val_accuracy": float(found["accuracy"]),
+            "learning_rate": float(self.trained.optimizer.learning_rate),
+            "seconds": trained + time.perf_counter() - start,
+            "images_per_second": steps * self.batch_size / trained,
+        }
+
+    def take_final_weights(self) -> None:
+        """What the recipe keeps goes into the model."""
+        if self.progress.best:
+            for variable, value in zip(self.model.weights, self.progress.best, strict=True):
+                variable.assign(value)
+        elif isinstance(self.trained, AveragedModel):
+            self.trained.take_averages()
+
+    # Phases: which layers are trained
+
+    def phase_start(self) -> int:
+        """The first step of the phase that the next step belongs to."""
+        start = 0
+        for phase in self.recipe.freeze:
+            end = start + phase.epochs * self.epoch_steps
+            if self.progress.step < end:
+                return start
+            start = end
+        return start
+
+    def start_phase(self) -> int:
+        """Freezes and unfreezes, and compiles with an optimizer of the phase's own; returns its first step."""
+        start, prefixes = self.phase_start(), self.trained_prefixes()
+        for layer in self.model.layers:
+            layer.trainable = prefixes is None or layer.name.startswith(prefixes)
+        variables = self.trained.trainable_variables
+        if not variables:
+            names = ", ".join(sorted({layer.name.split("_")[0] for layer in self.model.layers}))
+            raise TrainingError(
+                f"train.freeze: no layer begins with {', '.join(prefixes or ())}; there are {names}"
+            )
+        optimizer = make_optimizer(
+            self.recipe,
+            make_schedule(self.recipe, self.epoch_steps, start),
+            rate_factors(self.model, self.recipe),
+            variables,
+            self.progress.total_steps,
+        )
+        self.trained.compile(optimizer, self.objective, metrics=[Accuracy(len(self.data.classes))])
+        return start
+
+    def trained_prefixes(self) -> tuple[str, ...] | None:
+        end = 0
+        for phase in self.recipe.freeze:
+            end += phase.epochs * self.epoch_steps
+            if self.progress.step < end:
+                return phase.train
+        return None
+
+    # The budget
+
+    def planned_steps(self) -> int:
+        """Of the whole training; a guess where the budget is time, until the first epoch has been measured."""
+        return self.recipe.steps or (self.recipe.epochs or 10) * self.epoch_steps
+
+    def plan_for_minutes(self, validation_seconds: float) -> None:
+        """As many more steps as the measured speed allows, with a validation for each epoch."""
+        spent = (
+            sum(row["seconds"] for row in self.progress.history) + self.progress.seconds + validation_seconds
+        )
+        left = float(self.recipe.minutes or 0) * 60 - spent
+        step_seconds = self.progress.seconds / (
+            self.progress.step - len(self.progress.history) * self.epoch_steps
+        )
+        per_step = step_seconds + validation_seconds / self.epoch_steps
+        self.progress.total_steps = self.progress.step + max(0, int(left / per_step))
+        self.trained.optimizer.total_steps.assign(self.progress.total_steps)
+
+    def finished(self) -> bool:
+        history, patience = self.progress.history, self.recipe.patience
+        if patience and len(history) > patience:
+            accuracies = [row["val_accuracy"] for row in history]
+            if len(history) - 1 - int(np.argmax(accuracies)) >= patience:
+                print(f"  no better validation accuracy for {patience} epochs: the training ends", flush=True)
+                return True
+        return len(history) * self.epoch_steps >= self.progress.total_steps
+
+    # State
+
+    def variables(self) -> list[Any]:
+        """All that changes while training, in a fixed order; the metrics' are there once Keras has built them."""
+        averages = self.trained.averages if isinstance(self.trained, AveragedModel) else []
+        optimizer = self.trained.optimizer.variables
+        return [*self.model.variables, *averages, *optimizer, *self.trained.metrics_variables]
+
+    def restore(self) -> None:
+        """Puts the checkpoint's values into as many of the variables as there are by now."""
+        for variable, value in zip(self.variables(), self.restored, strict=False):
+            variable.assign(value)
+
+    def save(self) -> None:
+        """A full disk costs the checkpoint, not the training."""
+        try:
+            self.checkpoint.save(self.variables(), self.progress)
+        except OSError as error:
+            print(
+                f"  no checkpoint at step {self.progress.step}: {error}; the one before it stays", flush=True
+            )
+        self.last_save = time.perf_counter()
+
+    def save_is_due(self, step: int) -> bool:
+        every = self.recipe.checkpoint_steps
+        minutes = (time.perf_counter() - self.last_save) / 60
+        return bool(every and step % every == 0) or minutes > self.recipe.checkpoint_minutes
+
+    def weights_to_save(self) -> contextlib.AbstractContextManager[None]:
+        trained = self.trained
+        return trained.averages_in_place() if isinstance(trained, AveragedModel) else contextlib.nullcontext()
+
+    def describe(self, row: Row) -> str:
+        epochs = -(-self.progress.total_steps // self.epoch_steps)
+        left = row["seconds"] * max(0, epochs - row["epoch"])
+        return (
+            f"  epoch {row['epoch']:3.0f}/{epochs}  loss {row['loss']:.3f}  accuracy {row['accuracy']:.3f}  validation "
+            f"accuracy {row['val_accuracy']:.3f}  {row['images_per_second']:,.0f} images/s  {left:.0f} s left"
+        )
 
 
 def ran_out_of_memory(error: Exception) -> bool:

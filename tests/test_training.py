@@ -1,0 +1,485 @@
+"""The trainer: every part of a recipe against a closed form or somebody else's implementation."""
+
+import os
+
+os.environ["KERAS_BACKEND"] = "tensorflow"
+
+import dataclasses
+import errno
+import signal
+import threading
+import time
+
+import keras
+import numpy as np
+import pytest
+import torch
+from linear_models import SIZE, make_params, write_prepared
+
+from visionpipe.config import ModelConfig
+from visionpipe.data.prepared import open_prepared
+from visionpipe.errors import ConfigError, Interrupted, TrainingError
+from visionpipe.models import build_model
+from visionpipe.models.layers import BatchNorm, Rescaling
+from visionpipe.training.averaging import AveragedModel
+from visionpipe.training.checkpoint import Checkpoint, Progress
+from visionpipe.training.fit import Training, fit
+from visionpipe.training.loss import Objective, class_weights
+from visionpipe.training.optimizer import make_optimizer, make_schedule, rate_factors
+from visionpipe.training.presets import PRESETS
+from visionpipe.training.recipe import DistillConfig, FreezeConfig, TrainConfig, layered
+from visionpipe.training.teacher import Teacher, teacher_logits
+
+random = np.random.default_rng(0)
+DISTILL, FREEZE = DistillConfig(teacher="other"), FreezeConfig(epochs=1, train=("logits",))
+
+
+def recipe(**changes):
+    made = TrainConfig(**layered({"epochs": 2, "batch_size": 10, "learning_rate": 0.01}, changes))
+    made.check()
+    return made
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "prepared"
+    write_prepared(folder)
+    return open_prepared(folder)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return Checkpoint(tmp_path / "checkpoint")
+
+
+def tiny_model():
+    """Small enough to compile in a second: a batch norm, which has statistics, and two dense layers."""
+    keras.utils.set_random_seed(0)
+    images = keras.Input((*SIZE, 3))
+    x = BatchNorm(name="norm")(Rescaling([1 / 128] * 3, [-1.0] * 3)(images))
+    x = keras.layers.Dense(8, activation="relu", name="hidden")(keras.layers.Flatten()(x))
+    return keras.Model(images, keras.layers.Dense(4, name="logits")(x))
+
+
+def train(data, checkpoint, teacher=None, model=None, **changes):
+    model = model or tiny_model()
+    return model, fit(model, data, recipe(**changes), 3, checkpoint, lambda row: None, teacher)
+
+
+# Schedules
+
+
+def rates(total, steps_per_epoch=10, phase_start=0, **changes):
+    schedule = make_schedule(recipe(learning_rate=2.0, **changes), steps_per_epoch, phase_start)
+    return np.array([float(schedule(step, total)) for step in range(total - phase_start)])
+
+
+def test_cosine_rises_linearly_and_ends_at_its_final_rate():
+    step = np.arange(100)
+    progress = np.clip((step - 20) / 80, 0, 1)
+    expected = 2 * np.minimum((step + 1) / 20, 1) * (0.1 + 0.9 * (1 + np.cos(np.pi * progress)) / 2)
+    np.testing.assert_allclose(rates(100, warmup=0.2, final_rate=0.1), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("warmup", [0.3, "3 epochs", "30 steps"])
+def test_a_duration_is_a_fraction_epochs_or_steps(warmup):
+    np.testing.assert_allclose(rates(100, warmup=warmup), rates(100, warmup="30 steps"), rtol=1e-6)
+
+
+def test_step_polynomial_and_constant_follow_their_formulas():
+    step = np.arange(100)
+    expected = 2 * 0.5 ** ((step >= 50).astype(int) + (step >= 80))
+    made = rates(100, schedule="step", warmup=0.0, decay_at=("5 epochs", 0.8), decay_factor=0.5)
+    np.testing.assert_allclose(made, expected, rtol=1e-6)
+    made = rates(100, schedule="polynomial", warmup=0.0, power=2.0)
+    np.testing.assert_allclose(made, 2 * (1 - step / 100) ** 2, rtol=1e-4)
+    np.testing.assert_allclose(rates(100, schedule="constant", warmup=0.0), np.full(100, 2.0))
+
+
+def test_a_phase_rises_again_and_goes_on_where_the_curve_is():
+    whole, later = rates(100, warmup="10 steps"), rates(100, warmup="10 steps", phase_start=40)
+    np.testing.assert_allclose(later[10:], whole[50:], rtol=1e-6)
+    np.testing.assert_allclose(later[:10], whole[40:50] * np.arange(1, 11) / 10, rtol=1e-6)
+
+
+# Optimizers, against torch's on the same gradients
+
+
+def variables_and_gradients(steps=5):
+    values = [random.normal(size=(6, 4)).astype("float32"), random.normal(size=4).astype("float32")]
+    # Large ones: Keras adds its epsilon before the correction of the bias, torch after it.
+    gradients = [[100 * random.normal(size=v.shape).astype("float32") for v in values] for _ in range(steps)]
+    return values, gradients
+
+
+def updated(values, gradients, factors=None, **changes):
+    variables = [keras.Variable(v, name=name) for v, name in zip(values, ("kernel", "bias"), strict=True)]
+    made = recipe(schedule="constant", warmup=0.0, **changes)
+    paths = dict(zip((v.path for v in variables), factors or (1.0, 1.0), strict=True))
+    optimizer = make_optimizer(made, make_schedule(made, 10, 0), paths, variables, 100)
+    for step in gradients:
+        optimizer.apply([keras.ops.convert_to_tensor(g) for g in step], variables)
+    return [v.numpy() for v in variables]
+
+
+def updated_by_torch(values, gradients, make, clip=None):
+    tensors = [torch.nn.Parameter(torch.tensor(v)) for v in values]
+    optimizer = make(tensors)
+    for step in gradients:
+        for tensor, gradient in zip(tensors, step, strict=True):
+            tensor.grad = torch.tensor(gradient)
+        if clip:
+            torch.nn.utils.clip_grad_norm_(tensors, clip)
+        optimizer.step()
+    return [t.detach().numpy() for t in tensors]
+
+
+def groups(tensors, decay, rates=(0.01, 0.01)):
+    """Decay on the kernel, none on the bias."""
+    return [
+        {"params": [tensor], "weight_decay": decay if place == 0 else 0.0, "lr": rate}
+        for place, (tensor, rate) in enumerate(zip(tensors, rates, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("clip", [None, 50.0])
+def test_adamw_is_torchs_with_decay_on_kernels_alone(clip):
+    values, gradients = variables_and_gradients()
+    mine = updated(values, gradients, weight_decay=0.3, clip_norm=clip)
+    theirs = updated_by_torch(values, gradients, lambda t: torch.optim.AdamW(groups(t, 0.3), eps=1e-7), clip)
+    for ours, expected in zip(mine, theirs, strict=True):
+        np.testing.assert_allclose(ours, expected, atol=2e-6)
+
+
+def test_sgd_is_torchs_with_nesterov_momentum():
+    values, gradients = variables_and_gradients()
+    mine = updated(values, gradients, optimizer="sgd", weight_decay=0.0)
+    theirs = updated_by_torch(
+        values, gradients, lambda t: torch.optim.SGD(t, lr=0.01, momentum=0.9, nesterov=True)
+    )
+    # torch's velocity has no learning rate in it and starts one gradient earlier: the same at a constant rate
+    for ours, expected in zip(mine, theirs, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5)
+
+
+def test_a_factor_is_the_learning_rate_of_its_variable_for_step_and_decay():
+    values, gradients = variables_and_gradients()
+    mine = updated(values, gradients, factors=(0.5, 2.0), weight_decay=0.3)
+    theirs = updated_by_torch(
+        values, gradients, lambda t: torch.optim.AdamW(groups(t, 0.3, (0.005, 0.02)), eps=1e-7)
+    )
+    for ours, expected in zip(mine, theirs, strict=True):
+        np.testing.assert_allclose(ours, expected, atol=2e-6)
+
+
+def test_accumulated_gradients_are_one_update_with_their_mean():
+    values, gradients = variables_and_gradients(4)
+    pairs = [[(a + b) / 2 for a, b in zip(*gradients[start : start + 2], strict=True)] for start in (0, 2)]
+    changes = {"optimizer": "sgd", "weight_decay": 0.1, "clip_norm": 100.0}
+    mine, expected = updated(values, gradients, accumulate=2, **changes), updated(values, pairs, **changes)
+    for ours, wanted in zip(mine, expected, strict=True):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["lamb", "lion", "muon"])
+def test_the_other_optimizers_are_kerass_own(optimizer):
+    values, gradients = variables_and_gradients()
+    mine = updated(values, gradients, optimizer=optimizer, weight_decay=0.0)
+    kind = {"lamb": keras.optimizers.Lamb, "lion": keras.optimizers.Lion, "muon": keras.optimizers.Muon}[
+        optimizer
+    ]
+    options = (
+        {"momentum": 0.9, "adam_weight_decay": None, "weight_decay": None} if optimizer == "muon" else {}
+    )
+    theirs, variables = kind(0.01, **options), [keras.Variable(v) for v in values]
+    for step in gradients:
+        theirs.apply([keras.ops.convert_to_tensor(g) for g in step], variables)
+    for ours, variable in zip(mine, variables, strict=True):
+        np.testing.assert_allclose(ours, variable.numpy(), atol=1e-6)
+
+
+def test_layer_decay_falls_by_one_factor_for_each_block():
+    model = build_model("ViT-Mi/4", 4, 8, hidden_dim=16, depth=2, num_heads=2, mlp_dim=16)
+    factors = rate_factors(model, recipe(layer_decay=0.5, rates={"logits": 3.0}))
+    found = {path.split("/")[0].replace("_attention", ""): factor for path, factor in factors.items()}
+    assert found["patch_embedding"] == found["tokens"] == 0.5**3
+    assert found["encoder_block_00"] == 0.5**2
+    assert found["encoder_block_01"] == 0.5
+    assert found["encoder_norm"] == 1
+    assert found["logits"] == 3
+    assert set(factors) == {v.path for v in model.trainable_variables}
+
+
+# Losses, against torch's
+
+
+def loss(targets, outputs, heads=1, weights=None, **changes):
+    classes = 3
+    return np.asarray(Objective(recipe(**changes), weights, classes, heads).call(targets, outputs))
+
+
+LABELS = random.dirichlet(np.ones(3), 8).astype("float32")
+LOGITS, TOKEN, TAUGHT = (random.normal(size=(8, 3)).astype("float32") * 2 for _ in range(3))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_softmax_loss_is_torchs_cross_entropy_with_soft_labels(smoothing):
+    expected = torch.nn.functional.cross_entropy(
+        torch.tensor(LOGITS), torch.tensor(LABELS), label_smoothing=smoothing, reduction="none"
+    )
+    np.testing.assert_allclose(loss(LABELS, LOGITS, label_smoothing=smoothing), expected, rtol=1e-5)
+
+
+def test_sigmoid_loss_is_torchs_binary_cross_entropy():
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        torch.tensor(LOGITS), torch.tensor(LABELS), reduction="none"
+    ).mean(1)
+    np.testing.assert_allclose(loss(LABELS, LOGITS, loss="sigmoid"), expected, rtol=1e-5)
+
+
+def test_a_teacher_is_learned_from_at_a_temperature():
+    def kl(student):
+        log = torch.nn.functional.log_softmax
+        divergence = torch.nn.functional.kl_div(
+            log(torch.tensor(student) / 3, -1),
+            log(torch.tensor(TAUGHT) / 3, -1),
+            reduction="none",
+            log_target=True,
+        )
+        return 9 * divergence.sum(1).numpy()
+
+    soft = {"distill": dataclasses.replace(DISTILL, temperature=3.0, weight=0.25)}
+    plain = loss(LABELS, LOGITS)
+    on_the_way = loss(LABELS, np.concatenate([LOGITS, TAUGHT], 1), **soft)
+    np.testing.assert_allclose(on_the_way, 0.75 * plain + 0.25 * kl(LOGITS), rtol=1e-4)
+    beforehand = loss(np.concatenate([LABELS, TAUGHT], 1), LOGITS, **soft)
+    np.testing.assert_allclose(beforehand, on_the_way, rtol=1e-6)
+    with_token = loss(LABELS, np.concatenate([LOGITS, TOKEN, TAUGHT], 1), heads=2, **soft)
+    np.testing.assert_allclose(with_token, 0.75 * plain + 0.25 * kl(TOKEN), rtol=1e-4)
+    hard = loss(
+        LABELS,
+        np.concatenate([LOGITS, TAUGHT], 1),
+        distill=dataclasses.replace(DISTILL, hard=True, weight=1.0),
+    )
+    expected = torch.nn.functional.cross_entropy(
+        torch.tensor(LOGITS), torch.tensor(TAUGHT.argmax(1)), reduction="none"
+    )
+    np.testing.assert_allclose(hard, expected, rtol=1e-5)
+
+
+def test_balanced_weights_are_inverse_to_the_classes_and_one_on_average():
+    labels = np.array([0] * 6 + [1] * 3 + [2])
+    weights = class_weights("balanced", ["a", "b", "c"], labels)
+    np.testing.assert_allclose(weights * np.bincount(labels), np.full(3, 10 / 3), rtol=1e-6)
+    assert weights[labels].mean() == pytest.approx(1)
+    np.testing.assert_array_equal(
+        class_weights({"b": 2.0, "a": 1.0, "c": 0.5}, ["a", "b", "c"], labels), [1, 2, 0.5]
+    )
+    one_hot = np.eye(3, dtype="float32")[[2, 0, 1, 1, 0, 2, 0, 1]]
+    np.testing.assert_allclose(
+        loss(one_hot, LOGITS, weights=weights), loss(one_hot, LOGITS) * weights[one_hot.argmax(1)], rtol=1e-5
+    )
+    with pytest.raises(ConfigError, match="expected one weight for each of a, b, c; received a, b"):
+        class_weights({"a": 1.0, "b": 1.0}, ["a", "b", "c"], labels)
+
+
+# The moving average
+
+
+def test_the_average_follows_its_formula_and_takes_the_statistics_along(data, checkpoint):
+    model = tiny_model()
+    training = Training(model, data, recipe(ema_decay=0.6, epochs=1), 3, checkpoint, Teacher())
+    assert isinstance(training.trained, AveragedModel)
+    expected, raw = [v.numpy() for v in training.trained.sources], []
+    observe = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: raw.append([v.numpy() for v in training.trained.sources])
+    )
+    training.start_phase()
+    images = data.images("train").astype("float32")
+    training.trained.fit(
+        images, np.eye(4)[data.labels("train")], batch_size=10, callbacks=[observe], verbose=0
+    )
+    for step, values in enumerate(raw, start=1):
+        kept = min(0.6, (1 + step) / (10 + step))
+        expected = [kept * a + (1 - kept) * v for a, v in zip(expected, values, strict=True)]
+    assert len(raw) == 4
+    for average, value in zip(training.trained.averages, expected, strict=True):
+        np.testing.assert_allclose(average.numpy(), value, atol=1e-6)
+    own = [v.numpy() for v in model.weights]
+    with training.trained.averages_in_place():
+        np.testing.assert_allclose(model.weights[0].numpy(), expected[0], atol=1e-6)
+    assert all((v.numpy() == value).all() for v, value in zip(model.weights, own, strict=True))
+
+
+# Budgets, phases, what is kept
+
+
+@pytest.mark.parametrize(("budget", "epochs"), [({"epochs": 3}, 3), ({"steps": 6}, 2), ({"steps": 4}, 1)])
+def test_a_training_ends_after_its_steps(data, checkpoint, budget, epochs):
+    _, history = train(data, checkpoint, **budget)
+    assert [row["epoch"] for row in history] == list(range(1, epochs + 1))
+    steps = budget.get("steps", 4 * budget.get("epochs", 0))
+    assert checkpoint.read()[0].step == steps
+
+
+def test_a_training_ends_after_its_minutes(data, checkpoint):
+    start = time.perf_counter()
+    _, history = train(data, checkpoint, minutes=0.25)
+    seconds = time.perf_counter() - start
+    assert len(history) > 10, "the first epoch, which compiles, does not count as the speed of the others"
+    assert 12 < seconds < 25, "it is planned anew after every epoch"
+    assert history[-1]["learning_rate"] < 0.002, "the schedule ends with the time"
+
+
+def test_a_frozen_phase_trains_its_layers_alone_and_leaves_statistics(data, checkpoint):
+    model = tiny_model()
+    before = {v.path: v.numpy() for v in model.weights}
+    seen = {}
+
+    def report(row):
+        seen[row["epoch"]] = {v.path: v.numpy() for v in model.weights}
+
+    fit(model, data, recipe(epochs=2, freeze=(FREEZE,), learning_rate=0.05), 3, checkpoint, report)
+    changed = {path for path, value in seen[1].items() if (value != before[path]).any()}
+    assert changed == {"logits/kernel", "logits/bias"}
+    later = {path for path, value in seen[2].items() if (value != seen[1][path]).any()}
+    assert later >= {v.path for v in model.trainable_variables} - {"logits/kernel", "logits/bias"}
+
+
+def test_a_phase_that_trains_no_layer_names_those_there_are(data, checkpoint):
+    with pytest.raises(TrainingError, match=r"no layer begins with head; there are .*logits"):
+        train(data, checkpoint, freeze=(dataclasses.replace(FREEZE, train=("head",)),))
+
+
+def test_the_best_epoch_is_kept_and_patience_ends_the_training(data, checkpoint):
+    # A rate at which the accuracy falls again.
+    model, history = train(
+        data,
+        checkpoint,
+        epochs=30,
+        patience=2,
+        keep="best",
+        learning_rate=0.5,
+        schedule="constant",
+        optimizer="sgd",
+    )
+    accuracies = [row["val_accuracy"] for row in history]
+    assert len(history) < 30
+    assert len(history) - 1 - int(np.argmax(accuracies)) == 2
+    answers = model.predict(data.images("validation").astype("float32"), verbose=0).argmax(1)
+    assert (answers == data.labels("validation")).mean() == pytest.approx(max(accuracies))
+
+
+# Distillation
+
+
+def test_a_teachers_answers_are_the_same_beforehand_and_on_the_way(data, tmp_path):
+    teacher, _ = train(data, Checkpoint(tmp_path / "teacher"), epochs=3)
+    teacher.trainable = False
+    logits = teacher_logits(teacher, data.images("train"), tmp_path / "logits.npy")
+    results = [
+        train(data, Checkpoint(tmp_path / str(number)), taught, distill=DISTILL)
+        for number, taught in enumerate((Teacher(model=teacher), Teacher(logits=logits)))
+    ]
+    (one, _), (other, _) = results
+    for mine, theirs in zip(one.weights, other.weights, strict=True):
+        np.testing.assert_allclose(mine.numpy(), theirs.numpy(), atol=1e-4)
+    answers = teacher.predict(data.images("train").astype("float32"), verbose=0)
+    np.testing.assert_allclose(logits, answers, atol=1e-4)
+
+
+# When something goes wrong
+
+
+def test_weights_that_are_not_finite_end_the_training_and_are_not_saved(data, checkpoint):
+    with pytest.raises(TrainingError, match="lower"):
+        train(data, checkpoint, learning_rate=1e30, optimizer="sgd", epochs=5, warmup=0.0, checkpoint_steps=1)
+    kept = checkpoint.read()
+    assert kept is None or all(np.isfinite(array).all() for array in kept[1] if array.dtype.kind == "f")
+
+
+def test_a_damaged_checkpoint_is_not_used_and_the_one_before_it_is(data, checkpoint, capsys):
+    train(data, checkpoint, epochs=2)
+    newest, before = checkpoint.files()
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    assert checkpoint.read()[0].step == 4
+    assert f"{newest.name} is damaged" in capsys.readouterr().out
+    newest.write_bytes(content[:100])
+    assert checkpoint.read()[0].step == 4
+    before.write_bytes(b"")
+    assert checkpoint.read() is None
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_training(data, checkpoint, monkeypatch, capsys):
+    write = np.savez
+
+    def full_after_the_first(file, **arrays):
+        if not checkpoint.files():
+            return write(file, **arrays)
+        file.write(b"some of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full_after_the_first)
+    _, history = train(data, checkpoint, epochs=2)
+    assert len(history) == 2
+    assert "no checkpoint at step 8: [Errno 28] No space left on device" in capsys.readouterr().out
+    assert list(checkpoint.folder.iterdir()) == checkpoint.files()
+    assert checkpoint.read()[0].step == 4
+
+
+def test_a_signal_leaves_a_checkpoint_from_which_the_training_ends_at_the_same_weights(
+    data, checkpoint, tmp_path
+):
+    whole, history = train(data, Checkpoint(tmp_path / "whole"), epochs=3, ema_decay=0.9)
+    training_steps = []
+
+    def stop_at(step):
+        while not training_steps or training_steps[-1] < step:
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    from visionpipe.training import watch
+
+    original = watch.Watch.on_train_batch_begin
+
+    def slow(self, batch, logs=None):
+        training_steps.append(self.steps[batch])
+        time.sleep(0.05)
+        original(self, batch, logs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch.Watch, "on_train_batch_begin", slow)
+        threading.Thread(target=stop_at, args=(5,)).start()
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            train(data, checkpoint, epochs=3, ema_decay=0.9)
+    stopped = checkpoint.read()[0].step
+    assert 5 <= stopped <= 7
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    again, rest = train(data, checkpoint, epochs=3, ema_decay=0.9)
+    assert [row["loss"] for row in rest] == [row["loss"] for row in history]
+    for mine, theirs in zip(again.weights, whole.weights, strict=True):
+        np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
+
+
+def test_progress_survives_its_file(checkpoint):
+    progress = Progress(7, 9, 1.5, {"loss": 0.1}, [{"epoch": 1.0}], [np.arange(3.0)])
+    checkpoint.save([keras.Variable(2.0)], progress)
+    found, (array,) = checkpoint.read()
+    assert dataclasses.replace(found, best=[]) == dataclasses.replace(progress, best=[])
+    np.testing.assert_array_equal(found.best[0], np.arange(3.0))
+    assert array == 2
+
+
+# Recipes by name
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_a_recipe_that_its_keys_override(preset):
+    params = make_params("x", ["one"])
+    common = {"epochs": 1, "batch_size": 7, "repeated_augmentation": 1}
+    models = {"one": ModelConfig("ResNet-8", "", train={"preset": preset, "steps": 9, "batch_size": 30})}
+    made = dataclasses.replace(params, train=common, models=models).train_config("one")
+    assert (made.epochs, made.steps, made.batch_size) == (None, 9, 30)
+    assert made.learning_rate == PRESETS[preset]["learning_rate"]

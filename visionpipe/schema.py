@@ -1,0 +1,105 @@
+"""YAML as typed dataclasses: what is unknown, missing or of the wrong type is refused with its key and a hint."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any, Literal
+
+import yaml
+
+from visionpipe.errors import ConfigError
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """Refuses what YAML forbids and PyYAML lets pass: the first of two equal keys would be lost."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"{key} is there twice, at {str(node.start_mark).strip()}")
+        return super().construct_mapping(node, deep)
+
+
+def require(condition: object, key: str, message: str) -> None:
+    if not condition:
+        raise ConfigError(f"params.yaml: {key}: {message}")
+
+
+def suggest(word: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def build(kind: type, content: Any, key: str) -> Any:
+    """Makes the dataclass `kind` from a mapping; unknown, missing and mistyped keys are refused."""
+    values = converted(kind, content, key)
+    for f in dataclasses.fields(kind):
+        # The file is the whole experiment: only what may be null or empty can be left out of it.
+        optional = f.default is None or f.default_factory is not dataclasses.MISSING
+        if f.name not in content and not optional:
+            raise ConfigError(f"params.yaml: {key}{'.' if key else ''}{f.name} is missing")
+    return kind(**values)
+
+
+def converted(kind: type, content: Any, key: str) -> dict[str, Any]:
+    """The values that `content` has for fields of the dataclass `kind`, as the types annotated there."""
+    if not isinstance(content, dict):
+        raise ConfigError(f"params.yaml: {key or 'the file'}: expected a section, received {content!r}")
+    fields, prefix = [f.name for f in dataclasses.fields(kind)], f"{key}." if key else ""
+    for name in content:
+        if name not in fields:
+            raise ConfigError(
+                f"params.yaml: unknown key {prefix}{name}{suggest(str(name), fields)}; "
+                f"known here: {', '.join(fields)}"
+            )
+    hints = typing.get_type_hints(kind)
+    return {name: convert(value, hints[name], prefix + name) for name, value in content.items()}
+
+
+def convert(value: Any, hint: Any, key: str) -> Any:
+    """`value` as the annotated type `hint`, or ConfigError. Integers count as floats; booleans never."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast(type, hint), value, key)
+    if origin is types.UnionType or origin is typing.Union:
+        kinds = [a for a in arguments if a is not types.NoneType]
+        if value is None and len(kinds) < len(arguments):
+            return None
+        # Of several kinds the one whose form the value has; a wrong value is judged by the first.
+        fitting = (a for a in kinds if isinstance(value, typing.get_origin(a) or a))
+        return convert(value, next(fitting, kinds[0]), key)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise ConfigError(
+            f"params.yaml: {key}: expected one of {', '.join(arguments)}, received "
+            f"{value!r}{suggest(str(value), arguments)}"
+        )
+    if origin is dict and isinstance(value, dict):
+        return {str(k): convert(v, arguments[1], f"{key}.{k}") for k, v in value.items()}
+    if origin is tuple and isinstance(value, list | tuple):
+        if arguments[-1] is Ellipsis:
+            return tuple(convert(v, arguments[0], f"{key}[{i}]") for i, v in enumerate(value))
+        if len(value) == len(arguments):
+            return tuple(
+                convert(v, a, f"{key}[{i}]") for i, (v, a) in enumerate(zip(value, arguments, strict=True))
+            )
+    if hint is Any:
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, float, str, bool) and type(value) is hint:
+        return value
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    expected = names.get(
+        hint,
+        "a list of [height, width]"
+        if hint == tuple[int, int]
+        else "a list"
+        if origin is tuple
+        else "a section",
+    )
+    note = " (YAML reads 1e-3 as text: write 1.0e-3)" if hint is float and isinstance(value, str) else ""
+    raise ConfigError(f"params.yaml: {key}: expected {expected}, received {value!r}{note}")

@@ -1,0 +1,88 @@
+"""What a training minimises. Targets and outputs hold several blocks of `classes` numbers side by side.
+
+targets (batch, classes or 2·classes): soft labels, then the teacher's logits where they were computed beforehand.
+outputs (batch, ...): the model's logits, those of its distillation head if it has one, then the teacher's logits
+where they are computed on the way.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from visionpipe.errors import ConfigError
+from visionpipe.training.recipe import DistillConfig, TrainConfig
+
+
+class Objective(keras.losses.Loss):
+    """The recipe's cross-entropy, with class weights and a teacher where it asks for them; the batch's mean."""
+
+    def __init__(self, recipe: TrainConfig, class_weights: np.ndarray | None, classes: int, heads: int):
+        super().__init__(name="objective")
+        self.kind, self.smoothing, self.distill = recipe.loss, recipe.label_smoothing, recipe.distill
+        self.class_weights, self.classes, self.heads = class_weights, classes, heads
+
+    def call(self, targets: Any, outputs: Any) -> Any:
+        labels, logits = targets[:, : self.classes], outputs[:, : self.classes]
+        losses = self.supervised(labels, logits)
+        if self.distill:
+            student = outputs[:, self.classes : 2 * self.classes] if self.heads == 2 else logits
+            known = outputs.shape[-1] == self.heads * self.classes
+            teacher = ops.stop_gradient((targets if known else outputs)[:, -self.classes :])
+            share = self.distill.weight
+            losses = (1 - share) * losses + share * distillation(student, teacher, self.distill)
+        return losses
+
+    def supervised(self, labels: Any, logits: Any) -> Any:
+        """(batch,). Sigmoid: the mean over the classes."""
+        smooth = labels * (1 - self.smoothing) + self.smoothing / self.classes if self.smoothing else labels
+        if self.kind == "softmax":
+            losses = ops.categorical_crossentropy(smooth, logits, from_logits=True)
+        else:
+            losses = ops.mean(ops.binary_crossentropy(smooth, logits, from_logits=True), axis=-1)
+        if self.class_weights is None:
+            return losses
+        return losses * ops.matmul(labels, ops.convert_to_tensor(self.class_weights, labels.dtype))
+
+
+def distillation(student: Any, teacher: Any, config: DistillConfig) -> Any:
+    """(batch,): cross-entropy with the teacher's choice, or the divergence of the student from its probabilities
+    at a temperature T, times T² so that its gradient keeps its size.
+    """
+    if config.hard:
+        choice = ops.one_hot(ops.argmax(teacher, axis=-1), teacher.shape[-1], dtype=student.dtype)
+        return ops.categorical_crossentropy(choice, student, from_logits=True)
+    expected = ops.log_softmax(teacher / config.temperature)
+    answered = ops.log_softmax(student / config.temperature)
+    return config.temperature**2 * ops.sum(ops.exp(expected) * (expected - answered), axis=-1)
+
+
+class Accuracy(keras.metrics.MeanMetricWrapper):
+    """Share of images whose highest logit is that of the label; with mixed labels, of the greater part."""
+
+    def __init__(self, classes: int):
+        def right(targets: Any, outputs: Any) -> Any:
+            label, answer = (ops.argmax(x[:, :classes], axis=-1) for x in (targets, outputs))
+            return ops.cast(ops.equal(label, answer), "float32")
+
+        super().__init__(right, name="accuracy")
+
+
+def class_weights(wanted: Any, classes: Sequence[str], labels: np.ndarray) -> np.ndarray | None:
+    """float32 (classes,) in the order of `classes`, or None. `balanced`: inverse to the class's number of images.
+
+    Raises ConfigError for a class that is not there, or one without a weight.
+    """
+    if wanted is None:
+        return None
+    if wanted == "balanced":
+        counts = np.maximum(np.bincount(labels, minlength=len(classes)), 1)
+        return (len(labels) / (len(classes) * counts)).astype(np.float32)
+    if set(wanted) != set(classes):
+        raise ConfigError(
+            f"params.yaml: train.class_weights: expected one weight for each of {', '.join(classes)}; "
+            f"received {', '.join(wanted)}"
+        )
+    return np.array([wanted[name] for name in classes], np.float32)

@@ -1,0 +1,184 @@
+"""What `train:` can say: how long, how fast, towards what. Imports no framework, so that mistakes surface at once."""
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from visionpipe.errors import ConfigError
+
+BUDGETS = ("epochs", "steps", "minutes")
+DURATION = re.compile(r"(\d+(?:\.\d+)?) (epoch|step)s?")
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """A teacher's answers as a second target (Hinton et al. 2015, arXiv:1503.02531).
+
+    `teacher`: an entry of `models:`, or models:/NAME@ALIAS of the registry. `weight`: its share of the loss.
+    `hard`: learn its most probable class (Touvron et al. 2021, arXiv:2012.12877, equation 3) instead of its
+    probabilities at `temperature`. A ViT with a distillation token learns from the teacher with that token's head.
+    """
+
+    teacher: str
+    temperature: float = 2.0
+    weight: float = 0.5
+    hard: bool = False
+
+
+@dataclass(frozen=True)
+class FreezeConfig:
+    """A phase at the beginning that lasts `epochs` and trains only the layers whose names begin with one of
+    `train`. After the last phase everything is trained. Frozen batch norms keep their statistics.
+    """
+
+    epochs: int
+    train: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The recipe. One of `epochs`, `steps` and `minutes` is the budget.
+
+    A duration is a fraction of the training (0.1), or text: "5 epochs", "500 steps".
+
+    Args:
+        minutes: as many steps as fit into this time on this machine: the one budget with which two runs differ.
+        batch_size: images per step. `accumulate`: steps whose gradients make one update.
+        learning_rate: at its highest. `final_rate`: where cosine and polynomial end, as a fraction of it.
+        warmup: duration of the linear rise, at the beginning and after each phase of `freeze`.
+        decay_at, decay_factor: when `schedule: step` multiplies the rate, and by what.
+        power: the exponent of `schedule: polynomial`; 1 is a straight line.
+        momentum: of SGD (Nesterov) and Muon; the first moment's decay of the others.
+        weight_decay: decoupled, times the learning rate; not on norms, biases, tokens and positions.
+        clip_norm: the longest that all gradients together may be.
+        layer_decay: factor of the rate from each block to the one before it (Bao et al. 2022, arXiv:2106.08254).
+        rates: factors of the rate for layers whose names begin so, on top of `layer_decay`.
+        loss: cross-entropy over classes, or of each class against the rest (Beyer et al. 2020).
+        class_weights: a factor for each class, or `balanced`: the rarer, the heavier, 1 on average.
+        ema_decay: of the moving average of weights and statistics, which then is what is evaluated and saved; it
+            follows faster in the first steps.
+        keep: the weights of the last epoch, or of the best one on validation.
+        patience: epochs without a better validation accuracy after which the training ends.
+        precision: of the computation; weights, head and loss stay float32.
+        checkpoint_minutes, checkpoint_steps: how often within an epoch; it is written at each epoch's end too.
+    """
+
+    epochs: int | None = None
+    steps: int | None = None
+    minutes: float | None = None
+    batch_size: int = 64
+    accumulate: int = 1
+    optimizer: Literal["sgd", "adamw", "lamb", "lion", "muon"] = "adamw"
+    learning_rate: float = 0.001
+    schedule: Literal["constant", "cosine", "step", "polynomial"] = "cosine"
+    warmup: float | str = 0.1
+    final_rate: float = 0.0
+    decay_at: tuple[float | str, ...] = (0.5, 0.75)
+    decay_factor: float = 0.1
+    power: float = 1.0
+    momentum: float = 0.9
+    weight_decay: float = 0.0001
+    clip_norm: float | None = None
+    layer_decay: float = 1.0
+    rates: dict[str, float] = field(default_factory=dict)
+    freeze: tuple[FreezeConfig, ...] = ()
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    label_smoothing: float = 0.0
+    class_weights: dict[str, float] | Literal["balanced"] | None = None
+    distill: DistillConfig | None = None
+    ema_decay: float | None = None
+    keep: Literal["last", "best"] = "last"
+    patience: int | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    augmentation: tuple[dict[str, Any], ...] = ()
+    repeated_augmentation: int = 1
+    checkpoint_minutes: float = 5.0
+    checkpoint_steps: int | None = None
+
+    def check(self) -> None:
+        """Raises ConfigError that begins with the key where a value, or a combination, cannot be."""
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ConfigError(
+                f"epochs: give one of {', '.join(BUDGETS)}; received {', '.join(given) or 'none'}"
+            )
+        for name, least in (
+            ("epochs", 1), ("steps", 1), ("batch_size", 1), ("accumulate", 1), ("patience", 1),
+            ("repeated_augmentation", 1), ("checkpoint_steps", 1),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            require(value is None or value >= least, name, f"must be at least {least}")
+        for name in ("minutes", "learning_rate", "power", "clip_norm", "layer_decay", "checkpoint_minutes"):
+            value = getattr(self, name)
+            require(value is None or 0 < value < math.inf, name, "must be positive and finite")
+        require(0 <= self.weight_decay < math.inf, "weight_decay", "must be finite and not negative")
+        for name in ("momentum", "label_smoothing", "ema_decay"):
+            value = getattr(self, name)
+            require(value is None or 0 <= value < 1, name, "must lie in [0, 1)")
+        for name in ("final_rate", "decay_factor", "layer_decay"):
+            require(0 <= getattr(self, name) <= 1, name, "must lie between 0 and 1")
+        for name, durations in (("warmup", (self.warmup,)), ("decay_at", self.decay_at)):
+            for duration in durations:
+                check_duration(duration, name)
+        for name, factor in self.rates.items():
+            require(0 <= factor < math.inf, f"rates.{name}", "must be finite and not negative")
+        for position, phase in enumerate(self.freeze):
+            require(phase.epochs >= 1, f"freeze[{position}].epochs", "must be at least 1")
+            require(
+                phase.train,
+                f"freeze[{position}].train",
+                "names the layers that are trained: give one at least",
+            )
+        frozen = sum(phase.epochs for phase in self.freeze)
+        require(
+            self.epochs is None or frozen < self.epochs,
+            "freeze", f"{frozen} frozen epochs leave none of {self.epochs} for the whole model",
+        )  # fmt: skip
+        require(
+            self.batch_size % self.repeated_augmentation == 0,
+            "repeated_augmentation", f"must divide batch_size {self.batch_size}",
+        )  # fmt: skip
+        if isinstance(self.class_weights, dict):
+            for name, weight in self.class_weights.items():
+                require(0 <= weight < math.inf, f"class_weights.{name}", "must be finite and not negative")
+        if self.distill:
+            require(
+                0 < self.distill.temperature < math.inf, "distill.temperature", "must be positive and finite"
+            )
+            require(0 < self.distill.weight <= 1, "distill.weight", "must lie in (0, 1]")
+
+
+def require(condition: object, key: str, message: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key}: {message}")
+
+
+def check_duration(duration: float | str, key: str) -> None:
+    if isinstance(duration, str):
+        require(
+            DURATION.fullmatch(duration),
+            key,
+            f'expected a fraction, "5 epochs" or "500 steps"; received {duration!r}',
+        )
+    else:
+        require(0 <= duration < 1, key, "a fraction must lie in [0, 1)")
+
+
+def duration_steps(duration: float | str, steps_per_epoch: int) -> float | None:
+    """Steps of a duration in epochs or steps; None where it is a fraction of a training."""
+    if not isinstance(duration, str):
+        return None
+    match = DURATION.fullmatch(duration)
+    assert match is not None, "check_duration lets nothing else pass"
+    return float(match[1]) * (steps_per_epoch if match[2] == "epoch" else 1)
+
+
+def layered(*layers: dict[str, Any]) -> dict[str, Any]:
+    """The values of the last layer that has them. A layer that has a budget takes the place of another kind."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        if any(layer.get(name) is not None for name in BUDGETS):
+            merged = {name: value for name, value in merged.items() if name not in BUDGETS}
+        merged |= layer
+    return merged

@@ -1,0 +1,64 @@
+"""What happens between two steps of a training: progress, checkpoints, signals."""
+
+import time
+from typing import TYPE_CHECKING
+
+import keras
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from visionpipe.training.fit import Training
+
+
+class Watch(keras.callbacks.Callback):
+    """Runs before each step, in the training's own thread; what Keras calls after a step runs in another one, on a
+    state that is moving on. Nothing here reads a value that the device still computes, but for a checkpoint.
+    """
+
+    def __init__(self, training: "Training", steps: range, title: str):
+        super().__init__()
+        self.training, self.steps = training, steps
+        # disable=None: a bar on a terminal, nothing in a file or a pipe
+        self.bar = tqdm(total=len(steps), desc=title, unit="step", leave=False, disable=None)
+        self.before = training.progress.seconds
+        self.torch = keras.backend.backend() == "torch"
+
+    def seconds(self) -> float:
+        """Of this epoch's training, before an interruption too."""
+        return self.before + time.perf_counter() - self.started
+
+    def step_seconds(self) -> float:
+        """Of one step, without the first one, which may compile."""
+        end = time.perf_counter()
+        return (end - self.second_step) / (len(self.steps) - 1) if len(self.steps) > 1 else end - self.started
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        # Again, now that the metrics are there, and that building advanced the generators of torch's layers.
+        self.training.restore()
+        self.training.restored = []
+        self.started = time.perf_counter()
+
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        step = self.steps[batch]
+        if batch == 1:
+            self.second_step = time.perf_counter()
+        if self.torch:
+            # Dropout draws from torch's global generator, as does each new data iterator, of which a resumed
+            # training makes one more: so it starts anew at every step.
+            import torch
+
+            torch.manual_seed(self.training.seed * 2**32 + step)
+        if self.training.interruption.arrived:
+            self.save(step)
+            self.training.interruption.raise_if_arrived()
+        elif batch and self.training.save_is_due(step):
+            self.save(step)
+        self.bar.update()
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        self.bar.close()
+
+    def save(self, step: int) -> None:
+        _ = self.model  # on JAX the variables have their values only after this
+        self.training.progress.step, self.training.progress.seconds = step, self.seconds()
+        self.training.save()
