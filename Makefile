@@ -19,8 +19,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PIP) --editable .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-dev: $(VENV)/.installed tests/requirements.txt
 	$(PIP) --editable '.[dev,jax,torch]'
+	$(PIP) --no-deps --requirement tests/requirements.txt
 	@touch $@
 
 repro: $(VENV)/.installed ## install, run the pipeline, compare the models

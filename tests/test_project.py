@@ -26,6 +26,7 @@ WITHOUT_EFFECT = {
     "evaluation/speed": "measures into a folder that is no output",
     "evaluation/comparison": "writes a table that is no output",
     "tracking/store": "opens MLflow, whose content is no output",
+    "tracking/trained": "fetches a model whose sha256 is part of the key",
     "tracking/runs": "fills MLflow, whose content is no output",
     "tracking/trained": "fetches a file whose sha256 is in the lineage",
     "backend": "for stages that only ask it for the number of threads",

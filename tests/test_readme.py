@@ -148,6 +148,16 @@ def test_the_preview_is_a_picture(clone, repro):
     assert Image.open(path).size[0] > 500
 
 
+def test_the_probe_judges_all_trained_models(clone, repro):
+    lines = shell(block("visionpipe probe"), clone).splitlines()
+    assert [line.split("|")[1].strip() for line in lines if "|" in line][2:] == [
+        "pixels",
+        "resnet",
+        "vit",
+        "hybrid",
+    ]
+
+
 def test_a_quick_experiment_is_compared(clone, repro):
     params = yaml.safe_load((clone / "params.yaml").read_text())
     params["train"]["epochs"] = 1

@@ -15,6 +15,11 @@ ZOO = {
         16,
         {"position": "none", "activation": "gelu_tanh", "register_tokens": 1, **ENCODER},
     ),
+    "vit distilled": (
+        "DeiT-S/16",
+        (24, 16),
+        {"patch_size": 8, "register_tokens": 1, "layer_norm_epsilon": 1e-12, **ENCODER},
+    ),
     "cct": ("CCT-7/3x1", 16, {"patch_size": 4, **ENCODER}),
     "resnet basic": ("ResNet-18", 32, {"padding": "symmetric", **STAGES}),
     "resnet bottleneck": ("ResNet-50", (32, 48), {"zero_last_scale": False, **STAGES}),

@@ -50,11 +50,17 @@ def parser() -> argparse.ArgumentParser:
         add(name, text).add_argument("name", metavar="NAME", help="an entry of models: in params.yaml")
     add("register", "stage: complete the MLflow runs, register the best model that passes the gate")
     add("params", "check params.yaml and that its images are there; list the trainings")
+    add("models", "print the model variants, and the published checkpoints that fit them")
     preview = add("preview", "draw augmented training images with their labels")
     preview.add_argument(
         "name", metavar="NAME", nargs="?", help="whose recipe: an entry of models:, by default the first"
     )
-    add("models", "print the table of model variants: parameters, cost, source")
+    probing = add("probe", "judge frozen features on the prepared images: k-nearest neighbours and linear")
+    probing.add_argument(
+        "target", nargs="?", metavar="NAME|SOURCE", help="an entry of models:, or a source of weights"
+    )
+    probing.add_argument("--variant", help="the model of a source that does not say which it is")
+    probing.add_argument("--size", type=int, help="resize the images to this height and width")
     add("compare", "print the trained models side by side")
     add("check", "exit with 1 unless the last register found a model that passes the gate")
     promote = add("promote", "make the challenger the champion if it is better on the same test images")
@@ -72,9 +78,12 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     if options.command == "models":
-        from visionpipe.models.costs import table
+        from visionpipe.models import costs
+        from visionpipe.weights import known
 
-        print(table())
+        print(costs.table())
+        print()
+        print(known.table())
         return
     from visionpipe.config import load_params
 
@@ -105,6 +114,10 @@ def run(options: argparse.Namespace) -> None:
             from visionpipe.register import register
 
             register(params)
+        case "probe":
+            from visionpipe.probe import probe
+
+            probe(params, options.target, options.variant, options.size)
         case "compare":
             from visionpipe.register import compare
 

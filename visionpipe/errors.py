@@ -5,6 +5,7 @@ VisionpipeError
 ├── BackendError    the Keras backend is unknown, not installed, or contradicted by the environment
 ├── DataError       the images as a whole: missing source, one class only, prepared files damaged
 ├── ImageError      one image cannot be decoded; `code` says why
+├── WeightsError    a checkpoint is missing, damaged, of no known format, or not of this model
 ├── TrainingError   training cannot go on: NaN loss, out of memory, another trainer at work
 ├── Interrupted     a signal ended the training, after a checkpoint
 ├── ArtifactError   an exported model is missing, damaged, or does not agree with the trained one
@@ -42,6 +43,10 @@ class ImageError(VisionpipeError):
         super().__init__(reason)
         self.code = code
         self.reason = reason
+
+
+class WeightsError(VisionpipeError):
+    pass
 
 
 class TrainingError(VisionpipeError):

@@ -74,5 +74,12 @@ def model_from_spec(
     # Not keras.layers.Normalization: its constants become extra inputs of the exported ONNX graph.
     x = Rescaling(scale, offset, name="normalisation")(images)
     features = families[spec.family](x, spec)
-    logits = keras.layers.Dense(num_classes, dtype="float32", name="logits")(features)
+    if isinstance(features, list):  # of the class and of the distillation token
+        heads = [
+            keras.layers.Dense(num_classes, dtype="float32", name=name)(vector)
+            for name, vector in zip(("logits_class", "logits_distillation"), features, strict=True)
+        ]
+        logits = keras.layers.Average(dtype="float32", name="logits")(heads)
+    else:
+        logits = keras.layers.Dense(num_classes, dtype="float32", name="logits")(features)
     return keras.Model(images, logits, name=spec.family)

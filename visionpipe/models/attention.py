@@ -152,8 +152,9 @@ class BottleneckAttention(MultiHeadSelfAttention):
 @keras.saving.register_keras_serializable("visionpipe")
 class Tokens(keras.layers.Layer):
     """A feature grid (batch, rows, columns, channels) as tokens (batch, tokens, channels): those of the image
-    behind an optional class token and register tokens, with their positions added (Dosovitskiy et al. 2021,
-    equation 1; Darcet et al. 2023 for the registers, which have no position).
+    behind an optional class token, distillation token and register tokens, with their positions added
+    (Dosovitskiy et al. 2021, equation 1; Touvron et al. 2021, arXiv:2012.12877, for the second; Darcet et al.
+    2023 for the registers, which have no position).
 
     `position`: learned, sincos or none; `stddev`: of the learned ones at first.
     """
@@ -164,31 +165,35 @@ class Tokens(keras.layers.Layer):
         register_tokens: int = 0,
         position: str = "learned",
         stddev: float = 0.02,
+        distillation_token: bool = False,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.has_class_token, self.register_count = class_token, register_tokens
+        self.has_class_token, self.has_distillation_token = class_token, distillation_token
+        self.register_count = register_tokens
         self.position, self.stddev = position, stddev
+
+    @property
+    def first(self) -> int:
+        """How many tokens with a position stand before those of the image."""
+        return self.has_class_token + self.has_distillation_token
 
     def build(self, shape: Shape) -> None:
         self.grid, channels = shape[1:3], shape[-1]
-        tokens = self.has_class_token + self.grid[0] * self.grid[1]
+
+        def tokens(name: str, count: int, initializer: Any) -> Any:
+            return self.add_weight(shape=(1, count, channels), initializer=initializer, name=name)
+
+        normal = keras.initializers.RandomNormal
         if self.has_class_token:
-            self.class_token = self.add_weight(
-                shape=(1, 1, channels), initializer="zeros", name="class_token"
-            )
+            self.class_token = tokens("class_token", 1, "zeros")
+        if self.has_distillation_token:
+            self.distillation_token = tokens("distillation_token", 1, normal(stddev=0.02))
         if self.register_count:
-            self.register_tokens = self.add_weight(
-                shape=(1, self.register_count, channels),
-                initializer=keras.initializers.RandomNormal(stddev=0.02),
-                name="register_tokens",
-            )
+            self.register_tokens = tokens("register_tokens", self.register_count, normal(stddev=0.02))
         if self.position == "learned":
-            self.position_embedding = self.add_weight(
-                shape=(1, tokens, channels),
-                initializer=keras.initializers.RandomNormal(stddev=self.stddev),
-                name="position_embedding",
-            )
+            count = self.first + self.grid[0] * self.grid[1]
+            self.position_embedding = tokens("position_embedding", count, normal(stddev=self.stddev))
 
     def call(self, x: Any) -> Any:
         rows, columns, channels = x.shape[1:]
@@ -197,33 +202,33 @@ class Tokens(keras.layers.Layer):
         def for_each_image(tokens: Any) -> Any:
             return ops.broadcast_to(ops.cast(tokens, x.dtype), (ops.shape(x)[0], *tokens.shape[1:]))
 
+        if self.has_distillation_token:
+            x = ops.concatenate([for_each_image(self.distillation_token), x], axis=1)
         if self.has_class_token:
             x = ops.concatenate([for_each_image(self.class_token), x], axis=1)
         if self.position == "learned":
             x = x + ops.cast(self.position_embedding, x.dtype)
         elif self.position == "sincos":
             positions = sincos_positions(rows, columns, channels)
-            x = x + ops.cast(np.pad(positions, ((int(self.has_class_token), 0), (0, 0)))[None], x.dtype)
+            x = x + ops.cast(np.pad(positions, ((self.first, 0), (0, 0)))[None], x.dtype)
         if self.register_count:
-            first = int(self.has_class_token)
-            x = ops.concatenate([x[:, :first], for_each_image(self.register_tokens), x[:, first:]], axis=1)
+            parts = [x[:, : self.first], for_each_image(self.register_tokens), x[:, self.first :]]
+            x = ops.concatenate(parts, axis=1)
         return x
 
     def compute_output_shape(self, shape: Shape) -> Shape:
-        return (
-            shape[0],
-            self.has_class_token + self.register_count + shape[1] * shape[2],
-            shape[3],
-        )
+        return (shape[0], self.first + self.register_count + shape[1] * shape[2], shape[3])
 
     def get_config(self) -> dict[str, Any]:
         own = {"class_token": self.has_class_token, "register_tokens": self.register_count}
+        if self.has_distillation_token:  # files of models without it stay what they were
+            own["distillation_token"] = True
         return super().get_config() | own | {"position": self.position, "stddev": self.stddev}
 
     def resize_from(self, other: "Tokens") -> None:
-        """Takes the weights of a layer built for another grid; class and register tokens stay as they are."""
+        """Takes the weights of a layer built for another grid; only the image's positions change."""
         take_weights(self, other, except_for="position_embedding")
-        old, kept = ops.convert_to_numpy(other.position_embedding)[0], int(self.has_class_token)
+        old, kept = ops.convert_to_numpy(other.position_embedding)[0], self.first
         grid = resize_grid(old[kept:].reshape(*other.grid, -1), self.grid)
         self.position_embedding.assign(np.concatenate([old[:kept], grid.reshape(-1, old.shape[-1])])[None])
 

@@ -85,6 +85,7 @@ class Encoder:
     `position_stddev`: of the learned ones at first.
     `register_tokens`: extra tokens that are read by nobody (Darcet et al. 2023, arXiv:2309.16588).
     `activation`: exact `gelu` or its approximation with tanh.
+    `layer_norm_epsilon`: 1e-6 as the papers' code has it; Hugging Face's ViT has 1e-12.
     `layer_scale`: first value of a learned scale per channel and branch (Touvron et al. 2021,
     arXiv:2103.17239), or null.
     `stochastic_depth_rate`: of the last block; it grows linearly from 0 at the first.
@@ -101,6 +102,7 @@ class Encoder:
     register_tokens: int = 0
     query_key_value_bias: bool = True
     activation: Literal["gelu", "gelu_tanh"] = "gelu"
+    layer_norm_epsilon: float = 1e-6
     layer_scale: float | None = None
     dropout_rate: float = 0.0
     stochastic_depth_rate: float = 0.0
@@ -118,11 +120,15 @@ class ViTSpec(Encoder):
     """Vision Transformer. `stem`: `patch` cuts the image up; `conv` is the tokenizer of the compact
     transformers: 3×3 convolutions, each followed by a ReLU and a max-pooling of stride 2, until a token
     stands for `patch_size` × `patch_size` pixels (Hassani et al. 2021, section 3.3).
+
+    `distillation_token`: a second token with a head of its own, which learns from a teacher; the answer is
+    the mean of both heads (Touvron et al. 2021, arXiv:2012.12877, section 4).
     """
 
     family: ClassVar[str] = "vit"
     patch_size: int
     stem: Literal["patch", "conv"] = "patch"
+    distillation_token: bool = False
 
     def check(self, image_size: Size) -> None:
         self.check_encoder()
@@ -132,6 +138,8 @@ class ViTSpec(Encoder):
             )
         if self.stem == "conv" and (self.patch_size < 2 or self.patch_size.bit_count() != 1):
             raise ConfigError(f"stem conv needs a patch_size of 2, 4, 8 …, received {self.patch_size}")
+        if self.distillation_token and (self.pool != "token" or self.representation_dim):
+            raise ConfigError("distillation_token goes with pool token, without representation_dim")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,6 +70,12 @@ def vits() -> dict[str, Variant]:
     return table
 
 
+def distilled(size: str, parameters: int) -> Variant:
+    """DeiT with its distillation token. The counts are those of the published files."""
+    spec = ViTSpec(patch_size=16, distillation_token=True, **encoder(size))
+    return Variant(spec, 224, 1000, parameters, "Touvron et al. 2021, arXiv:2012.12877, section 4")
+
+
 def small_vit(hidden_dim: int, depth: int, num_heads: int) -> Variant:
     """For a few thousand images of 28 to 64 pixels: heads of 32 and mlp_dim = 2 × hidden_dim, as the compact
     transformers have them. Positions start as large as the patches they are added to: from the papers' 0.02
@@ -148,6 +154,9 @@ VARIANTS: Mapping[str, Variant] = types.MappingProxyType(
         "ViT-Mi/4": small_vit(64, 4, 2),
         "ViT-Sm/4": small_vit(96, 6, 3),
         **vits(),
+        "DeiT-Ti/16": distilled("Ti", 5_910_800),
+        "DeiT-S/16": distilled("S", 22_436_432),
+        "DeiT-B/16": distilled("B", 87_338_192),
         "CCT-7/3x1": Variant(
             ViTSpec(
                 patch_size=2,

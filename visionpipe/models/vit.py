@@ -26,19 +26,22 @@ def encoder_block(x: Any, spec: Encoder, drop_path_rate: float, name: str) -> An
         y = StochasticDepth(drop_path_rate, name=f"{name}_{branch}_drop")(y) if drop_path_rate else y
         return Add(name=f"{name}_{branch}_add")([x, y])
 
-    y = LayerNorm(name=f"{name}_attention_norm")(x)
+    y = LayerNorm(spec.layer_norm_epsilon, name=f"{name}_attention_norm")(x)
     attention = MultiHeadSelfAttention(
         spec.num_heads, use_bias=spec.query_key_value_bias, name=f"{name}_attention"
     )
     x = residual(x, attention(y), "attention")
-    y = LayerNorm(name=f"{name}_mlp_norm")(x)
+    y = LayerNorm(spec.layer_norm_epsilon, name=f"{name}_mlp_norm")(x)
     return residual(x, mlp_block(y, spec.mlp_dim, spec.activation, spec.dropout_rate, f"{name}_mlp"), "mlp")
 
 
-def encode(x: Any, spec: Encoder) -> Any:
-    """A feature grid (batch, rows, columns, hidden_dim) to one vector per image (batch, features)."""
+def encode(x: Any, spec: Encoder, distillation_token: bool = False) -> Any:
+    """A feature grid (batch, rows, columns, hidden_dim) to one vector per image (batch, features), or with
+    `distillation_token` to two: that of the class and that of the distillation token.
+    """
     x = Tokens(
         class_token=spec.pool == "token",
+        distillation_token=distillation_token,
         register_tokens=spec.register_tokens,
         position=spec.position,
         stddev=spec.position_stddev,
@@ -48,7 +51,9 @@ def encode(x: Any, spec: Encoder) -> Any:
     for block in range(spec.depth):
         drop_path_rate = spec.stochastic_depth_rate * block / max(spec.depth - 1, 1)
         x = encoder_block(x, spec, drop_path_rate, f"encoder_block_{block:02d}")
-    x = LayerNorm(name="encoder_norm")(x)
+    x = LayerNorm(spec.layer_norm_epsilon, name="encoder_norm")(x)
+    if distillation_token:
+        return [x[:, 0], x[:, 1]]
     if spec.pool == "token":
         x = x[:, 0]
     else:
@@ -60,12 +65,14 @@ def encode(x: Any, spec: Encoder) -> Any:
 
 
 def vit(images: Any, spec: ViTSpec) -> Any:
-    """Normalised images (batch, height, width, 3) to features (batch, hidden_dim)."""
+    """Normalised images (batch, height, width, 3) to features (batch, hidden_dim); two of them with a
+    distillation token.
+    """
     if spec.stem == "patch":
         grid = Conv2D(spec.hidden_dim, spec.patch_size, spec.patch_size, name="patch_embedding")(images)
     else:
         grid = convolutional_tokenizer(images, spec)
-    return encode(grid, spec)
+    return encode(grid, spec, spec.distillation_token)
 
 
 def convolutional_tokenizer(x: Any, spec: ViTSpec) -> Any:

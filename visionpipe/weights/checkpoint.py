@@ -1,0 +1,131 @@
+"""A checkpoint on disk: its identity, its tensors, and which format they are in."""
+
+import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from visionpipe.errors import WeightsError
+from visionpipe.lineage import sha256_file, sha256_json
+from visionpipe.weights import big_vision, google_npz, huggingface, keras_applications, kerashub, timm
+from visionpipe.weights.layout import Companions, Format, Tensors
+from visionpipe.weights.read import is_keras_archive, read_tensors
+from visionpipe.weights.report import Preprocessing
+
+FORMATS: tuple[Format, ...] = (
+    google_npz.FORMAT,
+    big_vision.FORMAT,
+    *timm.FORMATS,
+    *huggingface.FORMATS,
+    keras_applications.FORMAT,
+    *kerashub.FORMATS,
+)
+T = TypeVar("T")
+OWN = "visionpipe .keras"
+COMPANIONS = ("config.json", "preprocessor_config.json", "preprocessor.json", "image_converter.json")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`source`: as it was asked for; `path`: the local file, or a KerasHub preset's folder."""
+
+    source: str
+    path: Path
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the file; of a folder, of the names and hashes of its weights."""
+        if self.path.is_dir():
+            return sha256_json({file.name: sha256_file(file) for file in sorted(self.path.glob("*.h5"))})
+        return sha256_file(self.path)
+
+    @cached_property
+    def companions(self) -> Companions:
+        """The JSON files beside the weights that say what they were trained with."""
+        folder = self.path if self.path.is_dir() else self.path.parent
+        found = {}
+        for name in COMPANIONS:
+            if (folder / name).is_file():
+                try:
+                    content = json.loads((folder / name).read_text(encoding="utf-8"))
+                except ValueError as error:
+                    raise WeightsError(f"{folder / name} is not valid JSON: {error}") from None
+                if isinstance(content, dict):
+                    found[name] = content
+        return found
+
+    @cached_property
+    def _contents(self) -> tuple[Format, Tensors]:
+        tensors = read_tensors(self.path)
+        if self.path.is_dir():
+            tensors = kerashub.with_layer_names(tensors, self.companions)
+        for form in FORMATS:
+            prefix = form.prefix(tensors)
+            if prefix is not None:
+                unpacked = form.unpack(tensors)
+                return form, {name.removeprefix(prefix): array for name, array in unpacked.items()}
+        sample = ", ".join(list(tensors)[:4])
+        expected = "; ".join(f"{form.name} ({form.signature[-1]})" for form in FORMATS)
+        raise WeightsError(
+            f"{self.source}: no known checkpoint: found {len(tensors)} tensors ({sample} …), expected the "
+            f"names of one of: {expected}"
+        )
+
+    @property
+    def is_own(self) -> bool:
+        """A model that this package wrote."""
+        return self.path.is_file() and is_keras_archive(self.path)
+
+    @property
+    def format(self) -> Format:
+        return self._contents[0]
+
+    @property
+    def tensors(self) -> Tensors:
+        return self._contents[1]
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """What the model must have been built with, as far as the checkpoint says."""
+        return self._understood(lambda: self.format.options(self.tensors, self.companions))
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing | None:
+        """What belongs to the weights and must travel with them; null where nothing is said."""
+        if self.is_own:
+            return own_preprocessing(self.path)
+        return self._understood(lambda: self.format.preprocessing(self.companions))
+
+    def _understood(self, read: Callable[[], T]) -> T:
+        try:
+            return read()
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            names = ", ".join(self.companions) or "its tensors"
+            raise WeightsError(
+                f"{self.source}: {names} cannot be understood ({type(error).__name__}: {error})"
+            ) from error
+
+
+def own_preprocessing(path: Path) -> Preprocessing | None:
+    """The normalisation in the graph of a `.keras` file; read without Keras."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            config = json.loads(archive.read("config.json"))
+        layers = config["config"]["layers"]
+        rescaling = next(layer["config"] for layer in layers if layer["name"] == "normalisation")
+        size = next(
+            tuple(layer["config"]["batch_shape"][1:3]) for layer in layers if layer["name"] == "images"
+        )
+    except (zipfile.BadZipFile, ValueError, LookupError, TypeError, StopIteration):
+        return None
+    scale, offset = np.asarray(rescaling["scale"]), np.asarray(rescaling["offset"])
+    return Preprocessing(
+        mean=tuple(float(value) for value in -offset / scale),
+        std=tuple(float(value) for value in 1 / scale),
+        size=size,
+    )

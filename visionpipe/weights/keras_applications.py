@@ -1,0 +1,69 @@
+"""`.h5` files of keras.applications' ResNet-50, -101 and -152: Caffe's, with channels in the order B, G, R, a
+mean that is subtracted, biased convolutions, and the stride on the first 1×1.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from visionpipe.weights.layout import Companions, Format, Row, Tensors, keras_dense, same
+from visionpipe.weights.report import Preprocessing
+
+MEAN = (123.68, 116.779, 103.939)
+
+
+def bgr_to_rgb(kernel: np.ndarray) -> np.ndarray:
+    return kernel[:, :, ::-1, :]
+
+
+def without_bias(mean: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """norm(x + bias) with this mean is norm(x) with a mean that is smaller by the bias."""
+    return mean - bias
+
+
+def conv_norm(ours: str, ours_norm: str, theirs: str, theirs_norm: str) -> tuple[Row, ...]:
+    return (
+        Row(f"{ours}/kernel", (f"{theirs}/kernel",), same),
+        *(Row(f"{ours_norm}/{name}", (f"{theirs_norm}/{name}",), same) for name in ("gamma", "beta")),
+        Row(f"{ours_norm}/moving_mean", (f"{theirs_norm}/moving_mean", f"{theirs}/bias"), without_bias),
+        Row(f"{ours_norm}/moving_variance", (f"{theirs_norm}/moving_variance",), same),
+    )
+
+
+OURS, THEIRS = "stage{stage}_block{block}", "conv{stage+1}_block{block}"
+
+
+def options(tensors: Tensors, companions: Companions) -> dict[str, Any]:
+    return {
+        "norm": "batch",
+        "norm_epsilon": 1.001e-5,
+        "preactivation": False,
+        "shortcut": "projection",
+        "stride_on": "1x1",
+        "padding": "symmetric",
+        "pixel_mean": MEAN,
+        "pixel_std": (1.0,) * 3,
+    }
+
+
+FORMAT = Format(
+    name="keras.applications ResNet .h5",
+    signature=("conv1_conv/kernel", "conv1_conv/bias", "conv2_block1_0_conv/kernel"),
+    rows=(
+        Row("stem_conv/kernel", ("conv1_conv/kernel",), bgr_to_rgb),
+        *conv_norm("stem_conv", "stem_norm", "conv1_conv", "conv1_bn"),
+        *(
+            row
+            for number in (1, 2, 3)
+            for row in conv_norm(
+                f"{OURS}_conv{number}", f"{OURS}_norm{number}",
+                f"{THEIRS}_{number}_conv", f"{THEIRS}_{number}_bn",
+            )
+        ),
+        *conv_norm(f"{OURS}_shortcut", f"{OURS}_shortcut_norm", f"{THEIRS}_0_conv", f"{THEIRS}_0_bn"),
+        *keras_dense("logits", "predictions"),
+        *keras_dense("logits", "probs"),
+    ),
+    options=options,
+    preprocessing=lambda companions: Preprocessing(MEAN, (1.0,) * 3),
+)  # fmt: skip

@@ -1,0 +1,50 @@
+"""Position embeddings at another grid, as each checkpoint's own code resizes them."""
+
+import numpy as np
+
+
+def resize_positions(grid: np.ndarray, size: tuple[int, int], method: str) -> np.ndarray:
+    """(rows, columns, channels) to `size` rows and columns.
+
+    `method`: `linear`, corners onto corners (scipy.ndimage.zoom of order 1, the original ViT's); `bicubic`
+    and `bicubic, antialiased`, pixel areas onto pixel areas (torch's interpolate, Hugging Face's and timm's).
+    """
+    matrix = MATRICES[method]
+    for axis, length in enumerate(size):
+        weights = matrix(grid.shape[axis], length)
+        grid = np.moveaxis(np.tensordot(weights, grid, axes=(1, axis)), 0, axis)
+    return grid
+
+
+def linear(old: int, new: int) -> np.ndarray:
+    """(new, old) weights."""
+    places = np.linspace(0, old - 1, new)
+    return np.stack([np.interp(places, range(old), row) for row in np.eye(old)], axis=1)
+
+
+def cubic(distance: np.ndarray, a: float) -> np.ndarray:
+    """Keys' kernel (1981), which is zero from a distance of 2 on."""
+    x = np.abs(distance)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((x - 5) * x + 8) * x * a - 4 * a
+    return np.where(x <= 1, near, np.where(x < 2, far, 0))
+
+
+def bicubic(old: int, new: int) -> np.ndarray:
+    """torch's interpolate: a = −0.75, four samples, those beyond the border repeat it."""
+    weights = np.zeros((new, old))
+    for row in range(new):
+        place = (row + 0.5) * old / new - 0.5
+        for sample in range(int(np.floor(place)) - 1, int(np.floor(place)) + 3):
+            weights[row, min(max(sample, 0), old - 1)] += cubic(np.asarray(sample - place), -0.75)
+    return weights
+
+
+def antialiased_bicubic(old: int, new: int) -> np.ndarray:
+    """torch's interpolate with antialias, and Pillow's: a = −0.5, the kernel in units of the new pixels."""
+    centres, samples = (np.arange(new) + 0.5) * old / new, np.arange(old) + 0.5
+    weights = cubic((samples[None] - centres[:, None]) / max(old / new, 1), -0.5)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+MATRICES = {"linear": linear, "bicubic": bicubic, "bicubic, antialiased": antialiased_bicubic}
