@@ -28,7 +28,6 @@ WITHOUT_EFFECT = {
     "tracking/store": "opens MLflow, whose content is no output",
     "tracking/trained": "fetches a model whose sha256 is part of the key",
     "tracking/runs": "fills MLflow, whose content is no output",
-    "tracking/trained": "fetches a file whose sha256 is in the lineage",
     "backend": "for stages that only ask it for the number of threads",
 }
 

@@ -34,11 +34,14 @@ class PrepareConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     """One entry of `models:`. `needs` is the file that DVC orders this training after; `train` overrides the
-    common recipe.
+    common recipe. `init`: weights to start from, another entry or any source of weights/sources.py; `init_head`:
+    whether its head is taken too, or starts at zero.
     """
 
     variant: str
     needs: str
+    init: str | None = None
+    init_head: Literal["zero", "load"] = field(default="zero", kw_only=True)
     overrides: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
 
@@ -173,21 +176,21 @@ def check(params: Params) -> None:
         recipe, where = params.train_config(name), f"models.{name}.train"
         check_augmentation(recipe.augmentation, f"{where}.augmentation")
         params.model_spec(name)
-        check_teacher(params, name, recipe)
+        if params.model(name).init in params.models:
+            check_needs(params, name, "init", str(params.model(name).init))
+        if recipe.distill and not recipe.distill.teacher.startswith("models:/"):
+            check_needs(params, name, "train.distill.teacher", recipe.distill.teacher)
 
 
-def check_teacher(params: Params, name: str, recipe: TrainConfig) -> None:
-    """A teacher among the models must be trained first: DVC learns that from `needs`."""
-    teacher, key = recipe.distill.teacher if recipe.distill else "", f"models.{name}"
-    if not teacher or teacher.startswith("models:/"):
-        return
+def check_needs(params: Params, name: str, key: str, other: str) -> None:
+    """A model that another one needs must be trained first: DVC learns that from `needs`."""
     require(
-        teacher in params.models and teacher != name,
-        f"{key}.train.distill.teacher",
-        f"no other model {teacher!r}{suggest(teacher, params.models)}; give an entry of models:, or models:/NAME@ALIAS",
+        other in params.models and other != name,
+        f"models.{name}.{key}",
+        f"no other model {other!r}{suggest(other, params.models)}; give an entry of models:, or models:/NAME@ALIAS",
     )
-    file = f"models/{teacher}/model.keras"
-    require(params.model(name).needs == file, f"{key}.needs", f"must be {file}, the teacher's")
+    file = f"models/{other}/model.keras"
+    require(params.model(name).needs == file, f"models.{name}.needs", f"must be {file}, the model in {key}")
 
 
 def check_augmentation(entries: tuple[dict[str, Any], ...], key: str) -> None:

@@ -1,5 +1,6 @@
 """`visionpipe prune`: removes what nothing points at any more."""
 
+import contextlib
 import fcntl
 import json
 import shutil
@@ -93,7 +94,12 @@ def current_keys(params: Params) -> set[str]:
         return set()
     check_backend(params)
     data_sha256 = json.loads(manifest.read_text())["content_sha256"]
-    return {train_key(training_identity(name, params, data_sha256)) for name in params.models}
+    keys = set()
+    for name in params.models:
+        # Without the weights that it starts from or its teacher's, it has no training to take up again.
+        with contextlib.suppress(VisionpipeError, FileNotFoundError):
+            keys.add(train_key(training_identity(name, params, data_sha256)))
+    return keys
 
 
 def all_runs(store: Store) -> Iterator[Any]:

@@ -36,8 +36,8 @@ def build(kind: type, content: Any, key: str) -> Any:
     """Makes the dataclass `kind` from a mapping; unknown, missing and mistyped keys are refused."""
     values = converted(kind, content, key)
     for f in dataclasses.fields(kind):
-        # The file is the whole experiment: only what may be null or empty can be left out of it.
-        optional = f.default is None or f.default_factory is not dataclasses.MISSING
+        # The file is the whole experiment: what shapes it cannot be left out, unless it may be null or empty.
+        optional = f.default is None or f.default_factory is not dataclasses.MISSING or f.kw_only
         if f.name not in content and not optional:
             raise ConfigError(f"params.yaml: {key}{'.' if key else ''}{f.name} is missing")
     return kind(**values)

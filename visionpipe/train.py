@@ -21,6 +21,7 @@ from visionpipe.models import model_from_spec
 from visionpipe.tracking.runs import LiveRun, flatten
 from visionpipe.tracking.trained import download_trained
 from visionpipe.training.recipe import TrainConfig
+from visionpipe.weights import Checkpoint, load_weights, resolve
 
 if TYPE_CHECKING:
     from visionpipe.training.teacher import Teacher
@@ -38,7 +39,7 @@ def train(name: str, params: Params) -> None:
     start_backend(params)
     import keras
 
-    from visionpipe.training.checkpoint import Checkpoint
+    from visionpipe.training.checkpoint import Checkpoint as TrainingCheckpoint
     from visionpipe.training.fit import fit
 
     data = open_prepared(PREPARED)
@@ -49,17 +50,16 @@ def train(name: str, params: Params) -> None:
     ):
         print(introduction(name, params, len(data.labels("train")), key), flush=True)
         print_changes(name, identity)
-        build = partial(
-            model_from_spec,
-            spec,
-            len(data.classes),
-            params.prepare.size,
-            data.manifest["channel_mean"],
-            data.manifest["channel_std"],
-        )
+        start = initial_weights(name, params)
+        seen, manifest = start.preprocessing if start else None, data.manifest
+        mean = seen.mean if seen and seen.mean else manifest["channel_mean"]
+        std = seen.std if seen and seen.std else manifest["channel_std"]
+        build = partial(model_from_spec, spec, len(data.classes), params.prepare.size, mean, std)
         keras.config.set_dtype_policy("mixed_bfloat16" if recipe.precision == "bfloat16" else "float32")
         model = build()
-        checkpoint = Checkpoint(state / "checkpoints" / key)
+        if start:
+            print(load_weights(model, start, head=params.model(name).init_head), flush=True)
+        checkpoint = TrainingCheckpoint(state / "checkpoints" / key)
         run = LiveRun(params.tracking, name, key, identity)
         teacher = make_teacher(recipe, data, identity.get("teacher_sha256"))
         history = fit(model, data, recipe, params.seed, checkpoint, run.log_epoch, teacher)
@@ -138,11 +138,20 @@ def teacher_file(teacher: str) -> Path:
     )
 
 
+def initial_weights(name: str, params: Params) -> Checkpoint | None:
+    """What `init` names, on this disk."""
+    source = params.model(name).init
+    if source is None:
+        return None
+    return resolve(Path("models") / source / "model.keras" if source in params.models else source)
+
+
 def training_identity(name: str, params: Params, data_sha256: str) -> dict[str, Any]:
     """Everything that the weights depend on."""
-    distill = params.train_config(name).distill
+    distill, start = params.train_config(name).distill, initial_weights(name, params)
     return {
         "data_sha256": data_sha256,
+        **({"init_sha256": start.sha256, "init_preprocessing": str(start.preprocessing)} if start else {}),
         **({"teacher_sha256": sha256_file(teacher_file(distill.teacher))} if distill else {}),
         "code": stage_code("train"),
         "params": {
@@ -152,6 +161,11 @@ def training_identity(name: str, params: Params, data_sha256: str) -> dict[str, 
             "model": {
                 "variant": params.model(name).variant,
                 "family": params.model_spec(name).family,
+                **(
+                    {"init": params.model(name).init, "init_head": params.model(name).init_head}
+                    if start
+                    else {}
+                ),
                 **dataclasses.asdict(params.model_spec(name)),
             },
             "train": dataclasses.asdict(params.train_config(name)),
