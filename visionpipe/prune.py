@@ -12,6 +12,7 @@ from typing import Any
 from visionpipe.backend import check_backend
 from visionpipe.config import Params
 from visionpipe.data.prepared import MANIFEST, PREPARED
+from visionpipe.errors import VisionpipeError
 from visionpipe.lineage import state_folder, train_key
 from visionpipe.promotion import champions_before, promotions
 from visionpipe.tracking.registry import aliases, all_versions
