@@ -101,7 +101,7 @@ class Project:
         self.git("commit", "--quiet", "--allow-empty", "--message", message)
 
     def checkpoints(self) -> list[Path]:
-        return list((self.root / ".visionpipe" / "checkpoints").glob("*/epoch-*.npz"))
+        return list((self.root / ".visionpipe" / "checkpoints").glob("*/step-*.checkpoint"))
 
 
 def executed(output: str) -> list[str]:

@@ -1,0 +1,126 @@
+"""kill -9 at random moments of a training, through the real `dvc repro`: it must end at the same bytes.
+
+    python benchmarks/kills.py --kills 20 --seed 1
+
+For each backend a throw-away repository with a hybrid that has everything on whose state could be lost: dropout,
+stochastic depth, mixup, a moving average, and a checkpoint every few steps. First an uninterrupted training; then
+trainings that are killed several times each: after a random time, as soon as a checkpoint is being written, or as
+soon as the model's file is. Every `dvc repro` after the last kill must give the model and the history of the first
+training, byte for byte, and leave no process, no temporary file and no checkpoint. Results go to benchmarks/kills.json.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+from project import NEEDS, Project, environment, make_project  # noqa: E402
+
+RESULT = ROOT / "benchmarks" / "kills.json"
+MOMENTS = {"a random time": 14, "while a checkpoint is written": 4, "while the model is written": 2}
+KILLS_PER_TRAINING = 4
+STAGE = "train@hybrid"
+OUTPUTS = ("models/hybrid/model.keras", "models/hybrid/history.csv", "models/hybrid/lineage.json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20, help="for each backend")
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--backends", nargs="+", default=["tensorflow", "jax", "torch"])
+    options = parser.parse_args()
+    print(f"seed {options.seed}", flush=True)
+    results = [try_backend(backend, options.kills, options.seed) for backend in options.backends]
+    RESULT.write_text(json.dumps({"seed": options.seed, "backends": results}, indent=1) + "\n")
+
+
+def try_backend(backend: str, kills: int, seed: int) -> dict[str, Any]:
+    """Raises AssertionError where a byte differs."""
+    with tempfile.TemporaryDirectory() as folder:
+        project = make_killable(Path(folder) / "project", backend)
+        project.dvc("repro", "prepare")
+        start = time.perf_counter()
+        project.dvc("repro", "--single-item", STAGE)
+        seconds = time.perf_counter() - start
+        expected, dice = outputs(project), random.Random(f"{seed} {backend}")
+        moments = dice.choices(list(MOMENTS), list(MOMENTS.values()), k=kills)
+        killed = []
+        for first in range(0, kills, KILLS_PER_TRAINING):
+            for moment in moments[first : first + KILLS_PER_TRAINING]:
+                killed.append(kill(project, moment, dice.uniform(0.3, 1.0) * seconds))
+                print(backend, killed[-1], flush=True)
+            project.dvc("repro", "--single-item", "--force", STAGE)
+            assert outputs(project) == expected, f"other bytes after {killed[-KILLS_PER_TRAINING:]}"
+            left = [str(path) for path in project.root.rglob("*.tmp") if ".dvc" not in path.parts]
+            assert not left, left
+            assert not project.checkpoints()
+        return {"backend": backend, "seconds": round(seconds, 1), "kills": killed}
+
+
+def make_killable(root: Path, backend: str) -> Project:
+    project = make_project(root, backend)
+    params = project.params()
+    overrides = {
+        "filters": 4,
+        "hidden_dim": 16,
+        "mlp_dim": 32,
+        "dropout_rate": 0.1,
+        "stochastic_depth_rate": 0.1,
+    }
+    params["models"] = {
+        "hybrid": {"needs": NEEDS, "variant": "R14+ViT-Mi", "overrides": overrides, "train": {}}
+    }
+    params["prepare"]["size"] = [16, 16]
+    params["train"] |= {"epochs": 12, "ema_decay": 0.9, "checkpoint_steps": 3}
+    params["train"]["augmentation"] = [{"name": "flip"}, {"name": "mixup", "off_epoch": 9}]
+    project.write_params(params)
+    project.commit("a training to be killed")
+    return project
+
+
+def outputs(project: Project) -> dict[str, str]:
+    return {name: hashlib.sha256((project.root / name).read_bytes()).hexdigest() for name in OUTPUTS}
+
+
+def kill(project: Project, moment: str, seconds: float) -> dict[str, Any]:
+    """Starts `dvc repro` and kills the trainer in it; where that ends before its moment, it counts as such."""
+    command = [sys.executable, "-m", "dvc", "repro", "--single-item", "--force", STAGE]
+    dvc = subprocess.Popen(
+        command, cwd=project.root, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    start, watched = time.perf_counter(), watched_folder(project, moment)
+    while dvc.poll() is None:
+        if watched is None and time.perf_counter() - start > seconds:
+            break
+        if watched is not None and any(watched.rglob("*.tmp")):
+            break
+        time.sleep(0.0005)
+    trainers = psutil.Process(dvc.pid).children(recursive=True) if dvc.poll() is None else []
+    for process in trainers:
+        if process.is_running() and "visionpipe" in " ".join(process.cmdline()):
+            os.kill(process.pid, signal.SIGKILL)
+    status = dvc.wait(60)
+    assert not [p for p in trainers if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], "an orphan"
+    return {"moment": moment, "after": round(time.perf_counter() - start, 2), "ended by itself": status == 0}
+
+
+def watched_folder(project: Project, moment: str) -> Path | None:
+    if moment == "a random time":
+        return None
+    return project.root / (".visionpipe/checkpoints" if "checkpoint" in moment else "models/hybrid")
+
+
+if __name__ == "__main__":
+    main()
