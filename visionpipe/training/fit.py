@@ -19,7 +19,7 @@ from visionpipe.training.loss import Accuracy, Objective, class_weights
 from visionpipe.training.optimizer import make_optimizer, make_schedule, rate_factors
 from visionpipe.training.recipe import TrainConfig
 from visionpipe.training.teacher import Teacher, with_teacher
-from visionpipe.training.watch import Watch
+from visionpipe.training.watch import Watch, epoch_line
 
 Report = Callable[[Row], None]
 
@@ -114,7 +114,7 @@ class Training:
             row = self.finish_epoch(epoch, logs)
             self.progress.history.append(row)
             self.progress.seconds, self.progress.logs = 0.0, {}
-            print(self.describe(row), flush=True)
+            print(epoch_line(row, -(-self.progress.total_steps // self.epoch_steps)), flush=True)
             report(row)
         self.take_final_weights()
 
@@ -123,19 +123,8 @@ class Training:
         steps = range(self.progress.step, min((epoch + 1) * self.epoch_steps, self.progress.total_steps))
         if not steps:  # it was interrupted between its last step and its validation
             return self.progress.logs
-        batches = training_batches(
-            self.images,
-            self.labels,
-            classes=len(self.data.classes),
-            batch_size=self.batch_size,
-            seed=self.seed,
-            augment=self.augment,
-            steps=steps,
-            repeated_augmentation=self.recipe.repeated_augmentation,
-            teacher_logits=self.teacher.logits,
-        )
         watch = Watch(self, steps, f"epoch {epoch + 1}")
-        history = self.trained.fit(batches, callbacks=[watch], verbose=0, shuffle=False).history
+        history = self.trained.fit(self.batches(steps), callbacks=[watch], verbose=0, shuffle=False).history
         logs = {name: float(values[-1]) for name, values in history.items()}
         if not np.isfinite(logs["loss"]):
             raise TrainingError(
@@ -147,6 +136,20 @@ class Training:
         self.trained.reset_metrics()
         self.save()
         return logs
+
+    def batches(self, steps: range) -> Any:
+        """A `tf.data.Dataset` of the batches of these steps."""
+        return training_batches(
+            self.images,
+            self.labels,
+            classes=len(self.data.classes),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            augment=self.augment,
+            steps=steps,
+            repeated_augmentation=self.recipe.repeated_augmentation,
+            teacher_logits=self.teacher.logits,
+        )
 
     def finish_epoch(self, epoch: int, logs: dict[str, float]) -> Row:
         """Validation, and what depends on it; returns the epoch's row."""
@@ -284,14 +287,6 @@ class Training:
     def weights_to_save(self) -> contextlib.AbstractContextManager[None]:
         trained = self.trained
         return trained.averages_in_place() if isinstance(trained, AveragedModel) else contextlib.nullcontext()
-
-    def describe(self, row: Row) -> str:
-        epochs = -(-self.progress.total_steps // self.epoch_steps)
-        left = row["seconds"] * max(0, epochs - row["epoch"])
-        return (
-            f"  epoch {row['epoch']:3.0f}/{epochs}  loss {row['loss']:.3f}  accuracy {row['accuracy']:.3f}  validation "
-            f"accuracy {row['val_accuracy']:.3f}  {row['images_per_second']:,.0f} images/s  {left:.0f} s left"
-        )
 
 
 def ran_out_of_memory(error: Exception) -> bool:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import keras
 from tqdm import tqdm
 
+from visionpipe.training.checkpoint import Row
+
 if TYPE_CHECKING:
     from visionpipe.training.fit import Training
 
@@ -62,3 +64,12 @@ class Watch(keras.callbacks.Callback):
         _ = self.model  # on JAX the variables have their values only after this
         self.training.progress.step, self.training.progress.seconds = step, self.seconds()
         self.training.save()
+
+
+def epoch_line(row: Row, epochs: int) -> str:
+    """What is printed of an epoch, with the time that the `epochs` take at its pace."""
+    left = row["seconds"] * max(0, epochs - row["epoch"])
+    return (
+        f"  epoch {row['epoch']:3.0f}/{epochs}  loss {row['loss']:.3f}  accuracy {row['accuracy']:.3f}  "
+        f"validation accuracy {row['val_accuracy']:.3f}  {row['images_per_second']:,.0f} images/s  {left:.0f} s left"
+    )

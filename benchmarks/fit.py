@@ -1,0 +1,198 @@
+"""What progress, checkpoints and tracking cost: the trainer beside a bare compiled loop and beside stock `fit`.
+
+    python benchmarks/fit.py --rounds 5
+
+The same model, optimizer and batches three times, on each backend, in fresh processes that take turns: Keras's compiled
+step called in a loop and nothing else; this project's `fit` with a tracking store and its default checkpoints; stock
+`fit` with MLflow's own Keras callback and a checkpoint callback per epoch. Counted are the steps from the second epoch
+on. Raw samples go to benchmarks/fit.json, the table to docs/performance.md.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks" / "fit.json"
+BACKENDS = ("tensorflow", "jax", "torch")
+LOOPS = ("bare loop", "visionpipe", "visionpipe, again", "stock fit, MLflow's callback")
+IMAGES, BATCH, EPOCHS, THREADS = 2048, 32, 4, 2
+STEPS = IMAGES // BATCH
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--measure", nargs=2, metavar=("BACKEND", "LOOP"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(*options.measure)))
+        return
+    from tables import write_page
+
+    from visionpipe.tracking.runs import hardware
+
+    samples = []
+    for number in range(options.rounds):
+        for backend in BACKENDS:
+            for loop in LOOPS[:: -1 if number % 2 else 1]:
+                samples.append(
+                    {"round": number, "backend": backend, "loop": loop} | in_new_process(backend, loop)
+                )
+                print(samples[-1], flush=True)
+                RESULT.write_text(json.dumps({"hardware": hardware(), "samples": samples}, indent=1) + "\n")
+    write_page()
+
+
+def in_new_process(backend: str, loop: str) -> dict[str, float]:
+    command = [sys.executable, __file__, "--measure", backend, loop]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with tempfile.TemporaryDirectory() as folder:
+        output = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
+    if output.returncode:
+        sys.exit(f"{backend}, {loop}:\n{output.stderr}")
+    sample: dict[str, float] = json.loads(output.stdout.splitlines()[-1])
+    return sample
+
+
+def measure(backend: str, loop: str) -> dict[str, float]:
+    """Milliseconds per step, over the epochs after the first one, without their validation."""
+    from dataclasses import replace
+
+    from visionpipe.backend import start_backend
+    from visionpipe.config import load_params
+
+    params = replace(load_params(ROOT / "params.yaml"), backend=backend, threads=THREADS)
+    Path(".dvc").mkdir()
+    start_backend(params)
+    from visionpipe.models import build_model
+
+    model = build_model("ResNet-8", 10, 28)
+    kinds: dict[str, Callable[[Any, Any], list[float]]] = {"bare loop": bare_loop, LOOPS[3]: stock_fit}
+    seconds = kinds.get(loop, ours)(model, params)
+    return {"milliseconds_per_step": round(1000 * statistics.median(seconds) / STEPS, 3)}
+
+
+def recipe(params: Any) -> Any:
+    from visionpipe.training.recipe import TrainConfig
+
+    flip = ({"name": "flip"},)
+    return TrainConfig(epochs=EPOCHS, batch_size=BATCH, augmentation=flip)
+
+
+def prepared() -> Any:
+    import numpy as np
+
+    from visionpipe.data.prepared import SPLITS, open_prepared, write_manifest, write_split
+
+    folder, random = Path("prepared"), np.random.default_rng(0)
+    folder.mkdir()
+    for split, count in zip(SPLITS, (IMAGES, 64, 64), strict=True):
+        images = random.integers(0, 256, (count, 28, 28, 3), np.uint8)
+        write_split(folder, split, images, list(range(count)), [i % 10 for i in range(count)], [""] * count)
+    statistics_of_channels = {"channel_mean": [127.5] * 3, "channel_std": [73.6] * 3}
+    classes = [f"class {number}" for number in range(10)]
+    write_manifest(
+        folder, size=(28, 28), classes=classes, **statistics_of_channels, quarantined=[], warnings=[]
+    )
+    return open_prepared(folder, verify=False)
+
+
+def compiled_with_batches(model: Any, params: Any) -> tuple[Any, Callable[[int], Any]]:
+    """Ready to train as `fit` does it, and its batches of an epoch."""
+    from visionpipe.training.checkpoint import Checkpoint
+    from visionpipe.training.fit import Training
+    from visionpipe.training.teacher import Teacher
+
+    training = Training(model, prepared(), recipe(params), params.seed, Checkpoint(Path("unused")), Teacher())
+    training.start_phase()
+    return training.trained, lambda epoch: training.batches(range(epoch * STEPS, (epoch + 1) * STEPS))
+
+
+def bare_loop(model: Any, params: Any) -> list[float]:
+    import keras
+
+    model, batches = compiled_with_batches(model, params)
+    model.fit(batches(0), verbose=0)  # builds and compiles
+    seconds = []
+    for epoch in range(1, EPOCHS):
+        iterator = iter(batches(epoch))
+        start = time.perf_counter()
+        if keras.backend.backend() == "jax":
+            arrays = ((x.numpy(), y.numpy(), None) for x, y in iterator)
+            state = model._get_jax_state(
+                trainable_variables=True,
+                non_trainable_variables=True,
+                optimizer_variables=True,
+                metrics_variables=True,
+            )
+            for _ in range(STEPS):
+                logs, state = model.train_function(state, arrays)
+        elif keras.backend.backend() == "torch":
+            for x, y in iterator:
+                logs = model.train_function([(x.numpy(), y.numpy(), None)])
+        else:
+            for _ in range(STEPS):
+                logs = model.train_function(iterator)
+        float(logs["loss"])  # waits for the device
+        seconds.append(time.perf_counter() - start)
+        if keras.backend.backend() == "jax":
+            break  # its variables were given away with the state
+    return seconds
+
+
+def ours(model: Any, params: Any) -> list[float]:
+    from visionpipe.tracking.runs import LiveRun
+    from visionpipe.training.checkpoint import Checkpoint
+    from visionpipe.training.fit import fit
+
+    identity = {
+        "params": {"model": {"family": "resnet"}, "backend": "x"},
+        "data_sha256": "",
+        "code": {},
+        "versions": {},
+    }
+    run = LiveRun(params.tracking, "benchmark", "key", identity)
+    history = fit(
+        model, prepared(), recipe(params), params.seed, Checkpoint(Path("checkpoint")), run.log_epoch
+    )
+    return [STEPS * BATCH / row["images_per_second"] for row in history[1:]]
+
+
+def stock_fit(model: Any, params: Any) -> list[float]:
+    import keras
+    import mlflow
+
+    model, batches = compiled_with_batches(model, params)
+    mlflow.set_tracking_uri(f"sqlite:///{Path('mlflow.db').resolve()}")
+
+    seconds: list[float] = []
+
+    class Clock(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            self.start = time.perf_counter()
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            seconds.append(time.perf_counter() - self.start)
+
+    with mlflow.start_run() as run:
+        for epoch in range(EPOCHS):
+            callbacks = [
+                Clock(),
+                mlflow.keras.MlflowCallback(run),
+                keras.callbacks.ModelCheckpoint("model.keras"),
+            ]
+            model.fit(batches(epoch), callbacks=callbacks, verbose=0, initial_epoch=epoch, epochs=epoch + 1)
+    return seconds[1:]
+
+
+if __name__ == "__main__":
+    main()
