@@ -68,8 +68,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         if value is None and len(kinds) < len(arguments):
             return None
         # Of several kinds the one whose form the value has; a wrong value is judged by the first.
-        fitting = (a for a in kinds if isinstance(value, typing.get_origin(a) or a))
-        return convert(value, next(fitting, kinds[0]), key)
+        return convert(value, next((a for a in kinds if isinstance(value, form(a))), kinds[0]), key)
     if origin is Literal:
         if value in arguments:
             return value
@@ -103,3 +102,9 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     )
     note = " (YAML reads 1e-3 as text: write 1.0e-3)" if hint is float and isinstance(value, str) else ""
     raise ConfigError(f"params.yaml: {key}: expected {expected}, received {value!r}{note}")
+
+
+def form(hint: Any) -> type:
+    """The type that YAML gives a value of this kind."""
+    origin = typing.get_origin(hint)
+    return type(typing.get_args(hint)[0]) if origin is Literal else origin or hint
