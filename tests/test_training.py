@@ -173,6 +173,7 @@ def test_a_factor_is_the_learning_rate_of_its_variable_for_step_and_decay():
 
 
 def test_accumulated_gradients_are_one_update_with_their_mean():
+    # The schedule still counts steps: at a constant rate both see the same.
     values, gradients = variables_and_gradients(4)
     pairs = [[(a + b) / 2 for a, b in zip(*gradients[start : start + 2], strict=True)] for start in (0, 2)]
     changes = {"optimizer": "sgd", "weight_decay": 0.1, "clip_norm": 100.0}

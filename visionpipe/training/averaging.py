@@ -30,7 +30,7 @@ class AveragedModel(keras.Model):
     def train_step(self, *arguments: Any) -> Any:
         if keras.backend.backend() != "jax":
             logs = super().train_step(*arguments)
-            kept = self.kept(self.optimizer.iterations)
+            kept = self.kept(self.optimizer.steps)
             for average, source in zip(self.averages, self.sources, strict=True):
                 average.assign(blend(average, source, kept))
             return logs
@@ -38,9 +38,8 @@ class AveragedModel(keras.Model):
         logs, (trainable, others, optimizer, metrics) = super().train_step(*arguments)
         names = [id(v) for v in (*self.trainable_variables, *self.non_trainable_variables)]
         values = dict(zip(names, (*trainable, *others), strict=True))
-        kept = self.kept(
-            optimizer[[id(v) for v in self.optimizer.variables].index(id(self.optimizer.iterations))]
-        )
+        place = [id(v) for v in self.optimizer.variables].index(id(self.optimizer.steps))
+        kept = self.kept(optimizer[place])
         for average, source in zip(self.averages, self.sources, strict=True):
             values[id(average)] = blend(values[id(average)], values[id(source)], kept)
         return logs, (trainable, [values[id(v)] for v in self.non_trainable_variables], optimizer, metrics)

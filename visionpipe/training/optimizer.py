@@ -130,8 +130,13 @@ def scheduled(kind: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.O
                 (), keras.initializers.Constant(self.total), dtype="int32", name="total_steps"
             )
 
+        @property
+        def steps(self) -> keras.Variable:
+            """Of the phase; `iterations` counts updates, of which there are fewer when gradients accumulate."""
+            return self._iterations
+
         def _get_current_learning_rate(self) -> Any:
-            return self.schedule(self.iterations, self.total_steps) * self.factor
+            return self.schedule(self.steps, self.total_steps) * self.factor
 
         @contextmanager
         def at(self, factor: float) -> Iterator[None]:

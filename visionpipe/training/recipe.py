@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
 from visionpipe.errors import ConfigError
@@ -21,6 +21,7 @@ class DistillConfig:
     """
 
     teacher: str
+    _: KW_ONLY
     temperature: float = 2.0
     weight: float = 0.5
     hard: bool = False
