@@ -1,17 +1,21 @@
 """The command line. Imports no framework: `visionpipe --help` answers at once."""
 
 import argparse
+import dataclasses
 import os
 import select
 import signal
 import sys
 import threading
 import traceback
+from typing import Any
 
 from visionpipe import __version__
 from visionpipe.errors import VisionpipeError
+from visionpipe.serving.settings import Settings
 
 STAGES = ("prepare", "train", "export", "evaluate", "register")
+CHAMPION = "models:/visionpipe@champion"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,9 +65,41 @@ def parser() -> argparse.ArgumentParser:
     add("lineage", "print what made a version").add_argument(
         "version", help="a version's number, or an alias"
     )
+    serve = add("serve", "answer HTTP requests with a model, and follow its alias")
+    serve.add_argument(
+        "target",
+        nargs="?",
+        default=CHAMPION,
+        metavar="MODEL",
+        help="models:/NAME@ALIAS, models:/NAME/NUMBER or a folder; default: %(default)s",
+    )
+    add_settings(serve)
     prune = add("prune", "list runs, versions and checkpoints that nothing points at")
     prune.add_argument("--delete", action="store_true", help="remove them")
     return top
+
+
+def add_settings(serve: argparse.ArgumentParser) -> None:
+    """An option for each field of Settings that has a help text."""
+    for field in dataclasses.fields(Settings):
+        if not field.metadata:
+            continue
+        name, several = f"--{field.name.replace('_', '-')}", isinstance(field.default, tuple)
+        serve.add_argument(
+            name,
+            type=str if several else type(field.default),
+            action="append" if several else "store",
+            help=field.metadata["help"] + ("" if several else f"; default: {field.default}"),
+        )
+
+
+def settings(options: argparse.Namespace) -> Settings:
+    given: dict[str, Any] = {}
+    for field in dataclasses.fields(Settings):
+        value = getattr(options, field.name, None)
+        if value is not None:
+            given[field.name] = tuple(value) if isinstance(value, list) else value
+    return Settings(**given)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -71,6 +107,11 @@ def run(options: argparse.Namespace) -> None:
         from visionpipe.models.costs import table
 
         print(table())
+        return
+    if options.command == "serve":
+        from visionpipe.serving.server import serve
+
+        serve(options.target, settings(options))
         return
     from visionpipe.config import load_params
 
