@@ -137,6 +137,7 @@ def test_the_served_champion_names_an_image_of_the_test_set(clone, repro, server
     server("make serve")
     answer = shell(block("unzip"), clone)
     assert '"label":"sandal"' in answer
+    assert "predictions.csv" in shell(block("visionpipe predict"), clone)
 
 
 def test_the_commands_on_versions(clone, repro):

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import traceback
+from pathlib import Path
 from typing import Any
 
 from visionpipe import __version__
@@ -74,6 +75,22 @@ def parser() -> argparse.ArgumentParser:
         help="models:/NAME@ALIAS, models:/NAME/NUMBER or a folder; default: %(default)s",
     )
     add_settings(serve)
+    predict = add("predict", "label image files: one row for each in a table")
+    predict.add_argument(
+        "paths",
+        nargs="*",
+        default=["-"],
+        metavar="PATH",
+        help="a folder, zip archive, image or pattern; - or nothing: a list of them on stdin",
+    )
+    predict.add_argument("--model", default=CHAMPION, help="as for serve; default: %(default)s")
+    predict.add_argument(
+        "--output",
+        type=Path,
+        default=Path("predictions.csv"),
+        help=".csv, .jsonl or .parquet; default: %(default)s. The same command goes on after an interruption",
+    )
+    predict.add_argument("--probabilities", action="store_true", help="also a column for each class")
     prune = add("prune", "list runs, versions and checkpoints that nothing points at")
     prune.add_argument("--delete", action="store_true", help="remove them")
     return top
@@ -112,6 +129,11 @@ def run(options: argparse.Namespace) -> None:
         from visionpipe.serving.server import serve
 
         serve(options.target, settings(options))
+        return
+    if options.command == "predict":
+        from visionpipe.predict import predict
+
+        predict(options.paths, options.output, options.model, options.probabilities)
         return
     from visionpipe.config import load_params
 
