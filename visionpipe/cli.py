@@ -91,6 +91,11 @@ def parser() -> argparse.ArgumentParser:
         help=".csv, .jsonl or .parquet; default: %(default)s. The same command goes on after an interruption",
     )
     predict.add_argument("--probabilities", action="store_true", help="also a column for each class")
+    container = add("container", "write a folder to build an image of the server from, with the model inside")
+    container.add_argument("target", nargs="?", default=CHAMPION, metavar="MODEL", help="as for serve")
+    container.add_argument(
+        "--output", type=Path, default=Path("container"), help="a new folder; default: %(default)s"
+    )
     prune = add("prune", "list runs, versions and checkpoints that nothing points at")
     prune.add_argument("--delete", action="store_true", help="remove them")
     return top
@@ -129,6 +134,11 @@ def run(options: argparse.Namespace) -> None:
         from visionpipe.serving.server import serve
 
         serve(options.target, settings(options))
+        return
+    if options.command == "container":
+        from visionpipe.container import container
+
+        container(options.target, options.output)
         return
     if options.command == "predict":
         from visionpipe.predict import predict

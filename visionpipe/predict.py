@@ -26,7 +26,8 @@ from visionpipe.errors import ConfigError, DataError, ImageError
 from visionpipe.files import exclusive
 from visionpipe.lineage import artifact_sha256
 from visionpipe.serving.classifier import BATCH, Classifier
-from visionpipe.serving.versions import Version, load, version_in
+from visionpipe.serving.versions import load
+from visionpipe.tracking.lookup import find_version
 
 STDIN = "-"
 CHUNK = 16  # files that one thread decodes at a time
@@ -57,15 +58,15 @@ def predict(paths: list[str], output: Path, target: str, probabilities: bool, th
     """
     if output.suffix not in WRITERS:
         raise ConfigError(f"--output {output}: expected a name that ends in {', '.join(WRITERS)}")
-    version = find_version(target)
-    classifier = load(version, threads)
+    with find_version(target) as version:
+        classifier, sha256 = load(version, threads), artifact_sha256(version.folder)
     columns = ["file", "label", "probability"]
     columns += [f"p({label})" for label in classifier.labels] if probabilities else []
     files = list(find_files(paths))
     journal = Path(f"{output}.partial")
     output.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(Path(f"{journal}.lock"), f"waiting for another process that writes {output}"):
-        header = {"artifact_sha256": artifact_sha256(version.folder), "columns": columns}
+        header = {"artifact_sha256": sha256, "columns": columns}
         with open_journal(journal, header) as (lines, done):
             left = [file for file in files if file.name not in done]
             bar = tqdm(total=len(files), initial=len(files) - len(left), unit=" images", disable=None)
@@ -98,14 +99,6 @@ class Broken:
                 self.count += 1
                 self.first = self.first or f"{row['file']}: {row['error']}"
             yield row
-
-
-def find_version(target: str) -> Version:
-    if not target.startswith("models:"):
-        return version_in(Path(target))
-    from visionpipe.tracking.lookup import Lookup
-
-    return Lookup(target).current()
 
 
 # Files -------------------------------------------------------------------------------------------------

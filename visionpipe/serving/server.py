@@ -5,7 +5,6 @@ import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from visionpipe.errors import ConfigError
@@ -53,19 +52,15 @@ def serve(target: str, settings: Settings) -> None:
 def load_first(target: str, settings: Settings) -> "tuple[Service, Lookup | None]":
     """A service that can answer, and what knows the version that it should answer with."""
     from visionpipe.serving.service import Service
-    from visionpipe.serving.versions import version_in
+    from visionpipe.tracking.lookup import open_target
 
     service = Service(settings)
-    if not target.startswith("models:"):
-        service.serve(version_in(Path(target)))
-        return service, None
-    from visionpipe.tracking.lookup import Lookup
-
-    lookup = Lookup(target)
+    version, lookup = open_target(target)
     try:
-        service.serve(lookup.current())
+        service.serve(version)
     except BaseException:
-        lookup.close()
+        if lookup:
+            lookup.close()
         raise
     return service, lookup
 

@@ -12,12 +12,13 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from visionpipe.errors import RegistryError
-from visionpipe.serving.versions import Version
+from visionpipe.serving.versions import Version, version_in
 from visionpipe.tracking.store import tracking_uri
 
 ADDRESS = re.compile(r"models:/(?P<name>[^/@:]+)(@(?P<alias>[^/@:]+)|/(?P<number>\d+))")
@@ -91,6 +92,29 @@ class Lookup:
             {**dict(tags.fetchall()), "run_id": run_id},
             {name: value for name, value in metrics.fetchall() if name.startswith(QUALITY)},
         )
+
+
+def open_target(target: str) -> tuple[Version, Lookup | None]:
+    """The version that a folder holds, or that an address means now, with what can be asked again."""
+    if not target.startswith("models:"):
+        return version_in(Path(target)), None
+    lookup = Lookup(target)
+    try:
+        return lookup.current(), lookup
+    except BaseException:
+        lookup.close()
+        raise
+
+
+@contextlib.contextmanager
+def find_version(target: str) -> Iterator[Version]:
+    """The same for once: what had to be downloaded is there until the block ends."""
+    version, lookup = open_target(target)
+    try:
+        yield version
+    finally:
+        if lookup:
+            lookup.close()
 
 
 def missing(name: str, alias: str | None, number: str | None) -> RegistryError:
