@@ -14,7 +14,8 @@ load      32 connections
 overload  new requests at five times the capacity just measured, then the recovery
 start     seconds until the server answers, and what it imported
 memory    anonymous memory after 1,000 and after 21,000 requests, a third of them bad
-predict   `visionpipe predict` on 10,000 files
+predict   `visionpipe predict` on 10,000 files (1,000 for ResNet-50)
+int8      ONNX Runtime's time per image in int8 and in fp32
 
 Samples go to benchmarks/serving.json as they come, and an interrupted run goes on from there.
 """
@@ -33,7 +34,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ RESULT = ROOT / "benchmarks" / "serving.json"
 SCRATCH = Path(tempfile.gettempdir()) / "visionpipe-serving"
 SECONDS = 6.0  # of one sample's measuring
 MODELS = {"ResNet-14, 28 px": 28, "ResNet-50, 224 px": 224}
+FOLDERS = {"ResNet-14, 28 px": "resnet14", "ResNet-50, 224 px": "resnet50", "ViT-S/16, 224 px": "vit-s16"}
 OURS, PYFUNC, KERAS, LITSERVE, BENTOML = (
     "visionpipe serve",
     "mlflow, pyfunc",
@@ -60,6 +62,7 @@ TASKS = {
     "start": [OURS],
     "memory": [OURS],
     "predict": [OURS],
+    "int8": [OURS],
 }
 
 
@@ -68,7 +71,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", help="the Python that LitServe and BentoML are installed for")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
-    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--models", nargs="+", help="default: all")
     parser.add_argument("--contenders", nargs="+", help="default: all that are there")
     parser.add_argument(
         "--seconds", type=float, default=280, help="stop after so long; the next call goes on"
@@ -82,7 +85,9 @@ def main() -> None:
     result |= {"hardware": hardware(), "versions": versions(options.peers)}
     make_models()
     done = {(s["round"], s["task"], s["model"], s["contender"]) for s in result["samples"]}
-    for number, task, model in itertools.product(range(options.rounds), options.tasks, options.models):
+    for number, task, model in itertools.product(range(options.rounds), options.tasks, FOLDERS):
+        if model not in (options.models or (FOLDERS if task == "int8" else MODELS)):
+            continue
         contenders = [c for c in TASKS[task] if wanted(c, options)]
         for contender in contenders[:: -1 if number % 2 else 1]:
             if (number, task, model, contender) in done:
@@ -129,22 +134,21 @@ def versions(peers: str | None) -> dict[str, str]:
 
 
 def folder_of(model: str) -> Path:
-    return SCRATCH / str(MODELS[model])
+    return SCRATCH / FOLDERS[model]
 
 
 def make_models() -> None:
     """Artifacts, the two MLflow models and the requests, once, in a process that may import Keras."""
-    if all((folder_of(model) / "done").exists() for model in MODELS):
+    if all((folder_of(model) / "image.jpg").exists() for model in MODELS):
         return
     command = [sys.executable, str(ROOT / "benchmarks" / "serving_models.py"), str(SCRATCH)]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     for model in MODELS:
         (folder_of(model) / "image.jpg").write_bytes(jpeg(MODELS[model]))
-        (folder_of(model) / "done").touch()
 
 
 def jpeg(size: int, seed: int = 0) -> bytes:
-    """A photo-like picture: 28 × 28, or 500 × 375 (some 45 KB) for the model that takes 224 × 224."""
+    """A photo-like picture: 28 × 28, or 500 × 375 (some 70 KB) for the model that takes 224 × 224."""
     width, height = (size, size) if size < 100 else (500, 375)
     random = np.random.default_rng(seed)
     file = io.BytesIO()
@@ -219,11 +223,12 @@ def running(contender: str, model: str, peers: str | None, *options: str) -> Ite
             time.sleep(0.02)
         yield port, process.pid, time.perf_counter() - start
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def mlflow_command(model: Path, port: int) -> list[str]:
@@ -263,8 +268,16 @@ def summary(report: dict[str, Any]) -> dict[str, float]:
 
 def measure_bare(contender: str, model: str, peers: str | None) -> dict[str, Any]:
     """Milliseconds per image: decoding in one thread; one image and the best batch in ONNX Runtime."""
-    script = ROOT / "benchmarks" / "serving_models.py"
-    command = [sys.executable, str(script), "--bare", str(folder_of(model))]
+    return in_new_process("--bare", model)
+
+
+def measure_int8(contender: str, model: str, peers: str | None) -> dict[str, Any]:
+    """Milliseconds per image in batches of eight, and the largest difference of a logit, relative."""
+    return in_new_process("--int8", model)
+
+
+def in_new_process(option: str, model: str) -> dict[str, Any]:
+    command = [sys.executable, str(ROOT / "benchmarks" / "serving_models.py"), option, str(folder_of(model))]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     output = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     return dict(json.loads(output.splitlines()[-1]))

@@ -2,6 +2,7 @@
 
 python benchmarks/serving_models.py SCRATCH_FOLDER       makes artifact, mlflow.keras model and pyfunc model
 python benchmarks/serving_models.py --bare MODEL_FOLDER  prints milliseconds per image as JSON
+python benchmarks/serving_models.py --int8 MODEL_FOLDER  the same in int8 and fp32
 """
 
 import json
@@ -14,7 +15,11 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-VARIANTS = {28: ("ResNet-14", 10, {"filters": 32, "stem_stride": 2}), 224: ("ResNet-50", 1000, {})}
+VARIANTS = {
+    "resnet14": ("ResNet-14", 28, 10, {"filters": 32, "stem_stride": 2}),
+    "resnet50": ("ResNet-50", 224, 1000, {}),
+    "vit-s16": ("ViT-S/16", 224, 1000, {}),
+}
 
 
 def make(scratch: Path) -> None:
@@ -30,8 +35,8 @@ def make(scratch: Path) -> None:
     from visionpipe.models import build_model
     from visionpipe.serving.package import pyfunc_arguments
 
-    for size, (variant, classes, overrides) in VARIANTS.items():
-        folder, artifact = scratch / str(size), scratch / str(size) / "artifact"
+    for name, (variant, size, classes, overrides) in VARIANTS.items():
+        folder, artifact = scratch / name, scratch / name / "artifact"
         model = build_model(variant, classes, size, **overrides)
         model(np.zeros((1, size, size, 3), np.float32))  # Keras exports only what was called once
         write_bytes(artifact / "model.onnx", onnx_bytes(model, 18))
@@ -68,6 +73,31 @@ def bare(folder: Path) -> dict[str, float]:
     }
 
 
+def int8(folder: Path) -> dict[str, float]:
+    """Noise instead of images, for the weights are noise: good for speed, and for comparing logits."""
+    from visionpipe.files import write_bytes
+    from visionpipe.quantization import quantize
+    from visionpipe.serving.classifier import Classifier
+
+    classifiers = [Classifier(folder / "artifact")]
+    images = np.random.default_rng(0).integers(0, 256, (32, *classifiers[0].size, 3), np.uint8)
+    with tempfile.TemporaryDirectory() as temporary:
+        quantised = Path(temporary)
+        for name in ("labels.json", "preprocessing.json"):
+            write_bytes(quantised / name, (folder / "artifact" / name).read_bytes())
+        content = quantize((folder / "artifact" / "model.onnx").read_bytes(), images)
+        write_bytes(quantised / "model.onnx", content)
+        classifiers.append(Classifier(quantised))
+    fp32_ms, int8_ms = (median_ms(classifier.logits, images[:8], 3.0) / 8 for classifier in classifiers)
+    fp32_logits, int8_logits = (classifier.logits(images[:8]) for classifier in classifiers)
+    difference = np.abs(int8_logits - fp32_logits).max() / np.abs(fp32_logits).max()
+    return {
+        "fp32_ms": round(fp32_ms, 4),
+        "int8_ms": round(int8_ms, 4),
+        "logit_difference": round(float(difference), 4),
+    }
+
+
 def median_ms(function, argument, seconds: float = 1.0) -> float:
     for _ in range(2):
         function(argument)
@@ -80,7 +110,7 @@ def median_ms(function, argument, seconds: float = 1.0) -> float:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--bare":
-        print(json.dumps(bare(Path(sys.argv[2]))))
+    if sys.argv[1] in ("--bare", "--int8"):
+        print(json.dumps((bare if sys.argv[1] == "--bare" else int8)(Path(sys.argv[2]))))
     else:
         make(Path(sys.argv[1]))

@@ -103,6 +103,14 @@ def facts(result: dict[str, Any], model: str) -> list[str]:
                 f"- `visionpipe predict`, {predict[0]['files']:,} files: {number(rate)} images/s, "
                 f"{rate / offline_rate(bare, 0):.0%} of what decoding and the best batches allow."
             )
+    if int8 := select(result, "int8", model):
+        times = [median(int8, "fp32_ms"), median(int8, "int8_ms")]
+        gain = statistics.median(sample["fp32_ms"] / sample["int8_ms"] for sample in int8)
+        lines.append(
+            f"- int8: {number(times[1])} ms per image in batches of 8, fp32: {number(times[0])} ms; "
+            f"{gain:.2f} times as fast. Logits of random weights differ by "
+            f"{median(int8, 'logit_difference'):.1%} of the largest."
+        )
     if overload := select(result, "overload", model):
         normal = max(s["normal_after_seconds"] or 99 for s in overload)
         offered, peak = median(overload, "offered_per_second"), median(overload, "peak_per_second")

@@ -19,6 +19,9 @@ import numpy as np
 from visionpipe.serving.classifier import Classifier
 from visionpipe.serving.settings import Settings
 
+SMALL = 16 * 2**10  # bytes of a file that is decoded in a fraction of a millisecond
+PATIENCE = 0.001  # seconds that the idle model waits for images that are being decoded: less than they gain
+
 
 class Job:
     """One image on its way.
@@ -39,8 +42,8 @@ class Queue:
     """How many images were accepted and are not answered yet, over all versions, and the threads for them."""
 
     def __init__(self, settings: Settings):
-        workers = settings.decoders or (os.cpu_count() or 1) + 1
-        self.pool = ThreadPoolExecutor(workers, thread_name_prefix="worker")
+        self.workers = settings.decoders or (os.cpu_count() or 1) + 1
+        self.pool = ThreadPoolExecutor(self.workers, thread_name_prefix="worker")
         self.limit = settings.max_queue
         self.waiting = 0
         self.seconds_per_image = 0.0  # of late, with what batching gains
@@ -61,6 +64,9 @@ class Batcher:
     ):
         self.classifier, self.queue, self.observe = classifier, queue, observe
         self.max_batch = batch_limit(classifier, settings)
+        self._undecoded: deque[Job] = deque()
+        self._decoders = 0  # at work; guarded, like what they take, by _lock
+        self._lock = threading.Lock()
         self._ready: deque[Job] = deque()
         self._model = threading.Lock()
 
@@ -69,7 +75,14 @@ class Batcher:
         job = Job(data, loop.create_future())
         self.queue.waiting += 1
         job.future.add_done_callback(self._answered)
-        self.queue.pool.submit(self._work, job, loop)
+        # Small files are decoded by one thread: almost all of that is Python, which several only hinder.
+        most = 1 if len(data) <= SMALL else self.queue.workers
+        with self._lock:
+            self._undecoded.append(job)
+            needed = self._decoders < most
+            self._decoders += needed
+        if needed:
+            self.queue.pool.submit(self._work, loop)
         return job
 
     def _answered(self, future: "asyncio.Future[np.ndarray]") -> None:
@@ -77,7 +90,28 @@ class Batcher:
         if not future.cancelled():
             future.exception()  # seen: a request that has given up does not ask for it
 
-    def _work(self, job: Job, loop: asyncio.AbstractEventLoop) -> None:
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Decodes until nothing waits; then, or once the model could have begun, runs it if it is idle."""
+        begin = time.perf_counter()
+        while True:
+            with self._lock:
+                if not self._undecoded:
+                    self._decoders -= 1
+                    break
+                job = self._undecoded.popleft()
+            self._decode(job, loop)
+            enough = len(self._ready) >= self.max_batch or time.perf_counter() - begin > PATIENCE
+            if enough and not self._model.locked():
+                self.queue.pool.submit(self._work, loop)  # another one goes on decoding
+                break
+        # Asked again after the lock is free: what came between the last look and that has no runner yet.
+        while self._ready and self._model.acquire(blocking=False):
+            try:
+                self._run(loop)
+            finally:
+                self._model.release()
+
+    def _decode(self, job: Job, loop: asyncio.AbstractEventLoop) -> None:
         if job.future.cancelled():
             return
         try:
@@ -88,12 +122,6 @@ class Batcher:
             return
         job.decoded = time.perf_counter()
         self._ready.append(job)
-        # Asked again after the lock is free: what came between the last look and that has no runner yet.
-        while self._ready and self._model.acquire(blocking=False):
-            try:
-                self._run(loop)
-            finally:
-                self._model.release()
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         jobs: list[Job] = []
