@@ -5,10 +5,10 @@ import logging
 import re
 import secrets
 import time
-from typing import Annotated, Any
+from typing import Any
 
 import orjson
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -19,7 +19,7 @@ from visionpipe import __version__
 from visionpipe.errors import ImageError
 from visionpipe.serving import protocol_v2
 from visionpipe.serving.batching import Job
-from visionpipe.serving.bodies import Question, Refusal, read_body, take_apart
+from visionpipe.serving.bodies import Question, Refusal, number, read_body, set_option, take_apart
 from visionpipe.serving.service import STATUS, Live, Service
 
 OPEN = {
@@ -30,12 +30,18 @@ OPEN = {
 }  # without a token: for who starts and stops us
 CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed"}
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+OPTIONS = {
+    "top_k": ({"type": "integer", "minimum": 1}, "list only so many classes, the likeliest"),
+    "unsure_below": (
+        {"type": "number", "minimum": 0, "maximum": 1},
+        "add `unsure`: whether the best probability is below this",
+    ),
+}
 FORM: dict[str, Any] = {
     "type": "object",
     "properties": {
         "file": {"type": "array", "items": {"type": "string", "format": "binary"}},
-        "top_k": {"type": "integer", "minimum": 1},
-        "unsure_below": {"type": "number", "minimum": 0, "maximum": 1},
+        **{name: schema for name, (schema, _) in OPTIONS.items()},
     },
 }
 JSON_BODY: dict[str, Any] = {
@@ -43,12 +49,15 @@ JSON_BODY: dict[str, Any] = {
     "properties": {
         "image": {"type": "string", "format": "byte"},
         "images": {"type": "array", "items": {"type": "string", "format": "byte"}},
-        "top_k": {"type": "integer", "minimum": 1},
-        "unsure_below": {"type": "number", "minimum": 0, "maximum": 1},
+        **{name: schema for name, (schema, _) in OPTIONS.items()},
     },
     "additionalProperties": False,
 }
-BODY: dict[str, Any] = {
+INTERFACE: dict[str, Any] = {
+    "parameters": [
+        {"name": name, "in": "query", "schema": schema, "description": text}
+        for name, (schema, text) in OPTIONS.items()
+    ],
     "requestBody": {
         "required": True,
         "content": {
@@ -56,7 +65,7 @@ BODY: dict[str, Any] = {
             "multipart/form-data": {"schema": FORM},
             "application/json": {"schema": JSON_BODY},
         },
-    }
+    },
 }
 ERROR: dict[str, Any] = {
     "description": "`code` for programs, `reason` for people",
@@ -70,10 +79,6 @@ ERROR: dict[str, Any] = {
         }
     },
 }
-TopK = Annotated[int | None, Query(ge=1, description="list only so many classes, the likeliest")]
-Unsure = Annotated[
-    float | None, Query(ge=0, le=1, description="add `unsure`: whether the best probability is below this")
-]
 
 log = logging.getLogger("visionpipe")
 
@@ -88,6 +93,31 @@ def make_app(service: Service) -> ASGIApp:
         redoc_url=None,
         responses={"4XX": ERROR, "5XX": ERROR},
     )
+
+    # First, as routes are tried in order; its options are read by hand, for FastAPI's way costs as much as
+    # everything else that happens to a request in Python.
+    @app.post(
+        "/predict", summary="Labels and probabilities of one or several images", openapi_extra=INTERFACE
+    )
+    async def predict(request: Request) -> Response:
+        start = time.perf_counter()
+        live = service.present()
+        service.make_room(1)
+        body = await read_body(request, service.settings.max_body)
+        question = take_apart(body, request.headers.get("content-type", ""), service.settings)
+        del body
+        if request.scope["query_string"]:
+            for name, value in request.query_params.items():
+                set_option(question, name, number(value.encode()))
+        jobs = await service.answer(live, question.images)
+        predictions = [prediction(job, live, question, service) for job in jobs]
+        content = {
+            "predictions": predictions,
+            "model": {"name": live.name, "version": live.number},
+            "milliseconds": milliseconds(jobs, start),
+        }
+        return Response(orjson.dumps(content), media_type="application/json")
+
     app.include_router(protocol_v2.router(service))
 
     @app.get("/healthz", summary="The process answers")
@@ -108,25 +138,6 @@ def make_app(service: Service) -> ASGIApp:
     @app.get("/model", summary="The version that answers: lineage, classes, metrics")
     async def model() -> dict[str, Any]:
         return describe(service.present())
-
-    @app.post("/predict", summary="Labels and probabilities of one or several images", openapi_extra=BODY)
-    async def predict(request: Request, top_k: TopK = None, unsure_below: Unsure = None) -> Response:
-        start = time.perf_counter()
-        live = service.present()
-        service.make_room(1)
-        body = await read_body(request, service.settings.max_body)
-        question = take_apart(body, request.headers.get("content-type", ""), service.settings)
-        del body
-        question.top_k = top_k or question.top_k
-        question.unsure_below = question.unsure_below if unsure_below is None else unsure_below
-        jobs = await service.answer(live, question.images)
-        predictions = [prediction(job, live, question, service) for job in jobs]
-        content = {
-            "predictions": predictions,
-            "model": {"name": live.name, "version": live.number},
-            "milliseconds": milliseconds(jobs, start),
-        }
-        return Response(orjson.dumps(content), media_type="application/json")
 
     for failure in (Refusal, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(failure, answer_failure)

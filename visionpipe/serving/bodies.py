@@ -147,7 +147,9 @@ def number(text: bytes) -> object:
 
 
 def set_option(question: Question, name: str, value: object) -> None:
-    """Sets `top_k` or `unsure_below`, given as a number in the body."""
+    """Sets `top_k` or `unsure_below`; refuses other names and values."""
+    if name not in ("top_k", "unsure_below"):
+        raise Refusal(400, "invalid_request", "unknown option: known are top_k and unsure_below")
     valid = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if name == "top_k" and valid and value >= 1 and value == int(value):  # type: ignore[operator, call-overload]
         question.top_k = int(value)  # type: ignore[call-overload]

@@ -64,7 +64,7 @@ def load(version: Version, threads: int = 0) -> Classifier:
             f"version {version.number} of {version.name} is damaged: its files have sha256 {found[:12]}…, "
             f"{(expected or 'none')[:12]}… was registered"
         )
-    classifier = Classifier(version.folder, threads or None)
+    classifier = Classifier(version.folder, threads or None, spinning=False)  # decoding wants the cores too
     height, width = classifier.size
     noise = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
     try:
