@@ -4,10 +4,10 @@
     python benchmarks/serving_peers.py bentoml FOLDER PORT
 
 FOLDER is an exported artifact. Each decodes, resizes and normalises as ours does (Pillow, the model's own
-normalisation) and runs the same ONNX file with the same threads in batches of up to 32. What was tuned, on
-two cores: LitServe's one worker with a batch timeout of 5 ms, fast queue off (slower here), decoding in the
-batch's worker, in threads; BentoML's one worker with batches of up to 32 and max_latency_ms 1000, below which
-it answers 503 to the slow model.
+normalisation) and runs the same ONNX file with the same threads in batches of up to 32, in one worker that
+decodes in threads. LITSERVE_TIMEOUT: how many seconds LitServe waits for a batch to fill; SPINNING: whether
+ONNX Runtime's threads wait actively. BentoML's max_latency_ms is so long that it does not refuse requests of
+the slow model.
 """
 
 import base64
@@ -29,6 +29,7 @@ MAX_BATCH = 32
 class Model:
     def __init__(self) -> None:
         options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.intra_op.allow_spinning", os.environ.get("SPINNING", "0"))
         self.session = onnxruntime.InferenceSession(
             str(FOLDER / "model.onnx"), options, providers=["CPUExecutionProvider"]
         )
@@ -99,7 +100,9 @@ if os.environ.get("PEER") == "bentoml":
 
 if __name__ == "__main__":
     if sys.argv[1] == "litserve":
-        api = LitClassify(max_batch_size=MAX_BATCH, batch_timeout=0.005)
+        api = LitClassify(
+            max_batch_size=MAX_BATCH, batch_timeout=float(os.environ.get("LITSERVE_TIMEOUT", "0.005"))
+        )
         server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, timeout=60)
         server.run(host="127.0.0.1", port=int(sys.argv[3]), log_level="error", generate_client_file=False)
     else:

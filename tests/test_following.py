@@ -1,8 +1,14 @@
 """The server follows the alias in a real MLflow store, and every answer names the version that made it."""
 
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +162,39 @@ def test_the_store_read_directly_and_through_mlflow_say_the_same(store):
     finally:
         child.close()
     assert not asked.folder.exists()
+
+
+@pytest.mark.slow
+def test_an_mlflow_server_is_followed_too(store):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    uri, database = f"http://127.0.0.1:{port}", f"sqlite:///{Path('mlflow.db').absolute()}"
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database]
+    with Path("mlflow-server.log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", port, "--workers", "1"],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.perf_counter() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"{uri}/health").close()
+                break
+            except OSError:
+                assert time.perf_counter() < deadline
+                time.sleep(0.2)
+        with running(f"models:/{NAME}@champion", MLFLOW_TRACKING_URI=uri) as server:
+            assert server.get("/model").json["version"] == "1"
+            set_alias(store, "champion", "3")
+            wait_for_version(server, "3", 30)
+            assert server.stop() == 0
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
 
 
 @pytest.mark.parametrize(
