@@ -1,7 +1,11 @@
 """What uvicorn leaves out: deadlines for slow clients, a limit for headers, and an orderly end."""
 
 import asyncio
+import ctypes
 import secrets
+import socket
+import struct
+import sys
 import time
 from types import FrameType
 from typing import Any
@@ -14,6 +18,7 @@ from visionpipe.serving.service import Service
 from visionpipe.serving.settings import Settings
 
 MAX_HEADERS = 64 * 2**10  # bytes of a request's line and headers
+ACCEPT = 0.1  # seconds to take what the kernel has accepted, before the socket is closed
 LAST_CALL = 0.5  # seconds for the request of a client that had just connected when the server ended
 
 
@@ -116,6 +121,25 @@ class Server(uvicorn.Server):
         if self._end is not None and time.monotonic() > self._end:
             self.should_exit = True
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Takes the connections that the kernel has accepted already: closing the socket would reset them."""
+        for listening in sockets or []:
+            drop_new_connections(listening)
+        await asyncio.sleep(ACCEPT)
+        await super().shutdown(sockets)
+
+
+def drop_new_connections(listening: socket.socket) -> None:
+    """From here on the kernel ignores attempts to connect, and what it had accepted can still be taken.
+
+    A socket filter that lets no packet pass, which Linux alone has. The clients try again a second later and
+    are refused, as the socket is closed by then.
+    """
+    if sys.platform == "linux":
+        drop = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF_RET: keep 0 bytes
+        program = struct.pack("HP", 1, ctypes.addressof(drop))
+        listening.setsockopt(socket.SOL_SOCKET, 26, program)  # SO_ATTACH_FILTER
 
 
 def make_server(app: Any, service: Service) -> Server:
