@@ -1,5 +1,6 @@
 """The server follows the alias in a real MLflow store, and every answer names the version that made it."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -20,6 +21,8 @@ from servers import running
 from visionpipe.errors import ArtifactError, RegistryError
 from visionpipe.register import register
 from visionpipe.serving.classifier import Classifier
+from visionpipe.serving.service import Follower, Service
+from visionpipe.serving.settings import Settings
 from visionpipe.serving.versions import load, version_in, write_record
 from visionpipe.tracking.lookup import Lookup, MLflowChild, artifact_in
 from visionpipe.tracking.registry import all_versions
@@ -162,6 +165,35 @@ def test_the_store_read_directly_and_through_mlflow_say_the_same(store):
     finally:
         child.close()
     assert not asked.folder.exists()
+
+
+def test_a_candidate_whose_files_are_gone_is_refused_and_the_next_one_taken(registered, store, tmp_path):
+    service = Service(Settings(threads=1))
+    answers = iter(
+        [
+            Lookup(f"models:/{NAME}/1").current(),
+            RuntimeError("a defect"),
+            None,
+            Lookup(f"models:/{NAME}/3").current(),
+        ]
+    )
+    gone = dataclasses.replace(Lookup(f"models:/{NAME}/2").current(), folder=tmp_path / "gone")
+
+    def current():
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer or gone
+
+    follower, served = Follower(service, current), []
+    for _ in range(4):
+        follower.look()
+        served.append(service.present().number)
+    assert served == ["1", "1", "1", "3"]
+    text = service.metrics.text().decode()
+    assert "visionpipe_registry_errors_total 1.0" in text
+    assert 'visionpipe_model_refused_total{version="2"} 1.0' in text
+    service.queue.pool.shutdown()
 
 
 @pytest.mark.slow

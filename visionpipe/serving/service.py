@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from visionpipe.errors import ImageError, VisionpipeError
+from visionpipe.errors import ImageError
 from visionpipe.serving.batching import Batcher, Job, Queue
 from visionpipe.serving.bodies import Refusal
 from visionpipe.serving.metrics import Metrics
@@ -119,7 +119,7 @@ class Follower:
         metrics = self.service.metrics
         try:
             found = self.current()
-        except VisionpipeError as error:
+        except Exception as error:  # whatever it is, the present version answers and the next look follows
             metrics.store_errors.inc()
             log.warning("the registry does not answer: %s", error)
             return
@@ -131,7 +131,7 @@ class Follower:
             return
         try:
             self.service.serve(found)
-        except VisionpipeError as error:
+        except Exception as error:
             self._refused = (found.number, time.monotonic())
             metrics.refused.labels(found.number).inc()
             log.error(

@@ -55,6 +55,10 @@ def load(version: Version, threads: int = 0) -> Classifier:
     An artifact is ONNX and JSON. Anything else in its folder is refused, above all a pickle, which nothing
     here would read but somebody else might.
     """
+    if not version.folder.is_dir():
+        raise ArtifactError(
+            f"version {version.number} of {version.name} has no files: {version.folder} is gone"
+        )
     strangers = sorted({path.name for path in version.folder.iterdir()} - KNOWN_FILES)
     if strangers:
         raise ArtifactError(f"{version.folder} holds {strangers[0]}, which does not belong to an artifact")
