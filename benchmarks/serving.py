@@ -86,7 +86,8 @@ def main() -> None:
     make_models()
     done = {(s["round"], s["task"], s["model"], s["contender"]) for s in result["samples"]}
     for number, task, model in itertools.product(range(options.rounds), options.tasks, FOLDERS):
-        if model not in (options.models or (FOLDERS if task == "int8" else MODELS)):
+        known = FOLDERS if task == "int8" else MODELS
+        if model not in known or model not in (options.models or known):
             continue
         contenders = [c for c in TASKS[task] if wanted(c, options)]
         for contender in contenders[:: -1 if number % 2 else 1]:
@@ -196,10 +197,14 @@ def running(contender: str, model: str, peers: str | None, *options: str) -> Ite
     }
     peer = [str(peers), str(ROOT / "benchmarks" / "serving_peers.py"), contender.lower()]
     command = [*commands.get(contender, [*peer, str(folder / "artifact"), str(port)]), *options]
+    # The .keras file names layers of ours, which mlflow.keras does not import by itself.
+    (SCRATCH / "layers").mkdir(exist_ok=True)
+    (SCRATCH / "layers" / "sitecustomize.py").write_text("import visionpipe.models.layers\n")
+    ours = [str(ROOT), *([str(SCRATCH / "layers")] if contender == KERAS else [])]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {
         "PATH": path,
-        "PYTHONPATH": "" if contender in (LITSERVE, BENTOML) else str(ROOT),
+        "PYTHONPATH": "" if contender in (LITSERVE, BENTOML) else os.pathsep.join(ours),
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "KERAS_BACKEND": "tensorflow",
         "BENTOML_DO_NOT_TRACK": "True",
