@@ -19,6 +19,7 @@ COLUMNS = {
         "images/s": "per_second",
         "p50 ms": "p50_ms",
         "p99 ms": "p99_ms",
+        "failed": "failed",
         "client's share": "client_share",
     },
 }
@@ -60,7 +61,11 @@ def table(result: dict[str, Any], task: str, model: str) -> list[str]:
     for contender in sorted(contenders, key=lambda name: name != OURS):
         samples = select(result, task, model, contender)
         cells = [
-            f"{median(samples, name):.0%}" if name == "client_share" else number(median(samples, name))
+            f"{median(samples, name):.0%}"
+            if name == "client_share"
+            else f"{median(samples, name):g}"
+            if name == "failed"
+            else number(median(samples, name))
             for name in columns.values()
         ]
         own, other = median(ours, key), median(samples, key)
@@ -114,9 +119,11 @@ def facts(result: dict[str, Any], model: str) -> list[str]:
     if overload := select(result, "overload", model):
         normal = max(s["normal_after_seconds"] or 99 for s in overload)
         offered, peak = median(overload, "offered_per_second"), median(overload, "peak_per_second")
+        others = sum(sample["other_answers"] for sample in overload)
         lines.append(
             f"- {number(offered)} requests/s where {number(peak)} are possible: goodput "
-            f"{median(overload, 'goodput'):.0%} of the peak; half of the refusals within "
+            f"{median(overload, 'goodput'):.0%} of the peak, {others} answers neither 200 nor 503; half "
+            f"of the refusals within "
             f"{number(median(overload, 'refused_p50_ms'))} ms, 99 % within "
             f"{number(median(overload, 'refused_p99_ms'))} ms; normal again after {normal} s."
         )

@@ -18,7 +18,9 @@ import pytest
 from servers import CHECKOUT, CLASSES, artifact_folder, big_jpeg, form, picture, running
 
 from visionpipe.cli import parser, settings
+from visionpipe.serving.bodies import Refusal
 from visionpipe.serving.classifier import Classifier
+from visionpipe.serving.service import Service
 from visionpipe.serving.settings import Settings
 
 PICTURES = {
@@ -362,6 +364,18 @@ def test_a_full_queue_refuses_with_retry_after_and_recovers(artifact):
         assert by_status[503].json["code"] == "overloaded"
         assert int(by_status[503].headers["retry-after"]) >= 1
         assert server.predict(PICTURES["png"]).status == 200
+
+
+def test_what_would_wait_too_long_is_refused_before_the_queue_is_full():
+    service = Service(Settings(max_queue=100, request_seconds=10))
+    service.queue.waiting, service.queue.seconds_per_image = 50, 0.09
+    service.make_room(1)
+    service.queue.seconds_per_image = 0.11  # 5.5 seconds of work are waiting
+    with pytest.raises(Refusal) as refused:
+        service.make_room(1)
+    assert refused.value.status == 503
+    assert refused.value.headers["Retry-After"] == "6"
+    service.queue.pool.shutdown()
 
 
 def test_a_request_that_takes_too_long_is_answered_with_504(artifact):

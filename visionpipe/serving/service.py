@@ -67,8 +67,11 @@ class Service:
         return self.live
 
     def make_room(self, images: int) -> None:
-        """Refuses what the queue has no room for: a quick no is worth more than a late answer."""
-        if self.queue.waiting + images > self.queue.limit:
+        """Refuses what the queue has no room for, or what would wait for half of the time that it has: a
+        quick no is worth more than a late answer.
+        """
+        late = self.queue.waiting * self.queue.seconds_per_image > self.settings.request_seconds / 2
+        if late or self.queue.waiting + images > self.queue.limit:
             raise Refusal(
                 503,
                 "overloaded",

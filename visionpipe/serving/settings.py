@@ -25,7 +25,9 @@ class Settings:
     batch_seconds: float = option(
         0.25, "time of one model run, about at most: heavy models get smaller batches"
     )
-    max_queue: int = option(128, "images accepted and not answered yet; beyond: 503")
+    max_queue: int = option(
+        128, "images accepted and not answered yet, fewer where they take too long; beyond: 503"
+    )
     max_body: int = option(20 * 2**20, "bytes of a request's body; beyond: 413")
     max_images: int = option(64, "images of one request; beyond: 413")
     request_seconds: float = option(10.0, "from the last byte of a request to its answer; beyond: 504")
