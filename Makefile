@@ -36,8 +36,8 @@ ui: $(VENV)/.installed ## open the MLflow UI on http://127.0.0.1:5000
 	@echo "the runs: http://127.0.0.1:5000/#/experiments/1?workflowType=machine_learning"
 	mlflow ui --host 127.0.0.1 --port 5000
 
-serve: $(VENV)/.installed ## serve the champion on http://127.0.0.1:5001
-	mlflow models serve --model-uri models:/visionpipe@champion --env-manager local --host 127.0.0.1 --port 5001
+serve: $(VENV)/.installed ## serve the champion on http://127.0.0.1:8000
+	visionpipe serve models:/visionpipe@champion
 
 test: $(VENV)/.installed-dev ## the suite on all three backends
 	pytest

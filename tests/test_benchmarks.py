@@ -64,3 +64,37 @@ def test_ratios_are_taken_within_a_round(tables):
     # 10/5, 30/20, 80/20: the fastest torch mode of each round
     assert tables.ratio(samples, "training", ("ours", tables.FASTEST)) == 2.0
     assert tables.of_ceiling([{"training": 10, "gemm_gflops": 240}], "training", gmac=2) == 0.5
+
+
+@pytest.fixture(scope="module")
+def serving_tables():
+    spec = importlib.util.spec_from_file_location("serving_tables", FOLDER / "serving_tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_serving_page_shows_the_tables_of_the_samples(serving_tables):
+    shown = serving_tables.PAGE.read_text().split(serving_tables.BEGIN)[1].split(serving_tables.END)[0]
+    assert shown.strip() == serving_tables.measured().strip()
+    samples = json.loads(serving_tables.RESULT.read_text())["samples"]
+    assert shown.count("###") == len({sample["model"] for sample in samples}) > 0
+
+
+def test_the_offline_rate_shares_the_cores_between_model_decoding_and_client(serving_tables):
+    bare = {"batch_ms": 10, "decode_ms": 6, "cores": 2}
+    # an image takes both cores for 10 ms in the model, and one of them for 6 + 2 ms: 14 ms in all
+    assert serving_tables.offline_rate(bare, 2) == pytest.approx(1000 / 14)
+
+
+def test_serving_ratios_are_ours_to_theirs(serving_tables):
+    common = {"task": "load", "model": "m", "p50_ms": 1.0, "p99_ms": 2.0, "client_share": 0.1, "failed": 0}
+    samples = [
+        common | {"contender": name, "per_second": rate}
+        for name, rate in (("visionpipe serve", 30), ("Other", 10), ("visionpipe serve", 50), ("Other", 20))
+    ]
+    lines = serving_tables.table({"samples": samples}, "load", "m")
+    assert lines[2:4] == [
+        "| visionpipe serve | 40.0 | 1.00 | 2.00 | 0 | 10% |  | 2 |",
+        "| Other | 15.0 | 1.00 | 2.00 | 0 | 10% | 2.67 | 2 |",
+    ]

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-SERVERS = {"make ui": 5000, "make serve": 5001}
+SERVERS = {"make ui": 5000, "make serve": 8000}
 ACTIVATE = "source .venv/bin/activate"
 
 
@@ -136,7 +136,8 @@ def test_the_mlflow_ui_answers_and_has_three_named_runs(clone, repro, server):
 def test_the_served_champion_names_an_image_of_the_test_set(clone, repro, server):
     server("make serve")
     answer = shell(block("unzip"), clone)
-    assert '"label": "sandal"' in answer
+    assert '"label":"sandal"' in answer
+    assert "predictions.csv" in shell(block("visionpipe predict"), clone)
 
 
 def test_the_commands_on_versions(clone, repro):

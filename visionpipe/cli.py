@@ -1,17 +1,22 @@
 """The command line. Imports no framework: `visionpipe --help` answers at once."""
 
 import argparse
+import dataclasses
 import os
 import select
 import signal
 import sys
 import threading
 import traceback
+from pathlib import Path
+from typing import Any
 
 from visionpipe import __version__
 from visionpipe.errors import Interrupted, VisionpipeError
+from visionpipe.serving.settings import Settings
 
 STAGES = ("prepare", "train", "export", "evaluate", "register")
+CHAMPION = "models:/visionpipe@champion"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -71,9 +76,62 @@ def parser() -> argparse.ArgumentParser:
     add("lineage", "print what made a version").add_argument(
         "version", help="a version's number, or an alias"
     )
+    serve = add("serve", "answer HTTP requests with a model, and follow its alias")
+    serve.add_argument(
+        "target",
+        nargs="?",
+        default=CHAMPION,
+        metavar="MODEL",
+        help="models:/NAME@ALIAS, models:/NAME/NUMBER or a folder; default: %(default)s",
+    )
+    add_settings(serve)
+    predict = add("predict", "label image files: one row for each in a table")
+    predict.add_argument(
+        "paths",
+        nargs="*",
+        default=["-"],
+        metavar="PATH",
+        help="a folder, zip archive, image or pattern; - or nothing: a list of them on stdin",
+    )
+    predict.add_argument("--model", default=CHAMPION, help="as for serve; default: %(default)s")
+    predict.add_argument(
+        "--output",
+        type=Path,
+        default=Path("predictions.csv"),
+        help=".csv, .jsonl or .parquet; default: %(default)s. The same command goes on after an interruption",
+    )
+    predict.add_argument("--probabilities", action="store_true", help="also a column for each class")
+    container = add("container", "write a folder to build an image of the server from, with the model inside")
+    container.add_argument("target", nargs="?", default=CHAMPION, metavar="MODEL", help="as for serve")
+    container.add_argument(
+        "--output", type=Path, default=Path("container"), help="a new folder; default: %(default)s"
+    )
     prune = add("prune", "list runs, versions and checkpoints that nothing points at")
     prune.add_argument("--delete", action="store_true", help="remove them")
     return top
+
+
+def add_settings(serve: argparse.ArgumentParser) -> None:
+    """An option for each field of Settings that has a help text."""
+    for field in dataclasses.fields(Settings):
+        if not field.metadata:
+            continue
+        name, several = f"--{field.name.replace('_', '-')}", isinstance(field.default, tuple)
+        serve.add_argument(
+            name,
+            type=str if several else type(field.default),
+            action="append" if several else "store",
+            help=field.metadata["help"] + ("" if several else f"; default: {field.default}"),
+        )
+
+
+def settings(options: argparse.Namespace) -> Settings:
+    given: dict[str, Any] = {}
+    for field in dataclasses.fields(Settings):
+        value = getattr(options, field.name, None)
+        if value is not None:
+            given[field.name] = tuple(value) if isinstance(value, list) else value
+    return Settings(**given)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -84,6 +142,21 @@ def run(options: argparse.Namespace) -> None:
         print(costs.table())
         print()
         print(known.table())
+        return
+    if options.command == "serve":
+        from visionpipe.serving.server import serve
+
+        serve(options.target, settings(options))
+        return
+    if options.command == "container":
+        from visionpipe.container import container
+
+        container(options.target, options.output)
+        return
+    if options.command == "predict":
+        from visionpipe.predict import predict
+
+        predict(options.paths, options.output, options.model, options.probabilities)
         return
     from visionpipe.config import load_params
 

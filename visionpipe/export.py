@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from visionpipe.backend import start_backend
+from visionpipe.backend import start_backend, thread_count
 from visionpipe.canonical import canonical_onnx
 from visionpipe.config import Params
-from visionpipe.data.prepared import PREPARED, open_prepared
+from visionpipe.data.prepared import PREPARED, Prepared, open_prepared
 from visionpipe.errors import ArtifactError
+from visionpipe.evaluation.speed import measure
 from visionpipe.files import write_bytes, write_json
+from visionpipe.lineage import artifact_sha256, state_folder
+from visionpipe.quantization import Decision, accuracy, calibration_images, decision_path, quantize
 from visionpipe.serving.classifier import Classifier
 
 if TYPE_CHECKING:
@@ -46,14 +49,43 @@ def export(name: str, params: Params) -> None:
     difference = float(np.abs(received - expected).max() / np.abs(expected).max())
     same = bool((received.argmax(1) == expected.argmax(1)).all())
     parity = {"images": len(images), "relative_logit_difference": difference, "same_answers": same}
-    write_json(folder / "parity.json", parity)
+    write_json(folder / "parity.json", parity | {"precision": "fp32"})
     if not difference <= params.export.max_logit_difference:  # NaN must not pass either
         raise ArtifactError(
             f"{name}: ONNX logits differ from Keras by {difference:.2g} of the largest, more than "
             f"export.max_logit_difference {params.export.max_logit_difference:g}"
         )
+    if params.export.precision != "fp32":
+        decision = choose_precision(folder, data, params)
+        write_json(folder / "parity.json", parity | decision.accuracies())
+        print(f"{name}: {decision}")
     size = (folder / "model.onnx").stat().st_size / 2**20
     print(f"{name}: exported, {size:.1f} MiB, logits within {difference:.1g} of Keras's")
+
+
+def choose_precision(folder: Path, data: Prepared, params: Params) -> Decision:
+    """Puts the int8 model into the artifact `folder` if it is asked for, or good and fast enough.
+
+    Speeds are measured once per artifact and CPU; the numbers go to the state folder, for `register`.
+    """
+    threads, state = thread_count(params), state_folder()
+    images, labels = data.images("validation"), data.labels("validation")
+    fp32 = (folder / "model.onnx").read_bytes()
+    accuracies, speeds = [], []
+    with tempfile.TemporaryDirectory() as temporary:
+        candidate = Path(temporary)
+        for name in ("labels.json", "preprocessing.json"):
+            write_bytes(candidate / name, (folder / name).read_bytes())
+        int8 = quantize(fp32, calibration_images(data.images("train")))
+        write_bytes(candidate / "model.onnx", int8)
+        for model in (folder, candidate):
+            accuracies.append(accuracy(Classifier(model, threads), images, labels))
+            speeds.append(measure(model, artifact_sha256(model), threads, state)["images_per_second"])
+    decision = Decision(params.export.precision, *accuracies, *speeds)
+    if decision.precision == "int8":
+        write_bytes(folder / "model.onnx", int8)
+    write_json(decision_path(artifact_sha256(folder), state), decision.measured())
+    return decision
 
 
 def onnx_bytes(model: "keras.Model", opset: int) -> bytes:

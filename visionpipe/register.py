@@ -18,6 +18,7 @@ from visionpipe.evaluation.comparison import comparison, read_rows
 from visionpipe.evaluation.speed import measurement_path
 from visionpipe.files import exclusive, write_bytes, write_json
 from visionpipe.lineage import artifact_sha256, git_commit, sha256_json, state_folder
+from visionpipe.quantization import decision_path
 from visionpipe.serving.classifier import Classifier
 from visionpipe.tracking.card import model_card
 from visionpipe.tracking.registry import (
@@ -28,7 +29,7 @@ from visionpipe.tracking.registry import (
     publish,
     version_by_alias,
 )
-from visionpipe.tracking.runs import complete, record
+from visionpipe.tracking.runs import complete, record, record_precision
 from visionpipe.tracking.store import Store, connect, tracking_uri
 
 RECEIPT = Path("registration.json")
@@ -49,6 +50,7 @@ def register(params: Params) -> None:
         for name in params.models:
             runs[name] = record(store, Path("models") / name)
             complete(store, runs[name], Path("reports") / name, measured_speed(name, params))
+            record_precision(store, runs[name], precision(name))
         chosen = receipt["chosen"]
         if chosen is not None:
             version = publish(
@@ -56,7 +58,7 @@ def register(params: Params) -> None:
                 runs[chosen],
                 chosen,
                 Path("artifacts") / chosen,
-                model_card(chosen, params),
+                model_card(chosen, params, precision(chosen)),
                 golden(chosen),
                 version_tags(chosen),
             )
@@ -142,6 +144,16 @@ def measured_speed(name: str, params: Params) -> dict[str, float]:
     return dict(json.loads(file.read_text())) if file.exists() else {}
 
 
+def precision(name: str) -> dict[str, Any]:
+    """fp32 or int8, the accuracies with both where both were made, and the speeds where that was here."""
+    artifact = Path("artifacts") / name
+    parity = read_output(artifact / "parity.json") if (artifact / "parity.json").exists() else {}
+    accuracies = {f"accuracy_{kind}": value for kind, value in parity.get("validation_accuracy", {}).items()}
+    file = decision_path(artifact_sha256(artifact), state_folder())
+    measured = json.loads(file.read_text()) if file.exists() else {}
+    return {"precision": parity.get("precision", "fp32")} | accuracies | (measured if accuracies else {})
+
+
 def golden(name: str) -> Golden:
     """A few validation images as PNG files, with the exported model's answers."""
     classifier = Classifier(Path("artifacts") / name)
@@ -170,6 +182,7 @@ def version_tags(name: str) -> dict[str, str]:
     commit, dirty = git_commit()
     return {
         "artifact_sha256": artifact_sha256(Path("artifacts") / name),
+        "precision": precision(name)["precision"],
         "lineage_id": lineage["lineage_id"],
         "train_key": lineage["train_key"],
         "model_sha256": lineage["model_sha256"],

@@ -21,6 +21,8 @@ class Classifier:
     Args:
         folder: holds `model.onnx`, `labels.json` and `preprocessing.json`.
         threads: used by one prediction; None means the number of physical cores.
+        spinning: whether these threads wait actively for the next prediction, which keeps the cores from
+            anything else that is to be done in between.
 
     Attributes:
         labels: class names in the order of the logits.
@@ -29,11 +31,12 @@ class Classifier:
     Raises ArtifactError when a file is missing or damaged, or when the files contradict each other.
     """
 
-    def __init__(self, folder: Path, threads: int | None = None):
+    def __init__(self, folder: Path, threads: int | None = None, spinning: bool = True):
         self.labels: list[str] = read_labels(folder)
         self.size: tuple[int, int] = read_size(folder)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
         model = read_bytes(folder / "model.onnx")
         blank = np.zeros((1, *self.size, 3), np.uint8)
         try:

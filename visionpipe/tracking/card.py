@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from visionpipe.config import Params
 from visionpipe.data.prepared import PREPARED, open_prepared
 
 
-def model_card(name: str, params: Params) -> str:
+def model_card(name: str, params: Params, precision: dict[str, Any]) -> str:
     """Markdown: what the model is, what made it, how good it is and where it fails."""
     lineage = json.loads((Path("models") / name / "lineage.json").read_text())
     metrics = json.loads((Path("reports") / name / "metrics.json").read_text())
@@ -41,6 +42,8 @@ An image classifier of the {lineage["params"]["model"]["family"]} family with
 
 95 % interval of the test accuracy: {test["accuracy_low"]:.4f} to {test["accuracy_high"]:.4f}.
 
+{precision_sentence(precision)}
+
 | class | precision | recall | F1 | test images |
 | --- | ---: | ---: | ---: | ---: |
 {per_class}
@@ -65,6 +68,19 @@ resizing and normalisation are inside.
 It answers with one of its {len(data.classes)} classes for every image, also for one that shows none of
 them. It was measured on images that come from where its training images come from; elsewhere expect less.
 """
+
+
+def precision_sentence(precision: dict[str, Any]) -> str:
+    """What was measured in both precisions, where int8 was asked for."""
+    sentence = f"Computed in {precision['precision']}."
+    if "accuracy_int8" in precision:
+        sentence += (
+            f" Validation accuracy in int8 {precision['accuracy_int8']:.4f}, in fp32 "
+            f"{precision['accuracy_fp32']:.4f}"
+        )
+        sentence += f"; int8 is {precision['speedup']:.2f} times as fast" if "speedup" in precision else ""
+        sentence += "."
+    return sentence
 
 
 def quality(metrics: dict[str, float]) -> str:

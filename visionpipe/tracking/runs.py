@@ -143,6 +143,12 @@ def complete(store: Store, run_id: str, report: Path, measured: dict[str, float]
     store.client.set_tag(run_id, "evaluated", evaluated)
 
 
+def record_precision(store: Store, run_id: str, precision: dict[str, Any]) -> None:
+    """Which precision ships, as a tag, and the numbers that decided it, as metrics `export.*`."""
+    store.client.set_tag(run_id, "precision", precision["precision"])
+    log_metrics(store, run_id, {f"export.{name}": value for name, value in precision.items()})
+
+
 def log_history(store: Store, run_id: str, rows: Iterable[Row]) -> None:
     """Logs per-epoch rows at step = epoch, leaving out steps that the run already has.
 

@@ -1,0 +1,161 @@
+"""docs/serving.md's measured part, from the raw samples of benchmarks/serving.json.
+
+python benchmarks/serving_tables.py
+"""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks" / "serving.json"
+PAGE = ROOT / "docs" / "serving.md"
+BEGIN, END = "<!-- begin: benchmarks/serving_tables.py -->\n", "<!-- end: benchmarks/serving_tables.py -->\n"
+OURS = "visionpipe serve"
+COLUMNS = {
+    "latency": {"p50 ms": "p50_ms", "p99 ms": "p99_ms", "client's share": "client_share"},
+    "load": {
+        "images/s": "per_second",
+        "p50 ms": "p50_ms",
+        "p99 ms": "p99_ms",
+        "failed": "failed",
+        "client's share": "client_share",
+    },
+}
+TITLES = {"latency": "one connection", "load": "32 connections"}
+
+
+def median(samples: list[dict[str, Any]], key: str) -> float:
+    return statistics.median(sample[key] for sample in samples if sample[key] is not None)
+
+
+def select(result: dict[str, Any], task: str, model: str, contender: str = OURS) -> list[dict[str, Any]]:
+    wanted = {"task": task, "model": model, "contender": contender}
+    return [s for s in result["samples"] if all(s[key] == value for key, value in wanted.items())]
+
+
+def offline_rate(bare: dict[str, Any], client_cpu_ms: float) -> float:
+    """Images per second where the cores do nothing but the best batches, decoding, and the client's work."""
+    return 1000 / (bare["batch_ms"] + (bare["decode_ms"] + client_cpu_ms) / bare["cores"])
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}" if value >= 10 else f"{value:,.2f}"
+
+
+def table(result: dict[str, Any], task: str, model: str) -> list[str]:
+    contenders = list(
+        dict.fromkeys(s["contender"] for s in result["samples"] if (s["task"], s["model"]) == (task, model))
+    )
+    if not contenders:
+        return []
+    columns = COLUMNS[task]
+    ours = select(result, task, model)
+    key = "per_second" if task == "load" else "p50_ms"
+    ratio = "images/s, ours / theirs" if task == "load" else "p50, theirs / ours"
+    lines = [
+        f"| {model}, {TITLES[task]} | {' | '.join(columns)} | {ratio} | samples |",
+        "| --- |" + " ---: |" * (len(columns) + 2),
+    ]
+    for contender in sorted(contenders, key=lambda name: name != OURS):
+        samples = select(result, task, model, contender)
+        cells = [
+            f"{median(samples, name):.0%}"
+            if name == "client_share"
+            else f"{median(samples, name):g}"
+            if name == "failed"
+            else number(median(samples, name))
+            for name in columns.values()
+        ]
+        own, other = median(ours, key), median(samples, key)
+        compared = "" if contender == OURS else f"{own / other if task == 'load' else other / own:.2f}"
+        lines.append(f"| {contender} | {' | '.join(cells)} | {compared} | {len(samples)} |")
+    return [*lines, ""]
+
+
+def facts(result: dict[str, Any], model: str) -> list[str]:
+    """The sentences below a model's tables: what the floor is, and everything but the comparison."""
+    lines = []
+    for bare in select(result, "bare", model)[-1:]:
+        bare = {key: median(select(result, "bare", model), key) for key in bare if key.endswith("_ms")} | {
+            "best_batch": bare["best_batch"],
+            "cores": bare["cores"],
+        }
+        lines.append(
+            f"- Floor: decoding {number(bare['decode_ms'])} ms in one thread, ONNX Runtime "
+            f"{number(bare['single_ms'])} ms for one image, {number(bare['batch_ms'])} ms per image in "
+            f"batches of {bare['best_batch']}."
+        )
+        if latency := select(result, "latency", model):
+            over = median(latency, "p50_ms") - bare["decode_ms"] - bare["single_ms"]
+            lines.append(f"- One connection: p50 is decoding + ONNX Runtime {over:+.2f} ms.")
+        if load := select(result, "load", model):
+            possible = offline_rate(bare, median(load, "client_cpu_ms"))
+            share, wait = (
+                median(load, "per_second") / possible,
+                median(load, "p99_ms") - median(load, "p50_ms"),
+            )
+            lines.append(
+                f"- 32 connections: {share:.0%} of what is left to the best batches beside decoding and the "
+                f"client; p99 is {number(wait)} ms above p50, and nothing failed."
+                if not sum(sample["failed"] for sample in load)
+                else f"- 32 connections: {share:.0%}; {sum(s['failed'] for s in load)} answers failed."
+            )
+        if predict := select(result, "predict", model):
+            rate = median(predict, "per_second")
+            lines.append(
+                f"- `visionpipe predict`, {predict[0]['files']:,} files: {number(rate)} images/s, "
+                f"{rate / offline_rate(bare, 0):.0%} of what decoding and the best batches allow."
+            )
+    if int8 := select(result, "int8", model):
+        times = [median(int8, "fp32_ms"), median(int8, "int8_ms")]
+        gain = statistics.median(sample["fp32_ms"] / sample["int8_ms"] for sample in int8)
+        lines.append(
+            f"- int8: {number(times[1])} ms per image in batches of 8, fp32: {number(times[0])} ms; "
+            f"{gain:.2f} times as fast. Logits of random weights differ by "
+            f"{median(int8, 'logit_difference'):.1%} of the largest."
+        )
+    if overload := select(result, "overload", model):
+        normal = max(s["normal_after_seconds"] or 99 for s in overload)
+        offered, peak = median(overload, "offered_per_second"), median(overload, "peak_per_second")
+        others = sum(sample["other_answers"] for sample in overload)
+        lines.append(
+            f"- {number(offered)} requests/s where {number(peak)} are possible: goodput "
+            f"{median(overload, 'goodput'):.0%} of the peak, {others} answers neither 200 nor 503; half "
+            f"of the refusals within "
+            f"{number(median(overload, 'refused_p50_ms'))} ms, 99 % within "
+            f"{number(median(overload, 'refused_p99_ms'))} ms; normal again after {normal} s."
+        )
+    if start := select(result, "start", model):
+        lines.append(f"- From the command to the first answer: {number(median(start, 'seconds'))} s.")
+    if memory := select(result, "memory", model):
+        lines.append(
+            f"- Anonymous memory after {memory[0]['requests']:,} requests, a third of them bad: "
+            f"{median(memory, 'grown_mib'):+.1f} MiB since the first twentieth, "
+            f"{median(memory, 'last_mib'):.0f} MiB in all."
+        )
+    return [*lines, ""] if lines else []
+
+
+def measured() -> str:
+    """What belongs between the two marks."""
+    result = json.loads(RESULT.read_text())
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    lines = [f"{result['hardware']}. {versions}.", ""]
+    for model in dict.fromkeys(sample["model"] for sample in result["samples"]):
+        lines += [f"### {model}", ""]
+        for task in COLUMNS:
+            lines += table(result, task, model)
+        lines += facts(result, model)
+    return "\n".join(lines)
+
+
+def write_page() -> None:
+    before, rest = PAGE.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    PAGE.write_text(before + BEGIN + "\n" + measured() + "\n" + END + after)
+
+
+if __name__ == "__main__":
+    write_page()

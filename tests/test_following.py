@@ -1,0 +1,267 @@
+"""The server follows the alias in a real MLflow store, and every answer names the version that made it."""
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from linear_models import downloaded, make_params, set_alias, split_data, state, write_model
+from project import CLASSES
+from servers import running
+
+from visionpipe.errors import ArtifactError, RegistryError
+from visionpipe.register import register
+from visionpipe.serving.classifier import Classifier
+from visionpipe.serving.service import Follower, Service
+from visionpipe.serving.settings import Settings
+from visionpipe.serving.versions import load, version_in, write_record
+from visionpipe.tracking.lookup import Lookup, MLflowChild, artifact_in
+from visionpipe.tracking.registry import all_versions
+from visionpipe.tracking.store import connect
+
+pytestmark = pytest.mark.usefixtures("in_workspace")
+NAME = "followed"
+
+
+@pytest.fixture(scope="module")
+def registered(in_workspace_first):
+    """Versions 1 to 3 of one model, which differ in what they take for what."""
+    params = make_params(NAME, ["one"])
+    for mistaken in (4, 2, 0):
+        write_model("one", params, mistaken=mistaken)
+        register(params)
+    return params
+
+
+@pytest.fixture
+def store(registered):
+    store = connect(registered.tracking)
+    set_alias(store, "champion", "1")
+    return store
+
+
+def png(image: np.ndarray) -> bytes:
+    import io
+
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def folders(params) -> dict[str, Path]:
+    return {str(v.version): artifact_in(downloaded(v)) for v in state(params).versions}
+
+
+def wait_for_version(server, number: str, seconds: float = 10) -> float:
+    start = time.perf_counter()
+    while server.get("/model").json["version"] != number:
+        assert time.perf_counter() - start < seconds, f"version {number} never came"
+        time.sleep(0.02)
+    return time.perf_counter() - start
+
+
+def test_the_alias_is_followed_under_load_and_every_answer_is_of_the_version_it_names(registered, store):
+    images = split_data("test")[0][:8]
+    bodies = [png(image) for image in images]
+    tables = {
+        number: Classifier(folder).probabilities(images) for number, folder in folders(registered).items()
+    }
+    answers: list[tuple[int, int, dict]] = []
+    with running(f"models:/{NAME}@champion") as server:
+        stop = threading.Event()
+
+        def hammer() -> None:
+            while not stop.is_set():
+                for index, body in enumerate(bodies):
+                    answer = server.predict(body)
+                    answers.append((index, answer.status, answer.json))
+
+        clients = [threading.Thread(target=hammer) for _ in range(3)]
+        for client in clients:
+            client.start()
+        for number in ("2", "3", "1", "3"):
+            set_alias(store, "champion", number)
+            assert wait_for_version(server, number) < 5
+        stop.set()
+        for client in clients:
+            client.join()
+        assert server.metric("visionpipe_model_swaps_total") == 4
+    assert {status for _, status, _ in answers} == {200}
+    seen = set()
+    for index, _, answer in answers:
+        number, (prediction,) = answer["model"]["version"], answer["predictions"]
+        seen.add(number)
+        expected = tables[number][index]
+        assert [prediction["probabilities"][label] for label in CLASSES] == pytest.approx(expected, abs=1e-6)
+    assert seen == {"1", "2", "3"}
+
+
+def test_a_damaged_candidate_is_refused_and_the_old_one_goes_on(registered, store):
+    damaged = next(Path("mlartifacts").rglob(f"{all_versions(store)['2'].source.rsplit('/', 1)[1]}"))
+    model = next(damaged.rglob("model.onnx"))
+    whole = model.read_bytes()
+    refused = 'visionpipe_model_refused_total{version="2"}'
+    try:
+        with running(f"models:/{NAME}@champion") as server:
+            model.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+            set_alias(store, "champion", "2")
+            deadline = time.perf_counter() + 10
+            while not server.metric(refused):
+                assert time.perf_counter() < deadline
+                time.sleep(0.05)
+            answer = server.predict(png(split_data("test")[0][0]))
+            assert (answer.status, answer.json["model"]["version"]) == (200, "1")
+            assert server.metric('visionpipe_model_version{name="followed",version="1"}') == 1
+            time.sleep(0.5)
+            assert server.metric(refused) == 1  # not tried again at every look
+            set_alias(store, "champion", "3")
+            wait_for_version(server, "3")
+            server.stop()
+        assert any("version 2 is refused, version 1 goes on" in line for line in server.log)
+    finally:
+        model.write_bytes(whole)
+
+
+def test_model_tells_lineage_and_metrics_of_the_version(store):
+    with running(f"models:/{NAME}/3") as server:
+        model = server.get("/model").json
+        set_alias(store, "champion", "2")
+        time.sleep(0.5)
+        assert server.get("/model").json["version"] == "3"  # a number is not followed
+    version = all_versions(store)["3"]
+    assert {key: model["lineage"][key] for key in version.tags} == version.tags
+    metrics = store.client.get_run(version.run_id).data.metrics
+    assert model["metrics"]["test.accuracy"] == metrics["test.accuracy"]
+    assert set(model["metrics"]) == {name for name in metrics if name.startswith(("validation.", "test."))}
+
+
+def test_the_store_read_directly_and_through_mlflow_say_the_same(store):
+    set_alias(store, "champion", "2")
+    direct = Lookup(f"models:/{NAME}@champion").current()
+    child = MLflowChild(NAME)
+    try:
+        asked = child.ask("champion", None)
+        assert (asked.name, asked.number, asked.tags) == (direct.name, direct.number, direct.tags)
+        assert asked.metrics == pytest.approx(direct.metrics)
+        for name in ("model.onnx", "labels.json", "preprocessing.json"):
+            assert (asked.folder / name).read_bytes() == (direct.folder / name).read_bytes()
+        set_alias(store, "champion", "3")
+        assert child.ask("champion", None).number == "3"
+        with pytest.raises(RegistryError, match="has no alias nobody"):
+            child.ask("nobody", None)
+        with pytest.raises(RegistryError, match="has no version 99"):
+            child.ask(None, "99")
+    finally:
+        child.close()
+    assert not asked.folder.exists()
+
+
+def test_a_candidate_whose_files_are_gone_is_refused_and_the_next_one_taken(registered, store, tmp_path):
+    service = Service(Settings(threads=1))
+    answers = iter(
+        [
+            Lookup(f"models:/{NAME}/1").current(),
+            RuntimeError("a defect"),
+            None,
+            Lookup(f"models:/{NAME}/3").current(),
+        ]
+    )
+    gone = dataclasses.replace(Lookup(f"models:/{NAME}/2").current(), folder=tmp_path / "gone")
+
+    def current():
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer or gone
+
+    follower, served = Follower(service, current), []
+    for _ in range(4):
+        follower.look()
+        served.append(service.present().number)
+    assert served == ["1", "1", "1", "3"]
+    text = service.metrics.text().decode()
+    assert "visionpipe_registry_errors_total 1.0" in text
+    assert 'visionpipe_model_refused_total{version="2"} 1.0' in text
+    service.queue.pool.shutdown()
+
+
+@pytest.mark.slow
+def test_an_mlflow_server_is_followed_too(store):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    uri, database = f"http://127.0.0.1:{port}", f"sqlite:///{Path('mlflow.db').absolute()}"
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database]
+    with Path("mlflow-server.log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", port, "--workers", "1"],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.perf_counter() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"{uri}/health").close()
+                break
+            except OSError:
+                assert time.perf_counter() < deadline
+                time.sleep(0.2)
+        with running(f"models:/{NAME}@champion", MLFLOW_TRACKING_URI=uri) as server:
+            assert server.get("/model").json["version"] == "1"
+            set_alias(store, "champion", "3")
+            wait_for_version(server, "3", 30)
+            assert server.stop() == 0
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+@pytest.mark.parametrize(
+    "address", ["models:/followed@nobody", "models:/followed/99", "models:/unknown@champion"]
+)
+def test_what_the_registry_does_not_have_is_said(store, address):
+    with pytest.raises(RegistryError, match="has no"):
+        Lookup(address).current()
+
+
+def test_a_file_that_does_not_belong_to_an_artifact_is_refused(tmp_path):
+    from servers import artifact_folder
+
+    folder = artifact_folder(tmp_path / "model")
+    assert load(version_in(folder)).labels
+    (folder / "weights.pkl").write_bytes(b"x")
+    with pytest.raises(ArtifactError, match=r"holds weights\.pkl"):
+        load(version_in(folder))
+
+
+def test_a_packed_version_keeps_its_name_and_is_compared_with_its_digest(registered, tmp_path):
+    import shutil
+
+    found = Lookup(f"models:/{NAME}/1").current()
+    shutil.copytree(found.folder, tmp_path / "model")
+    write_record(found, tmp_path / "model" / "version.json")
+    packed = version_in(tmp_path / "model")
+    assert (packed.name, packed.number, packed.tags, packed.metrics) == (
+        found.name,
+        found.number,
+        found.tags,
+        found.metrics,
+    )
+    load(packed)
+    labels = json.loads((packed.folder / "labels.json").read_text())
+    (packed.folder / "labels.json").write_text(json.dumps(labels[::-1]))
+    with pytest.raises(ArtifactError, match="version 1 of followed is damaged"):
+        load(packed)

@@ -1,0 +1,162 @@
+"""The Open Inference Protocol, spoken by Triton's own client and by hand."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+import tritonclient.http as http
+from servers import CLASSES, SIZE, artifact_folder, picture, running
+from tritonclient.utils import InferenceServerException
+
+from visionpipe.serving.classifier import Classifier
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory):
+    return artifact_folder(tmp_path_factory.mktemp("artifacts") / "linear")
+
+
+@pytest.fixture(scope="module")
+def classifier(artifact):
+    return Classifier(artifact)
+
+
+@pytest.fixture(scope="module")
+def server(artifact):
+    with running(artifact) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server):
+    client = http.InferenceServerClient(f"127.0.0.1:{server.port}")
+    yield client
+    client.close()
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, *SIZE, 3), np.uint8)
+FILES = [picture(width=9 + index) for index in range(4)]
+
+
+def tensor(name, values, datatype, binary=True):
+    found = http.InferInput(name, list(values.shape), datatype)
+    found.set_data_from_numpy(values, binary_data=binary)
+    return found
+
+
+def test_triton_finds_server_and_model_ready_and_described(client, server):
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("linear")
+    assert client.get_server_metadata()["name"] == "visionpipe"
+    metadata = client.get_model_metadata("linear")
+    assert metadata["versions"] == [server.get("/model").json["version"]]
+    assert metadata["inputs"][0] == {"name": "images", "datatype": "FP32", "shape": [-1, *SIZE, 3]}
+    assert metadata["outputs"][0]["shape"] == [-1, len(CLASSES)]
+    assert client.is_model_ready("linear", metadata["versions"][0])
+    assert not client.is_model_ready("linear", "77")
+    assert not client.is_model_ready("other")
+
+
+@pytest.mark.parametrize("binary_out", [True, False])
+@pytest.mark.parametrize("binary_in", [True, False])
+@pytest.mark.parametrize(("datatype", "dtype"), [("FP32", np.float32), ("UINT8", np.uint8)])
+def test_triton_sends_tensors_and_gets_the_classifiers_answers(
+    client, classifier, datatype, dtype, binary_in, binary_out
+):
+    asked = [http.InferRequestedOutput(name, binary_out) for name in ("labels", "probabilities")]
+    values = IMAGES.astype(dtype)
+    result = client.infer(
+        "linear", [tensor("images", values, datatype, binary_in)], outputs=asked, request_id="7"
+    )
+    expected = classifier.probabilities(IMAGES)
+    np.testing.assert_allclose(result.as_numpy("probabilities"), expected, atol=1e-6)
+    labels = [label.decode() if binary_out else label for label in result.as_numpy("labels").tolist()]
+    assert labels == [CLASSES[index] for index in expected.argmax(axis=1)]
+    assert result.get_response()["id"] == "7"
+
+
+def test_triton_sends_image_files(client, classifier):
+    files = np.array(FILES, dtype=np.object_)
+    result = client.infer("linear", [tensor("files", files, "BYTES")])
+    pixels = np.stack([classifier.preprocess(file) for file in FILES])
+    np.testing.assert_allclose(result.as_numpy("probabilities"), classifier.probabilities(pixels), atol=1e-6)
+
+
+def test_a_bad_file_fails_the_tensor_that_it_is_in(client):
+    files = np.array([FILES[0], b"text"], dtype=np.object_)
+    with pytest.raises(InferenceServerException, match="not an image"):
+        client.infer("linear", [tensor("files", files, "BYTES")])
+
+
+def ask(server, inputs=None, body=None, binary=b"", length=None, **more):
+    header = json.dumps({"inputs": inputs, **more}).encode() if body is None else body
+    headers = {} if length is None else {"inference_header_content_length": str(length)}
+    if binary:
+        headers = {"inference_header_content_length": str(len(header))}
+    return server.request("POST", "/v2/models/linear/infer", header + binary, **headers)
+
+
+def images(**changes):
+    return [{"name": "images", "datatype": "UINT8", "shape": [1, *SIZE, 3], "data": [0] * 960} | changes]
+
+
+def sized(size, **changes):
+    (found,) = images(parameters={"binary_data_size": size}, **changes)
+    del found["data"]
+    return [found]
+
+
+def files(**changes):
+    return [{"name": "files", "datatype": "BYTES", "shape": [1]} | changes]
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        ({"body": b"{"}, 400),
+        ({"body": b"[]"}, 400),
+        ({"inputs": None}, 400),
+        ({"inputs": []}, 400),
+        ({"inputs": images() * 2}, 400),
+        ({"inputs": images(name="pixels")}, 400),
+        ({"inputs": images(datatype="FP64")}, 400),
+        ({"inputs": images(shape=[0, *SIZE, 3])}, 400),
+        ({"inputs": images(shape=[-1, *SIZE, 3])}, 400),
+        ({"inputs": images(shape=[1, 8, 8, 3])}, 400),
+        ({"inputs": images(shape=[10**30, *SIZE, 3])}, 400),
+        ({"inputs": images(shape=[10**9, *SIZE, 3])}, 413),
+        ({"inputs": images(shape=["1", *SIZE, 3])}, 400),
+        ({"inputs": images(data=[0] * 5)}, 400),
+        ({"inputs": images(data=["a"] * 960)}, 400),
+        ({"inputs": images(data=[300] * 960)}, 400),
+        ({"inputs": images(data=[[0], [0, 1]])}, 400),
+        ({"inputs": images(data=None)}, 400),
+        ({"inputs": images(parameters=5)}, 400),
+        ({"inputs": images(), "outputs": [{"name": "logits"}]}, 400),
+        ({"inputs": images(), "outputs": 5}, 400),
+        ({"inputs": images(), "length": 10**6}, 400),
+        ({"inputs": images(), "length": "x"}, 400),
+        ({"inputs": sized(960), "binary": b"x" * 959}, 400),
+        ({"inputs": sized(959), "binary": b"x" * 959}, 400),
+        ({"inputs": sized(3840, datatype="FP32"), "binary": struct.pack("<f", float("nan")) * 960}, 400),
+        ({"inputs": files(parameters={"binary_data_size": 3}), "binary": b"\1\0\0"}, 400),
+        ({"inputs": files(parameters={"binary_data_size": 5}), "binary": b"\xff\xff\xff\xff1"}, 400),
+        ({"inputs": files(parameters={"binary_data_size": 8}), "binary": b"\0" * 8}, 400),
+        ({"inputs": files(parameters={"binary_data_size": 4}), "binary": b"\0" * 4}, 415),
+        ({"inputs": files(data=["!"])}, 400),
+        ({"inputs": files(shape=[65])}, 413),
+    ],
+)
+def test_a_malformed_request_is_refused_in_one_sentence(server, request_, status):
+    answer = ask(server, **request_)
+    assert answer.status == status
+    assert set(answer.json) == {"code", "reason", "request_id"}
+
+
+def test_a_request_made_by_hand_answers_json_with_the_version(server):
+    answer = ask(server, images())
+    assert answer.status == 200
+    assert answer.json["model_version"] == server.get("/model").json["version"]
+    assert [output["name"] for output in answer.json["outputs"]] == ["probabilities", "labels"]

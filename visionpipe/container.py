@@ -1,0 +1,90 @@
+"""`visionpipe container`: a folder to build an image of the server from, with the model inside."""
+
+import shutil
+from importlib.metadata import distribution, version
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from visionpipe.errors import ConfigError
+from visionpipe.lineage import ARTIFACT_FILES
+from visionpipe.serving.versions import RECORD, load, write_record
+from visionpipe.tracking.lookup import find_version
+
+PACKAGE = Path(__file__).parent
+# What `visionpipe serve FOLDER` imports, directly; what these require is added and pinned too.
+REQUIREMENTS = (
+    "fastapi",
+    "httptools",
+    "numpy",
+    "onnxruntime",
+    "orjson",
+    "pillow",
+    "prometheus-client",
+    "python-multipart",
+    "pyyaml",
+    "uvicorn",
+    "uvloop",
+)
+COMMAND = ("python", "-m", "visionpipe", "serve", "model", "--host", "0.0.0.0", "--port", "8000")
+DOCKERFILE = """\
+# docker build -t visionpipe .
+# docker run --read-only --cap-drop ALL --security-opt no-new-privileges -p 127.0.0.1:8000:8000 visionpipe
+# With a bearer token: -e VISIONPIPE_TOKEN. The model is inside: another version is another image.
+FROM python:3.11-slim
+ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /app
+COPY requirements.txt .
+RUN pip install --no-deps -r requirements.txt
+COPY visionpipe visionpipe
+COPY model model
+RUN python -m compileall -q visionpipe && useradd --no-create-home --uid 10001 visionpipe
+# Nothing is written at run time, so the root file system may be read-only.
+ENV PYTHONDONTWRITEBYTECODE=1
+USER 10001
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=3s --start-period=10s CMD ["python", "-c", "{check}"]
+STOPSIGNAL SIGTERM
+CMD [{command}]
+"""
+CHECK = "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"
+
+
+def container(target: str, output: Path) -> None:
+    """Writes Dockerfile, requirements.txt, the package and the verified model to the new folder `output`.
+
+    Raises ConfigError where `output` is there already, ArtifactError where the model does not verify.
+    """
+    if output.exists():
+        raise ConfigError(f"{output} is there already: remove it, or choose another --output")
+    with find_version(target) as found:
+        load(found)
+        partial = output.with_name(f".{output.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / "model").mkdir(parents=True)
+        for name in ARTIFACT_FILES:
+            shutil.copyfile(found.folder / name, partial / "model" / name)
+        write_record(found, partial / "model" / RECORD)
+    shutil.copytree(PACKAGE, partial / "visionpipe", ignore=shutil.ignore_patterns("__pycache__"))
+    (partial / "requirements.txt").write_text("\n".join(pinned(REQUIREMENTS)) + "\n")
+    command = ", ".join(f'"{word}"' for word in COMMAND)
+    (partial / "Dockerfile").write_text(DOCKERFILE.format(check=CHECK, command=command))
+    (partial / ".dockerignore").write_text("**/__pycache__\n")
+    partial.replace(output)
+    print(f"{found.name} version {found.number}: docker build -t visionpipe {output}")
+
+
+def pinned(names: tuple[str, ...]) -> list[str]:
+    """The installed versions of these packages and of everything that they require, as requirements."""
+    todo, found = list(names), {}
+    while todo:
+        name = todo.pop()
+        key = name.lower().replace("_", "-")
+        if key in found:
+            continue
+        found[key] = f"{key}=={version(name)}"
+        for text in distribution(name).requires or []:
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                todo.append(requirement.name)
+    return [found[key] for key in sorted(found)]

@@ -1,0 +1,267 @@
+"""The HTTP interface: routes, and around them what holds for every request."""
+
+import hmac
+import logging
+import re
+import secrets
+import time
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from visionpipe import __version__
+from visionpipe.errors import ImageError
+from visionpipe.serving import protocol_v2
+from visionpipe.serving.batching import Job
+from visionpipe.serving.bodies import Question, Refusal, number, read_body, set_option, take_apart
+from visionpipe.serving.service import STATUS, Live, Service
+
+OPEN = {
+    "/healthz",
+    "/readyz",
+    "/v2/health/live",
+    "/v2/health/ready",
+}  # without a token: for who starts and stops us
+CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed"}
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+OPTIONS = {
+    "top_k": ({"type": "integer", "minimum": 1}, "list only so many classes, the likeliest"),
+    "unsure_below": (
+        {"type": "number", "minimum": 0, "maximum": 1},
+        "add `unsure`: whether the best probability is below this",
+    ),
+}
+FORM: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "file": {"type": "array", "items": {"type": "string", "format": "binary"}},
+        **{name: schema for name, (schema, _) in OPTIONS.items()},
+    },
+}
+JSON_BODY: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "image": {"type": "string", "format": "byte"},
+        "images": {"type": "array", "items": {"type": "string", "format": "byte"}},
+        **{name: schema for name, (schema, _) in OPTIONS.items()},
+    },
+    "additionalProperties": False,
+}
+INTERFACE: dict[str, Any] = {
+    "parameters": [
+        {"name": name, "in": "query", "schema": schema, "description": text}
+        for name, (schema, text) in OPTIONS.items()
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "image/*": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {"schema": FORM},
+            "application/json": {"schema": JSON_BODY},
+        },
+    },
+}
+ERROR: dict[str, Any] = {
+    "description": "`code` for programs, `reason` for people",
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "properties": {name: {"type": "string"} for name in ("code", "reason", "request_id")},
+                "required": ["code", "reason", "request_id"],
+            }
+        }
+    },
+}
+
+log = logging.getLogger("visionpipe")
+
+
+def make_app(service: Service) -> ASGIApp:
+    """The ASGI application of a service; `service.settings` says who may call it."""
+    app = FastAPI(
+        title="visionpipe",
+        version=__version__,
+        summary="An image classifier",
+        docs_url=None,  # its page would load scripts from another host
+        redoc_url=None,
+        responses={"4XX": ERROR, "5XX": ERROR},
+    )
+
+    # First, as routes are tried in order; its options are read by hand, for FastAPI's way costs as much as
+    # everything else that happens to a request in Python.
+    @app.post(
+        "/predict", summary="Labels and probabilities of one or several images", openapi_extra=INTERFACE
+    )
+    async def predict(request: Request) -> Response:
+        start = time.perf_counter()
+        live = service.present()
+        service.make_room(1)
+        body = await read_body(request, service.settings.max_body)
+        question = take_apart(body, request.headers.get("content-type", ""), service.settings)
+        del body
+        if request.scope["query_string"]:
+            for name, value in request.query_params.items():
+                set_option(question, name, number(value.encode()))
+        jobs = await service.answer(live, question.images)
+        predictions = [prediction(job, live, question, service) for job in jobs]
+        content = {
+            "predictions": predictions,
+            "model": {"name": live.name, "version": live.number},
+            "milliseconds": milliseconds(jobs, start),
+        }
+        return Response(orjson.dumps(content), media_type="application/json")
+
+    app.include_router(protocol_v2.router(service))
+
+    @app.get("/healthz", summary="The process answers")
+    async def healthz() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @app.get("/readyz", summary="A model is loaded, and the server is not ending")
+    async def readyz() -> dict[str, str]:
+        if service.draining:
+            raise Refusal(503, "draining", "the server is ending")
+        service.present()
+        return {"status": "ready"}
+
+    @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/model", summary="The version that answers: lineage, classes, metrics")
+    async def model() -> dict[str, Any]:
+        return describe(service.present())
+
+    for failure in (Refusal, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(failure, answer_failure)
+    origins = list(service.settings.cors_origin)
+    if origins:
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+    return Guard(app, service)
+
+
+def prediction(job: Job, live: Live, question: Question, service: Service) -> dict[str, Any]:
+    """One entry of the answer. A request of one image has its error as the answer's status instead."""
+    error = job.future.exception()
+    if isinstance(error, ImageError):
+        if not question.several:
+            raise Refusal(STATUS[error.code], error.code, error.reason)
+        return {"error": {"code": error.code, "reason": error.reason}}
+    probabilities, labels = job.future.result(), live.batcher.classifier.labels
+    order = (-probabilities).argsort(kind="stable")[: question.top_k]
+    best = labels[order[0]]
+    service.metrics.predictions.labels(best, live.number).inc()
+    answer: dict[str, Any] = {"label": best, "probability": float(probabilities[order[0]])}
+    if question.unsure_below is not None:
+        answer["unsure"] = answer["probability"] < question.unsure_below
+    answer["probabilities"] = {labels[index]: float(probabilities[index]) for index in order}
+    return answer
+
+
+def milliseconds(jobs: list[Job], start: float) -> dict[str, float]:
+    """Where the time went, of the slowest image: waiting for a worker and decoding, waiting, running."""
+    last = max(jobs, key=lambda job: job.finished)
+    spans = {
+        "decode": last.decoded - last.submitted,
+        "wait": last.started - last.decoded,
+        "run": last.finished - last.started,
+        "total": time.perf_counter() - start,
+    }
+    return {name: round(seconds * 1000, 3) for name, seconds in spans.items()}
+
+
+def describe(live: Live) -> dict[str, Any]:
+    height, width = live.batcher.classifier.size
+    return {
+        "name": live.name,
+        "version": live.number,
+        "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(live.since)),
+        "classes": live.batcher.classifier.labels,
+        "size": {"height": height, "width": width},
+        "max_batch": live.batcher.max_batch,
+        "lineage": live.version.tags,
+        "metrics": live.version.metrics,
+    }
+
+
+async def answer_failure(request: Request, failure: Exception) -> Response:
+    """`{code, reason, request_id}` for everything that a request can be refused for."""
+    headers: dict[str, str] = {}
+    if isinstance(failure, Refusal):
+        status, code, reason, headers = failure.status, failure.code, failure.reason, failure.headers
+    elif isinstance(failure, HTTPException):
+        status, reason, headers = failure.status_code, failure.detail, dict(failure.headers or {})
+        code = CODES.get(status, "error")
+    elif isinstance(failure, RequestValidationError):
+        status, code, first = 400, CODES[400], failure.errors()[0]
+        reason = f"{first['loc'][-1]}: {first['msg']}"
+    else:
+        status, code, reason = 500, "internal", "an error of the server: its log has more"
+    return failure_response(request.scope["request_id"], status, code, reason, headers)
+
+
+def failure_response(
+    request_id: str, status: int, code: str, reason: str, headers: dict[str, str] | None = None
+) -> Response:
+    content = orjson.dumps({"code": code, "reason": reason, "request_id": request_id})
+    return Response(content, status, headers, media_type="application/json")
+
+
+class Guard:
+    """Around the application: request ids, the token, metrics, and an answer whatever goes wrong."""
+
+    def __init__(self, app: ASGIApp, service: Service):
+        self.app, self.service = app, service
+        token = service.settings.token
+        self.authorization = f"Bearer {token}".encode() if token else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)  # the lifespan's start and end
+        start, headers = time.perf_counter(), dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"")
+        request_id = given.decode() if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        scope["request_id"] = request_id
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+                if self.service.draining:
+                    message["headers"].append((b"connection", b"close"))
+            await send(message)
+
+        try:
+            if self.allowed(scope["path"], headers.get(b"authorization", b"")):
+                await self.app(scope, receive, send_with_id)
+            else:
+                response = failure_response(
+                    request_id,
+                    401,
+                    "unauthorized",
+                    "a bearer token is needed",
+                    {"WWW-Authenticate": "Bearer"},
+                )
+                await response(scope, receive, send_with_id)
+        except ClientDisconnect:
+            status = 499  # nobody is there to be answered
+        except Exception:
+            log.exception("request %s failed", request_id)  # answered already, by `answer_failure`
+        route = getattr(scope.get("route"), "path", "other")
+        self.service.metrics.requests.labels(route, status).inc()
+        self.service.metrics.seconds.labels(route).observe(time.perf_counter() - start)
+
+    def allowed(self, path: str, given: bytes) -> bool:
+        """Compares in constant time, so that the time of a refusal says nothing about the token."""
+        if self.authorization is None or path in OPEN:
+            return True
+        return hmac.compare_digest(given, self.authorization)

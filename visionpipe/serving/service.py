@@ -1,0 +1,145 @@
+"""What answers: the present version with its batcher, and the change to another one."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from visionpipe.errors import ImageError
+from visionpipe.serving.batching import Batcher, Job, Queue
+from visionpipe.serving.bodies import Refusal
+from visionpipe.serving.metrics import Metrics
+from visionpipe.serving.settings import Settings
+from visionpipe.serving.versions import Version, load
+
+RETRY_SECONDS = 60  # before a candidate that was refused is looked at again
+STATUS = {"unsupported": 415, "broken": 422, "too_large": 413}  # of an image that cannot be decoded
+
+log = logging.getLogger("visionpipe")
+
+
+@dataclass(frozen=True)
+class Live:
+    """A version that answers. A request keeps the one that it began with, so its answers are of one model."""
+
+    version: Version
+    batcher: Batcher
+    since: float = field(default_factory=time.time)
+
+    @property
+    def name(self) -> str:
+        return self.version.name
+
+    @property
+    def number(self) -> str:
+        return self.version.number
+
+
+class Service:
+    """The state of a server. `live` is replaced as a whole; everything else belongs to the event loop."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.metrics = Metrics()
+        self.queue = Queue(settings)
+        self.metrics.queue.set_function(lambda: self.queue.waiting)
+        self.live: Live | None = None
+        self.draining = False
+
+    @property
+    def ready(self) -> bool:
+        return self.live is not None and not self.draining
+
+    def serve(self, version: Version) -> None:
+        """Loads and verifies a version, and lets it answer from here on; raises ArtifactError."""
+        classifier = load(version, self.settings.threads)
+        batcher = Batcher(classifier, self.queue, self.settings, self.metrics.batches.observe)
+        self.live = Live(version, batcher)
+        self.metrics.now_serving(version.name, version.number)
+
+    def present(self) -> Live:
+        if self.live is None:
+            raise Refusal(503, "not_ready", "no model is loaded yet", **{"Retry-After": "1"})
+        return self.live
+
+    def make_room(self, images: int) -> None:
+        """Refuses what the queue has no room for, or what would wait for half of the time that it has: a
+        quick no is worth more than a late answer.
+        """
+        late = self.queue.waiting * self.queue.seconds_per_image > self.settings.request_seconds / 2
+        if late or self.queue.waiting + images > self.queue.limit:
+            raise Refusal(
+                503,
+                "overloaded",
+                "too many images are waiting",
+                **{"Retry-After": str(self.queue.retry_after())},
+            )
+
+    async def answer(self, live: Live, images: list[bytes] | list[np.ndarray]) -> list[Job]:
+        """Waits for all images, each with its own outcome in `future`; refuses after `request_seconds`."""
+        self.make_room(len(images))
+        jobs = [live.batcher.submit(image) for image in images]
+        _, late = await asyncio.wait([job.future for job in jobs], timeout=self.settings.request_seconds)
+        for future in late:
+            future.cancel()
+        if late:
+            seconds = self.settings.request_seconds
+            raise Refusal(504, "timeout", f"not answered within {seconds:g} seconds")
+        for job in jobs:
+            error = job.future.exception()
+            if isinstance(error, ImageError):
+                self.metrics.bad_images.labels(error.code).inc()
+            elif error is not None:
+                raise error
+        return jobs
+
+
+class Follower:
+    """A thread that looks where the alias points, and changes the service to a version that verifies."""
+
+    def __init__(self, service: Service, current: Callable[[], Version]):
+        self.service, self.current = service, current
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
+        self._refused: tuple[str, float] = ("", 0.0)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self.service.settings.follow_seconds):
+            self.look()
+
+    def look(self) -> None:
+        """One look. Whatever fails leaves the present version answering, and shows in the metrics."""
+        metrics = self.service.metrics
+        try:
+            found = self.current()
+        except Exception as error:  # whatever it is, the present version answers and the next look follows
+            metrics.store_errors.inc()
+            log.warning("the registry does not answer: %s", error)
+            return
+        number, since = self._refused
+        live = self.service.live
+        if live is not None and found.number == live.number:
+            return
+        if found.number == number and time.monotonic() - since < RETRY_SECONDS:
+            return
+        try:
+            self.service.serve(found)
+        except Exception as error:
+            self._refused = (found.number, time.monotonic())
+            metrics.refused.labels(found.number).inc()
+            log.error(
+                "version %s is refused, version %s goes on: %s", found.number, live and live.number, error
+            )
+            return
+        metrics.swaps.inc()
+        log.warning("version %s answers now", found.number)
