@@ -150,6 +150,7 @@ ARGUMENTS = {
     "MaxPooling2D": {"pool_size": (3, 3), "strides": (2, 2)},
     "MultiHeadSelfAttention": {"num_heads": 2, "hidden_dim": 8, "use_bias": False},
     "RelativeBiasAttention": {"num_heads": 2},
+    "Rescaling": {"scale": [0.5, 0.25, 0.125], "offset": [1.0, 2.0, 3.0]},
     "Scale": {"initial": 0.1},
     "StochasticDepth": {"rate": 0.3, "seed": 4},
     "Tokens": {"class_token": True, "register_tokens": 3, "position": "sincos", "stddev": 0.7},
