@@ -5,6 +5,7 @@ import { draw, occlusion, place } from "./heat.js";
 import { modelView } from "./pixels.js";
 
 const TOP = 5; // classes that are listed
+const TINY = 100; // pixels: a picture that is enlarged, and better without blur
 
 export const percent = (share) =>
   new Intl.NumberFormat("en", { style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1 }).format(share);
@@ -22,6 +23,7 @@ export class Answer {
     this.find(".when").textContent = new Date().toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
     for (const image of this.element.querySelectorAll("img")) {
       image.addEventListener("error", () => this.element.classList.add("not-shown"));
+      image.addEventListener("load", () => this.element.classList.toggle("tiny", image.naturalWidth < TINY));
       image.src = this.address;
     }
     this.find(".picture img").alt = file.name;
