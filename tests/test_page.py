@@ -10,7 +10,9 @@ from visionpipe.serving import page
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with running(artifact_folder(tmp_path_factory.mktemp("artifacts") / "linear"), VISIONPIPE_TOKEN="x") as server:
+    with running(
+        artifact_folder(tmp_path_factory.mktemp("artifacts") / "linear"), VISIONPIPE_TOKEN="x"
+    ) as server:
         yield server
 
 
@@ -44,7 +46,8 @@ def test_no_file_names_another_host_or_holds_script_or_style_inline(route):
 
 
 @pytest.mark.parametrize(
-    "path", ["/page/", "/page/app.py", "/page/../app.py", "/page/%2e%2e/app.py", "/page/..%2fapp.py", "//etc/passwd"]
+    "path",
+    ["/page/", "/page/app.py", "/page/../app.py", "/page/%2e%2e/app.py", "/page/..%2fapp.py", "//etc/passwd"],
 )
 def test_no_other_file_can_be_asked_for(server, path):
     answer = server.get(path, authorization="Bearer x")

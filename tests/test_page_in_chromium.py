@@ -25,7 +25,10 @@ from visionpipe.register import register
 from visionpipe.serving.classifier import Classifier
 from visionpipe.tracking.store import connect
 
-pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("ignore::ResourceWarning")]  # selenium's sockets
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]  # selenium's sockets
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +163,9 @@ def test_the_history_keeps_earlier_answers_closed_until_it_is_cleared(page, file
     newest, older = page.wait_for_answers(2)
     names = [answer.find_element("css selector", ".file").text for answer in (newest, older)]
     assert names == ["grey.png", "photo.jpg"]
-    states = [answer.find_element("css selector", "details").get_attribute("open") for answer in (newest, older)]
+    states = [
+        answer.find_element("css selector", "details").get_attribute("open") for answer in (newest, older)
+    ]
     assert states == ["true", None]
     older.find_element("css selector", "summary").click()
     assert len(bars(older)) == 5
@@ -176,7 +181,9 @@ def test_the_curl_command_makes_the_same_call(page, files):
     answer.find_element("css selector", ".curl summary").click()
     command = answer.find_element("css selector", ".curl code").text
     assert f"@{name}" in shlex.split(command)
-    output = subprocess.run(command, shell=True, cwd=files[name].parent, capture_output=True, check=True).stdout
+    output = subprocess.run(
+        command, shell=True, cwd=files[name].parent, capture_output=True, check=True
+    ).stdout
     (said,) = json.loads(output)["predictions"]
     assert bars(answer) == {label: percent(share) for label, share in said["probabilities"].items()}
 
@@ -391,9 +398,7 @@ def test_the_browser_makes_the_pixels_that_the_server_makes(page, size, width, h
         list(data),
         *size,
     )
-    np.testing.assert_array_equal(
-        np.reshape(pixels, (*size, 3)), resize_and_crop(decode_image(data), size)
-    )
+    np.testing.assert_array_equal(np.reshape(pixels, (*size, 3)), resize_and_crop(decode_image(data), size))
 
 
 def lit(page):
@@ -444,9 +449,7 @@ def test_the_heat_map_asks_in_batches_and_lies_over_what_the_model_saw(page, ser
     wide.write_bytes(picture(width=400, height=100))
     page.pick(wide)
     page.wait_for_answers(1)
-    line = (
-        'visionpipe_requests_total{route="/v2/models/{name}/versions/{version}/infer",status="200"}'
-    )
+    line = 'visionpipe_requests_total{route="/v2/models/{name}/versions/{version}/infer",status="200"}'
     before = server.metric(line)
     page.find(".look").click()
     page.wait(lambda: page.all("figcaption:not([hidden])"), "the heat map")
