@@ -1,12 +1,9 @@
 """The page in a real, headless Chromium: make test-browser."""
 
-import contextlib
 import json
 import shlex
 import socket
 import subprocess
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,7 +71,7 @@ def files(tmp_path):
 
 def bars(answer):
     rows = [bar.text.split("\n") for bar in answer.find_elements("css selector", ".bars li")]
-    return {name: share for name, share in rows}
+    return dict(rows)
 
 
 def percent(share):
