@@ -1,5 +1,5 @@
-"""docs/performance.md's measured parts, from the raw samples of benchmarks/models.json, models-gpu.json and
-input.json.
+"""docs/performance.md's measured parts, from the raw samples of benchmarks/models.json, models-gpu.json, input.json
+and fit.json.
 
 python benchmarks/tables.py
 """
@@ -15,6 +15,9 @@ PAGE = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- begin: benchmarks/tables.py -->\n", "<!-- end: benchmarks/tables.py -->\n"
 INPUT = ROOT / "benchmarks" / "input.json"
 INPUT_BEGIN, INPUT_END = "<!-- begin: benchmarks/input.py -->\n", "<!-- end: benchmarks/input.py -->\n"
+FIT = ROOT / "benchmarks" / "fit.json"
+FIT_BEGIN, FIT_END = "<!-- begin: benchmarks/fit.py -->\n", "<!-- end: benchmarks/fit.py -->\n"
+BARE = "bare loop"
 TASKS = ("training", "inference")
 FASTEST, OURS_ON_TORCH = "torch, its fastest", "visionpipe, torch, its faster"
 PAIRS = [
@@ -142,11 +145,38 @@ def loader_factors(samples: list[dict]) -> list[float]:
     ]
 
 
+def fit_table(result: dict[str, Any]) -> str:
+    """Milliseconds per step of each loop, and its time over the bare loop's: the median of the ratios in a round."""
+    samples = result["samples"]
+    rounds = 1 + max(sample["round"] for sample in samples)
+    lines = [
+        f"{result['hardware']}, {rounds} rounds.",
+        "",
+        "| backend | loop | ms per step | over the bare loop |",
+        "| --- | --- | ---: | ---: |",
+    ]
+    for backend, loop in dict.fromkeys((sample["backend"], sample["loop"]) for sample in samples):
+        own = {
+            s["round"]: s["milliseconds_per_step"]
+            for s in samples
+            if (s["backend"], s["loop"]) == (backend, loop)
+        }
+        bare = {
+            s["round"]: s["milliseconds_per_step"]
+            for s in samples
+            if (s["backend"], s["loop"]) == (backend, BARE)
+        }
+        over = statistics.median(own[number] / bare[number] for number in own.keys() & bare.keys())
+        lines.append(f"| {backend} | {loop} | {statistics.median(own.values()):.1f} | {over - 1:+.1%} |")
+    return "\n".join(lines)
+
+
 def write_page() -> None:
     page = PAGE.read_text()
     for begin, end, text in (
         (BEGIN, END, measured()),
         (INPUT_BEGIN, INPUT_END, input_tables(json.loads(INPUT.read_text()))),
+        (FIT_BEGIN, FIT_END, fit_table(json.loads(FIT.read_text()))),
     ):
         before, rest = page.split(begin)
         _, after = rest.split(end)
