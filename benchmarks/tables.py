@@ -1,5 +1,5 @@
-"""docs/performance.md's measured parts, from the raw samples of benchmarks/models.json, models-gpu.json, input.json
-and fit.json.
+"""docs/performance.md's measured parts, from the raw samples of benchmarks/models.json, models-gpu.json, input.json,
+fit.json and modes.json.
 
 python benchmarks/tables.py
 """
@@ -18,6 +18,8 @@ INPUT_BEGIN, INPUT_END = "<!-- begin: benchmarks/input.py -->\n", "<!-- end: ben
 FIT = ROOT / "benchmarks" / "fit.json"
 FIT_BEGIN, FIT_END = "<!-- begin: benchmarks/fit.py -->\n", "<!-- end: benchmarks/fit.py -->\n"
 BARE = "bare loop"
+MODES = ROOT / "benchmarks" / "modes.json"
+MODES_BEGIN, MODES_END = "<!-- begin: benchmarks/modes.py -->\n", "<!-- end: benchmarks/modes.py -->\n"
 TASKS = ("training", "inference")
 FASTEST, OURS_ON_TORCH = "torch, its fastest", "visionpipe, torch, its faster"
 PAIRS = [
@@ -171,12 +173,32 @@ def fit_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def modes_table(result: dict[str, Any]) -> str:
+    """Milliseconds per step, the median over rounds: a row for each model and backend, a column for each mode."""
+    times: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for sample in result["samples"]:
+        row = times.setdefault((sample["model"], sample["backend"]), {})
+        row.setdefault(sample["mode"], []).append(sample["milliseconds_per_step"])
+    modes = list(dict.fromkeys(sample["mode"] for sample in result["samples"]))
+    lines = [
+        f"{result['hardware']}; milliseconds per step, {1 + result['samples'][-1]['round']} rounds.",
+        "",
+        f"| model | backend | {' | '.join(modes)} |",
+        f"| --- | --- |{' ---: |' * len(modes)}",
+    ]
+    for (model, backend), row in times.items():
+        cells = [f"{statistics.median(row[mode]):.1f}" if mode in row else "" for mode in modes]
+        lines.append(f"| {model} | {backend} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def write_page() -> None:
     page = PAGE.read_text()
     for begin, end, text in (
         (BEGIN, END, measured()),
         (INPUT_BEGIN, INPUT_END, input_tables(json.loads(INPUT.read_text()))),
         (FIT_BEGIN, FIT_END, fit_table(json.loads(FIT.read_text()))),
+        (MODES_BEGIN, MODES_END, modes_table(json.loads(MODES.read_text()))),
     ):
         before, rest = page.split(begin)
         _, after = rest.split(end)

@@ -2,19 +2,31 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from visionpipe.config import load_params
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def unwrapped(page):
+    """Its text, with the lines of a paragraph joined."""
+    return re.sub(r"(?<=[^\n|])\n(?=[^\n|])", " ", page.read_text())
 
 
 @pytest.fixture(scope="module")
 def tables():
-    spec = importlib.util.spec_from_file_location("tables", FOLDER / "tables.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("tables")
 
 
 def test_the_page_shows_the_tables_of_the_samples(tables):
@@ -66,6 +78,23 @@ def test_the_page_shows_the_table_of_the_trainer(tables):
     assert "| b | ours | 16.0 | +7.5% |" in tables.fit_table({"hardware": "", "samples": samples})
 
 
+def test_the_page_shows_the_table_of_the_modes(tables):
+    shown = tables.PAGE.read_text().split(tables.MODES_BEGIN)[1].split(tables.MODES_END)[0]
+    assert shown.strip() == tables.modes_table(json.loads(tables.MODES.read_text())).strip()
+
+
+def test_the_readme_shows_the_accuracies_of_the_default_models():
+    accuracy = script("accuracy")
+    assert accuracy.table(json.loads(accuracy.RESULT.read_text())) in unwrapped(FOLDER.parent / "README.md")
+
+
+@pytest.mark.parametrize("file", sorted((FOLDER.parent / "experiments").glob("*.yaml")), ids=lambda f: f.stem)
+def test_an_experiment_is_valid_and_says_what_came_out_of_it(file):
+    assert len(load_params(file).models) == 1
+    result = json.loads(file.with_suffix(".json").read_text())
+    assert script("accuracy").header(result) in file.read_text()
+
+
 def test_ratios_are_taken_within_a_round(tables):
     samples = [
         {"round": number, "contender": contender, "training": rate}
@@ -79,10 +108,7 @@ def test_ratios_are_taken_within_a_round(tables):
 
 @pytest.fixture(scope="module")
 def serving_tables():
-    spec = importlib.util.spec_from_file_location("serving_tables", FOLDER / "serving_tables.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("serving_tables")
 
 
 def test_the_serving_page_shows_the_tables_of_the_samples(serving_tables):
