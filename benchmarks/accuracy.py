@@ -62,6 +62,8 @@ def run(params: dict[str, Any], project: Path) -> dict[str, Any]:
     environment = {
         key: value for key, value in os.environ.items() if key not in ("DVC_ROOT", "MLFLOW_TRACKING_URI")
     }
+    # The stages run `python`: this one, whether its environment is active or not.
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     if not project.exists():
         files = ["git", "ls-files", "-co", "--exclude-standard"]
         listed = subprocess.run(files, cwd=ROOT, capture_output=True, text=True, check=True).stdout
