@@ -1,11 +1,11 @@
 """Accuracy and time of an experiment, over seeds, through the real pipeline.
 
-    python benchmarks/accuracy.py --seeds 0 1 2                                  params.yaml, on the sample
-    python benchmarks/accuracy.py --params experiments/fashion-mnist-vit.yaml    a file with its own data
+    python benchmarks/accuracy.py --seeds 0 1 2
+    python benchmarks/accuracy.py --params experiments/fashion-mnist-vit.yaml
 
 For each seed: a fresh copy of the checkout, `dvc repro`, the wall time of it, and each model's accuracies from
-reports/. Without --params it trains on the sample's training images and measures on all 10,000 official test images;
-recipes are chosen on validation images, never on those. Needs Debian's package dataset-fashion-mnist.
+reports/. What trains on the sample is measured on all 10,000 official test images; recipes are chosen on validation
+images, never on those. Needs Debian's package dataset-fashion-mnist.
 
 Raw numbers go to benchmarks/accuracy.json, which the README's table is written from, or beside the given file, into
 whose first lines they are written too. With --folder the copies stay, and an interrupted run goes on in them.
@@ -43,7 +43,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         params = yaml.safe_load((options.params or ROOT / "params.yaml").read_text())
         params["backend"] = options.backend
-        if options.params is None:
+        if params["prepare"]["path"] == "data/fashion-mini.zip":
             images = folder.resolve() / "official.zip"
             builder = [sys.executable, ROOT / "data" / "make_fashion_mini.py", "--official-test", images]
             subprocess.run(builder, check=True)

@@ -90,7 +90,7 @@ def test_the_readme_shows_the_accuracies_of_the_default_models():
 
 @pytest.mark.parametrize("file", sorted((FOLDER.parent / "experiments").glob("*.yaml")), ids=lambda f: f.stem)
 def test_an_experiment_is_valid_and_says_what_came_out_of_it(file):
-    assert len(load_params(file).models) == 1
+    load_params(file)
     result = json.loads(file.with_suffix(".json").read_text())
     assert script("accuracy").header(result) in file.read_text()
 

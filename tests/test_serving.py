@@ -20,6 +20,7 @@ import pytest
 from onnx_models import write_artifact
 from PIL import Image
 
+from visionpipe.data.decode import decode_image, resize_and_crop
 from visionpipe.errors import ArtifactError
 from visionpipe.serving.classifier import BATCH, Classifier
 from visionpipe.serving.package import pyfunc_arguments
@@ -162,6 +163,16 @@ def test_whole_numbers_and_floats_of_the_same_images_give_the_same_logits(classi
         ("preprocessing.json", b"{}", "preprocessing.json gives no size"),
         ("preprocessing.json", b'{"size": [0, 20]}', "preprocessing.json gives no size"),
         ("preprocessing.json", b'{"size": [8, 8]}', "model.onnx does not run"),
+        (
+            "preprocessing.json",
+            b'{"size": [8, 8], "crop_ratio": 0}',
+            "an interpolation or a crop_ratio that is none",
+        ),
+        (
+            "preprocessing.json",
+            b'{"size": [8, 8], "interpolation": "x"}',
+            "an interpolation or a crop_ratio that",
+        ),
     ],
 )
 def test_a_missing_or_damaged_file_is_named_in_one_line(tmp_path, name, content, message):
@@ -197,6 +208,16 @@ print(json.dumps({{
     assert len(found["code"]) >= 6
     assert all(path.startswith(str(model / "code")) for path in found["code"])
     assert found["label"] in CLASSES
+
+
+def test_an_artifact_resizes_as_it_says(tmp_path, classifier):
+    write_artifact(tmp_path, CLASSES, SIZE)
+    how = {"size": SIZE, "interpolation": "bilinear", "crop_ratio": 0.8}
+    (tmp_path / "preprocessing.json").write_text(json.dumps(how))
+    data = picture("PNG", "RGB", 60, 80)
+    prepared = Classifier(tmp_path).preprocess(data)
+    np.testing.assert_array_equal(prepared, resize_and_crop(decode_image(data), SIZE, "bilinear", 0.8))
+    assert (prepared != classifier.preprocess(data)).any()
 
 
 def test_the_model_holds_no_pickle(model):

@@ -21,12 +21,16 @@ PARAMS_FILE = Path("params.yaml")
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """`size`: (height, width) in pixels. Fractions are of the images that they are drawn from."""
+    """`size`: (height, width) in pixels; `interpolation` and `crop_ratio`: how an image comes to it, when served
+    too; the ratio is the crop's side to that of the resized image. Fractions are of the images drawn from.
+    """
 
     source: Literal["zip", "folder", "tfds", "idx"]
     path: str
     name: str | None = None
     size: tuple[int, int] = (64, 64)
+    interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bicubic"
+    crop_ratio: float = 1.0
     validation_fraction: float = 0.2
     test_fraction: float = 0.2
 
@@ -152,6 +156,7 @@ def check(params: Params) -> None:
     prepare, gate = params.prepare, params.register.gate
     require(params.models, "models", "needs at least one entry")
     require(all(side >= 8 for side in prepare.size), "prepare.size", "sides must be at least 8 pixels")
+    require(0 < prepare.crop_ratio <= 1, "prepare.crop_ratio", "must lie in (0, 1]")
     require(0 < prepare.validation_fraction < 1, "prepare.validation_fraction", "must lie between 0 and 1")
     require(0 < prepare.test_fraction < 1, "prepare.test_fraction", "must lie between 0 and 1")
     require(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from visionpipe.backend import backend_versions, device_name, start_backend, thread_count
 from visionpipe.canonical import save_keras
-from visionpipe.config import Params
+from visionpipe.config import Params, PrepareConfig
 from visionpipe.data.prepared import PREPARED, Prepared, open_prepared
 from visionpipe.evaluation.speed import peak_memory_mib
 from visionpipe.files import exclusive, write_bytes, write_json
@@ -22,6 +22,7 @@ from visionpipe.tracking.runs import LiveRun, flatten
 from visionpipe.tracking.trained import download_trained
 from visionpipe.training.recipe import TrainConfig
 from visionpipe.weights import Checkpoint, load_weights, resolve
+from visionpipe.weights.report import Preprocessing
 
 if TYPE_CHECKING:
     from visionpipe.training.teacher import Teacher
@@ -57,6 +58,8 @@ def train(name: str, params: Params) -> None:
         build = partial(model_from_spec, spec, len(data.classes), params.prepare.size, mean, std)
         keras.config.set_dtype_policy("mixed_bfloat16" if recipe.precision == "bfloat16" else "float32")
         model = build()
+        if start and seen:
+            print_resizing(seen, params.prepare)
         if start:
             print(load_weights(model, start, head=params.model(name).init_head), flush=True)
         checkpoint = TrainingCheckpoint(state / "checkpoints" / key)
@@ -114,6 +117,19 @@ def print_changes(name: str, identity: dict[str, Any]) -> None:
             hashes = key.startswith("code.") or key.endswith("sha256")
             print(f"  changed: {key}" + ("" if hashes else f", {old} → {new}"), flush=True)
     write_json(file, identity)
+
+
+def print_resizing(seen: Preprocessing, prepare: PrepareConfig) -> None:
+    """Where the checkpoint's images were resized in another way, says what to set: `prepare` is for all models."""
+    names = ("interpolation", "crop_ratio")
+    others = {
+        name: getattr(seen, name)
+        for name in names
+        if getattr(seen, name) not in (None, getattr(prepare, name))
+    }
+    if others:
+        wanted = ", ".join(f"prepare.{name}: {value}" for name, value in others.items())
+        print(f"  init: its images were resized in another way than yours; the same way would be {wanted}")
 
 
 def make_teacher(recipe: TrainConfig, data: Prepared, sha256: str | None) -> "Teacher | None":

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from visionpipe.data.decode import decode_image, resize_and_crop
+from visionpipe.data.decode import INTERPOLATIONS, decode_image, resize_and_crop
 from visionpipe.errors import ArtifactError
 
 BATCH = 32  # images per run: more costs memory and gains no speed on a CPU
@@ -33,7 +33,7 @@ class Classifier:
 
     def __init__(self, folder: Path, threads: int | None = None, spinning: bool = True):
         self.labels: list[str] = read_labels(folder)
-        self.size: tuple[int, int] = read_size(folder)
+        self.size, self._interpolation, self._crop_ratio = read_preprocessing(folder)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
@@ -51,7 +51,7 @@ class Classifier:
 
     def preprocess(self, data: bytes) -> np.ndarray:
         """An image file as the uint8 (height, width, 3) that the model takes; raises ImageError."""
-        return resize_and_crop(decode_image(data), self.size)
+        return resize_and_crop(decode_image(data), self.size, self._interpolation, self._crop_ratio)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """float32 (n, classes) from images of any real dtype (n, height, width, 3) in [0, 255], n ≥ 1."""
@@ -73,11 +73,16 @@ def read_labels(folder: Path) -> list[str]:
     return labels
 
 
-def read_size(folder: Path) -> tuple[int, int]:
-    match read_json(folder / "preprocessing.json"):
-        case {"size": [int(height), int(width)]} if height > 0 and width > 0:
-            return height, width
-    raise ArtifactError(f"{folder / 'preprocessing.json'} gives no size as [height, width]")
+def read_preprocessing(folder: Path) -> tuple[tuple[int, int], str, float]:
+    """Size, interpolation and crop ratio; the last two as `resize_and_crop` has them where the file is silent."""
+    file = folder / "preprocessing.json"
+    match read_json(file):
+        case {"size": [int(height), int(width)], **rest} if height > 0 and width > 0:
+            how, ratio = rest.get("interpolation", "bicubic"), rest.get("crop_ratio", 1.0)
+            if how in INTERPOLATIONS and isinstance(ratio, int | float) and 0 < ratio <= 1:
+                return (height, width), how, float(ratio)
+            raise ArtifactError(f"{file} has an interpolation or a crop_ratio that is none")
+    raise ArtifactError(f"{file} gives no size as [height, width]")
 
 
 def read_json(path: Path) -> Any:
