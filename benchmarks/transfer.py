@@ -2,9 +2,9 @@
 
     python benchmarks/transfer.py --seeds 0 1 2
 
-For each seed: five of the ten classes, drawn with the seed, train the hybrid as params.yaml has it; of the other five, 20
-images a class train it again, once with `init:` and `preset: finetune` and once without, both for as many steps. Either way
-has CHOICES; the table shows the one that is best on validation, and nothing is chosen on the test images.
+For each seed: five of the ten classes, drawn with the seed, train the hybrid as params.yaml has it. 20 images of each
+of the other five train it again, with `init:` and `preset: finetune` and without, both for as many steps. Either way has
+three learning rates; the table shows the one that is best on validation: nothing is chosen on the test images.
 
 Raw numbers go to benchmarks/transfer.json; docs/weights.md has the table, from this script. With --folder the
 repositories stay, and an interrupted run goes on in them.
