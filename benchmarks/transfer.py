@@ -3,7 +3,7 @@
     python benchmarks/transfer.py --seeds 0 1 2
 
 For each seed: five of the ten classes, drawn with the seed, train the hybrid as params.yaml has it. 20 images of each
-of the other five train it again, with `init:` and `preset: finetune` and without, both for as many steps. Either way has
+of the other five train it again, with `init:` and `preset: finetune` or without, for as many steps. Both ways have
 three learning rates; the table shows the one that is best on validation: nothing is chosen on the test images.
 
 Raw numbers go to benchmarks/transfer.json; docs/weights.md has the table, from this script. With --folder the
