@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFile
 
-from visionpipe.data.decode import INTERPOLATIONS, MAX_PIXELS, decode_image, resize_and_crop
+from visionpipe.data.decode import MAX_PIXELS, RESAMPLING, decode_image, resize_and_crop
 from visionpipe.errors import ImageError
 
 ORIENTATION = 0x0112
@@ -416,10 +416,10 @@ def test_resizing_agrees_with_resizing_everything_and_cutting_afterwards():
     np.testing.assert_allclose(resize_and_crop(image, (30, 30)).astype(int), everything[:, 5:35], atol=1)
 
 
-@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("interpolation", RESAMPLING)
 def test_a_crop_ratio_is_that_of_resizing_the_short_side_further_and_cutting(interpolation):
     image = np.random.default_rng(5).integers(0, 256, (60, 80, 3), dtype=np.uint8)
-    everything = np.asarray(Image.fromarray(image).resize((40, 30), INTERPOLATIONS[interpolation]))
+    everything = np.asarray(Image.fromarray(image).resize((40, 30), RESAMPLING[interpolation]))
     cropped = resize_and_crop(image, (24, 24), interpolation, crop_ratio=0.8)
     np.testing.assert_allclose(cropped.astype(int), everything[3:27, 8:32], atol=1)
 

@@ -166,12 +166,12 @@ def test_whole_numbers_and_floats_of_the_same_images_give_the_same_logits(classi
         (
             "preprocessing.json",
             b'{"size": [8, 8], "crop_ratio": 0}',
-            "an interpolation or a crop_ratio that is none",
+            "gives an interpolation, a crop_ratio or a key",
         ),
         (
             "preprocessing.json",
             b'{"size": [8, 8], "interpolation": "x"}',
-            "an interpolation or a crop_ratio that",
+            "gives an interpolation, a crop_ratio or a key",
         ),
     ],
 )

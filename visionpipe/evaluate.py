@@ -48,12 +48,11 @@ def evaluate(name: str, params: Params) -> None:
 
 
 def check_agreement(artifact: Path, classifier: Classifier, prepared: Prepared) -> None:
-    size = prepared.images("test").shape[1:3]
     if classifier.labels != prepared.classes:
         raise ArtifactError(f"{artifact} was exported for other classes than {PREPARED} has: export it again")
-    if classifier.size != size:
+    if classifier.framing != prepared.framing:
         raise ArtifactError(
-            f"{artifact} expects images of {classifier.size}, {PREPARED} has {size}: export it again"
+            f"{artifact} expects images of {classifier.framing}, {PREPARED} has {prepared.framing}: export it again"
         )
 
 

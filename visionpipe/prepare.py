@@ -77,6 +77,8 @@ def prepare(params: Params) -> None:
         manifest = write_manifest(
             folder,
             size=config.size,
+            interpolation=config.interpolation,
+            crop_ratio=config.crop_ratio,
             classes=list(listing.classes),
             channel_mean=channel_mean,
             channel_std=channel_std,

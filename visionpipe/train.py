@@ -1,18 +1,19 @@
 """Stage `train`: one entry of `models:` from prepared images to `model.keras`."""
 
 import csv
-import dataclasses
 import io
 import json
 import math
 import statistics
+from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visionpipe.backend import backend_versions, device_name, start_backend, thread_count
 from visionpipe.canonical import save_keras
-from visionpipe.config import Params, PrepareConfig
+from visionpipe.config import ModelConfig, Params
 from visionpipe.data.prepared import PREPARED, Prepared, open_prepared
 from visionpipe.evaluation.speed import peak_memory_mib
 from visionpipe.files import exclusive, write_bytes, write_json
@@ -21,13 +22,14 @@ from visionpipe.models import model_from_spec
 from visionpipe.tracking.runs import LiveRun, flatten
 from visionpipe.tracking.trained import download_trained
 from visionpipe.training.recipe import TrainConfig
-from visionpipe.weights import Checkpoint, load_weights, resolve
-from visionpipe.weights.report import Preprocessing
+from visionpipe.weights import Checkpoint, Preprocessing, load_weights, resolve
+from visionpipe.weights.load import shown
 
 if TYPE_CHECKING:
     from visionpipe.training.teacher import Teacher
 
 History = list[dict[str, float]]
+Pixels = dict[str, tuple[float, ...]]
 HISTORY_COLUMNS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
 
 
@@ -52,16 +54,14 @@ def train(name: str, params: Params) -> None:
         print(introduction(name, params, len(data.labels("train")), key), flush=True)
         print_changes(name, identity)
         start = initial_weights(name, params)
-        seen, manifest = start.preprocessing if start else None, data.manifest
-        mean = seen.mean if seen and seen.mean else manifest["channel_mean"]
-        std = seen.std if seen and seen.std else manifest["channel_std"]
-        build = partial(model_from_spec, spec, len(data.classes), params.prepare.size, mean, std)
+        entry, seen = params.model(name), (start and start.preprocessing) or Preprocessing()
+        pixels = normalisation(entry, seen, data.manifest)
+        build = partial(model_from_spec, spec, len(data.classes), params.prepare.size, **pixels)
         keras.config.set_dtype_policy("mixed_bfloat16" if recipe.precision == "bfloat16" else "float32")
         model = build()
-        if start and seen:
-            print_resizing(seen, params.prepare)
         if start:
-            print(load_weights(model, start, head=params.model(name).init_head), flush=True)
+            report = load_weights(model, start, head=entry.init_head, permitted=written_pixels(entry))
+            print(report, *preprocessing_lines(entry, seen, data), sep="\n", flush=True)
         checkpoint = TrainingCheckpoint(state / "checkpoints" / key)
         run = LiveRun(params.tracking, name, key, identity)
         teacher = make_teacher(recipe, data, identity.get("teacher_sha256"))
@@ -119,19 +119,6 @@ def print_changes(name: str, identity: dict[str, Any]) -> None:
     write_json(file, identity)
 
 
-def print_resizing(seen: Preprocessing, prepare: PrepareConfig) -> None:
-    """Where the checkpoint's images were resized in another way, says what to set: `prepare` is for all models."""
-    names = ("interpolation", "crop_ratio")
-    others = {
-        name: getattr(seen, name)
-        for name in names
-        if getattr(seen, name) not in (None, getattr(prepare, name))
-    }
-    if others:
-        wanted = ", ".join(f"prepare.{name}: {value}" for name, value in others.items())
-        print(f"  init: its images were resized in another way than yours; the same way would be {wanted}")
-
-
 def make_teacher(recipe: TrainConfig, data: Prepared, sha256: str | None) -> "Teacher | None":
     """The recipe's teacher. Where images are trained on as they are, its answers are computed beforehand."""
     from visionpipe.training.teacher import Teacher, load_teacher, teacher_logits
@@ -162,12 +149,45 @@ def initial_weights(name: str, params: Params) -> Checkpoint | None:
     return resolve(Path("models") / source / "model.keras" if source in params.models else source)
 
 
+def written_pixels(model: ModelConfig) -> Pixels:
+    """The normalisation as far as params.yaml has it."""
+    written = {"pixel_mean": model.pixel_mean, "pixel_std": model.pixel_std}
+    return {key: value for key, value in written.items() if value is not None}
+
+
+def normalisation(model: ModelConfig, seen: Preprocessing, manifest: dict[str, Any]) -> Pixels:
+    """As params.yaml has it, else as the weights to start from were trained, else of the training images."""
+    images = {"pixel_mean": tuple(manifest["channel_mean"]), "pixel_std": tuple(manifest["channel_std"])}
+    theirs = {"pixel_mean": seen.mean, "pixel_std": seen.std}
+    return images | {key: value for key, value in theirs.items() if value} | written_pixels(model)
+
+
+def preprocessing_lines(model: ModelConfig, seen: Preprocessing, data: Prepared) -> Iterator[str]:
+    """Where the normalisation is from, and in what the prepared images differ from the checkpoint's."""
+    theirs = {"pixel_mean": seen.mean, "pixel_std": seen.std}
+    for key, value in normalisation(model, seen, data.manifest).items():
+        written = key in written_pixels(model)
+        whose = "params.yaml" if written else "the checkpoint" if theirs[key] else "the training images"
+        yield f"  {key}: {shown(value)}, of {whose}"
+    for key, ours in data.framing.items():
+        wanted = getattr(seen, key)
+        if wanted is not None and wanted != ours:
+            yield f"  prepare.{key}: {shown(ours)}, the checkpoint's images had {shown(wanted)}"
+
+
 def training_identity(name: str, params: Params, data_sha256: str) -> dict[str, Any]:
     """Everything that the weights depend on."""
     distill, start = params.train_config(name).distill, initial_weights(name, params)
     return {
         "data_sha256": data_sha256,
-        **({"init_sha256": start.sha256, "init_preprocessing": str(start.preprocessing)} if start else {}),
+        **(
+            {
+                "init_sha256": start.sha256,
+                "init_preprocessing": asdict(start.preprocessing or Preprocessing()),
+            }
+            if start
+            else {}
+        ),
         **({"teacher_sha256": sha256_file(teacher_file(distill.teacher))} if distill else {}),
         "code": stage_code("train"),
         "params": {
@@ -182,10 +202,11 @@ def training_identity(name: str, params: Params, data_sha256: str) -> dict[str, 
                     if start
                     else {}
                 ),
-                **dataclasses.asdict(params.model_spec(name)),
+                **written_pixels(params.model(name)),
+                **asdict(params.model_spec(name)),
             },
-            "train": dataclasses.asdict(params.train_config(name)),
-            "prepare": dataclasses.asdict(params.prepare),
+            "train": asdict(params.train_config(name)),
+            "prepare": asdict(params.prepare),
         },
         "versions": backend_versions(params),
     }

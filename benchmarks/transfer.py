@@ -1,0 +1,165 @@
+"""Fine-tuning against training from scratch, on the sample, through the real pipeline.
+
+    python benchmarks/transfer.py --seeds 0 1 2
+
+For each seed: five of the ten classes, drawn with the seed, train the hybrid as params.yaml has it. 20 images of each
+of the other five train it again, with `init:` and `preset: finetune` or without, for as many steps. Both ways have
+three learning rates; the table shows the one that is best on validation: nothing is chosen on the test images.
+
+Raw numbers go to benchmarks/transfer.json; docs/weights.md has the table, from this script. With --folder the
+repositories stay, and an interrupted run goes on in them.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+import zipfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accuracy import ROOT, run
+
+from visionpipe.tracking.runs import hardware
+
+RESULT = ROOT / "benchmarks" / "transfer.json"
+PAGE = ROOT / "docs" / "weights.md"
+BEGIN, END = "<!-- begin: benchmarks/transfer.py -->\n", "<!-- end: benchmarks/transfer.py -->\n"
+SAMPLE = ROOT / "data" / "fashion-mini.zip"
+PER_CLASS = {"train": 20, "validation": 50}
+FRESH = "data/prepared/manifest.json"
+RATES = {"scratch": (0.001, 0.003, 0.007), "finetuned": (0.0005, 0.001, 0.003)}
+BUDGET = {"epochs": 60, "batch_size": 32}
+FINETUNE = BUDGET | {"preset": "finetune", "freeze": [{"epochs": 10, "train": ["logits"]}]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--folder", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (options.folder or Path(temporary)).resolve()
+        runs = [transfer(seed, folder / str(seed)) for seed in options.seeds]
+    result = {"hardware": hardware(), "runs": runs}
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    write_page(result)
+    print(table(result))
+
+
+def transfer(seed: int, folder: Path) -> dict[str, Any]:
+    """The pretraining of one seed and every fine-tuning; classes, accuracies and seconds of both."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = sample()
+    known = sorted(random.Random(seed).sample(sorted(files["train"]), 5))
+    write_zip(
+        folder / "known.zip", {name: name for split in files.values() for c in known for name in split[c]}
+    )
+    write_zip(folder / "new.zip", few(files, known, seed))
+    params = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"seed": seed}
+    hybrid = params["models"]["hybrid"]
+
+    params["prepare"]["path"] = str(folder / "known.zip")
+    before = run(params | {"models": {"hybrid": hybrid}}, folder / "pretraining")
+    start = str(folder / "pretraining" / "models" / "hybrid" / "model.keras")
+    params["prepare"]["path"] = str(folder / "new.zip")
+    after = run(params | {"models": entries(hybrid, start)}, folder / "finetuning")
+    return {"seed": seed, "known": known, "pretraining": before, "finetuning": after}
+
+
+def entries(hybrid: dict[str, Any], start: str) -> dict[str, Any]:
+    """One of `models:` for each choice."""
+    found = {}
+    for rate in RATES["scratch"]:
+        train = BUDGET | {"learning_rate": rate}
+        found[entry("scratch", rate)] = hybrid | {"needs": FRESH, "train": train}
+    for rate in RATES["finetuned"]:
+        train = FINETUNE | {"learning_rate": rate}
+        found[entry("finetuned", rate)] = hybrid | {"needs": start, "init": start, "train": train}
+    return found
+
+
+def entry(kind: str, rate: float) -> str:
+    return f"{kind}-{rate * 1e4:g}e-4"
+
+
+def sample() -> dict[str, dict[str, list[str]]]:
+    """The sample's files by split and class."""
+    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    with zipfile.ZipFile(SAMPLE) as archive:
+        for name in sorted(archive.namelist()):
+            if name.endswith(".png"):
+                split, class_name, _ = name.split("/")
+                found[split][class_name].append(name)
+    return found
+
+
+def few(files: dict[str, dict[str, list[str]]], known: list[str], seed: int) -> dict[str, str]:
+    """Of the classes that are not known: file of the sample → its name in the new set."""
+    chosen = {}
+    for class_name in sorted(files["train"].keys() - set(known)):
+        drawn = random.Random(f"{seed} {class_name}").sample(
+            files["train"][class_name], sum(PER_CLASS.values())
+        )
+        for place, name in enumerate(drawn):
+            split = "train" if place < PER_CLASS["train"] else "validation"
+            chosen[name] = f"{split}/{name.partition('/')[2]}"
+        chosen |= {name: name for name in files["test"][class_name]}
+    return chosen
+
+
+def write_zip(path: Path, chosen: dict[str, str]) -> None:
+    """The same bytes every time, so that an interrupted run finds what it has done."""
+    with zipfile.ZipFile(SAMPLE) as archive, zipfile.ZipFile(path, "w") as target:
+        for name, renamed in sorted(chosen.items()):
+            target.writestr(zipfile.ZipInfo(renamed), archive.read(name))
+
+
+def best(runs: list[dict[str, Any]], kind: str) -> str:
+    """The choice with the highest accuracy on validation, over all seeds."""
+
+    def accuracy(name: str) -> float:
+        return statistics.mean(run["finetuning"]["validation"][name] for run in runs)
+
+    return max((name for name in runs[0]["finetuning"]["validation"] if name.startswith(kind)), key=accuracy)
+
+
+def table(result: dict[str, Any]) -> str:
+    runs = result["runs"]
+    lines = [
+        "| training | rate | test accuracy, mean | worst seed | each seed | validation, mean |",
+        "| --- | ---: | ---: | ---: | --- | ---: |",
+    ]
+    names = {"scratch": "from scratch", "finetuned": "fine-tuned"}
+    for kind, title in names.items():
+        name = best(runs, kind)
+        rate = float(name.partition("-")[2])
+        test, validation = (
+            [run["finetuning"][split][name] for run in runs] for split in ("test", "validation")
+        )
+        each = ", ".join(f"{accuracy:.3f}" for accuracy in test)
+        lines.append(
+            f"| {title} | {rate:g} | {statistics.mean(test):.3f} | {min(test):.3f} | {each} | "
+            f"{statistics.mean(validation):.3f} |"
+        )
+    halves = "; ".join(f"{run['seed']}: {', '.join(run['known'])}" for run in runs)
+    tried = len(runs[0]["finetuning"]["validation"])
+    minutes = sum(run[part]["seconds"] for run in runs for part in ("pretraining", "finetuning")) / 60
+    lines += [
+        "",
+        f"Pretrained on, by seed: {halves}. {result['hardware']}; {minutes:.0f} minutes for all seeds and "
+        f"{tried} recipes.",
+    ]
+    return "\n".join(lines)
+
+
+def write_page(result: dict[str, Any]) -> None:
+    before, rest = PAGE.read_text().split(BEGIN)
+    PAGE.write_text(before + BEGIN + "\n" + table(result) + "\n\n" + END + rest.split(END)[1])
+
+
+if __name__ == "__main__":
+    main()
