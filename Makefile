@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 
 .DEFAULT_GOAL := help
-.PHONY: help repro ui serve test test-slow check format clean
+.PHONY: help repro ui serve test test-slow test-browser check format clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -44,6 +44,9 @@ test: $(VENV)/.installed-dev ## the suite on all three backends
 
 test-slow: $(VENV)/.installed-dev ## what takes longer: a fresh clone, the README, every backend through DVC
 	pytest -m slow
+
+test-browser: $(VENV)/.installed-dev ## the page in Chromium: apt-get install chromium chromium-driver
+	pytest -m browser --numprocesses=0
 
 check: $(VENV)/.installed-dev ## format, lint, types
 	ruff format --check .

@@ -81,7 +81,7 @@ def write_model(name: str, params: Params, mistaken: int = 0, epochs: int = 2) -
             "seed": 0,
             "model": {"family": "linear"},
             "train": {},
-            "prepare": {},
+            "prepare": {"path": "data/tiny.zip"},
         },
         "versions": {"keras": "3"},
     }

@@ -36,7 +36,7 @@ class ImageError(VisionpipeError):
     """One image cannot be decoded.
 
     `code`: `unsupported` (not one of the accepted formats), `broken` (a damaged file of an
-    accepted format) or `too_large` (more pixels than the limit).
+    accepted format) or `too_large` (more pixels than the limit, or a bomb).
     """
 
     def __init__(self, code: Literal["unsupported", "broken", "too_large"], reason: str):

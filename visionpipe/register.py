@@ -179,6 +179,7 @@ def version_tags(name: str) -> dict[str, str]:
     """What a person asks of a version later: what made it, and how good it is."""
     lineage = read_output(Path("models") / name / "lineage.json")
     metrics = read_output(Path("reports") / name / "metrics.json")
+    prepared = open_prepared(PREPARED, verify=False)
     commit, dirty = git_commit()
     return {
         "artifact_sha256": artifact_sha256(Path("artifacts") / name),
@@ -186,7 +187,9 @@ def version_tags(name: str) -> dict[str, str]:
         "lineage_id": lineage["lineage_id"],
         "train_key": lineage["train_key"],
         "model_sha256": lineage["model_sha256"],
+        "data": Path(lineage["params"]["prepare"]["path"]).name,
         "data_sha256": lineage["data_sha256"],
+        "training_images": str(sum(prepared.manifest["counts"]["train"].values())),
         "code_sha256": sha256_json(lineage["code"]),
         "model": name,
         "backend": lineage["params"]["backend"],

@@ -1,6 +1,6 @@
 """Image files to RGB pixels, the same way for preparing and for serving.
 
-This module travels into the served artifact: it needs NumPy, Pillow and visionpipe.errors only.
+This module travels into the served artifact: it needs NumPy, Pillow, headers.py and visionpipe.errors only.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from visionpipe.data.headers import check_jpeg, check_png
 from visionpipe.errors import ImageError
 
 MAX_PIXELS = 50_000_000
@@ -91,6 +92,10 @@ def resize_and_crop(
 
 
 def _decode(data: bytes, image_format: str) -> NDArray[np.uint8]:
+    if image_format == "PNG":
+        check_png(data, MAX_PIXELS)
+    elif image_format == "JPEG":
+        check_jpeg(data)
     with _pillow_warnings_ignored():
         image = Image.open(io.BytesIO(data), formats=[image_format])
         if image.width * image.height > MAX_PIXELS:

@@ -17,17 +17,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from visionpipe import __version__
 from visionpipe.errors import ImageError
-from visionpipe.serving import protocol_v2
+from visionpipe.serving import page, protocol_v2
 from visionpipe.serving.batching import Job
 from visionpipe.serving.bodies import Question, Refusal, number, read_body, set_option, take_apart
 from visionpipe.serving.service import STATUS, Live, Service
+from visionpipe.serving.settings import Settings
 
-OPEN = {
-    "/healthz",
-    "/readyz",
-    "/v2/health/live",
-    "/v2/health/ready",
-}  # without a token: for who starts and stops us
+# Without a token: for who starts and stops us, and the page, which holds no secret and asks for the token.
+OPEN = {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", *page.FILES}
 CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed"}
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 OPTIONS = {
@@ -137,7 +134,9 @@ def make_app(service: Service) -> ASGIApp:
 
     @app.get("/model", summary="The version that answers: lineage, classes, metrics")
     async def model() -> dict[str, Any]:
-        return describe(service.present())
+        return describe(service.present(), service.settings)
+
+    app.include_router(page.router())
 
     for failure in (Refusal, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(failure, answer_failure)
@@ -177,7 +176,7 @@ def milliseconds(jobs: list[Job], start: float) -> dict[str, float]:
     return {name: round(seconds * 1000, 3) for name, seconds in spans.items()}
 
 
-def describe(live: Live) -> dict[str, Any]:
+def describe(live: Live, settings: Settings) -> dict[str, Any]:
     height, width = live.batcher.classifier.size
     return {
         "name": live.name,
@@ -186,6 +185,7 @@ def describe(live: Live) -> dict[str, Any]:
         "classes": live.batcher.classifier.labels,
         "size": {"height": height, "width": width},
         "max_batch": live.batcher.max_batch,
+        "max_body": settings.max_body,
         "lineage": live.version.tags,
         "metrics": live.version.metrics,
     }
@@ -235,7 +235,11 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+                message["headers"] = [
+                    *message.get("headers", []),
+                    (b"x-request-id", request_id.encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
                 if self.service.draining:
                     message["headers"].append((b"connection", b"close"))
             await send(message)

@@ -19,6 +19,7 @@ SERVING_CODE = (
     "errors.py",
     "data/__init__.py",
     "data/decode.py",
+    "data/headers.py",
     "serving/__init__.py",
     "serving/classifier.py",
 )

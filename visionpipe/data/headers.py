@@ -1,0 +1,111 @@
+"""What a file says about itself, looked at before Pillow decodes it: damage and bombs that Pillow lets pass.
+
+Pillow reads PNG rows that are not there as black, ignores the checksums of pixels, keeps up to 64 MB of inflated
+texts, and follows a JPEG through any number of scans. Travels into the served artifact, like decode.py.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator
+
+from visionpipe.errors import ImageError
+
+MAX_TEXT = 2**20  # bytes of one inflated text or profile: Pillow's own limit
+MAX_TEXTS = 16 * 2**20  # bytes of all of them
+MAX_SCANS = 100  # of a JPEG: each costs a pass over the whole image, and encoders make about ten
+SLACK = 2**20  # bytes of pixels beyond the last row, which some encoders write a few of
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by PNG's colour type
+# Adam7: first column and row of each pass, and the steps to the next ones.
+PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+
+def check_jpeg(data: bytes) -> None:
+    """Raises ImageError for a file of more scans than MAX_SCANS. Coded pixels cannot hold their mark."""
+    if data.count(b"\xff\xda") > MAX_SCANS:
+        raise ImageError("too_large", f"a JPEG of more than {MAX_SCANS} scans")
+
+
+def check_png(data: bytes, max_pixels: int) -> None:
+    """Raises ImageError for a wrong checksum, missing or superfluous rows, and texts that inflate to too much.
+
+    Whatever Pillow itself refuses passes: an unknown header, and more pixels than `max_pixels`.
+    """
+    texts, rows = 0, RowCounter()
+    for kind, content in chunks(memoryview(data)):
+        if kind == b"IHDR":
+            header = struct.unpack_from(">IIBBBBB", bytes(content).ljust(13, b"\0"))
+            if header[3] not in CHANNELS or header[0] * header[1] > max_pixels:
+                return
+            rows.expected = rows_size(header)
+        elif kind == b"IDAT":
+            rows.add(content)
+        elif kind in (b"zTXt", b"iCCP", b"iTXt"):
+            size = inflated_size(kind, bytes(content))
+            texts += size
+            if size > MAX_TEXT or texts > MAX_TEXTS:
+                raise ImageError("too_large", f"texts or a colour profile of more than {MAX_TEXT:,} bytes")
+    if rows.found < rows.expected:
+        raise ImageError("broken", "a PNG without all of its rows")
+
+
+def chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
+    """Kind and content of each chunk up to IEND. Only of those that pixels depend on is the checksum compared."""
+    position = 8
+    while position + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        content, end = data[position + 8 : position + 8 + length], position + 12 + length
+        if end > len(data):
+            raise ImageError("broken", "a PNG that is cut off")
+        if (kind[:1].isupper() or kind == b"tRNS") and zlib.crc32(
+            content, zlib.crc32(kind)
+        ) != int.from_bytes(data[end - 4 : end]):
+            raise ImageError("broken", "a PNG with a wrong checksum")
+        if kind == b"IEND":
+            return
+        yield kind, content
+        position = end
+
+
+class RowCounter:
+    """Counts the bytes of the inflated rows, without keeping them."""
+
+    def __init__(self) -> None:
+        self.expected = self.found = 0
+        self._inflate = zlib.decompressobj()
+
+    def add(self, content: memoryview) -> None:
+        rest: bytes | memoryview = content
+        try:
+            while rest and not self._inflate.eof:
+                self.found += len(self._inflate.decompress(rest, SLACK))
+                rest = self._inflate.unconsumed_tail
+                if self.found > self.expected + SLACK:
+                    raise ImageError("too_large", "a PNG with more pixels than its header says")
+        except zlib.error:
+            raise ImageError("broken", "a PNG with damaged pixels") from None
+
+
+def rows_size(header: tuple[int, ...]) -> int:
+    """Bytes of all rows, each after the byte that names its filter."""
+    width, height, depth, colour, _, _, interlaced = header
+    total = 0
+    for left, top, across, down in PASSES if interlaced else ((0, 0, 1, 1),):
+        columns, lines = -(-(width - left) // across), -(-(height - top) // down)
+        if columns > 0 and lines > 0:
+            total += lines * (1 + -(-columns * depth * CHANNELS[colour] // 8))
+    return total
+
+
+def inflated_size(kind: bytes, content: bytes) -> int:
+    """Bytes that a compressed chunk inflates to, as far as they matter; 0 for what is not compressed."""
+    _, _, rest = content.partition(b"\0")  # after the keyword
+    if kind == b"iTXt":
+        compressed, rest = rest[:1] == b"\1", rest[2:].partition(b"\0")[2].partition(b"\0")[2]
+        if not compressed:
+            return 0
+    else:
+        rest = rest[1:]
+    try:
+        return len(zlib.decompressobj().decompress(rest, MAX_TEXT + 1))
+    except zlib.error:
+        return 0

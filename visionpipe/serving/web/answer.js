@@ -1,0 +1,157 @@
+/** One asked picture: its entry in the history, from the question to the answer and the heat map. */
+
+import { Failure, curlCommand, infer, predict } from "./api.js";
+import { draw, occlusion, place } from "./heat.js";
+import { modelView } from "./pixels.js";
+
+const TOP = 5; // classes that are listed
+const TINY = 100; // pixels: a picture that is enlarged, and better without blur
+
+export const percent = (share) =>
+  new Intl.NumberFormat("en", { style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1 }).format(share);
+
+export class Answer {
+  /** page: has `model`, as /model says, and `maxBody`; `say(text)`, for screen readers; `answered(version)`. */
+  constructor(file, threshold, page) {
+    this.file = file;
+    this.threshold = threshold;
+    this.page = page;
+    this.address = URL.createObjectURL(file);
+    this.element = document.querySelector("#answer").content.firstElementChild.cloneNode(true);
+    this.details = this.find("details");
+    this.find(".file").textContent = file.name;
+    this.find(".when").textContent = new Date().toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+    for (const image of this.element.querySelectorAll("img")) {
+      image.addEventListener("error", () => this.element.classList.add("not-shown"));
+      image.addEventListener("load", () => this.element.classList.toggle("tiny", image.naturalWidth < TINY));
+      image.src = this.address;
+    }
+    this.find(".picture img").alt = file.name;
+    this.find(".again").addEventListener("click", () => this.ask());
+    this.find(".look").addEventListener("click", () => this.look());
+    this.find(".copy").addEventListener("click", () => this.copy());
+  }
+
+  find(selector) {
+    return this.element.querySelector(selector);
+  }
+
+  forget() {
+    URL.revokeObjectURL(this.address);
+    this.element.remove();
+  }
+
+  /** Asks the server; whatever fails is shown here, and can be tried again. */
+  async ask() {
+    this.failed = false;
+    this.find(".again").hidden = this.find(".problem").hidden = true;
+    this.find(".label").textContent = "waiting…";
+    this.element.setAttribute("aria-busy", "true");
+    try {
+      const limit = this.page.model?.max_body;
+      if (limit && this.file.size > limit) {
+        throw new Failure("too_large", `The file is larger than ${Math.floor(limit / 2 ** 20)} MiB.`);
+      }
+      const bytes = await this.file.arrayBuffer().catch(() => {
+        throw new Failure("unreadable", "This cannot be read: is it a folder?");
+      });
+      this.show(await predict(bytes, this.threshold, TOP));
+    } catch (error) {
+      if (!(error instanceof Failure)) throw error;
+      this.fail(error);
+    } finally {
+      this.element.removeAttribute("aria-busy");
+    }
+  }
+
+  show({ label, probability, probabilities, unsure, version }) {
+    this.find(".label").textContent = label;
+    this.find(".share").textContent = percent(probability);
+    this.find(".unsure").hidden = !unsure;
+    this.element.classList.toggle("is-unsure", unsure);
+    this.find(".when").textContent += ` · version ${version}`;
+    const bars = Object.entries(probabilities).map(([name, share]) => {
+      const bar = document.createElement("li");
+      for (const [kind, text] of [["name", name], ["bar", ""], ["share", percent(share)]]) {
+        bar.append(Object.assign(document.createElement("span"), { className: kind, textContent: text }), " ");
+      }
+      bar.style.setProperty("--share", share);
+      return bar;
+    });
+    this.find(".bars").replaceChildren(...bars);
+    this.find(".curl").hidden = false;
+    this.find(".curl code").textContent = curlCommand(this.file.name, this.threshold, TOP);
+    this.find(".look").hidden = false;
+    this.page.say(`${this.file.name}: ${unsure ? "unsure, perhaps " : ""}${label}, ${percent(probability)}`);
+    this.page.answered(version);
+  }
+
+  fail({ code, message }) {
+    this.failed = true;
+    this.find(".label").textContent = "no answer";
+    this.problem(message);
+    this.find(".again").hidden = ["unsupported", "broken", "too_large"].includes(code);
+    this.page.say(`${this.file.name}: ${message}`);
+    this.page.failed(code);
+  }
+
+  problem(text) {
+    this.find(".problem").textContent = text;
+    this.find(".problem").hidden = false;
+  }
+
+  /** The heat map of the version that answers now. */
+  async look() {
+    const progress = this.find("progress");
+    const button = this.find(".look");
+    const model = this.page.model;
+    button.disabled = true;
+    progress.value = 0;
+    progress.hidden = false;
+    this.find(".problem").hidden = true;
+    try {
+      const { pixels, shown } = await modelView(this.file, model.size).catch(() => {
+        throw new Failure("not_shown", "No heat map: this browser cannot read the picture.");
+      });
+      const ask = (images) => infer(model, images);
+      const report = (share) => (progress.value = share);
+      this.showHeat(await occlusion(pixels, model.size, model.max_batch, ask, report), model, shown);
+    } catch (error) {
+      if (!(error instanceof Failure)) throw error;
+      const moved = error.code === "not_found";
+      this.problem(moved ? "Another version has taken over meanwhile: ask again." : error.message);
+      this.page.failed(error.code);
+    } finally {
+      button.disabled = false;
+      progress.hidden = true;
+    }
+  }
+
+  showHeat({ best, probability, heat }, model, shown) {
+    const canvas = this.find("canvas");
+    const caption = this.find("figcaption");
+    const where = place(heat, model.size);
+    const label = model.classes[best];
+    draw(canvas, heat, model.size);
+    for (const side of ["left", "top", "width", "height"]) canvas.style[side] = `${100 * shown[side]}%`;
+    canvas.hidden = false;
+    caption.textContent = where
+      ? `What counted for ${label} (${percent(probability)}, version ${model.version}) lies ${where}: it stays bright.`
+      : `No part alone counts for ${label}: with any of them covered it stays as likely.`;
+    canvas.setAttribute("aria-label", `Heat map. ${caption.textContent}`);
+    caption.hidden = false;
+    this.page.say(caption.textContent);
+  }
+
+  async copy() {
+    const code = this.find(".curl code");
+    getSelection().selectAllChildren(code);
+    try {
+      await navigator.clipboard.writeText(code.textContent);
+      this.page.say("Copied");
+      this.find(".copy").textContent = "Copied";
+    } catch {
+      this.page.say("Selected: copy it with the keyboard"); // without HTTPS a page may not write there
+    }
+  }
+}

@@ -1,0 +1,101 @@
+/** Calls of the server: an answer, or a Failure with what went wrong in one sentence. */
+
+const PATIENCE = 5; // attempts while the server says that it is busy
+
+export class Failure extends Error {
+  constructor(code, reason) {
+    super(reason);
+    this.code = code;
+  }
+}
+
+let token = "";
+
+export function useToken(value) {
+  token = value;
+}
+
+export function hasToken() {
+  return token !== "";
+}
+
+/** The response; a busy server (503) is asked again when it says so. */
+export async function call(path, options = {}) {
+  const headers = { ...options.headers };
+  if (token) headers.Authorization = `Bearer ${token}`;
+  for (let attempt = 1; ; attempt++) {
+    let response;
+    try {
+      response = await fetch(path, { ...options, headers, cache: "no-store", credentials: "omit" });
+    } catch {
+      throw new Failure("unreachable", "The server does not answer.");
+    }
+    if (response.ok) return response;
+    const { code, reason } = await response.json().catch(() => ({}));
+    const wait = Number(response.headers.get("retry-after"));
+    if (response.status !== 503 || !wait || attempt === PATIENCE) {
+      throw new Failure(code ?? String(response.status), reason ?? `The server answers with status ${response.status}.`);
+    }
+    await new Promise((resolve) => setTimeout(resolve, 1000 * wait));
+  }
+}
+
+export async function getModel() {
+  return (await call("model")).json();
+}
+
+export function predictPath(threshold, top) {
+  return `predict?top_k=${top}&unsure_below=${threshold}`;
+}
+
+/** One answer of /predict with the version that gave it. `bytes` is an image file. */
+export async function predict(bytes, threshold, top) {
+  // Never the file's own type: a picture that calls itself JSON would be read as JSON.
+  const headers = { "Content-Type": "application/octet-stream" };
+  const response = await call(predictPath(threshold, top), { method: "POST", body: bytes, headers });
+  const { predictions, model } = await response.json();
+  return { ...predictions[0], version: model.version };
+}
+
+/** The command that makes the same call from a shell. */
+export function curlCommand(fileName, threshold, top) {
+  const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+  const address = new URL(predictPath(threshold, top), document.baseURI).href;
+  const secret = hasToken() ? ' -H "Authorization: Bearer $VISIONPIPE_TOKEN"' : "";
+  return `curl${secret} --data-binary ${quoted("@" + fileName)} ${quoted(address)}`;
+}
+
+/** Probabilities of images that have the model's size already: one Float32Array for each.
+ *
+ *  images: Uint8Array (height · width · 3) each. Open Inference Protocol v2, tensors in binary; fails where
+ *  another version has taken over.
+ */
+export async function infer(model, images) {
+  const { height, width } = model.size;
+  const pixels = new Uint8Array(images.length * height * width * 3);
+  images.forEach((image, index) => pixels.set(image, index * image.length));
+  const request = {
+    inputs: [
+      {
+        name: "images",
+        datatype: "UINT8",
+        shape: [images.length, height, width, 3],
+        parameters: { binary_data_size: pixels.length },
+      },
+    ],
+    outputs: [{ name: "probabilities", parameters: { binary_data: true } }],
+  };
+  const head = new TextEncoder().encode(JSON.stringify(request));
+  const path = `v2/models/${encodeURIComponent(model.name)}/versions/${encodeURIComponent(model.version)}/infer`;
+  const response = await call(path, {
+    method: "POST",
+    body: new Blob([head, pixels]),
+    headers: { "Content-Type": "application/octet-stream", "Inference-Header-Content-Length": String(head.length) },
+  });
+  const answer = await response.arrayBuffer();
+  const values = new DataView(answer, Number(response.headers.get("inference-header-content-length")));
+  const classes = model.classes.length;
+  return images.map((_, row) =>
+    Float32Array.from({ length: classes }, (_, column) => values.getFloat32(4 * (row * classes + column), true)),
+  );
+}

@@ -1,0 +1,102 @@
+/** What the model looked at, by occlusion (Zeiler and Fergus 2014, section 4.2): parts of the picture are
+ *  covered, one after the other, and what makes the answer less likely has counted for it.
+ */
+
+const POSITIONS = 12; // of the cover in each direction: 144 questions for a heat map
+const COVER = 1 / 4; // of the picture's height and width
+const LEAST = 1e-6; // probabilities are float32: closer to 0 and 1 there is nothing to see
+const REQUEST = 4 * 2 ** 20; // bytes of pixels in one request, at most
+
+/** How much each pixel counted for the likeliest class.
+ *
+ *  pixels: (height · width · 3), as the model takes them. ask: images to their probabilities. report: called
+ *  with the done fraction. Returns `best`, the class's index, its `probability`, and `heat`, a Float64Array
+ *  (height · width): the mean loss in log-odds of all covers over a pixel.
+ */
+export async function occlusion(pixels, { height, width }, batch, ask, report) {
+  const covers = [];
+  for (const [top, bottom] of spans(height)) {
+    for (const [left, right] of spans(width)) covers.push({ top, bottom, left, right });
+  }
+  const fill = meanColour(pixels);
+  const count = Math.max(1, Math.min(batch, Math.floor(REQUEST / pixels.length)));
+  const [whole] = await ask([pixels]);
+  const best = whole.indexOf(Math.max(...whole));
+  const sum = new Float64Array(height * width);
+  const times = new Float64Array(height * width);
+  for (let start = 0; start < covers.length; start += count) {
+    const now = covers.slice(start, start + count);
+    const answers = await ask(now.map((cover) => covered(pixels, width, cover, fill)));
+    now.forEach(({ top, bottom, left, right }, index) => {
+      const loss = logOdds(whole[best]) - logOdds(answers[index][best]);
+      for (let y = top; y < bottom; y++) {
+        for (let x = left; x < right; x++) {
+          sum[y * width + x] += loss;
+          times[y * width + x] += 1;
+        }
+      }
+    });
+    report((start + now.length) / covers.length);
+  }
+  return { best, probability: whole[best], heat: sum.map((value, index) => value / times[index]) };
+}
+
+/** Evenly spread, from edge to edge, as whole pixels. */
+function spans(size) {
+  const length = Math.max(1, Math.round(size * COVER));
+  const count = Math.min(POSITIONS, size - length + 1);
+  return Array.from({ length: count }, (_, index) => {
+    const start = count === 1 ? 0 : Math.round((index * (size - length)) / (count - 1));
+    return [start, start + length];
+  });
+}
+
+function meanColour(pixels) {
+  const sums = [0, 0, 0];
+  pixels.forEach((value, index) => (sums[index % 3] += value));
+  return sums.map((sum) => Math.round((3 * sum) / pixels.length));
+}
+
+function covered(pixels, width, { top, bottom, left, right }, fill) {
+  const image = pixels.slice();
+  for (let y = top; y < bottom; y++) {
+    for (let x = left; x < right; x++) image.set(fill, 3 * (y * width + x));
+  }
+  return image;
+}
+
+function logOdds(probability) {
+  const p = Math.min(1 - LEAST, Math.max(LEAST, probability));
+  return Math.log(p / (1 - p));
+}
+
+/** Draws heat over a picture: what counted stays bright, with a warm tint; the rest goes dark. */
+export function draw(canvas, heat, { height, width }) {
+  const most = Math.max(...heat);
+  canvas.width = width;
+  canvas.height = height;
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(width, height);
+  heat.forEach((value, index) => {
+    const share = most > 0 ? Math.max(0, value) / most : 0;
+    image.data.set([255 * share, 150 * share, 0, 255 * (0.72 - 0.42 * share)], 4 * index);
+  });
+  context.putImageData(image, 0, 0);
+}
+
+/** In words, for who cannot see it: where the centre of what counted lies. */
+export function place(heat, { height, width }) {
+  let total = 0;
+  let x = 0;
+  let y = 0;
+  heat.forEach((value, index) => {
+    const weight = Math.max(0, value);
+    total += weight;
+    x += weight * (((index % width) + 0.5) / width);
+    y += weight * ((Math.floor(index / width) + 0.5) / height);
+  });
+  if (total === 0) return null;
+  const side = (share, low, high) => (share < 0.42 ? low : share > 0.58 ? high : "");
+  const words = [side(y / total, "top", "bottom"), side(x / total, "left", "right")].filter(Boolean);
+  return words.length ? `towards the ${words.join(" ")}` : "around the middle";
+}

@@ -1,0 +1,162 @@
+/** The page: where pictures come from, which model answers, and the session's history. */
+
+import { Answer, percent } from "./answer.js";
+import { getModel, useToken } from "./api.js";
+import { setUpCamera } from "./camera.js";
+
+const AT_ONCE = 4; // questions
+const KEPT = 200; // answers in the history
+const LOOK_SECONDS = 3; // between two looks at what serves
+
+const find = (selector) => document.querySelector(selector);
+const answers = []; // the newest first
+const waiting = [];
+let running = 0;
+
+const page = {
+  model: null,
+  say(text) {
+    find("#spoken").textContent = text;
+  },
+  answered(version) {
+    if (version !== page.model?.version) look();
+  },
+  failed(code) {
+    if (["unreachable", "unauthorized", "not_found"].includes(code)) look();
+  },
+};
+
+// Questions
+
+function ask(files) {
+  find("#remark").hidden = files.length > 0;
+  if (!files.length) {
+    find("#remark").textContent = "There was no picture in that. A link to one is not followed: save it first.";
+    return;
+  }
+  const threshold = Math.min(100, Math.max(0, find("#threshold").valueAsNumber || 0)) / 100;
+  for (const answer of answers) answer.details.open = false;
+  const fresh = files.map((file) => new Answer(file, threshold, page));
+  answers.unshift(...fresh);
+  find("#history").prepend(...fresh.map((answer) => answer.element));
+  for (const old of answers.splice(KEPT)) old.forget();
+  find("#nothing").hidden = true;
+  find("#clear").hidden = false;
+  waiting.push(...fresh);
+  while (running < AT_ONCE && waiting.length) work();
+}
+
+async function work() {
+  running += 1;
+  try {
+    while (waiting.length) await waiting.shift().ask();
+  } finally {
+    running -= 1;
+  }
+}
+
+find("#files").addEventListener("change", (event) => {
+  ask([...event.target.files]);
+  event.target.value = ""; // so that the same file can be chosen again
+});
+
+document.addEventListener("paste", (event) => {
+  if (event.clipboardData.files.length) ask([...event.clipboardData.files]);
+});
+
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  document.body.classList.add("dragging");
+});
+
+document.addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) document.body.classList.remove("dragging");
+});
+
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.remove("dragging");
+  ask([...event.dataTransfer.files]);
+});
+
+find("#clear").addEventListener("click", () => {
+  waiting.length = 0;
+  for (const answer of answers.splice(0)) answer.forget();
+  find("#nothing").hidden = false;
+  find("#clear").hidden = true;
+  find("#answers").focus();
+});
+
+setUpCamera(ask);
+
+// The model
+
+/** Asks which version answers; shows it where it is another one, and whether the server answers at all. */
+async function look() {
+  try {
+    const model = await getModel();
+    const moved = page.model && page.model.version !== model.version;
+    if (page.model?.since !== model.since || moved) showModel(model);
+    state("ready", `${model.name}, version ${model.version}`);
+    if (moved) page.say(`Version ${model.version} answers now.`);
+    find("#token").hidden = true;
+  } catch (error) {
+    find("#token").hidden = error.code !== "unauthorized";
+    state(error.code === "unauthorized" ? "closed" : "gone", error.message);
+  }
+}
+
+function state(kind, text) {
+  const line = find("#state");
+  if (line.textContent === text) return; // said once, not every few seconds
+  line.className = kind;
+  line.textContent = text;
+}
+
+function showModel(model) {
+  page.model = model;
+  const { lineage, metrics } = model;
+  const quality = (split) => {
+    const [accuracy, low, high] = ["accuracy", "accuracy_low", "accuracy_high"].map((key) => metrics[`${split}.${key}`]);
+    if (accuracy === undefined) return "";
+    return percent(accuracy) + (low === undefined ? "" : ` (95 % interval ${percent(low)} to ${percent(high)})`);
+  };
+  const images = lineage.training_images && `${Number(lineage.training_images).toLocaleString("en")} images`;
+  const rows = {
+    Name: model.name,
+    Version: model.version,
+    "Answers since": new Date(model.since).toLocaleString(),
+    "Accuracy on test images": quality("test") || "not known",
+    "On validation images": quality("validation"),
+    "Trained on": [images, lineage.data && `of ${lineage.data}`].filter(Boolean).join(" ") || "not known",
+    "Data sha256": lineage.data_sha256?.slice(0, 12),
+    Kind: [lineage.model, lineage.precision].filter(Boolean).join(", "),
+    "Sees pictures of": `${model.size.width} × ${model.size.height} pixels, cut to the middle`,
+    "git commit": lineage.git_commit?.slice(0, 12),
+  };
+  const entries = Object.entries(rows).filter(([, text]) => text);
+  find("#model").replaceChildren(
+    ...entries.flatMap(([name, text]) => [
+      Object.assign(document.createElement("dt"), { textContent: name }),
+      Object.assign(document.createElement("dd"), { textContent: text }),
+    ]),
+  );
+  find("#classes summary").textContent = `${model.classes.length} classes`;
+  find("#classes p").textContent = model.classes.join(", ");
+  find("#classes").hidden = false;
+}
+
+find("#token").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  useToken(find("#token-value").value);
+  await look();
+  for (const answer of answers.filter((one) => one.failed)) answer.ask();
+});
+
+// One look after the other, and none while nobody sees the page.
+async function keepLooking() {
+  if (!document.hidden) await look();
+  setTimeout(keepLooking, 1000 * LOOK_SECONDS);
+}
+
+keepLooking();
