@@ -143,10 +143,11 @@ def teacher_file(teacher: str) -> Path:
 
 def initial_weights(name: str, params: Params) -> Checkpoint | None:
     """What `init` names, on this disk."""
-    source = params.model(name).init
+    source, sha256 = params.model(name).init, params.model(name).init_sha256
     if source is None:
         return None
-    return resolve(Path("models") / source / "model.keras" if source in params.models else source)
+    file = Path("models") / source / "model.keras" if source in params.models else source
+    return resolve(file, sha256=sha256)
 
 
 def written_pixels(model: ModelConfig) -> Pixels:
