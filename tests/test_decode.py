@@ -420,7 +420,7 @@ def test_resizing_agrees_with_resizing_everything_and_cutting_afterwards():
 @pytest.mark.parametrize("crop_ratio", [0.75, 0.5])  # such that the sides are whole numbers and even
 def test_a_crop_of_a_ratio_is_the_middle_of_a_larger_resize(interpolation, crop_ratio):
     """As published checkpoints are evaluated: the short side to size / ratio, then a central square."""
-    image = np.random.default_rng(5).integers(0, 256, (80, 120, 3), dtype=np.uint8)
+    image = np.random.default_rng(5).integers(0, 256, (90, 135, 3), dtype=np.uint8)
     height, width = round(30 / crop_ratio), round(45 / crop_ratio)
     resampling = Image.Resampling[interpolation.upper()]
     everything = np.asarray(Image.fromarray(image).resize((width, height), resampling))
