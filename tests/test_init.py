@@ -276,6 +276,7 @@ def test_what_cannot_be_started_from_is_one_line_and_changes_nothing(trained, tm
     assert model_files(project) == before
     assert len(tracked(project.root / "mlflow.db").runs) == runs
     assert not list((project.root / ".visionpipe" / "checkpoints").glob("*/*"))
+    assert not list((project.root / ".visionpipe" / "identities").glob("bad*"))
     assert not (project.root / "exploded").exists()
     assert not [file for file in cache.rglob("*") if file.is_file() and file.name != ".lock"]
 
