@@ -88,6 +88,57 @@ def test_the_readme_shows_the_accuracies_of_the_default_models():
     assert accuracy.table(json.loads(accuracy.RESULT.read_text())) in unwrapped(FOLDER.parent / "README.md")
 
 
+@pytest.fixture
+def transfer(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    return script("transfer")
+
+
+def test_the_page_shows_the_table_of_fine_tuning(transfer):
+    shown = transfer.PAGE.read_text().split(transfer.BEGIN)[1].split(transfer.END)[0]
+    assert shown.strip() == transfer.table(json.loads(transfer.RESULT.read_text())).strip()
+
+
+def test_fine_tuning_beats_training_from_scratch_by_a_wide_margin_with_every_seed(transfer):
+    runs = json.loads(transfer.RESULT.read_text())["runs"]
+    assert len(runs) == 3
+    for run in runs:
+        test = run["finetuning"]["test"]
+        assert test[transfer.best(runs, "finetuned")] > test[transfer.best(runs, "scratch")] + 0.05
+
+
+def test_the_recipe_is_chosen_on_validation(transfer):
+    """The rate that is best on the test images of this result is not the one that is shown."""
+    accuracies = {
+        "validation": {"scratch-10e-4": 0.7, "scratch-30e-4": 0.8, "finetuned-5e-4": 0.9},
+        "test": {"scratch-10e-4": 0.75, "scratch-30e-4": 0.6, "finetuned-5e-4": 0.85},
+    }
+    runs = [
+        {
+            "seed": 0,
+            "known": ["bag"],
+            "pretraining": {"seconds": 60},
+            "finetuning": accuracies | {"seconds": 60},
+        }
+    ]
+    assert transfer.best(runs, "scratch") == "scratch-30e-4"
+    lines = transfer.table({"hardware": "a machine", "runs": runs}).splitlines()
+    assert lines[2] == "| from scratch | 0.003 | 0.600 | 0.600 | 0.600 | 0.800 |"
+    assert lines[3] == "| fine-tuned | 0.0005 | 0.850 | 0.850 | 0.850 | 0.900 |"
+
+
+def test_images_that_are_learned_from_are_not_those_that_are_judged(transfer):
+    files = transfer.sample()
+    known = sorted(files["train"])[::2]
+    names = list(transfer.few(files, known, 0).values())
+    assert len(set(names)) == len(names) == 5 * (20 + 50 + 100)
+    assert not {name.split("/")[1] for name in names} & set(known)
+    places = [
+        {name.partition("/")[2] for name in names if name.startswith(split)} for split in ("train", "val")
+    ]
+    assert not places[0] & places[1]
+
+
 @pytest.mark.parametrize("file", sorted((FOLDER.parent / "experiments").glob("*.yaml")), ids=lambda f: f.stem)
 def test_an_experiment_is_valid_and_says_what_came_out_of_it(file):
     load_params(file)

@@ -417,11 +417,21 @@ def test_resizing_agrees_with_resizing_everything_and_cutting_afterwards():
 
 
 @pytest.mark.parametrize("interpolation", RESAMPLING)
-def test_a_crop_ratio_is_that_of_resizing_the_short_side_further_and_cutting(interpolation):
-    image = np.random.default_rng(5).integers(0, 256, (60, 80, 3), dtype=np.uint8)
-    everything = np.asarray(Image.fromarray(image).resize((40, 30), RESAMPLING[interpolation]))
-    cropped = resize_and_crop(image, (24, 24), interpolation, crop_ratio=0.8)
-    np.testing.assert_allclose(cropped.astype(int), everything[3:27, 8:32], atol=1)
+@pytest.mark.parametrize("crop_ratio", [0.75, 0.5])  # such that the sides are whole numbers and even
+def test_a_crop_of_a_ratio_is_the_middle_of_a_larger_resize(interpolation, crop_ratio):
+    """As published checkpoints are evaluated: the short side to size / ratio, then a central square."""
+    image = np.random.default_rng(5).integers(0, 256, (90, 135, 3), dtype=np.uint8)
+    height, width = round(30 / crop_ratio), round(45 / crop_ratio)
+    resampling = Image.Resampling[interpolation.upper()]
+    everything = np.asarray(Image.fromarray(image).resize((width, height), resampling))
+    top, left = (height - 30) // 2, (width - 30) // 2
+    expected = everything[top : top + 30, left : left + 30]
+    received = resize_and_crop(image, (30, 30), interpolation, crop_ratio)
+    np.testing.assert_allclose(received.astype(int), expected, atol=1)
+
+
+def test_an_image_of_the_wanted_size_is_cropped_where_that_is_asked_for():
+    assert (resize_and_crop(PICTURE, (5, 7), crop_ratio=0.8) != PICTURE).any()
 
 
 def test_a_very_long_strip_is_resized_without_becoming_huge():

@@ -1,12 +1,9 @@
 """The page in a real, headless Chromium: make test-browser."""
 
-import contextlib
 import json
 import shlex
 import socket
 import subprocess
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest

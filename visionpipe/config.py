@@ -40,14 +40,16 @@ class PrepareConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     """One entry of `models:`. `needs` is the file that DVC orders this training after; `train` overrides the
-    common recipe. `init`: weights to start from, another entry or any source of weights/sources.py; `init_head`:
-    whether its head is taken too, or starts at zero. `pixel_mean`, `pixel_std`: of the normalisation, per channel
-    (R, G, B) of pixels in [0, 255]; null: those of the weights to start from, else of the training images.
+    common recipe. `init`: weights to start from, another entry or any source of weights/sources.py; `init_sha256`:
+    what that file must have, its first digits are enough; `init_head`: whether its head is taken too, or starts at
+    zero. `pixel_mean`, `pixel_std`: of the normalisation, per channel (R, G, B) of pixels in [0, 255]; null: those of
+    the weights to start from, else of the training images.
     """
 
     variant: str
     needs: str
     init: str | None = None
+    init_sha256: str | None = None
     init_head: Literal["zero", "load"] = field(default="zero", kw_only=True)
     pixel_mean: tuple[float, float, float] | None = None
     pixel_std: tuple[float, float, float] | None = None
@@ -189,6 +191,10 @@ def check(params: Params) -> None:
         recipe, where = params.train_config(name), f"models.{name}.train"
         check_augmentation(recipe.augmentation, f"{where}.augmentation")
         params.model_spec(name)
+        require(
+            params.model(name).init or not params.model(name).init_sha256,
+            f"models.{name}.init_sha256", "is that of init: give both",
+        )  # fmt: skip
         for key, least in (("pixel_mean", 0), ("pixel_std", 1)):
             numbers = getattr(params.model(name), key) or ()
             require(

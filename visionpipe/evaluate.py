@@ -51,9 +51,11 @@ def check_agreement(artifact: Path, classifier: Classifier, prepared: Prepared) 
     if classifier.labels != prepared.classes:
         raise ArtifactError(f"{artifact} was exported for other classes than {PREPARED} has: export it again")
     if classifier.framing != prepared.framing:
-        raise ArtifactError(
-            f"{artifact} expects images of {classifier.framing}, {PREPARED} has {prepared.framing}: export it again"
+        theirs, ours = (
+            ", ".join(f"{key} {value}" for key, value in framing.items())
+            for framing in (classifier.framing, prepared.framing)
         )
+        raise ArtifactError(f"{artifact} expects images of {theirs}, {PREPARED} has {ours}: export it again")
 
 
 def predict(artifact: Path, classifier: Classifier, images: np.ndarray) -> np.ndarray:

@@ -62,6 +62,7 @@ def train(name: str, params: Params) -> None:
         if start:
             report = load_weights(model, start, head=entry.init_head, permitted=written_pixels(entry))
             print(report, *preprocessing_lines(entry, seen, data), sep="\n", flush=True)
+        write_json(last_identity(name), identity)
         checkpoint = TrainingCheckpoint(state / "checkpoints" / key)
         run = LiveRun(params.tracking, name, key, identity)
         teacher = make_teacher(recipe, data, identity.get("teacher_sha256"))
@@ -109,14 +110,17 @@ def introduction(name: str, params: Params, images: int, key: str) -> str:
 
 def print_changes(name: str, identity: dict[str, Any]) -> None:
     """Says what is not as it was in the last training of this name; nothing where there was none."""
-    file = state_folder() / "identities" / f"{name}.json"
+    file = last_identity(name)
     before, now = (flatten(json.loads(file.read_text())) if file.exists() else {}), flatten(identity)
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key, "nothing"), now.get(key, "nothing")
         if before and json.dumps(old) != json.dumps(new):
             hashes = key.startswith("code.") or key.endswith("sha256")
             print(f"  changed: {key}" + ("" if hashes else f", {old} → {new}"), flush=True)
-    write_json(file, identity)
+
+
+def last_identity(name: str) -> Path:
+    return state_folder() / "identities" / f"{name}.json"
 
 
 def make_teacher(recipe: TrainConfig, data: Prepared, sha256: str | None) -> "Teacher | None":
@@ -143,10 +147,11 @@ def teacher_file(teacher: str) -> Path:
 
 def initial_weights(name: str, params: Params) -> Checkpoint | None:
     """What `init` names, on this disk."""
-    source = params.model(name).init
+    source, sha256 = params.model(name).init, params.model(name).init_sha256
     if source is None:
         return None
-    return resolve(Path("models") / source / "model.keras" if source in params.models else source)
+    file = Path("models") / source / "model.keras" if source in params.models else source
+    return resolve(file, sha256=sha256)
 
 
 def written_pixels(model: ModelConfig) -> Pixels:
