@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 import python_multipart
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from starlette.requests import Request
 
 from visionpipe.serving.settings import Settings
@@ -93,7 +93,7 @@ def from_multipart(body: bytes, content_type: str, settings: Settings) -> Questi
     }
     try:
         python_multipart.MultipartParser(boundary, callbacks).write(body)
-    except MultipartParseError:
+    except FormParserError:
         complete = False
     if not complete:
         raise Refusal(400, "invalid_request", "malformed multipart body")

@@ -21,6 +21,7 @@ def serve(target: str, settings: Settings) -> None:
     target: `models:/NAME@ALIAS`, which is followed, `models:/NAME/NUMBER`, or a folder.
     """
     logging.basicConfig(format="visionpipe: %(message)s", level=logging.WARNING)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of what clients are told
     settings = replace(settings, token=os.environ.get(TOKEN_VARIABLE) or None)
     bound = listen(settings)
     # The model loads while FastAPI is being imported: each takes a good part of a second.

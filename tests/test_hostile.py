@@ -1,0 +1,169 @@
+"""The battery: every hostile file, through the decoder, the server and `prepare`."""
+
+import base64
+import json
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+from hostile import every_case
+from hostile_sets import ODD_NAMES, judge, watched_prepare, write_folder, write_tar, write_zip
+from project import CHECKOUT
+from servers import artifact_folder, form, running
+
+from visionpipe.config import PrepareConfig
+from visionpipe.data.decode import decode_image, resize_and_crop
+from visionpipe.data.sources import list_zip
+from visionpipe.errors import DataError, ImageError
+from visionpipe.serving.classifier import Classifier
+from visionpipe.serving.service import STATUS
+
+CASES = every_case()
+BOMBS = [case for case in CASES if case.kind == "bomb"]
+MEGABYTES, SECONDS = 50, 0.1  # that a bomb may cost
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory):
+    return artifact_folder(tmp_path_factory.mktemp("artifacts") / "linear")
+
+
+@pytest.fixture(scope="module")
+def classifier(artifact):
+    return Classifier(artifact)
+
+
+@pytest.fixture(scope="module")
+def server(artifact):
+    with running(artifact) as server:
+        yield server
+        server.stop()
+        assert server.log == []  # no exception that a client did not hear of either
+
+
+def outcome(data):
+    try:
+        return decode_image(data)
+    except ImageError as error:
+        return error.code
+
+
+def assert_right(answer, case, classifier):
+    """An entry of an answer is the right error, or that of a classifier that saw the right pixels."""
+    if isinstance(case.expected, str):
+        assert answer["error"]["code"] == case.expected
+    else:
+        expected = classifier.probabilities(resize_and_crop(case.expected, classifier.size)[None])[0]
+        said = [answer["probabilities"][label] for label in classifier.labels]
+        np.testing.assert_allclose(said, expected, atol=1e-6)
+
+
+def test_there_are_enough_kinds_and_each_file_is_another():
+    kinds = Counter(case.kind for case in CASES)
+    assert sum(kinds.values()) >= 48
+    assert set(kinds) == {"not an image", "broken", "bomb", "odd"}
+    assert len({case.file for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.file)
+def test_the_decoder_gives_the_exact_pixels_or_the_right_refusal(case):
+    found = outcome(case.data)
+    assert type(found) is type(case.expected)
+    np.testing.assert_array_equal(found, case.expected)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.file)
+def test_the_server_answers_with_the_right_status_or_of_the_right_pixels(server, classifier, case):
+    answer = server.predict(case.data)
+    if isinstance(case.expected, str):
+        assert (answer.status, answer.json["code"]) == (STATUS[case.expected], case.expected)
+        assert set(answer.json) == {"code", "reason", "request_id"}
+    else:
+        assert answer.status == 200
+        assert_right(answer.json["predictions"][0], case, classifier)
+
+
+@pytest.mark.parametrize("way", ["form", "json"])
+def test_all_of_them_together_are_answered_each_for_itself(server, classifier, way):
+    for start in range(0, len(CASES), 40):
+        cases = CASES[start : start + 40]
+        if way == "form":
+            body, content_type = form(*[case.data for case in cases])
+        else:
+            texts = [base64.b64encode(case.data).decode() for case in cases]
+            body, content_type = json.dumps({"images": texts}), "application/json"
+        answer = server.predict(body, content_type=content_type)
+        assert answer.status == 200
+        for entry, case in zip(answer.json["predictions"], cases, strict=True):
+            assert_right(entry, case, classifier)
+
+
+MEASURE = r"""
+import json, pathlib, re, sys, time
+sys.path.insert(0, sys.argv[1])
+from hostile import bombs
+from visionpipe.data.decode import decode_image
+from visionpipe.errors import ImageError
+
+def kibibytes(field):
+    return int(re.search(field + r":\s+(\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+
+def decode(data):
+    start = time.perf_counter()
+    try:
+        decode_image(data)
+    except ImageError:
+        pass
+    return time.perf_counter() - start
+
+decode(b"P5 1 1 255\n0")
+cases, rows = bombs(), []
+for case in cases:
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = kibibytes("VmRSS")
+    first = decode(case.data)
+    peak = kibibytes("VmHWM") - before
+    rows.append([case.name, len(case.data), min(first, decode(case.data), decode(case.data)), peak / 1024])
+print(json.dumps(rows))
+"""
+
+
+def measure_bombs():
+    """For each bomb its name, bytes, seconds to decode (the best of three) and MiB of extra memory."""
+    command = [sys.executable, "-c", MEASURE, str(CHECKOUT / "tests")]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, check=True)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_bomb_costs_little_memory_and_time():
+    rows = measure_bombs()
+    assert len(rows) == len(BOMBS)
+    for name, _, seconds, mebibytes in rows:
+        assert mebibytes <= MEGABYTES, name
+        assert seconds <= SECONDS, name
+
+
+@pytest.mark.parametrize(("source", "write"), [("folder", write_folder), ("zip", write_zip)])
+def test_prepare_keeps_or_quarantines_every_file_and_touches_nothing_outside(tmp_path, source, write):
+    work, outside = tmp_path / "work", tmp_path / "outside"
+    (work / "data").mkdir(parents=True)
+    path = work / "data" / "hostile"
+    found = write(path, outside)
+    result = watched_prepare(work, source, path)
+    wrong = judge(result, found, work, outside)
+    assert wrong == dict.fromkeys(wrong, 0)
+    for name in ODD_NAMES.values():
+        assert f"one/{name}" in result["pixels"]
+    reasons = {row["path"]: row["reason"] for row in result["manifest"]["quarantined"]}
+    links = [path for path, reason in reasons.items() if "link" in reason or "leads out" in reason]
+    assert len(links) == (4 if source == "folder" else 6)
+
+
+def test_a_tar_archive_is_no_source(tmp_path):
+    write_tar(tmp_path / "slip.tar", tmp_path / "outside")
+    with pytest.raises(DataError, match="is not a zip archive"):
+        list_zip(PrepareConfig("zip", str(tmp_path / "slip.tar")))
+    assert not (tmp_path / "outside").exists()
