@@ -92,7 +92,8 @@ def trained(pristine, tmp_path_factory):
     project = Project(tmp_path_factory.mktemp("init") / "project")
     shutil.copytree(pristine.root, project.root)
     np.savez(project.root / "x.npz", **TENSORS)
-    write_entries(project, ENTRIES)
+    pinned = ENTRIES["frozen"] | {"init_sha256": sha256_file(project.root / "x.npz")[:8]}
+    write_entries(project, ENTRIES | {"frozen": pinned})
     params = project.params()
     params["prepare"] |= {"interpolation": "bicubic", "crop_ratio": 0.75}
     project.write_params(params)
