@@ -193,13 +193,18 @@ def modes_table(result: dict[str, Any]) -> str:
 
 
 def write_page() -> None:
+    """Each part of the page whose samples are there; the others stay as they are."""
+    parts = [(BEGIN, END, measured())] + [
+        (begin, end, table(json.loads(file.read_text())))
+        for file, begin, end, table in (
+            (INPUT, INPUT_BEGIN, INPUT_END, input_tables),
+            (FIT, FIT_BEGIN, FIT_END, fit_table),
+            (MODES, MODES_BEGIN, MODES_END, modes_table),
+        )
+        if file.exists()
+    ]
     page = PAGE.read_text()
-    for begin, end, text in (
-        (BEGIN, END, measured()),
-        (INPUT_BEGIN, INPUT_END, input_tables(json.loads(INPUT.read_text()))),
-        (FIT_BEGIN, FIT_END, fit_table(json.loads(FIT.read_text()))),
-        (MODES_BEGIN, MODES_END, modes_table(json.loads(MODES.read_text()))),
-    ):
+    for begin, end, text in parts:
         before, rest = page.split(begin)
         _, after = rest.split(end)
         page = before + begin + "\n" + text + "\n" + end + after
