@@ -4,8 +4,8 @@
 
 For each seed: five of the ten classes, drawn with the seed, train the hybrid as params.yaml has it. 20 images of each
 of the other five train it again, with `init:` and `preset: finetune` or without, for as many steps; for a few, and for
-so many that training from scratch gains no more. Either way has two learning rates; the table shows the one that is best
-on validation: nothing is chosen on the test images.
+so many that training from scratch gains no more. Either way has two learning rates; the table shows the one that is
+best on validation: nothing is chosen on the test images.
 
 Raw numbers go to benchmarks/transfer.json; docs/weights.md has the table, from this script. With --folder the
 repositories stay, and an interrupted run goes on in them.
