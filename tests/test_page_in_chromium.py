@@ -71,7 +71,7 @@ def files(tmp_path):
 
 def bars(answer):
     rows = [bar.text.split("\n") for bar in answer.find_elements("css selector", ".bars li")]
-    return {name: share for name, share in rows}
+    return dict(rows)
 
 
 def percent(share):
