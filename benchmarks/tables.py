@@ -1,5 +1,5 @@
-"""docs/performance.md's measured parts, from the raw samples of benchmarks/models.json, models-gpu.json and
-input.json.
+"""docs/performance.md's measured parts, from the raw samples of benchmarks/models.json, models-gpu.json, input.json,
+fit.json and modes.json.
 
 python benchmarks/tables.py
 """
@@ -15,6 +15,11 @@ PAGE = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- begin: benchmarks/tables.py -->\n", "<!-- end: benchmarks/tables.py -->\n"
 INPUT = ROOT / "benchmarks" / "input.json"
 INPUT_BEGIN, INPUT_END = "<!-- begin: benchmarks/input.py -->\n", "<!-- end: benchmarks/input.py -->\n"
+FIT = ROOT / "benchmarks" / "fit.json"
+FIT_BEGIN, FIT_END = "<!-- begin: benchmarks/fit.py -->\n", "<!-- end: benchmarks/fit.py -->\n"
+BARE = "bare loop"
+MODES = ROOT / "benchmarks" / "modes.json"
+MODES_BEGIN, MODES_END = "<!-- begin: benchmarks/modes.py -->\n", "<!-- end: benchmarks/modes.py -->\n"
 TASKS = ("training", "inference")
 FASTEST, OURS_ON_TORCH = "torch, its fastest", "visionpipe, torch, its faster"
 PAIRS = [
@@ -142,12 +147,64 @@ def loader_factors(samples: list[dict]) -> list[float]:
     ]
 
 
+def fit_table(result: dict[str, Any]) -> str:
+    """Milliseconds per step of each loop, and its time over the bare loop's: the median of the ratios in a round."""
+    samples = result["samples"]
+    rounds = 1 + max(sample["round"] for sample in samples)
+    lines = [
+        f"{result['hardware']}, {rounds} rounds.",
+        "",
+        "| backend | loop | ms per step | over the bare loop |",
+        "| --- | --- | ---: | ---: |",
+    ]
+    for backend, loop in dict.fromkeys((sample["backend"], sample["loop"]) for sample in samples):
+        own = {
+            s["round"]: s["milliseconds_per_step"]
+            for s in samples
+            if (s["backend"], s["loop"]) == (backend, loop)
+        }
+        bare = {
+            s["round"]: s["milliseconds_per_step"]
+            for s in samples
+            if (s["backend"], s["loop"]) == (backend, BARE)
+        }
+        over = statistics.median(own[number] / bare[number] for number in own.keys() & bare.keys())
+        lines.append(f"| {backend} | {loop} | {statistics.median(own.values()):.1f} | {over - 1:+.1%} |")
+    return "\n".join(lines)
+
+
+def modes_table(result: dict[str, Any]) -> str:
+    """Milliseconds per step, the median over rounds: a row for each model and backend, a column for each mode."""
+    times: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for sample in result["samples"]:
+        row = times.setdefault((sample["model"], sample["backend"]), {})
+        row.setdefault(sample["mode"], []).append(sample["milliseconds_per_step"])
+    modes = list(dict.fromkeys(sample["mode"] for sample in result["samples"]))
+    lines = [
+        f"{result['hardware']}; milliseconds per step, {1 + result['samples'][-1]['round']} rounds.",
+        "",
+        f"| model | backend | {' | '.join(modes)} |",
+        f"| --- | --- |{' ---: |' * len(modes)}",
+    ]
+    for (model, backend), row in times.items():
+        cells = [f"{statistics.median(row[mode]):.1f}" if mode in row else "" for mode in modes]
+        lines.append(f"| {model} | {backend} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def write_page() -> None:
+    """Each part of the page whose samples are there; the others stay as they are."""
+    parts = [(BEGIN, END, measured())] + [
+        (begin, end, table(json.loads(file.read_text())))
+        for file, begin, end, table in (
+            (INPUT, INPUT_BEGIN, INPUT_END, input_tables),
+            (FIT, FIT_BEGIN, FIT_END, fit_table),
+            (MODES, MODES_BEGIN, MODES_END, modes_table),
+        )
+        if file.exists()
+    ]
     page = PAGE.read_text()
-    for begin, end, text in (
-        (BEGIN, END, measured()),
-        (INPUT_BEGIN, INPUT_END, input_tables(json.loads(INPUT.read_text()))),
-    ):
+    for begin, end, text in parts:
         before, rest = page.split(begin)
         _, after = rest.split(end)
         page = before + begin + "\n" + text + "\n" + end + after

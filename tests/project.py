@@ -149,6 +149,7 @@ def write_params(path: Path, backend: str) -> None:
     params["backend"] = backend
     params["threads"] = 1  # as fast as two for these models, and other processes do not slow it down
     params["prepare"] |= {"source": "zip", "path": "data/tiny.zip", "name": None, "size": [8, 8]}
+    params["prepare"] |= {"interpolation": "bilinear", "crop_ratio": 0.9}  # what a wrong default would lose
     resnet, vit = (
         {"blocks_per_stage": [1], "filters": 4},
         {"hidden_dim": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32},

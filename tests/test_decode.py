@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFile
 
-from visionpipe.data.decode import MAX_PIXELS, decode_image, resize_and_crop
+from visionpipe.data.decode import MAX_PIXELS, RESAMPLING, decode_image, resize_and_crop
 from visionpipe.errors import ImageError
 
 ORIENTATION = 0x0112
@@ -414,6 +414,24 @@ def test_resizing_agrees_with_resizing_everything_and_cutting_afterwards():
     image = np.random.default_rng(5).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     everything = np.asarray(Image.fromarray(image).resize((40, 30), Image.Resampling.BICUBIC))
     np.testing.assert_allclose(resize_and_crop(image, (30, 30)).astype(int), everything[:, 5:35], atol=1)
+
+
+@pytest.mark.parametrize("interpolation", RESAMPLING)
+@pytest.mark.parametrize("crop_ratio", [0.75, 0.5])  # such that the sides are whole numbers and even
+def test_a_crop_of_a_ratio_is_the_middle_of_a_larger_resize(interpolation, crop_ratio):
+    """As published checkpoints are evaluated: the short side to size / ratio, then a central square."""
+    image = np.random.default_rng(5).integers(0, 256, (90, 135, 3), dtype=np.uint8)
+    height, width = round(30 / crop_ratio), round(45 / crop_ratio)
+    resampling = Image.Resampling[interpolation.upper()]
+    everything = np.asarray(Image.fromarray(image).resize((width, height), resampling))
+    top, left = (height - 30) // 2, (width - 30) // 2
+    expected = everything[top : top + 30, left : left + 30]
+    received = resize_and_crop(image, (30, 30), interpolation, crop_ratio)
+    np.testing.assert_allclose(received.astype(int), expected, atol=1)
+
+
+def test_an_image_of_the_wanted_size_is_cropped_where_that_is_asked_for():
+    assert (resize_and_crop(PICTURE, (5, 7), crop_ratio=0.8) != PICTURE).any()
 
 
 def test_a_very_long_strip_is_resized_without_becoming_huge():

@@ -151,7 +151,7 @@ def test_the_tables_agree_with_the_metrics_and_with_each_other(evaluated):
     ("classes", "size", "weights", "message"),
     [
         (["cat", "dog", "owl", "fox", "bee", "hen"], SIZE, WEIGHTS, "other classes"),
-        (CLASSES, (10, 12), WEIGHTS, r"expects images of \(10, 12\)"),
+        (CLASSES, (10, 12), WEIGHTS, r"expects images of size \(10, 12\)"),
         (CLASSES, SIZE, np.full_like(WEIGHTS, np.nan), "NaN"),
     ],
     ids=["classes", "size", "NaN"],

@@ -71,18 +71,20 @@ def split_of_picture(prepared):
     return {image.tobytes(): split for split in SPLITS for image in prepared.images(split)}
 
 
-def test_what_is_prepared_is_what_serving_sees():
+@pytest.mark.parametrize("framing", [{}, {"interpolation": "bilinear", "crop_ratio": 0.7}])
+def test_what_is_prepared_is_what_serving_sees(framing):
     root = write_images(
         {f"{split}/{name}": 4 for split in ("train", "val", "test") for name in ("cat", "dog")}
     )
-    prepared = run(size=(6, 5))
+    prepared = run(size=(6, 5), **framing)
+    assert prepared.framing == {"size": (6, 5), "interpolation": "bicubic", "crop_ratio": 1.0} | framing
     for split in SPLITS:
         files, labels, images = prepared.files(split), prepared.labels(split), prepared.images(split)
         assert len(files) == len(labels) == len(images) == 8
         assert (images.dtype, images.shape[1:], labels.dtype) == (np.uint8, (6, 5, 3), np.int32)
         for file, label, image in zip(files, labels, images, strict=True):
             np.testing.assert_array_equal(
-                image, resize_and_crop(decode_image((root / file).read_bytes()), (6, 5))
+                image, resize_and_crop(decode_image((root / file).read_bytes()), (6, 5), **framing)
             )
             assert prepared.classes[label] == Path(file).parent.name
 

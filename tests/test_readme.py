@@ -146,7 +146,8 @@ def test_the_commands_on_versions(clone, repro):
 
 def test_the_preview_is_a_picture(clone, repro):
     path = clone / shell(block("visionpipe preview"), clone).strip().splitlines()[-1]
-    assert Image.open(path).size[0] > 500
+    with Image.open(path) as picture:
+        assert picture.size[0] > 500
 
 
 def test_the_probe_judges_all_trained_models(clone, repro):

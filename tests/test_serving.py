@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ import pytest
 from onnx_models import write_artifact
 from PIL import Image
 
+from visionpipe.data.decode import resize_and_crop
 from visionpipe.errors import ArtifactError
 from visionpipe.serving.classifier import BATCH, Classifier
 from visionpipe.serving.package import pyfunc_arguments
@@ -148,6 +150,18 @@ def test_whole_numbers_and_floats_of_the_same_images_give_the_same_logits(classi
     np.testing.assert_array_equal(classifier.logits(images), classifier.logits(images.astype(np.float64)))
 
 
+def test_images_are_resized_as_the_artifact_says(artifact, tmp_path):
+    shutil.copytree(artifact, tmp_path / "artifact")
+    framing = {"size": SIZE, "interpolation": "bilinear", "crop_ratio": 0.8}
+    (tmp_path / "artifact" / "preprocessing.json").write_text(json.dumps(framing))
+    image = np.random.default_rng(3).integers(0, 256, (50, 60, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    expected = resize_and_crop(image, SIZE, "bilinear", 0.8)
+    np.testing.assert_array_equal(Classifier(tmp_path / "artifact").preprocess(buffer.getvalue()), expected)
+    assert (Classifier(artifact).preprocess(buffer.getvalue()) != expected).any()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -162,6 +176,17 @@ def test_whole_numbers_and_floats_of_the_same_images_give_the_same_logits(classi
         ("preprocessing.json", b"{}", "preprocessing.json gives no size"),
         ("preprocessing.json", b'{"size": [0, 20]}', "preprocessing.json gives no size"),
         ("preprocessing.json", b'{"size": [8, 8]}', "model.onnx does not run"),
+        (
+            "preprocessing.json",
+            b'{"size": [16, 20], "crop_ratio": 0}',
+            "gives an interpolation, a crop_ratio or",
+        ),
+        (
+            "preprocessing.json",
+            b'{"size": [16, 20], "interpolation": "cubic"}',
+            "gives an interpolation, a crop",
+        ),
+        ("preprocessing.json", b'{"size": [16, 20], "mean": [0, 0, 0]}', "or a key that is not known"),
     ],
 )
 def test_a_missing_or_damaged_file_is_named_in_one_line(tmp_path, name, content, message):

@@ -276,6 +276,18 @@ def test_options_that_the_weights_were_not_trained_with_are_refused_with_the_one
     refused(vit(num_heads=8), file, "num_heads 4, the model has 8")
 
 
+def test_options_that_may_differ_are_named_in_the_report_and_the_others_refused(tmp_path):
+    file = write(tmp_path, google())
+    pixels = {"pixel_mean": (123.675, 116.28, 103.53)}
+    report = load_weights(vit(**pixels), file, permitted=pixels)
+    assert report.differences == (
+        "pixel_mean [127.5, 127.5, 127.5], the model has [123.675, 116.28, 103.53]",
+    )
+    model = vit(**pixels, activation="gelu")
+    line = refused(model, file, "build it with overrides: {activation: gelu_tanh}", permitted=pixels)
+    assert "pixel_mean" not in line
+
+
 @pytest.mark.parametrize(
     ("option", "advice"),
     [

@@ -21,12 +21,18 @@ PARAMS_FILE = Path("params.yaml")
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """`size`: (height, width) in pixels. Fractions are of the images that they are drawn from."""
+    """`size`: (height, width) in pixels. `crop_ratio`: side of the central crop, of the resized short side. Both and
+    the interpolation travel into the artifact. Fractions are of the images that they are drawn from.
+    """
 
     source: Literal["zip", "folder", "tfds", "idx"]
     path: str
     name: str | None = None
     size: tuple[int, int] = (64, 64)
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = field(
+        default="bicubic", kw_only=True
+    )
+    crop_ratio: float = field(default=1.0, kw_only=True)
     validation_fraction: float = 0.2
     test_fraction: float = 0.2
 
@@ -34,14 +40,19 @@ class PrepareConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     """One entry of `models:`. `needs` is the file that DVC orders this training after; `train` overrides the
-    common recipe. `init`: weights to start from, another entry or any source of weights/sources.py; `init_head`:
-    whether its head is taken too, or starts at zero.
+    common recipe. `init`: weights to start from, another entry or any source of weights/sources.py; `init_sha256`:
+    what that file must have, its first digits are enough; `init_head`: whether its head is taken too, or starts at
+    zero. `pixel_mean`, `pixel_std`: of the normalisation, per channel (R, G, B) of pixels in [0, 255]; null: those of
+    the weights to start from, else of the training images.
     """
 
     variant: str
     needs: str
     init: str | None = None
+    init_sha256: str | None = None
     init_head: Literal["zero", "load"] = field(default="zero", kw_only=True)
+    pixel_mean: tuple[float, float, float] | None = None
+    pixel_std: tuple[float, float, float] | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
 
@@ -153,6 +164,7 @@ def check(params: Params) -> None:
     require(params.models, "models", "needs at least one entry")
     require(all(side >= 8 for side in prepare.size), "prepare.size", "sides must be at least 8 pixels")
     require(0 < prepare.validation_fraction < 1, "prepare.validation_fraction", "must lie between 0 and 1")
+    require(0 < prepare.crop_ratio <= 1, "prepare.crop_ratio", "must be above 0 and at most 1")
     require(0 < prepare.test_fraction < 1, "prepare.test_fraction", "must lie between 0 and 1")
     require(
         bool(prepare.name) == (prepare.source == "tfds"),
@@ -179,6 +191,17 @@ def check(params: Params) -> None:
         recipe, where = params.train_config(name), f"models.{name}.train"
         check_augmentation(recipe.augmentation, f"{where}.augmentation")
         params.model_spec(name)
+        require(
+            params.model(name).init or not params.model(name).init_sha256,
+            f"models.{name}.init_sha256", "is that of init: give both",
+        )  # fmt: skip
+        for key, least in (("pixel_mean", 0), ("pixel_std", 1)):
+            numbers = getattr(params.model(name), key) or ()
+            require(
+                all(least <= number <= 255 for number in numbers),
+                f"models.{name}.{key}",
+                f"must lie between {least} and 255, the range of pixels",
+            )
         if params.model(name).init in params.models:
             check_needs(params, name, "init", str(params.model(name).init))
         if recipe.distill and not recipe.distill.teacher.startswith("models:/"):

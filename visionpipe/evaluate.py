@@ -48,13 +48,14 @@ def evaluate(name: str, params: Params) -> None:
 
 
 def check_agreement(artifact: Path, classifier: Classifier, prepared: Prepared) -> None:
-    size = prepared.images("test").shape[1:3]
     if classifier.labels != prepared.classes:
         raise ArtifactError(f"{artifact} was exported for other classes than {PREPARED} has: export it again")
-    if classifier.size != size:
-        raise ArtifactError(
-            f"{artifact} expects images of {classifier.size}, {PREPARED} has {size}: export it again"
+    if classifier.framing != prepared.framing:
+        theirs, ours = (
+            ", ".join(f"{key} {value}" for key, value in framing.items())
+            for framing in (classifier.framing, prepared.framing)
         )
+        raise ArtifactError(f"{artifact} expects images of {theirs}, {PREPARED} has {ours}: export it again")
 
 
 def predict(artifact: Path, classifier: Classifier, images: np.ndarray) -> np.ndarray:

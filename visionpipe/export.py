@@ -43,7 +43,7 @@ def export(name: str, params: Params) -> None:
     expected = np.asarray(model(images.astype(np.float32)))  # Keras exports only what was called once
     write_bytes(folder / "model.onnx", onnx_bytes(model, params.export.opset))
     write_json(folder / "labels.json", data.classes)
-    write_json(folder / "preprocessing.json", {"size": list(params.prepare.size)})
+    write_json(folder / "preprocessing.json", data.framing)
 
     received = Classifier(folder).logits(images)
     difference = float(np.abs(received - expected).max() / np.abs(expected).max())

@@ -77,6 +77,8 @@ def prepare(params: Params) -> None:
         manifest = write_manifest(
             folder,
             size=config.size,
+            interpolation=config.interpolation,
+            crop_ratio=config.crop_ratio,
             classes=list(listing.classes),
             channel_mean=channel_mean,
             channel_std=channel_std,
@@ -90,7 +92,7 @@ def decode_into(spool: Path, listing: Listing, params: Params) -> tuple[list[Kep
     """Writes the pixels of all usable images to `spool`, one after the other and in the listing's order."""
     kept: list[Kept] = []
     quarantined: list[Rejected] = []
-    decoded = decode_all(listing.entries, params.prepare.size, params.threads)
+    decoded = decode_all(listing.entries, params.prepare, params.threads)
     with spool.open("wb") as file:
         for image in tqdm(decoded, "prepare", listing.total, unit=" images", disable=None):
             if isinstance(image, Rejected):
@@ -102,20 +104,20 @@ def decode_into(spool: Path, listing: Listing, params: Params) -> tuple[list[Kep
 
 
 def decode_all(
-    entries: Iterable[Record | Rejected], size: tuple[int, int], threads: int | None
+    entries: Iterable[Record | Rejected], config: PrepareConfig, threads: int | None
 ) -> Iterator[Decoded | Rejected]:
     """Decodes in threads, but in order and never far ahead of what has been taken."""
     with ThreadPoolExecutor(threads) as pool:
         ahead: deque[Future[Decoded | Rejected]] = deque()
         for entry in entries:
-            ahead.append(pool.submit(decode, entry, size))
+            ahead.append(pool.submit(decode, entry, config))
             if len(ahead) > DECODED_AHEAD:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
 
 
-def decode(entry: Record | Rejected, size: tuple[int, int]) -> Decoded | Rejected:
+def decode(entry: Record | Rejected, config: PrepareConfig) -> Decoded | Rejected:
     if isinstance(entry, Rejected):
         return entry
     try:
@@ -125,7 +127,7 @@ def decode(entry: Record | Rejected, size: tuple[int, int]) -> Decoded | Rejecte
     digest = hashlib.sha256(str(image.shape).encode())
     digest.update(image.data)
     kept = Kept(entry.split, entry.class_name, entry.file, digest.digest())
-    return Decoded(kept, resize_and_crop(image, size))
+    return Decoded(kept, resize_and_crop(image, config.size, config.interpolation, config.crop_ratio))
 
 
 def draw_splits(

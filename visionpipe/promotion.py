@@ -82,12 +82,12 @@ def rollback(params: Params) -> None:
 
 def test_accuracy(store: Store, version: Any) -> float | None:
     """Accuracy of a registered version on the test split that lies prepared here, in [0, 1]; None where it
-    knows other classes or takes another image size.
+    knows other classes or takes images of another size or framing.
     """
     data = open_prepared(PREPARED)
     with tempfile.TemporaryDirectory() as folder:
         classifier = Classifier(download_classifier(store, version, Path(folder)))
-    if classifier.labels != data.classes or classifier.size != tuple(data.manifest["size"]):
+    if classifier.labels != data.classes or classifier.framing != data.framing:
         return None
     answers = classifier.logits(data.images("test")).argmax(axis=1)
     return float((answers == data.labels("test")).mean())

@@ -1,18 +1,19 @@
 """Stage `train`: one entry of `models:` from prepared images to `model.keras`."""
 
 import csv
-import dataclasses
 import io
 import json
 import math
 import statistics
+from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visionpipe.backend import backend_versions, device_name, start_backend, thread_count
 from visionpipe.canonical import save_keras
-from visionpipe.config import Params
+from visionpipe.config import ModelConfig, Params
 from visionpipe.data.prepared import PREPARED, Prepared, open_prepared
 from visionpipe.evaluation.speed import peak_memory_mib
 from visionpipe.files import exclusive, write_bytes, write_json
@@ -21,12 +22,14 @@ from visionpipe.models import model_from_spec
 from visionpipe.tracking.runs import LiveRun, flatten
 from visionpipe.tracking.trained import download_trained
 from visionpipe.training.recipe import TrainConfig
-from visionpipe.weights import Checkpoint, load_weights, resolve
+from visionpipe.weights import Checkpoint, Preprocessing, load_weights, resolve
+from visionpipe.weights.load import shown
 
 if TYPE_CHECKING:
     from visionpipe.training.teacher import Teacher
 
 History = list[dict[str, float]]
+Pixels = dict[str, tuple[float, ...]]
 HISTORY_COLUMNS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
 
 
@@ -51,14 +54,15 @@ def train(name: str, params: Params) -> None:
         print(introduction(name, params, len(data.labels("train")), key), flush=True)
         print_changes(name, identity)
         start = initial_weights(name, params)
-        seen, manifest = start.preprocessing if start else None, data.manifest
-        mean = seen.mean if seen and seen.mean else manifest["channel_mean"]
-        std = seen.std if seen and seen.std else manifest["channel_std"]
-        build = partial(model_from_spec, spec, len(data.classes), params.prepare.size, mean, std)
+        entry, seen = params.model(name), (start and start.preprocessing) or Preprocessing()
+        pixels = normalisation(entry, seen, data.manifest)
+        build = partial(model_from_spec, spec, len(data.classes), params.prepare.size, **pixels)
         keras.config.set_dtype_policy("mixed_bfloat16" if recipe.precision == "bfloat16" else "float32")
         model = build()
         if start:
-            print(load_weights(model, start, head=params.model(name).init_head), flush=True)
+            report = load_weights(model, start, head=entry.init_head, permitted=written_pixels(entry))
+            print(report, *preprocessing_lines(entry, seen, data), sep="\n", flush=True)
+        write_json(last_identity(name), identity)
         checkpoint = TrainingCheckpoint(state / "checkpoints" / key)
         run = LiveRun(params.tracking, name, key, identity)
         teacher = make_teacher(recipe, data, identity.get("teacher_sha256"))
@@ -106,14 +110,17 @@ def introduction(name: str, params: Params, images: int, key: str) -> str:
 
 def print_changes(name: str, identity: dict[str, Any]) -> None:
     """Says what is not as it was in the last training of this name; nothing where there was none."""
-    file = state_folder() / "identities" / f"{name}.json"
+    file = last_identity(name)
     before, now = (flatten(json.loads(file.read_text())) if file.exists() else {}), flatten(identity)
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key, "nothing"), now.get(key, "nothing")
         if before and json.dumps(old) != json.dumps(new):
             hashes = key.startswith("code.") or key.endswith("sha256")
             print(f"  changed: {key}" + ("" if hashes else f", {old} → {new}"), flush=True)
-    write_json(file, identity)
+
+
+def last_identity(name: str) -> Path:
+    return state_folder() / "identities" / f"{name}.json"
 
 
 def make_teacher(recipe: TrainConfig, data: Prepared, sha256: str | None) -> "Teacher | None":
@@ -140,10 +147,37 @@ def teacher_file(teacher: str) -> Path:
 
 def initial_weights(name: str, params: Params) -> Checkpoint | None:
     """What `init` names, on this disk."""
-    source = params.model(name).init
+    source, sha256 = params.model(name).init, params.model(name).init_sha256
     if source is None:
         return None
-    return resolve(Path("models") / source / "model.keras" if source in params.models else source)
+    file = Path("models") / source / "model.keras" if source in params.models else source
+    return resolve(file, sha256=sha256)
+
+
+def written_pixels(model: ModelConfig) -> Pixels:
+    """The normalisation as far as params.yaml has it."""
+    written = {"pixel_mean": model.pixel_mean, "pixel_std": model.pixel_std}
+    return {key: value for key, value in written.items() if value is not None}
+
+
+def normalisation(model: ModelConfig, seen: Preprocessing, manifest: dict[str, Any]) -> Pixels:
+    """As params.yaml has it, else as the weights to start from were trained, else of the training images."""
+    images = {"pixel_mean": tuple(manifest["channel_mean"]), "pixel_std": tuple(manifest["channel_std"])}
+    theirs = {"pixel_mean": seen.mean, "pixel_std": seen.std}
+    return images | {key: value for key, value in theirs.items() if value} | written_pixels(model)
+
+
+def preprocessing_lines(model: ModelConfig, seen: Preprocessing, data: Prepared) -> Iterator[str]:
+    """Where the normalisation is from, and in what the prepared images differ from the checkpoint's."""
+    theirs = {"pixel_mean": seen.mean, "pixel_std": seen.std}
+    for key, value in normalisation(model, seen, data.manifest).items():
+        written = key in written_pixels(model)
+        whose = "params.yaml" if written else "the checkpoint" if theirs[key] else "the training images"
+        yield f"  {key}: {shown(value)}, of {whose}"
+    for key, ours in data.framing.items():
+        wanted = getattr(seen, key)
+        if wanted is not None and wanted != ours:
+            yield f"  prepare.{key}: {shown(ours)}, the checkpoint's images had {shown(wanted)}"
 
 
 def training_identity(name: str, params: Params, data_sha256: str) -> dict[str, Any]:
@@ -151,7 +185,14 @@ def training_identity(name: str, params: Params, data_sha256: str) -> dict[str, 
     distill, start = params.train_config(name).distill, initial_weights(name, params)
     return {
         "data_sha256": data_sha256,
-        **({"init_sha256": start.sha256, "init_preprocessing": str(start.preprocessing)} if start else {}),
+        **(
+            {
+                "init_sha256": start.sha256,
+                "init_preprocessing": asdict(start.preprocessing or Preprocessing()),
+            }
+            if start
+            else {}
+        ),
         **({"teacher_sha256": sha256_file(teacher_file(distill.teacher))} if distill else {}),
         "code": stage_code("train"),
         "params": {
@@ -166,10 +207,11 @@ def training_identity(name: str, params: Params, data_sha256: str) -> dict[str, 
                     if start
                     else {}
                 ),
-                **dataclasses.asdict(params.model_spec(name)),
+                **written_pixels(params.model(name)),
+                **asdict(params.model_spec(name)),
             },
-            "train": dataclasses.asdict(params.train_config(name)),
-            "prepare": dataclasses.asdict(params.prepare),
+            "train": asdict(params.train_config(name)),
+            "prepare": asdict(params.prepare),
         },
         "versions": backend_versions(params),
     }

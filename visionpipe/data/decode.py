@@ -19,7 +19,12 @@ from visionpipe.errors import ImageError
 
 MAX_PIXELS = 50_000_000
 BACKGROUND = (255, 255, 255)
-RESAMPLING = Image.Resampling.BICUBIC
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 
 # The accepted formats, as Pillow calls them, and how their files begin.
 SIGNATURES = {
@@ -67,21 +72,23 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
         raise ImageError("broken", f"damaged, truncated or unusual {image_format} data") from None
 
 
-def resize_and_crop(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resizes to just cover `size`, (height, width), and cuts the centre out.
+def resize_and_crop(
+    image: NDArray[np.uint8], size: tuple[int, int], interpolation: str = "bicubic", crop_ratio: float = 1.0
+) -> NDArray[np.uint8]:
+    """Resizes to just cover `size`, (height, width), divided by `crop_ratio`, and cuts the centre out.
 
     uint8 (h, w, 3) to uint8 (height, width, 3), both RGB. An image of that size already comes
-    back unchanged.
+    back unchanged at crop ratio 1. `interpolation`: one of RESAMPLING.
     """
     (height, width), (source_height, source_width) = size, image.shape[:2]
-    if image.shape[:2] == (height, width):
+    if image.shape[:2] == (height, width) and crop_ratio == 1:
         return image
-    scale = max(height / source_height, width / source_width)
+    scale = max(height / source_height, width / source_width) / crop_ratio
     left = max(0.0, (source_width - width / scale) / 2)
     top = max(0.0, (source_height - height / scale) / 2)
     # Resizing only what the crop keeps: a strip of 1 × 1,000,000 pixels never becomes a huge image.
     box = (left, top, source_width - left, source_height - top)
-    return np.array(Image.fromarray(image).resize((width, height), RESAMPLING, box=box))
+    return np.array(Image.fromarray(image).resize((width, height), RESAMPLING[interpolation], box=box))
 
 
 def _decode(data: bytes, image_format: str) -> NDArray[np.uint8]:

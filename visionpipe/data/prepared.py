@@ -39,6 +39,12 @@ class Prepared:
         return self.manifest["classes"]
 
     @property
+    def framing(self) -> dict[str, Any]:
+        """How the images were resized: `size` (height, width), `interpolation`, `crop_ratio`."""
+        rest = {key: self.manifest[key] for key in ("interpolation", "crop_ratio")}
+        return {"size": tuple(self.manifest["size"]), **rest}
+
+    @property
     def splits(self) -> list[str]:
         return list(self.manifest["counts"])
 
@@ -135,6 +141,8 @@ def write_manifest(
     folder: Path,
     *,
     size: tuple[int, int],
+    interpolation: str = "bicubic",
+    crop_ratio: float = 1.0,
     classes: list[str],
     channel_mean: list[float],
     channel_std: list[float],
@@ -153,6 +161,8 @@ def write_manifest(
     kept = sum(len(labels[split]) for split in SPLITS)
     manifest = {
         "size": list(size),
+        "interpolation": interpolation,
+        "crop_ratio": crop_ratio,
         "classes": classes,
         "counts": {split: dict(zip(classes, counts[split], strict=True)) for split in SPLITS},
         "channel_mean": channel_mean,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from visionpipe.data.decode import decode_image, resize_and_crop
+from visionpipe.data.decode import RESAMPLING, decode_image, resize_and_crop
 from visionpipe.errors import ArtifactError
 
 BATCH = 32  # images per run: more costs memory and gains no speed on a CPU
@@ -27,13 +27,15 @@ class Classifier:
     Attributes:
         labels: class names in the order of the logits.
         size: (height, width) in pixels of the images that the model takes.
+        framing: `size` and how images are resized to it, the arguments of `resize_and_crop`.
 
     Raises ArtifactError when a file is missing or damaged, or when the files contradict each other.
     """
 
     def __init__(self, folder: Path, threads: int | None = None, spinning: bool = True):
         self.labels: list[str] = read_labels(folder)
-        self.size: tuple[int, int] = read_size(folder)
+        self.framing: dict[str, Any] = read_framing(folder)
+        self.size: tuple[int, int] = self.framing["size"]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
@@ -51,7 +53,7 @@ class Classifier:
 
     def preprocess(self, data: bytes) -> np.ndarray:
         """An image file as the uint8 (height, width, 3) that the model takes; raises ImageError."""
-        return resize_and_crop(decode_image(data), self.size)
+        return resize_and_crop(decode_image(data), **self.framing)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """float32 (n, classes) from images of any real dtype (n, height, width, 3) in [0, 255], n ≥ 1."""
@@ -73,11 +75,20 @@ def read_labels(folder: Path) -> list[str]:
     return labels
 
 
-def read_size(folder: Path) -> tuple[int, int]:
-    match read_json(folder / "preprocessing.json"):
+def read_framing(folder: Path) -> dict[str, Any]:
+    path, content = folder / "preprocessing.json", read_json(folder / "preprocessing.json")
+    match content:
         case {"size": [int(height), int(width)]} if height > 0 and width > 0:
-            return height, width
-    raise ArtifactError(f"{folder / 'preprocessing.json'} gives no size as [height, width]")
+            defaults = {"size": None, "interpolation": "bicubic", "crop_ratio": 1.0}
+            framing = defaults | content | {"size": (height, width)}
+        case _:
+            raise ArtifactError(f"{path} gives no size as [height, width]")
+    match framing:
+        case {"interpolation": str(name), "crop_ratio": int() | float() as ratio, **rest} if (
+            name in RESAMPLING and 0 < ratio <= 1 and rest.keys() == {"size"}
+        ):
+            return framing
+    raise ArtifactError(f"{path} gives an interpolation, a crop_ratio or a key that is not known")
 
 
 def read_json(path: Path) -> Any:

@@ -20,6 +20,7 @@ from visionpipe.tracking.store import Store, connect
 
 UNFINISHED = ("RUNNING", "FAILED", "KILLED", "SCHEDULED")
 ROWS_PER_REQUEST = 100  # MLflow would cut a request of more than 1,000 numbers in two
+OTHER_WEIGHTS = ("init_sha256", "teacher_sha256")  # where a training had them
 Row = dict[str, float]
 
 
@@ -94,6 +95,7 @@ def create_run(store: Store, name: str, key: str, identity: dict[str, Any], trai
             "backend": identity["params"]["backend"],
             "versions": json.dumps(identity["versions"]),
         }
+        | {other: identity[other] for other in OTHER_WEIGHTS if other in identity}
         | (here if trained_here else {"hardware": "unknown: restored from the model's files"}),
     )
 
@@ -145,7 +147,8 @@ def complete(store: Store, run_id: str, report: Path, measured: dict[str, float]
 
 def record_precision(store: Store, run_id: str, precision: dict[str, Any]) -> None:
     """Which precision ships, as a tag, and the numbers that decided it, as metrics `export.*`."""
-    store.client.set_tag(run_id, "precision", precision["precision"])
+    if store.client.get_run(run_id).data.tags.get("precision") != precision["precision"]:
+        store.client.set_tag(run_id, "precision", precision["precision"])
     log_metrics(store, run_id, {f"export.{name}": value for name, value in precision.items()})
 
 
@@ -177,7 +180,8 @@ def log_metrics(store: Store, run_id: str, values: dict[str, Any]) -> None:
     now = int(time.time() * 1000)
     numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
     news = [Metric(name, value, now, 0) for name, value in numbers.items() if known.get(name) != value]
-    store.client.log_batch(run_id, metrics=news)
+    if news:
+        store.client.log_batch(run_id, metrics=news)
 
 
 def log_params(store: Store, run_id: str, values: dict[str, Any]) -> None:

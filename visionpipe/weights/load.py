@@ -1,5 +1,6 @@
 """Puts a checkpoint into a model: everything is checked first, then everything is assigned."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +27,7 @@ def load_weights(
     head: Literal["load", "zero"] = "load",
     grid: tuple[int, int] | None = None,
     strict: bool = True,
+    permitted: Collection[str] = (),
 ) -> Report:
     """Loads a checkpoint into `model`; either all of it, or the model stays as it is.
 
@@ -39,6 +41,7 @@ def load_weights(
         grid: rows and columns of the checkpoint's position embeddings, where they are not a square.
         strict: refuse a model whose options (activation, padding, epsilon, normalisation …) are not those
             that the checkpoint was trained with; otherwise the report names them.
+        permitted: options that may differ all the same, such as `pixel_mean`.
 
     Raises:
         WeightsError: the file is not there, damaged, of no known format, of another architecture, or holds
@@ -58,7 +61,7 @@ def load_weights(
             checkpoint.format.ignored,
             size=checkpoint.preprocessing.size if checkpoint.preprocessing else None,
         )
-    differences, assumed = compare_options(contents, options_of(model), checkpoint.source, strict)
+    differences, assumed = compare_options(contents, options_of(model), checkpoint.source, strict, permitted)
     plan = Plan(model, contents, checkpoint.source, grid, zero_head=head == "zero")
     for variable, value in plan.values:
         variable.assign(value)
@@ -86,21 +89,23 @@ def own_contents(checkpoint: Checkpoint, model: "keras.Model") -> Contents:
 
 
 def compare_options(
-    contents: Contents, built: dict[str, Any], source: str, strict: bool
+    contents: Contents, built: dict[str, Any], source: str, strict: bool, permitted: Collection[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Where model and checkpoint differ, and what the checkpoint leaves open; WeightsError with `strict`."""
     wanted = {name: value for name, value in contents.options.items() if name in built}
     wrong = {name: value for name, value in wanted.items() if not equal(value, built[name])}
-    differences = tuple(
-        f"{name} {shown(value)}, the model has {shown(built[name])}" for name, value in wrong.items()
-    )
-    if wrong and strict:
+    said = {
+        name: f"{name} {shown(value)}, the model has {shown(built[name])}" for name, value in wrong.items()
+    }
+    differences = tuple(said.values())
+    wrong = {name: value for name, value in wrong.items() if strict and name not in permitted}
+    if wrong:
         pixels = [name for name in wrong if name.startswith("pixel_")]
         overrides = [f"{name}: {shown(value)}" for name, value in wrong.items() if name not in pixels]
         advice = [f"overrides: {{{', '.join(overrides)}}}"] if overrides else []
         advice += [f"{name}={shown(wrong[name])}" for name in pixels]
         raise WeightsError(
-            f"{source} ({contents.format}) was trained with {'; '.join(differences)}: build it with "
+            f"{source} ({contents.format}) was trained with {'; '.join(said[name] for name in wrong)}: build it with "
             f"{' and '.join(advice)}"
         )
     open_ones = [name for name in built if name not in contents.options]
@@ -116,7 +121,7 @@ def equal(wanted: Any, built: Any) -> bool:
 def shown(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(shown(number) for number in value)}]"
-    if isinstance(value, float) and value < 1e-2:
+    if isinstance(value, float) and 0 < value < 1e-2:
         mantissa, exponent = f"{value:.4e}".split("e")  # YAML wants the point
         return f"{float(mantissa)}e{int(exponent)}"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
