@@ -26,8 +26,10 @@ def images(task: dict[str, Any]) -> list[str]:
 
 def bombs(task: dict[str, Any]) -> list[str]:
     lines = ["| bomb | bytes | ms to refuse or decode | extra MiB |", "| --- | ---: | ---: | ---: |"]
-    for row in task["rows"]:
-        lines.append(f"| {row['name']} | {row['bytes']:,} | {1000 * row['seconds']:.1f} | {row['MiB']:.1f} |")
+    lines += [
+        f"| {row['name']} | {row['bytes']:,} | {1000 * row['seconds']:.1f} | {row['MiB']:.1f} |"
+        for row in task["rows"]
+    ]
     extra = task["extra memory of the server, MiB"]
     return [*lines, "", f"All of them, one after the other, to a server: {extra:.1f} MiB more at its peak."]
 
@@ -35,9 +37,8 @@ def bombs(task: dict[str, Any]) -> list[str]:
 def prepare(task: dict[str, Any]) -> list[str]:
     names = list(task["folder"])
     lines = [f"| `prepare` of a | {' | '.join(names)} |", "| --- |" + " ---: |" * len(names)]
-    for source in ("folder", "zip"):
-        lines.append(f"| {source} | {' | '.join(str(task[source][name]) for name in names)} |")
-    return lines
+    rows = {source: [str(task[source][name]) for name in names] for source in ("folder", "zip")}
+    return lines + [f"| {source} | {' | '.join(cells)} |" for source, cells in rows.items()]
 
 
 def requests(task: dict[str, Any]) -> list[str]:
@@ -65,7 +66,8 @@ def oversize(task: dict[str, Any]) -> list[str]:
 def slow(task: dict[str, Any]) -> list[str]:
     return [
         f"{task['slow headers']} slow headers and {task['slow bodies']} slow bodies at once: closed within "
-        f"{task['headers closed after, at most']:.1f} s and {task['bodies closed after, at most']:.1f} s. Good clients, "
+        f"{task['headers closed after, at most']:.1f} s and {task['bodies closed after, at most']:.1f} s. Good "
+        f"clients, "
         f"all {task['good requests']:,} requests answered: p99 {task['p99 ms, alone']:.1f} ms alone, "
         f"{task['p99 ms, beside them']:.1f} ms beside them."
     ]
