@@ -55,7 +55,7 @@ check: $(VENV)/.installed-dev ## format, lint, types
 
 audit: $(VENV)/.installed-dev ## bandit on the code, pip-audit on the pinned versions (asks the package index)
 	bandit --quiet --configfile pyproject.toml --recursive visionpipe
-	pip-audit --requirement constraints.txt --no-deps --disable-pip
+	pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 format: $(VENV)/.installed-dev ## put the code into its format
 	ruff format .

@@ -23,6 +23,8 @@ import numpy as np
 from hostile_requests import PNG, damage, http_request, seeds
 from servers import RunningServer, running
 
+from visionpipe.serving.page import FILES
+
 
 def send(port: int, data: bytes, patience: float = 0.5) -> bytes:
     """All that comes back for these bytes, until the server closes or says nothing more for `patience` seconds."""
@@ -49,9 +51,13 @@ def status_of(answer: bytes) -> int:
 def fuzz(server: RunningServer, count: int, seed: int = 0) -> dict[str, Any]:
     """Sends damaged requests to every route over raw sockets; counts the statuses of all that come back."""
     document = server.get("/openapi.json").json
-    routes = [(m.upper(), p.replace("{name}", "linear").replace("{version}", "1"))
-              for p, methods in document["paths"].items() for m in methods]  # fmt: skip
-    dice, whole = random.Random(seed), seeds([*routes, ("GET", "/"), ("GET", "/page/main.js")])
+    version = server.get("/model").json["version"]
+    routes = [
+        (method.upper(), path.replace("{name}", "linear").replace("{version}", version))
+        for path, methods in document["paths"].items()
+        for method in methods
+    ]
+    dice, whole = random.Random(seed), seeds([*routes, *(("GET", file) for file in FILES)])
     requests = [damage(whole[number % len(whole)], dice) for number in range(count)]
     with ThreadPoolExecutor(8) as clients:  # a request without an end waits, and others need not
         answers = list(clients.map(lambda data: send(server.port, data, patience=0.2), requests))

@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from hostile import every_case
+from hostile_requests import PNG
 from hostile_sets import (
     ODD_NAMES,
     is_right,
@@ -95,6 +96,16 @@ def test_all_of_them_together_are_answered_each_for_itself(server, classifier, w
         assert answer.status == 200
         for entry, case in zip(answer.json["predictions"], cases, strict=True):
             assert is_right(entry, case, classifier), case.file
+
+
+@pytest.mark.parametrize(
+    "name", [*ODD_NAMES.values(), "../../escaped.png", "/etc/passwd", "a" * 255, ""], ids=ascii
+)
+def test_the_name_of_a_file_in_a_form_changes_nothing(server, name):
+    quoted = name.replace("\n", "%0A").replace('"', "%22").encode()
+    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="' + quoted + b'"\r\n\r\n'
+    answer = server.predict(head + PNG + b"\r\n--x--\r\n", content_type="multipart/form-data; boundary=x")
+    assert answer.json["predictions"] == server.predict(PNG).json["predictions"]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
