@@ -78,6 +78,21 @@ def transfer(monkeypatch):
     return script("transfer")
 
 
+def test_the_page_shows_the_table_of_fine_tuning(transfer):
+    shown = transfer.PAGE.read_text().split(transfer.BEGIN)[1].split(transfer.END)[0]
+    assert shown.strip() == transfer.table(json.loads(transfer.RESULT.read_text())).strip()
+
+
+def test_fine_tuning_beats_training_from_scratch_in_few_steps_with_every_seed(transfer):
+    runs = json.loads(transfer.RESULT.read_text())["runs"]
+    few = str(min(transfer.BUDGETS))
+    assert len(runs) == 3
+    for run in runs:
+        test = run["epochs"][few]["test"]
+        tuned, scratch = (test[transfer.best(runs, kind, few)] for kind in ("finetuned", "scratch"))
+        assert tuned > scratch
+
+
 def test_the_recipe_is_chosen_on_validation(transfer):
     """The rate that is best on the test images of this result is not the one that is shown."""
     accuracies = {
