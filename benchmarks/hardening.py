@@ -213,6 +213,7 @@ class registered:
             (self.folder / name).symlink_to(ROOT / name)
         linear_models.write_prepared(self.folder / linear_models.PREPARED)
         os.chdir(self.folder)
+        os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow leaves the last store there
         params = linear_models.make_params(REGISTERED, ["one"])
         for mistaken in (4, 2, 0):
             linear_models.write_model("one", params, mistaken=mistaken)
