@@ -133,7 +133,7 @@ def fuzz(folder: Path) -> dict[str, Any]:
 
 def document(folder: Path) -> dict[str, Any]:
     with running(artifact_folder(folder / "linear")) as server:
-        generated, said = attacks.schemathesis(server, 10_000, folder)
+        generated, failures = attacks.schemathesis(server, 10_000, folder)
         text = server.get("/metrics").body.decode()
         server.stop()
     rows = [
@@ -142,7 +142,11 @@ def document(folder: Path) -> dict[str, Any]:
     statuses: Counter[str] = Counter()
     for name, value in rows:
         statuses[name.split('status="')[1][:3]] += int(float(value))
-    return {"cases": generated, "exit code": said.returncode, "statuses": dict(sorted(statuses.items()))}
+    return {
+        "cases": generated,
+        "runs that found a 5xx": len(failures),
+        "statuses": dict(sorted(statuses.items())),
+    }
 
 
 def oversize(folder: Path) -> dict[str, Any]:
@@ -173,6 +177,8 @@ def moves(folder: Path) -> dict[str, Any]:
         tables = {number: Classifier(path).probabilities(pictures) for number, path in folders.items()}
         numbers = [str(1 + (number + 1) % 3) for number in range(50)]
         with running(f"models:/{REGISTERED}@champion", "--follow-seconds", "1") as server:
+            attacks.move_under_load(server, move, numbers[:3], bodies, tables)  # what opens once is open now
+            time.sleep(2)
             before = attacks.open_files_and_threads(server)
             result = attacks.move_under_load(server, move, numbers, bodies, tables)
             time.sleep(2)

@@ -67,20 +67,28 @@ def fuzz(server: RunningServer, count: int, seed: int = 0) -> dict[str, Any]:
     return {"requests": count, "seeds": len(whole), "statuses": dict(sorted(statuses.items()))}
 
 
-def schemathesis(server: RunningServer, cases: int, folder: Path, seed: int = 1) -> tuple[int, Any]:
-    """Runs it with the served model's name in the paths; how many cases it made, and the finished process."""
-    document = server.get("/openapi.json").json
-    operations = sum(len(methods) for methods in document["paths"].values())
+def schemathesis(server: RunningServer, cases: int, folder: Path) -> tuple[int, list[str]]:
+    """Runs it, seed after seed, with the served model's name and without, until it has made so many cases.
+
+    Returns their number, and what it said of each run that found a 5xx.
+    """
     version = server.get("/model").json["version"]
     config = folder / "schemathesis.toml"
-    config.write_text(f'[parameters]\n"path.name" = "linear"\n"path.version" = "{version}"\n')
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(config), "run"]
     command += [f"http://127.0.0.1:{server.port}/openapi.json", "--checks", "not_a_server_error"]
     command += ["--phases", "coverage,fuzzing", "--generation-database", "none", "--no-color"]
-    command += ["--max-examples", str(1 + cases // operations), "--seed", str(seed)]
-    said = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    found = re.search(r"([\d,]+) generated", said.stdout)
-    return int(found[1].replace(",", "")) if found else 0, said
+    made, seed = 0, 0
+    failures: list[str] = []
+    while made < cases and not failures:
+        names = f'"path.name" = "linear"\n"path.version" = "{version}"\n' if seed % 2 == 0 else ""
+        config.write_text(f"[parameters]\n{names}")
+        examples = ["--max-examples", str(min(200, cases)), "--seed", str(seed)]
+        said = subprocess.run([*command, *examples], cwd=folder, capture_output=True, text=True)
+        found = re.search(r"([\d,]+) generated", said.stdout)
+        made, seed = made + int(found[1].replace(",", "") if found else 0), seed + 1
+        if said.returncode != 0 or found is None:
+            failures.append(said.stdout + said.stderr)
+    return made, failures
 
 
 # Slowness ----------------------------------------------------------------------------------------------

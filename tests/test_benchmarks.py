@@ -198,7 +198,7 @@ def test_the_measured_attacks_broke_nothing(hardening_tables):
         status[0] == "5" for status in (*tasks["fuzz"]["statuses"], *tasks["document"]["statuses"])
     )
     assert tasks["document"]["cases"] >= 10_000
-    assert tasks["document"]["exit code"] == 0
+    assert tasks["document"]["runs that found a 5xx"] == 0
     slow = tasks["slow"]
     assert (slow["slow headers"], slow["slow bodies"]) == (200, 200)
     assert slow["headers closed after, at most"] <= 10.5
