@@ -27,7 +27,7 @@ def images(task: dict[str, Any]) -> list[str]:
 def bombs(task: dict[str, Any]) -> list[str]:
     lines = ["| bomb | bytes | ms to refuse or decode | extra MiB |", "| --- | ---: | ---: | ---: |"]
     lines += [
-        f"| {row['name']} | {row['bytes']:,} | {1000 * row['seconds']:.1f} | {row['MiB']:.1f} |"
+        f"| {row['name']} | {row['bytes']:,} | {1000 * row['seconds']:.2f} | {row['MiB']:.1f} |"
         for row in task["rows"]
     ]
     extra = task["extra memory of the server, MiB"]
