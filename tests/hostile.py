@@ -190,7 +190,8 @@ def bombs() -> list[Case]:
         + large * 2
         + b"\1\0\x18\0"
         + bytes(24),
-        "JPEG of 65,500 × 65,500": b"\xff\xd8\xff\xc0\0\x0b\x08\xff\xdc\xff\xdc\x01\x01\x11\0\xff\xda\0\x08\x01\x01\0\0?\0",
+        "JPEG of 65,500 × 65,500": b"\xff\xd8\xff\xc0\0\x0b\x08\xff\xdc\xff\xdc\x01\x01\x11\0"
+        b"\xff\xda\0\x08\x01\x01\0\0?\0",
         "JPEG of a thousand scans": scans(1000),
         "TIFF of 20,000 × 20,000": tiff(width=SIDE, height=SIDE),
         "TIFF of 2³¹ − 1 × 2³¹ − 1": tiff(width=2**31 - 1, height=2**31 - 1),

@@ -17,7 +17,6 @@ from project import pattern
 from selenium.webdriver import Keys
 from servers import CLASSES, SIZE, artifact_folder, picture, running
 
-from visionpipe.data.decode import decode_image, resize_and_crop
 from visionpipe.register import register
 from visionpipe.serving.classifier import Classifier
 from visionpipe.tracking.store import connect
@@ -71,7 +70,7 @@ def files(tmp_path):
 
 def bars(answer):
     rows = [bar.text.split("\n") for bar in answer.find_elements("css selector", ".bars li")]
-    return {name: share for name, share in rows}
+    return dict(rows)
 
 
 def percent(share):
@@ -384,18 +383,28 @@ def test_the_policy_stops_what_is_not_the_pages_own_and_names_are_only_text(page
 # The heat map ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(16, 20), (64, 64), (40, 300)])
-@pytest.mark.parametrize(("width", "height"), [(300, 200), (97, 61), (5, 9), (20, 16), (700, 3)])
-def test_the_browser_makes_the_pixels_that_the_server_makes(page, size, width, height):
-    data = picture(width=width, height=height)
-    pixels = page.run(
-        "const {modelView} = await import('/page/pixels.js');"
-        "const blob = new Blob([Uint8Array.from(arguments[0])], {type: 'image/png'});"
-        "return [...(await modelView(blob, {height: arguments[1], width: arguments[2]})).pixels]",
-        list(data),
-        *size,
+VIEW = """
+const {modelView} = await import('/page/view.js');
+return [...(await modelView(new Blob([Uint8Array.from(arguments[0])]))).pixels];
+"""
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        picture(),
+        picture("JPEG", width=300, height=200),
+        picture("PNG", "RGBA", 24, 24),
+        picture("JPEG", "CMYK", 97, 61),
+        picture("TIFF", width=70, height=30),
+        picture(width=700, height=3),
+    ],
+    ids=["png", "jpeg", "transparent", "cmyk", "tiff", "strip"],
+)
+def test_the_heat_map_explains_exactly_the_pixels_that_were_answered(page, artifact, data):
+    np.testing.assert_array_equal(
+        np.reshape(page.run(VIEW, list(data)), (*SIZE, 3)), Classifier(artifact).preprocess(data)
     )
-    np.testing.assert_array_equal(np.reshape(pixels, (*size, 3)), resize_and_crop(decode_image(data), size))
 
 
 def lit(page):
@@ -457,6 +466,39 @@ def test_the_heat_map_asks_in_batches_and_lies_over_what_the_model_saw(page, ser
     assert canvas["width"] == pytest.approx(image["width"] * shown, abs=1)
     assert canvas["height"] == pytest.approx(image["height"], abs=1)
     assert canvas["x"] + canvas["width"] / 2 == pytest.approx(image["x"] + image["width"] / 2, abs=1)
+
+
+def test_of_a_picture_that_the_browser_cannot_show_the_heat_map_lies_on_the_models_view(page, tmp_path):
+    (tmp_path / "scan.tif").write_bytes(picture("TIFF", width=300, height=200))
+    page.pick(tmp_path / "scan.tif")
+    page.wait_for_answers(1)
+    page.wait(lambda: page.all(".not-shown"), "the browser's refusal")
+    assert not page.find(".picture").is_displayed()
+    page.find(".look").click()
+    page.wait(lambda: page.all("figcaption:not([hidden])"), "the heat map")
+    image, canvas = page.find(".picture img"), page.find(".picture canvas")
+    assert page.run("return [arguments[0].naturalHeight, arguments[0].naturalWidth]", image) == list(SIZE)
+    assert canvas.is_displayed()
+    assert canvas.rect == pytest.approx(image.rect, abs=1)
+
+
+def test_large_models_cropped_views_and_small_limits_have_heat_maps_too(browser, tmp_path):
+    size, ratio = (400, 400), 0.5
+    folder = write_artifact(tmp_path / "large", CLASSES, size)
+    (folder / "preprocessing.json").write_text(json.dumps({"size": size, "crop_ratio": ratio}))
+    (tmp_path / "photo.png").write_bytes(picture(width=500, height=500))
+    with running(folder, "--max-images", "5", "--max-body", "1500000") as server:
+        browser.open(server.port)
+        browser.wait(lambda: browser.text("#model"), "the model")
+        browser.pick(tmp_path / "photo.png")
+        browser.wait_for_answers(1)
+        browser.find(".look").click()
+        browser.wait(lambda: browser.all("figcaption:not([hidden])"), "the heat map")
+        image, canvas = browser.find(".picture img").rect, browser.find(".picture canvas").rect
+        assert canvas["width"] == pytest.approx(ratio * image["width"], abs=1)
+        assert canvas["x"] == pytest.approx(image["x"] + image["width"] / 4, abs=1)
+        assert not browser.find(".problem").is_displayed()
+    browser.errors()
 
 
 def test_an_answer_that_no_part_decides_is_not_given_a_heat_map(browser, tmp_path):

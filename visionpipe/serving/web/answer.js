@@ -2,7 +2,7 @@
 
 import { Failure, curlCommand, infer, predict } from "./api.js";
 import { draw, occlusion, place } from "./heat.js";
-import { modelView } from "./pixels.js";
+import { modelView, readBytes, shownPart } from "./view.js";
 
 const TOP = 5; // classes that are listed
 const TINY = 100; // pixels: a picture that is enlarged, and better without blur
@@ -52,10 +52,7 @@ export class Answer {
       if (limit && this.file.size > limit) {
         throw new Failure("too_large", `The file is larger than ${Math.floor(limit / 2 ** 20)} MiB.`);
       }
-      const bytes = await this.file.arrayBuffer().catch(() => {
-        throw new Failure("unreadable", "This cannot be read: is it a folder?");
-      });
-      this.show(await predict(bytes, this.threshold, TOP));
+      this.show(await predict(await readBytes(this.file), this.threshold, TOP));
     } catch (error) {
       if (!(error instanceof Failure)) throw error;
       this.fail(error);
@@ -110,12 +107,11 @@ export class Answer {
     progress.hidden = false;
     this.find(".problem").hidden = true;
     try {
-      const { pixels, shown } = await modelView(this.file, model.size).catch(() => {
-        throw new Failure("not_shown", "No heat map: this browser cannot read the picture.");
-      });
+      const { pixels, png } = await modelView(this.file);
       const ask = (images) => infer(model, images);
       const report = (share) => (progress.value = share);
-      this.showHeat(await occlusion(pixels, model.size, model.max_batch, ask, report), model, shown);
+      const found = await occlusion(pixels, model, ask, report);
+      this.showHeat(found, model, await this.underHeat(png, model));
     } catch (error) {
       if (!(error instanceof Failure)) throw error;
       const moved = error.code === "not_found";
@@ -125,6 +121,18 @@ export class Answer {
       button.disabled = false;
       progress.hidden = true;
     }
+  }
+
+  /** What of the shown picture the model sees; where the browser cannot show it (TIFF), it shows the view. */
+  async underHeat(png, model) {
+    const image = this.find(".picture img");
+    if (image.naturalWidth) return shownPart({ width: image.naturalWidth, height: image.naturalHeight }, model);
+    URL.revokeObjectURL(this.address);
+    this.address = URL.createObjectURL(png);
+    this.element.classList.remove("not-shown");
+    image.src = this.address;
+    await image.decode();
+    return { left: 0, top: 0, width: 1, height: 1 };
   }
 
   showHeat({ best, probability, heat }, model, shown) {
