@@ -73,6 +73,10 @@ def bars(answer):
     return dict(rows)
 
 
+def spoken(browser):
+    return browser.run("return [...document.querySelector('#spoken').children].map((p) => p.textContent)")
+
+
 def percent(share):
     return f"{share:.1%}"
 
@@ -227,7 +231,7 @@ def test_an_alias_that_moves_while_the_page_is_open_shows_without_a_reload(brows
         set_alias(store, "champion", "2")
         browser.wait(lambda: "version 2" in browser.text("#state"), "version 2")
         assert browser.text("#model") != shown
-        assert browser.run("return document.querySelector('#spoken').textContent") == "Version 2 answers now."
+        assert spoken(browser)[-1] == "Version 2 answers now."
         browser.pick(tmp_path / "red.png")
         browser.wait_for_answers(2)
         versions = [when.text.split()[-1] for when in browser.all(".when")]
@@ -355,6 +359,13 @@ def test_a_screen_reader_hears_a_name_for_everything_and_each_answer(page, files
     assert any(label in name and "photo.jpg" in name for name in found["DisclosureTriangle"])
     assert any(name.startswith(f"Heat map. What counted for {label}") for name in found["image"])
     assert page.find("#spoken").get_attribute("aria-live") == "polite"
+
+
+def test_of_several_answers_at_once_a_screen_reader_hears_each(page, files):
+    page.pick(*files.values())
+    page.wait_for_answers(4)
+    assert {line.rsplit(": ", 1)[0] for line in spoken(page)} == set(files)
+    page.errors()
 
 
 def test_the_policy_stops_what_is_not_the_pages_own_and_names_are_only_text(page, tmp_path):
@@ -499,6 +510,18 @@ def test_large_models_cropped_views_and_small_limits_have_heat_maps_too(browser,
         assert canvas["x"] == pytest.approx(image["x"] + image["width"] / 4, abs=1)
         assert not browser.find(".problem").is_displayed()
     browser.errors()
+
+
+def test_a_heat_map_can_be_hidden_and_asked_for_again(page, files):
+    page.pick(files["photo.jpg"])
+    page.wait_for_answers(1)
+    for _ in range(2):
+        assert page.text(".look") == "What did it look at?"
+        page.find(".look").click()
+        page.wait(lambda: page.all("figcaption:not([hidden])"), "the heat map")
+        assert page.text(".look") == "Hide the heat map"
+        page.find(".look").click()
+        assert not page.find(".picture canvas").is_displayed()
 
 
 def test_an_answer_that_no_part_decides_is_not_given_a_heat_map(browser, tmp_path):

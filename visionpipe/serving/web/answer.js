@@ -5,6 +5,7 @@ import { draw, occlusion, place } from "./heat.js";
 import { modelView, readBytes, shownPart } from "./view.js";
 
 const TOP = 5; // classes that are listed
+const LOOK = "What did it look at?";
 const TINY = 100; // pixels: a picture that is enlarged, and better without blur
 
 export const percent = (share) =>
@@ -28,7 +29,7 @@ export class Answer {
     }
     this.find(".picture img").alt = file.name;
     this.find(".again").addEventListener("click", () => this.ask());
-    this.find(".look").addEventListener("click", () => this.look());
+    this.find(".look").addEventListener("click", () => (this.find("canvas").hidden ? this.look() : this.hideHeat()));
     this.find(".copy").addEventListener("click", () => this.copy());
   }
 
@@ -108,7 +109,10 @@ export class Answer {
     this.find(".problem").hidden = true;
     try {
       const { pixels, png } = await modelView(this.file);
-      const ask = (images) => infer(model, images);
+      const ask = (images) => {
+        if (!this.element.isConnected) throw new Failure("cleared", "");
+        return infer(model, images);
+      };
       const report = (share) => (progress.value = share);
       const found = await occlusion(pixels, model, ask, report);
       this.showHeat(found, model, await this.underHeat(png, model));
@@ -143,12 +147,18 @@ export class Answer {
     draw(canvas, heat, model.size);
     for (const side of ["left", "top", "width", "height"]) canvas.style[side] = `${100 * shown[side]}%`;
     canvas.hidden = false;
+    this.find(".look").textContent = "Hide the heat map";
     caption.textContent = where
       ? `What counted for ${label} (${percent(probability)}, version ${model.version}) lies ${where}: it stays bright.`
       : `No part alone counts for ${label}: with any of them covered it stays as likely.`;
     canvas.setAttribute("aria-label", `Heat map. ${caption.textContent}`);
     caption.hidden = false;
     this.page.say(caption.textContent);
+  }
+
+  hideHeat() {
+    this.find("canvas").hidden = this.find("figcaption").hidden = true;
+    this.find(".look").textContent = LOOK;
   }
 
   async copy() {
