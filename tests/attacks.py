@@ -1,4 +1,4 @@
-"""What clients should not do to a server: malformed requests, fuzz, slowness; and load while it ends or changes.
+"""What clients do to a server that they should not: malformed requests, fuzz, slowness; and load while it changes.
 
 Each attack returns what happened; the tests run short ones, benchmarks/hardening.py long ones.
 """

@@ -142,11 +142,13 @@ def groups(tensors, decay, rates=(0.01, 0.01)):
     ]
 
 
-@pytest.mark.parametrize("clip", [None, 50.0])
-def test_adamw_is_torchs_with_decay_on_kernels_alone(clip):
+@pytest.mark.parametrize(("clip", "decay"), [(None, 0.3), (50.0, 0.3), (None, 0.0)])
+def test_adamw_is_torchs_with_decay_on_kernels_alone(clip, decay):
     values, gradients = variables_and_gradients()
-    mine = updated(values, gradients, weight_decay=0.3, clip_norm=clip)
-    theirs = updated_by_torch(values, gradients, lambda t: torch.optim.AdamW(groups(t, 0.3), eps=1e-7), clip)
+    mine = updated(values, gradients, weight_decay=decay, clip_norm=clip)
+    theirs = updated_by_torch(
+        values, gradients, lambda t: torch.optim.AdamW(groups(t, decay), eps=1e-7), clip
+    )
     for ours, expected in zip(mine, theirs, strict=True):
         np.testing.assert_allclose(ours, expected, atol=2e-6)
 

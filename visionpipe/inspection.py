@@ -10,6 +10,7 @@ from visionpipe.errors import RegistryError
 from visionpipe.promotion import promotions
 from visionpipe.register import RECEIPT
 from visionpipe.tracking.registry import aliases, all_versions
+from visionpipe.tracking.runs import OTHER_WEIGHTS
 from visionpipe.tracking.store import connect
 
 
@@ -47,6 +48,7 @@ def lineage(version: str, params: Params) -> None:
         "versions": ", ".join(
             f"{name} {number}" for name, number in json.loads(run.data.tags["versions"]).items()
         ),
+        **{name.replace("_", " "): run.data.tags[name] for name in OTHER_WEIGHTS if name in run.data.tags},
         **{
             name.replace("_", " "): tags[name]
             for name in (

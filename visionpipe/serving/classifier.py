@@ -79,7 +79,8 @@ def read_framing(folder: Path) -> dict[str, Any]:
     path, content = folder / "preprocessing.json", read_json(folder / "preprocessing.json")
     match content:
         case {"size": [int(height), int(width)]} if height > 0 and width > 0:
-            framing = {"interpolation": "bicubic", "crop_ratio": 1.0} | content | {"size": (height, width)}
+            defaults = {"size": None, "interpolation": "bicubic", "crop_ratio": 1.0}
+            framing = defaults | content | {"size": (height, width)}
         case _:
             raise ArtifactError(f"{path} gives no size as [height, width]")
     match framing:

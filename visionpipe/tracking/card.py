@@ -26,6 +26,8 @@ def model_card(name: str, params: Params, precision: dict[str, Any]) -> str:
         f"| {row['support']} |"
         for label, row in table.items()
     )
+    init = lineage["params"]["model"].get("init")
+    started = f"| started from | {init}, sha256 `{lineage['init_sha256']}` |\n" if init else ""
     versions = ", ".join(f"{package} {version}" for package, version in lineage["versions"].items())
     return f"""# {name}
 
@@ -60,7 +62,7 @@ resizing and normalisation are inside.
 {settings}
 | backend | {lineage["params"]["backend"]}, {versions} |
 | data sha256 | `{lineage["data_sha256"]}` ({counts["train"]:,} training images) |
-| model sha256 | `{lineage["model_sha256"]}` |
+{started}| model sha256 | `{lineage["model_sha256"]}` |
 | lineage id | `{lineage["lineage_id"]}` |
 
 ## Limits

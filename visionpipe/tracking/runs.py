@@ -20,6 +20,7 @@ from visionpipe.tracking.store import Store, connect
 
 UNFINISHED = ("RUNNING", "FAILED", "KILLED", "SCHEDULED")
 ROWS_PER_REQUEST = 100  # MLflow would cut a request of more than 1,000 numbers in two
+OTHER_WEIGHTS = ("init_sha256", "teacher_sha256")  # where a training had them
 Row = dict[str, float]
 
 
@@ -94,6 +95,7 @@ def create_run(store: Store, name: str, key: str, identity: dict[str, Any], trai
             "backend": identity["params"]["backend"],
             "versions": json.dumps(identity["versions"]),
         }
+        | {other: identity[other] for other in OTHER_WEIGHTS if other in identity}
         | (here if trained_here else {"hardware": "unknown: restored from the model's files"}),
     )
 

@@ -86,7 +86,7 @@ def make_optimizer(
     Weight decay is decoupled (Loshchilov & Hutter 2019, arXiv:1711.05101).
     """
     options: dict[str, Any] = {
-        "weight_decay": recipe.weight_decay or None,
+        "weight_decay": recipe.weight_decay,
         "global_clipnorm": recipe.clip_norm,
         "gradient_accumulation_steps": recipe.accumulate if recipe.accumulate > 1 else None,
     }
