@@ -59,10 +59,10 @@ def show_heat(browser: Browser) -> None:
 
 
 def take(browser: Browser, path: Path) -> None:
-    """A screenshot of what is in the window, with few enough colours to be small."""
+    """A screenshot of what is in the window."""
     browser.run("document.activeElement.blur(); window.scrollTo(0, 0)")
     shot = Image.open(io.BytesIO(browser.driver.get_screenshot_as_png())).convert("RGB")
-    shot.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    shot.save(path, optimize=True)
     print(f"{path.relative_to(ROOT)}: {shot.width} × {shot.height}, {path.stat().st_size // 1024} KiB")
 
 
@@ -81,19 +81,19 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
         running(arguments.model) as server,
-        chromium(width=1100, height=860) as browser,
+        chromium(width=1100, height=1000) as browser,
     ):
         pictures = {
             "trouser.png": sample("trouser")[0],
             "unsure.png": first_unsure(server, sample("shirt")),
             "broken.png": sample("coat")[0][:200],
-            "half trouser, half bag.png": half_and_half(sample("trouser")[0], sample("bag")[0]),
+            "half bag, half boot.png": half_and_half(sample("bag")[0], sample("ankle-boot")[0]),
         }
         paths = {name: Path(folder, name) for name in pictures}
         for name, path in paths.items():
             path.write_bytes(pictures[name])
         for size, scheme, last, picture in (
-            (None, "light", "half trouser, half bag.png", "page.png"),
+            (None, "light", "half bag, half boot.png", "page.png"),
             (PHONE, "dark", "unsure.png", "page-phone.png"),
         ):
             emulate(browser, size, scheme)

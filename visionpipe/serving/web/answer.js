@@ -67,7 +67,7 @@ export class Answer {
     this.find(".share").textContent = percent(probability);
     this.find(".unsure").hidden = !unsure;
     this.element.classList.toggle("is-unsure", unsure);
-    this.find(".when").textContent += ` · version ${version}`;
+    this.find(".when").textContent += `\nversion ${version}`;
     const bars = Object.entries(probabilities).map(([name, share]) => {
       const bar = document.createElement("li");
       for (const [kind, text] of [["name", name], ["bar", ""], ["share", percent(share)]]) {
