@@ -85,7 +85,7 @@ def main() -> None:
     ):
         pictures = {
             "trouser.png": sample("trouser")[0],
-            "unsure.png": first_unsure(server, sample("shirt")),
+            "shirt.png": first_unsure(server, sample("shirt")),
             "broken.png": sample("coat")[0][:200],
             "half bag, half boot.png": half_and_half(sample("bag")[0], sample("ankle-boot")[0]),
         }
@@ -94,7 +94,7 @@ def main() -> None:
             path.write_bytes(pictures[name])
         for size, scheme, last, picture in (
             (None, "light", "half bag, half boot.png", "page.png"),
-            (PHONE, "dark", "unsure.png", "page-phone.png"),
+            (PHONE, "dark", "shirt.png", "page-phone.png"),
         ):
             emulate(browser, size, scheme)
             browser.open(server.port)
