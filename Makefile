@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 
 .DEFAULT_GOAL := help
-.PHONY: help repro ui serve test test-slow test-browser check format clean
+.PHONY: help repro ui serve test test-slow test-browser check audit format clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -52,6 +52,10 @@ check: $(VENV)/.installed-dev ## format, lint, types
 	ruff format --check .
 	ruff check .
 	mypy
+
+audit: $(VENV)/.installed-dev ## bandit on the code, pip-audit on the pinned versions (asks the package index)
+	bandit --quiet --configfile pyproject.toml --recursive visionpipe
+	pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 format: $(VENV)/.installed-dev ## put the code into its format
 	ruff format .

@@ -1,4 +1,4 @@
-"""What clients do to a server that they should not: malformed requests, fuzz, slowness; and load while it changes.
+"""What is done to a running server: fuzz, slowness, bodies without end, and load while it ends or changes.
 
 Each attack returns what happened; the tests run short ones, benchmarks/hardening.py long ones.
 """
@@ -9,7 +9,8 @@ import json
 import random
 import re
 import socket
-import struct
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -18,116 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from servers import RunningServer, form, picture
+import numpy as np
+from hostile_requests import PNG, damage, http_request, seeds
+from servers import RunningServer, running
 
-PNG = picture()
-DEEP = b"[" * 100_000
-V2 = {"name": "images", "datatype": "FP32", "shape": [1, 16, 20, 3]}
-
-
-def http_request(
-    body: bytes, content_type: str | None = None, path: str = "/predict", method: str = "POST", **headers: Any
-) -> bytes:
-    """A request with its length; `headers` replace or add to what it has, with - for _."""
-    lines = {"Host": "x", "Content-Length": str(len(body)), "Connection": "close"}
-    if content_type is not None:
-        lines["Content-Type"] = content_type
-    lines |= {name.replace("_", "-"): value for name, value in headers.items()}
-    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
-    return f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + body
-
-
-def as_json(content: Any, path: str = "/predict", **headers: Any) -> bytes:
-    body = content if isinstance(content, bytes) else json.dumps(content).encode()
-    return http_request(body, "application/json", path, **headers)
-
-
-def multipart(body: bytes, content_type: str = "multipart/form-data; boundary=x") -> bytes:
-    return http_request(body, content_type)
-
-
-def infer(tensor: dict[str, Any], binary: bytes = b"", **extra: Any) -> bytes:
-    head = json.dumps({"inputs": [V2 | tensor], **extra}).encode()
-    return as_json(head + binary, "/v2/models/linear/infer", Inference_Header_Content_Length=len(head))
-
-
-def malformed() -> dict[str, bytes]:
-    """Requests that are to be refused with 4xx, whole or by closing the connection."""
-    part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
-    files = "/v2/models/linear/infer"
-    return {
-        "no content type, a form": http_request(form(PNG)[0]),
-        "no content type, JSON": http_request(b'{"image": "aaaa"}'),
-        "an empty content type": http_request(b"text", ""),
-        "a content type of 10,000 letters": http_request(b"text", "a" * 10_000),
-        "a form without boundary": multipart(form(PNG)[0], "multipart/form-data"),
-        "a form with another boundary": multipart(form(PNG)[0], "multipart/form-data; boundary=y"),
-        "a form with a boundary of 10,000 letters": multipart(
-            form(PNG)[0], f"multipart/form-data; boundary={'x' * 10_000}"
-        ),
-        "a form that does not end": multipart(form(PNG)[0][:-7]),
-        "a form with half a header": multipart(b"--x\r\nContent-Disp"),
-        "a form with a header of 1 MB": multipart(b"--x\r\n" + b"a" * 10**6 + b": b\r\n\r\n\r\n--x--\r\n"),
-        "a form of 10,000 parts": multipart(part * 10_000 + b"--x--\r\n"),
-        "a form in a form": multipart(part + form(PNG)[0] + b"\r\n--x--\r\n"),
-        "a form without a file": multipart(
-            b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\n--x--\r\n'
-        ),
-        "a form without names": multipart(b"--x\r\n\r\ncontent\r\n--x--\r\n"),
-        "half of JSON": as_json(b'{"image": "'),
-        "JSON, nested deeply": as_json(DEEP),
-        "JSON, nested deeply within": as_json(b'{"images": ' + DEEP + b"]" * 100_000 + b"}"),
-        "JSON, objects nested deeply": as_json(b'{"image":' * 50_000),
-        "JSON with NaN": as_json(b'{"image": "aaaa", "top_k": NaN}'),
-        "JSON with Infinity": as_json(b'{"image": "aaaa", "unsure_below": -Infinity}'),
-        "JSON with 1e999": as_json(b'{"image": "aaaa", "unsure_below": 1e999}'),
-        "JSON with an integer of 5,000 digits": as_json(b'{"image": "a", "top_k": ' + b"9" * 5000 + b"}"),
-        "JSON with half a surrogate": as_json(b'{"image": "\\ud800"}'),
-        "JSON that is not UTF-8": as_json(b'{"image": "\xff"}'),
-        "JSON with a byte order mark": as_json(b'\xef\xbb\xbf{"image": "aaaa"}'),
-        "JSON null": as_json(None),
-        "JSON with an unknown key": as_json({"image": "aaaa", "url": "http://127.0.0.1/"}),
-        "base64 with a data: prefix": as_json({"image": "data:image/png;base64,aaaa"}),
-        "images that are numbers": as_json({"images": [1, 2]}),
-        "a thousand images": as_json({"images": ["aaaa"] * 1000}),
-        "top_k of 5,000 digits": http_request(PNG, path=f"/predict?top_k={'9' * 5000}"),
-        "top_k of NaN": http_request(PNG, path="/predict?top_k=nan"),
-        "an unknown option": http_request(PNG, path="/predict?debug=1"),
-        "v2: no inputs": as_json({}, files),
-        "v2: a shape of 10¹⁸": infer({"shape": [10**18] * 4, "data": []}),
-        "v2: a negative shape": infer({"shape": [-1, 16, 20, 3], "data": []}),
-        "v2: a shape of floats": infer({"shape": [1.5], "data": []}),
-        "v2: too few values": infer({"data": [0] * 5}),
-        "v2: nested values": infer({"data": [[[[[0] * 100] * 3] * 3]]}),
-        "v2: strings for numbers": infer({"data": ["x"] * 960}),
-        "v2: NaN in binary": infer(
-            {"parameters": {"binary_data_size": 3840}}, struct.pack("<f", float("nan")) * 960
-        ),
-        "v2: a binary size that is not there": infer({"parameters": {"binary_data_size": 10**12}}, b"abc"),
-        "v2: parameters that are a list": infer({"parameters": [1]}),
-        "v2: lengths beyond the end": infer(
-            {"name": "files", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 8}},
-            b"\xff\xff\xff\x7fabcd",
-        ),
-        "v2: a header length of 1,000 digits": as_json({}, files, Inference_Header_Content_Length="9" * 1000),
-        "v2: a negative header length": as_json({}, files, Inference_Header_Content_Length="-1"),
-        "v2: another model": as_json({}, "/v2/models/%2e%2e%2fetc/infer"),
-        "no HTTP at all": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
-        "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        "an unknown method": b"BREW / HTTP/1.1\r\nHost: x\r\n\r\n",
-        "TRACE": http_request(b"", method="TRACE", path="/"),
-        "a length of letters": http_request(PNG, Content_Length="many"),
-        "a negative length": http_request(PNG, Content_Length="-1"),
-        "a length of 1,000 digits": http_request(PNG, Content_Length="9" * 1000),
-        "two lengths": b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
-        "a length and chunks": http_request(b"0\r\n\r\n", Transfer_Encoding="chunked"),
-        "chunks of no number": http_request(b"zz\r\nabc\r\n", Content_Length="", Transfer_Encoding="chunked"),
-        "a header with a null": b"GET / HTTP/1.1\r\nHost: x\r\na: \0\r\n\r\n",
-        "a header without a name": b"GET / HTTP/1.1\r\nHost: x\r\n: b\r\n\r\n",
-        "an address of 100,000 letters": http_request(b"", method="GET", path="/" + "a" * 100_000),
-        "a path that climbs": http_request(b"", method="GET", path="/page/../../../etc/passwd"),
-        "a path with nulls": http_request(b"", method="GET", path="/%00%ff%2e"),
-    }
+from visionpipe.serving.page import FILES
 
 
 def send(port: int, data: bytes, patience: float = 0.5) -> bytes:
@@ -152,41 +48,16 @@ def status_of(answer: bytes) -> int:
 # Fuzz --------------------------------------------------------------------------------------------------
 
 
-def seeds(routes: list[tuple[str, str]]) -> list[bytes]:
-    """Well-formed requests of every route and every way to ask, to be damaged."""
-    plain = [http_request(PNG, path=path, method=method) for method, path in routes]
-    tensor = infer({"datatype": "UINT8", "parameters": {"binary_data_size": 960}}, bytes(960))
-    return [*plain, multipart(form(PNG, top_k="2")[0]), as_json({"image": "aaaa", "top_k": 1}), tensor]
-
-
-def damage(data: bytes, dice: random.Random) -> bytes:
-    """A few bytes changed, repeated, moved, cut or put in."""
-    found = bytearray(data)
-    for _ in range(dice.randint(1, 6)):
-        position = dice.randrange(len(found) or 1)
-        match dice.randrange(5):
-            case 0:
-                found[position : position + 1] = dice.randbytes(1)
-            case 1:
-                del found[position : position + dice.randint(1, 40)]
-            case 2:
-                found[position:position] = found[position : position + 30] * dice.randint(1, 50)
-            case 3:
-                found[position:position] = dice.choice(
-                    [b"\r\n", b"\0", b"%", b"\xff", b"9" * 400, b"\r\n\r\n"]
-                )
-            case 4:
-                other = dice.randrange(len(found) or 1)
-                found[position:position] = found[other : other + 60]
-    return bytes(found)
-
-
 def fuzz(server: RunningServer, count: int, seed: int = 0) -> dict[str, Any]:
     """Sends damaged requests to every route over raw sockets; counts the statuses of all that come back."""
     document = server.get("/openapi.json").json
-    routes = [(m.upper(), p.replace("{name}", "linear").replace("{version}", "1"))
-              for p, methods in document["paths"].items() for m in methods]  # fmt: skip
-    dice, whole = random.Random(seed), seeds([*routes, ("GET", "/"), ("GET", "/page/main.js")])
+    version = server.get("/model").json["version"]
+    routes = [
+        (method.upper(), path.replace("{name}", "linear").replace("{version}", version))
+        for path, methods in document["paths"].items()
+        for method in methods
+    ]
+    dice, whole = random.Random(seed), seeds([*routes, *(("GET", file) for file in FILES)])
     requests = [damage(whole[number % len(whole)], dice) for number in range(count)]
     with ThreadPoolExecutor(8) as clients:  # a request without an end waits, and others need not
         answers = list(clients.map(lambda data: send(server.port, data, patience=0.2), requests))
@@ -194,6 +65,22 @@ def fuzz(server: RunningServer, count: int, seed: int = 0) -> dict[str, Any]:
         int(status) for answer in answers for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", answer) or [0]
     )
     return {"requests": count, "seeds": len(whole), "statuses": dict(sorted(statuses.items()))}
+
+
+def schemathesis(server: RunningServer, cases: int, folder: Path, seed: int = 1) -> tuple[int, Any]:
+    """Runs it with the served model's name in the paths; how many cases it made, and the finished process."""
+    document = server.get("/openapi.json").json
+    operations = sum(len(methods) for methods in document["paths"].values())
+    version = server.get("/model").json["version"]
+    config = folder / "schemathesis.toml"
+    config.write_text(f'[parameters]\n"path.name" = "linear"\n"path.version" = "{version}"\n')
+    command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(config), "run"]
+    command += [f"http://127.0.0.1:{server.port}/openapi.json", "--checks", "not_a_server_error"]
+    command += ["--phases", "coverage,fuzzing", "--generation-database", "none", "--no-color"]
+    command += ["--max-examples", str(1 + cases // operations), "--seed", str(seed)]
+    said = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    found = re.search(r"([\d,]+) generated", said.stdout)
+    return int(found[1].replace(",", "")) if found else 0, said
 
 
 # Slowness ----------------------------------------------------------------------------------------------
@@ -327,6 +214,73 @@ class Load:
                 connection = None
         if connection is not None:
             connection.close()
+
+
+def end_under_load(artifact: Path) -> dict[str, Any]:
+    """SIGTERM to a server with eight clients."""
+    with running(artifact, "--drain-seconds", "0.5") as server, Load(server.port, [PNG]) as load:
+        time.sleep(0.5)
+        code = server.stop()
+    return {"answered": len(load.answered), "lost": load.lost, "exit code": code}
+
+
+def move_under_load(
+    server: RunningServer,
+    move: Callable[[str], None],
+    numbers: list[str],
+    bodies: list[bytes],
+    tables: dict[str, Any],
+) -> dict[str, Any]:
+    """Moves the alias, version after version, under load.
+
+    tables: for each version the probabilities of all bodies, (n, classes). `wrong`: answers that are not
+    those of the version which they name.
+    """
+    longest = 0.0
+    with Load(server.port, bodies, clients=4) as load:
+        for number in numbers:
+            start = time.perf_counter()
+            move(number)
+            while server.get("/model").json["version"] != number:
+                assert time.perf_counter() - start < 10, f"version {number} never came"
+                time.sleep(0.02)
+            longest = max(longest, time.perf_counter() - start)
+    wrong, seen = 0, set()
+    classes = server.get("/model").json["classes"]
+    for index, body in load.answered:
+        answer = json.loads(body)
+        said = [answer["predictions"][0]["probabilities"][label] for label in classes]
+        seen.add(answer["model"]["version"])
+        wrong += not np.allclose(said, tables[answer["model"]["version"]][index], atol=1e-6)
+    return {
+        "moves": len(numbers),
+        "answered": len(load.answered),
+        "lost": load.lost,
+        "wrong": wrong,
+        "versions": sorted(seen),
+        "slowest move, seconds": longest,
+    }
+
+
+def send_too_much(server: RunningServer, mebibytes: int) -> dict[str, Any]:
+    """One endless body of chunks: how much is taken, and how much memory of the server it costs."""
+    Path(f"/proc/{server.process.pid}/clear_refs").write_text("5")  # the peak begins anew
+    before, sent, block = memory(server, "VmRSS"), 0, b"10000\r\n" + bytes(2**16) + b"\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+        try:
+            client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+            while sent < mebibytes * 16:
+                client.sendall(block)
+                sent += 1
+        except OSError:
+            pass  # cut off
+    return {"taken MiB": sent / 16, "extra memory MiB": memory(server, "VmHWM") - before}
+
+
+def memory(server: RunningServer, field: str) -> float:
+    """MiB of one field of the process's status."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(re.search(rf"{field}:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]
 
 
 def open_files_and_threads(server: RunningServer) -> tuple[int, int]:

@@ -1,5 +1,5 @@
 """Folders and archives of hostile files, with names and links that lead where nobody should go, and a `prepare`
-that is watched: what it opens and writes, in a process of its own.
+that is watched: what it opens and writes, in a process of its own. And what a bomb costs, in another one.
 """
 
 import contextlib
@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hostile import NOISE, encode, every_case
+from hostile import NOISE, Case, encode, every_case
 from project import CHECKOUT
 from servers import SIZE
 
 from visionpipe.data.decode import resize_and_crop
 from visionpipe.data.prepared import SPLITS
+from visionpipe.serving.classifier import Classifier
 
 CLASSES = ("one", "two")
 SECRET = encode(255 - NOISE, "PNG")  # a picture outside, which no prepared array may hold
@@ -159,3 +160,49 @@ def judge(result: dict[str, Any], found: int, work: Path, outside: Path) -> dict
     with contextlib.suppress(FileNotFoundError):
         wrong["written outside"] += len(set(os.listdir(outside)) - {"secret.png"})
     return wrong
+
+
+def is_right(entry: dict[str, Any], case: Case, classifier: Classifier) -> bool:
+    """Whether an entry of an answer is the right error, or that of a classifier which saw the right pixels."""
+    if isinstance(case.expected, str):
+        return bool(entry.get("error", {}).get("code") == case.expected)
+    expected = classifier.probabilities(resize_and_crop(case.expected, classifier.size)[None])[0]
+    said = [entry["probabilities"][label] for label in classifier.labels] if "probabilities" in entry else []
+    return len(said) == len(expected) and np.allclose(said, expected, atol=1e-6)
+
+
+MEASURE = r"""
+import json, pathlib, re, sys, time
+sys.path.insert(0, sys.argv[1])
+from hostile import bombs
+from visionpipe.data.decode import decode_image
+from visionpipe.errors import ImageError
+
+def kibibytes(field):
+    return int(re.search(field + r":\s+(\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+
+def decode(data):
+    start = time.perf_counter()
+    try:
+        decode_image(data)
+    except ImageError:
+        pass
+    return time.perf_counter() - start
+
+decode(b"P5 1 1 255\n0")
+cases, rows = bombs(), []
+for case in cases:
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = kibibytes("VmRSS")
+    first = decode(case.data)
+    peak = kibibytes("VmHWM") - before
+    rows.append([case.name, len(case.data), min(first, decode(case.data), decode(case.data)), peak / 1024])
+print(json.dumps(rows))
+"""
+
+
+def measure_bombs() -> list[list[Any]]:
+    """For each bomb its name, bytes, seconds to decode (the best of three) and MiB of extra memory."""
+    command = [sys.executable, "-c", MEASURE, str(CHECKOUT / "tests")]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, check=True)
+    return json.loads(done.stdout)

@@ -1,21 +1,21 @@
 """The server follows the alias in a real MLflow store, and every answer names the version that made it."""
 
 import dataclasses
+import functools
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
+from attacks import move_under_load
 from linear_models import downloaded, make_params, set_alias, split_data, state, write_model
-from project import CLASSES
 from servers import running
 
 from visionpipe.errors import ArtifactError, RegistryError
@@ -71,40 +71,22 @@ def wait_for_version(server, number: str, seconds: float = 10) -> float:
     return time.perf_counter() - start
 
 
-def test_the_alias_is_followed_under_load_and_every_answer_is_of_the_version_it_names(registered, store):
+@pytest.mark.parametrize("moves", [4, pytest.param(50, marks=pytest.mark.slow)])
+def test_the_alias_is_followed_under_load_and_every_answer_is_of_the_version_it_names(
+    registered, store, moves
+):
     images = split_data("test")[0][:8]
-    bodies = [png(image) for image in images]
     tables = {
         number: Classifier(folder).probabilities(images) for number, folder in folders(registered).items()
     }
-    answers: list[tuple[int, int, dict]] = []
+    numbers = [str(1 + (move + 1) % 3) for move in range(moves)]
     with running(f"models:/{NAME}@champion") as server:
-        stop = threading.Event()
-
-        def hammer() -> None:
-            while not stop.is_set():
-                for index, body in enumerate(bodies):
-                    answer = server.predict(body)
-                    answers.append((index, answer.status, answer.json))
-
-        clients = [threading.Thread(target=hammer) for _ in range(3)]
-        for client in clients:
-            client.start()
-        for number in ("2", "3", "1", "3"):
-            set_alias(store, "champion", number)
-            assert wait_for_version(server, number) < 5
-        stop.set()
-        for client in clients:
-            client.join()
-        assert server.metric("visionpipe_model_swaps_total") == 4
-    assert {status for _, status, _ in answers} == {200}
-    seen = set()
-    for index, _, answer in answers:
-        number, (prediction,) = answer["model"]["version"], answer["predictions"]
-        seen.add(number)
-        expected = tables[number][index]
-        assert [prediction["probabilities"][label] for label in CLASSES] == pytest.approx(expected, abs=1e-6)
-    assert seen == {"1", "2", "3"}
+        move = functools.partial(set_alias, store, "champion")
+        result = move_under_load(server, move, numbers, [png(image) for image in images], tables)
+        assert server.metric("visionpipe_model_swaps_total") == moves
+    assert (result["lost"], result["wrong"]) == ([], 0)
+    assert result["versions"] == ["1", "2", "3"]
+    assert result["slowest move, seconds"] < 5
 
 
 def test_a_damaged_candidate_is_refused_and_the_old_one_goes_on(registered, store):

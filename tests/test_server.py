@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import http.client
 import json
 import re
 import signal
@@ -15,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from attacks import end_under_load
 from servers import CHECKOUT, CLASSES, SIZE, artifact_folder, big_jpeg, form, picture, running
 
 from visionpipe.cli import parser, settings
@@ -482,44 +482,10 @@ def test_sigterm_answers_what_is_running_and_ends_in_time_beside_a_stalled_clien
 
 
 def test_sigterm_under_load_loses_no_request(artifact):
-    """Clients of one request each and clients that keep their connections; only connecting may fail."""
-    answered, lost, stop = [], [], threading.Event()
-
-    def client(port, keep):
-        connection = None
-        while not stop.is_set():
-            try:
-                if connection is None:
-                    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-                    connection.connect()
-            except OSError:
-                connection = None
-                time.sleep(0.01)
-                continue
-            try:
-                connection.request("POST", "/predict", PICTURES["png"])
-                response = connection.getresponse()
-                response.read()
-                (answered if response.status == 200 else lost).append(response.status)
-                closing = response.getheader("connection") == "close"
-            except (OSError, http.client.HTTPException) as error:
-                lost.append(repr(error))
-                closing = True
-            if closing or not keep:
-                connection.close()
-                connection = None
-
-    with running(artifact, "--drain-seconds", "0.5") as server:
-        clients = [threading.Thread(target=client, args=(server.port, i % 2)) for i in range(8)]
-        for one in clients:
-            one.start()
-        time.sleep(0.5)
-        assert server.stop() == 0
-        stop.set()
-        for one in clients:
-            one.join()
-    assert lost == []
-    assert len(answered) > 100
+    result = end_under_load(artifact)
+    assert result["lost"] == []
+    assert result["answered"] > 100
+    assert result["exit code"] == 0
 
 
 def test_every_setting_is_an_option_with_its_default():

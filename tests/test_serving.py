@@ -268,7 +268,7 @@ Image.new("1", (13_000, 13_000)).save(BLACK, "PNG")
         (None, "not given as text"),
         (5, "not given as text"),
         (encode(b"only text"), "not an image"),
-        (encode(PICTURES["larger PNG"][:600]), "damaged, truncated"),
+        (encode(PICTURES["larger PNG"][:600]), "a PNG that is cut off"),
         (encode(BLACK.getvalue()), "13000 × 13000 pixels"),
         ("A" * 28_000_004, "28000004 characters of base64, more than 28,000,000"),
     ],

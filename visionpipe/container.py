@@ -26,7 +26,7 @@ REQUIREMENTS = (
     "uvicorn",
     "uvloop",
 )
-COMMAND = ("python", "-m", "visionpipe", "serve", "model", "--host", "0.0.0.0", "--port", "8000")
+COMMAND = ("python", "-m", "visionpipe", "serve", "model", "--host", "0.0.0.0", "--port", "8000")  # nosec B104
 DOCKERFILE = """\
 # docker build -t visionpipe .
 # docker run --read-only --cap-drop ALL --security-opt no-new-privileges -p 127.0.0.1:8000:8000 visionpipe

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from PIL import Image
 
@@ -155,7 +156,9 @@ def precision(name: str) -> dict[str, Any]:
 
 
 def golden(name: str) -> Golden:
-    """A few validation images as PNG files, with the exported model's answers."""
+    """A few validation images as PNG files, with the exported model's answers to those files: a crop ratio below 1
+    crops the prepared images once more.
+    """
     classifier = Classifier(Path("artifacts") / name)
     images = open_prepared(PREPARED, verify=False).images("validation")[:GOLDEN_IMAGES]
     if not len(images):
@@ -164,15 +167,15 @@ def golden(name: str) -> Golden:
     for image in images:
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, "PNG")
-        files.append(base64.b64encode(buffer.getvalue()).decode())
+        files.append(buffer.getvalue())
     answers = [
         {
             "label": classifier.labels[row.argmax()],
             "probabilities": dict(zip(classifier.labels, row.tolist(), strict=True)),
         }
-        for row in classifier.probabilities(images)
+        for row in classifier.probabilities(np.stack([classifier.preprocess(file) for file in files]))
     ]
-    return Golden(files, answers)
+    return Golden([base64.b64encode(file).decode() for file in files], answers)
 
 
 def version_tags(name: str) -> dict[str, str]:

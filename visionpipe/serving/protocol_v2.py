@@ -21,6 +21,39 @@ from visionpipe.serving.service import STATUS, Live, Service
 HEADER_LENGTH = "Inference-Header-Content-Length"
 FLOATS: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
 OUTPUTS = ("probabilities", "labels")
+SIZES = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+TENSOR = {
+    "type": "object",
+    "properties": {
+        "name": {"enum": ["images", "files"]},
+        "datatype": {"enum": [*FLOATS, "BYTES"]},
+        "shape": SIZES,
+        "data": {"type": "array"},
+        "parameters": {"type": "object", "properties": {"binary_data_size": {"type": "integer"}}},
+    },
+    "required": ["name", "datatype", "shape"],
+}
+WANTED = {"type": "object", "properties": {"name": {"enum": OUTPUTS}}, "required": ["name"]}
+REQUEST = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "inputs": {"type": "array", "items": TENSOR, "minItems": 1, "maxItems": 1},
+        "outputs": {"type": "array", "items": WANTED},
+    },
+    "required": ["inputs"],
+}
+INTERFACE: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": HEADER_LENGTH,
+            "in": "header",
+            "schema": {"type": "integer", "minimum": 0},
+            "description": "bytes of JSON, where tensors in binary follow them",
+        }
+    ],
+    "requestBody": {"required": True, "content": {"application/json": {"schema": REQUEST}}},
+}
 
 
 def router(service: Service) -> APIRouter:
@@ -70,8 +103,16 @@ def router(service: Service) -> APIRouter:
             ],
         }
 
-    @routes.post("/v2/models/{name}/infer", summary="Probabilities and labels of tensors or image files")
-    @routes.post("/v2/models/{name}/versions/{version}/infer", summary="The same, of this version only")
+    @routes.post(
+        "/v2/models/{name}/infer",
+        summary="Probabilities and labels of tensors or image files",
+        openapi_extra=INTERFACE,
+    )
+    @routes.post(
+        "/v2/models/{name}/versions/{version}/infer",
+        summary="The same, of this version only",
+        openapi_extra=INTERFACE,
+    )
     async def infer(request: Request, name: str, version: str | None = None) -> Response:
         live = named(name, version)
         service.make_room(1)

@@ -3,9 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-TOKEN_VARIABLE = (
-    "VISIONPIPE_TOKEN"  # the bearer token, where one is wanted; never an argument, which others see
-)
+TOKEN_VARIABLE = "VISIONPIPE_TOKEN"  # nosec B105: the bearer token, where one is wanted; never an argument, which others see
 
 
 def option(default: Any, text: str) -> Any:

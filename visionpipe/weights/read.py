@@ -133,7 +133,7 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
             f"{path} is torch's own format: pip install 'visionpipe[torch]' -c constraints.txt, "
             f"or take the .safetensors file of the same weights"
         ) from None
-    import pickle
+    import pickle  # nosec B403: to name its error; nothing is unpickled
     import warnings
 
     try:

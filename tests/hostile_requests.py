@@ -1,0 +1,146 @@
+"""Requests that a server must refuse, byte for byte, and well-formed ones to damage."""
+
+import json
+import random
+import struct
+from typing import Any
+
+from servers import form, picture
+
+PNG = picture()
+DEEP = b"[" * 100_000
+V2 = {"name": "images", "datatype": "FP32", "shape": [1, 16, 20, 3]}
+
+
+def http_request(
+    body: bytes, content_type: str | None = None, path: str = "/predict", method: str = "POST", **headers: Any
+) -> bytes:
+    """A request with its length; `headers` replace or add to what it has, with - for _."""
+    lines = {"Host": "x", "Content-Length": str(len(body)), "Connection": "close"}
+    if content_type is not None:
+        lines["Content-Type"] = content_type
+    lines |= {name.replace("_", "-"): value for name, value in headers.items()}
+    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+    return f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + body
+
+
+def as_json(content: Any, path: str = "/predict", **headers: Any) -> bytes:
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return http_request(body, "application/json", path, **headers)
+
+
+def multipart(body: bytes, content_type: str = "multipart/form-data; boundary=x") -> bytes:
+    return http_request(body, content_type)
+
+
+def infer(tensor: dict[str, Any], binary: bytes = b"", **extra: Any) -> bytes:
+    head = json.dumps({"inputs": [V2 | tensor], **extra}).encode()
+    return as_json(head + binary, "/v2/models/linear/infer", Inference_Header_Content_Length=len(head))
+
+
+def malformed() -> dict[str, bytes]:
+    """Requests that are to be refused with 4xx, whole or by closing the connection."""
+    part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    files = "/v2/models/linear/infer"
+    return {
+        "no content type, a form": http_request(form(PNG)[0]),
+        "no content type, JSON": http_request(b'{"image": "aaaa"}'),
+        "an empty content type": http_request(b"text", ""),
+        "a content type of 10,000 letters": http_request(b"text", "a" * 10_000),
+        "a form without boundary": multipart(form(PNG)[0], "multipart/form-data"),
+        "a form with another boundary": multipart(form(PNG)[0], "multipart/form-data; boundary=y"),
+        "a form with a boundary of 10,000 letters": multipart(
+            form(PNG)[0], f"multipart/form-data; boundary={'x' * 10_000}"
+        ),
+        "a form that does not end": multipart(form(PNG)[0][:-7]),
+        "a form with half a header": multipart(b"--x\r\nContent-Disp"),
+        "a form with a header of 1 MB": multipart(b"--x\r\n" + b"a" * 10**6 + b": b\r\n\r\n\r\n--x--\r\n"),
+        "a form of 10,000 parts": multipart(part * 10_000 + b"--x--\r\n"),
+        "a form in a form": multipart(part + form(PNG)[0] + b"\r\n--x--\r\n"),
+        "a form without a file": multipart(
+            b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\n--x--\r\n'
+        ),
+        "a form without names": multipart(b"--x\r\n\r\ncontent\r\n--x--\r\n"),
+        "half of JSON": as_json(b'{"image": "'),
+        "JSON, nested deeply": as_json(DEEP),
+        "JSON, nested deeply within": as_json(b'{"images": ' + DEEP + b"]" * 100_000 + b"}"),
+        "JSON, objects nested deeply": as_json(b'{"image":' * 50_000),
+        "JSON with NaN": as_json(b'{"image": "aaaa", "top_k": NaN}'),
+        "JSON with Infinity": as_json(b'{"image": "aaaa", "unsure_below": -Infinity}'),
+        "JSON with 1e999": as_json(b'{"image": "aaaa", "unsure_below": 1e999}'),
+        "JSON with an integer of 5,000 digits": as_json(b'{"image": "a", "top_k": ' + b"9" * 5000 + b"}"),
+        "JSON with half a surrogate": as_json(b'{"image": "\\ud800"}'),
+        "JSON that is not UTF-8": as_json(b'{"image": "\xff"}'),
+        "JSON with a byte order mark": as_json(b'\xef\xbb\xbf{"image": "aaaa"}'),
+        "JSON null": as_json(None),
+        "JSON with an unknown key": as_json({"image": "aaaa", "url": "http://127.0.0.1/"}),
+        "base64 with a data: prefix": as_json({"image": "data:image/png;base64,aaaa"}),
+        "images that are numbers": as_json({"images": [1, 2]}),
+        "a thousand images": as_json({"images": ["aaaa"] * 1000}),
+        "top_k of 5,000 digits": http_request(PNG, path=f"/predict?top_k={'9' * 5000}"),
+        "top_k of NaN": http_request(PNG, path="/predict?top_k=nan"),
+        "an unknown option": http_request(PNG, path="/predict?debug=1"),
+        "v2: no inputs": as_json({}, files),
+        "v2: a shape of 10¹⁸": infer({"shape": [10**18] * 4, "data": []}),
+        "v2: a negative shape": infer({"shape": [-1, 16, 20, 3], "data": []}),
+        "v2: a shape of floats": infer({"shape": [1.5], "data": []}),
+        "v2: too few values": infer({"data": [0] * 5}),
+        "v2: nested values": infer({"data": [[[[[0] * 100] * 3] * 3]]}),
+        "v2: strings for numbers": infer({"data": ["x"] * 960}),
+        "v2: NaN in binary": infer(
+            {"parameters": {"binary_data_size": 3840}}, struct.pack("<f", float("nan")) * 960
+        ),
+        "v2: a binary size that is not there": infer({"parameters": {"binary_data_size": 10**12}}, b"abc"),
+        "v2: parameters that are a list": infer({"parameters": [1]}),
+        "v2: lengths beyond the end": infer(
+            {"name": "files", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 8}},
+            b"\xff\xff\xff\x7fabcd",
+        ),
+        "v2: a header length of 1,000 digits": as_json({}, files, Inference_Header_Content_Length="9" * 1000),
+        "v2: a negative header length": as_json({}, files, Inference_Header_Content_Length="-1"),
+        "v2: another model": as_json({}, "/v2/models/%2e%2e%2fetc/infer"),
+        "no HTTP at all": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
+        "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        "an unknown method": b"BREW / HTTP/1.1\r\nHost: x\r\n\r\n",
+        "TRACE": http_request(b"", method="TRACE", path="/"),
+        "a length of letters": http_request(PNG, Content_Length="many"),
+        "a negative length": http_request(PNG, Content_Length="-1"),
+        "a length of 1,000 digits": http_request(PNG, Content_Length="9" * 1000),
+        "two lengths": b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+        "a length and chunks": http_request(b"0\r\n\r\n", Transfer_Encoding="chunked"),
+        "chunks of no number": http_request(b"zz\r\nabc\r\n", Content_Length="", Transfer_Encoding="chunked"),
+        "a header with a null": b"GET / HTTP/1.1\r\nHost: x\r\na: \0\r\n\r\n",
+        "a header without a name": b"GET / HTTP/1.1\r\nHost: x\r\n: b\r\n\r\n",
+        "an address of 100,000 letters": http_request(b"", method="GET", path="/" + "a" * 100_000),
+        "a path that climbs": http_request(b"", method="GET", path="/page/../../../etc/passwd"),
+        "a path with nulls": http_request(b"", method="GET", path="/%00%ff%2e"),
+    }
+
+
+def seeds(routes: list[tuple[str, str]]) -> list[bytes]:
+    """Well-formed requests of every route and every way to ask, to be damaged."""
+    plain = [http_request(PNG, path=path, method=method) for method, path in routes]
+    tensor = infer({"datatype": "UINT8", "parameters": {"binary_data_size": 960}}, bytes(960))
+    return [*plain, multipart(form(PNG, top_k="2")[0]), as_json({"image": "aaaa", "top_k": 1}), tensor]
+
+
+def damage(data: bytes, dice: random.Random) -> bytes:
+    """A few bytes changed, repeated, moved, cut or put in."""
+    found = bytearray(data)
+    for _ in range(dice.randint(1, 6)):
+        position = dice.randrange(len(found) or 1)
+        match dice.randrange(5):
+            case 0:
+                found[position : position + 1] = dice.randbytes(1)
+            case 1:
+                del found[position : position + dice.randint(1, 40)]
+            case 2:
+                found[position:position] = found[position : position + 30] * dice.randint(1, 50)
+            case 3:
+                found[position:position] = dice.choice(
+                    [b"\r\n", b"\0", b"%", b"\xff", b"9" * 400, b"\r\n\r\n"]
+                )
+            case 4:
+                other = dice.randrange(len(found) or 1)
+                found[position:position] = found[other : other + 60]
+    return bytes(found)

@@ -1,0 +1,132 @@
+"""What clients should not do: refused in one sentence, soon, and beside others who notice nothing."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from attacks import (
+    end_under_load,
+    fuzz,
+    open_files_and_threads,
+    schemathesis,
+    send,
+    send_too_much,
+    slow_clients,
+    status_of,
+)
+from hostile_requests import PNG, malformed
+from project import CHECKOUT
+from servers import artifact_folder, running
+
+MALFORMED = malformed()
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory):
+    return artifact_folder(tmp_path_factory.mktemp("artifacts") / "linear")
+
+
+@pytest.fixture(scope="module")
+def server(artifact):
+    with running(artifact) as server:
+        yield server
+        server.stop()
+        assert server.log == []
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_request_is_refused_in_the_common_form(server, name):
+    answer = send(server.port, MALFORMED[name])
+    assert status_of(answer) // 100 == 4
+    content = json.loads(answer.split(b"\r\n\r\n", 1)[1])
+    assert set(content) == {"code", "reason", "request_id"}
+    assert "Traceback" not in content["reason"]
+    assert server.predict(PNG).status == 200
+
+
+def test_damaged_requests_to_every_route_never_end_in_an_error_of_the_server(server):
+    result = fuzz(server, 400, seed=int(time.time()) % 1000)
+    assert all(status < 500 for status in result["statuses"]), result
+    assert result["statuses"][200] > 50  # the damage was not so great that nothing got through
+    assert result["statuses"][400] > 20
+
+
+def test_what_goes_beyond_the_limit_is_not_kept(server):
+    result = send_too_much(server, mebibytes=200)
+    assert result["taken MiB"] < 50  # twice the limit of 20, and what the sockets hold
+    assert result["extra memory MiB"] < 30
+
+
+def test_files_and_threads_stay_as_many_as_they_were(server):
+    fuzz(server, 100)  # whatever is opened once is open after this
+    before = settled(server)
+    for request in [*MALFORMED.values()] * 2:
+        send(server.port, request, patience=0.1)
+    fuzz(server, 200, seed=1)
+    for _ in range(200):
+        server.predict(PNG)
+    files, threads = settled(server)
+    assert files <= before[0]
+    assert threads <= before[1]
+
+
+def settled(server):
+    """The numbers once they have not changed for a second, as closed connections take a moment."""
+    last, since = open_files_and_threads(server), time.monotonic()
+    while time.monotonic() - since < 1:
+        time.sleep(0.1)
+        if (now := open_files_and_threads(server)) != last:
+            last, since = now, time.monotonic()
+    return last
+
+
+def test_slow_clients_are_closed_and_good_ones_answered_beside_them(artifact):
+    with running(artifact, "--header-seconds", "1.5", "--body-seconds", "3") as server:
+        result = slow_clients(server.port, count=30, quiet_seconds=1, clients=2)
+    assert result["headers closed after, at most"] < 3
+    assert result["bodies closed after, at most"] < 4.5
+    assert result["good requests"] > 100  # each of them a 200: the client asserts it
+
+
+@pytest.mark.slow
+def test_two_hundred_slow_clients_of_each_kind_hardly_slow_good_ones_down(artifact):
+    """With the limits that the server has by default."""
+    with running(artifact) as server:
+        result = slow_clients(server.port, count=200, quiet_seconds=10)
+    assert result["headers closed after, at most"] < 10 + 1
+    assert result["bodies closed after, at most"] < 30 + 1
+    assert result["p99 ms, beside them"] <= 2 * result["p99 ms, alone"]
+
+
+@pytest.mark.slow
+def test_twenty_ends_under_load_lose_no_request(artifact):
+    results = [end_under_load(artifact) for _ in range(20)]
+    assert [result["lost"] for result in results] == [[]] * 20
+    assert [result["exit code"] for result in results] == [0] * 20
+
+
+@pytest.mark.parametrize("cases", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_requests_made_from_the_openapi_document_find_no_error_of_the_server(artifact, tmp_path, cases):
+    with running(artifact) as server:
+        generated, said = schemathesis(server, cases, tmp_path)
+        server.stop()
+    assert said.returncode == 0, said.stdout
+    assert generated >= cases
+    assert server.log == []
+
+
+def test_bandit_finds_nothing_that_is_not_explained():
+    command = [
+        sys.executable,
+        "-m",
+        "bandit",
+        "--quiet",
+        "--configfile",
+        "pyproject.toml",
+        "-r",
+        "visionpipe",
+    ]
+    found = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
