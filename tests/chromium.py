@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from selenium.webdriver import Chrome, ChromeOptions, Keys
+from selenium.webdriver import ActionChains, Chrome, ChromeOptions, Keys
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -103,10 +103,11 @@ class Browser:
             base64.b64encode(png).decode(),
         )
         assert said is None, said
-        self.press(Keys.CONTROL + "v")
+        ActionChains(self.driver).key_down(Keys.CONTROL).send_keys("v").key_up(Keys.CONTROL).perform()
 
     def press(self, keys: str) -> None:
-        self.driver.switch_to.active_element.send_keys(keys)
+        # Not to the active element: of a file input that would be the names of files.
+        ActionChains(self.driver).send_keys(keys).perform()
 
     def errors(self) -> list[str]:
         """What the console has of errors since the last call, violations of the policy among them."""

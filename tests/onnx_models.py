@@ -7,6 +7,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+COLOURS = ["red", "green", "blue"]
+
 
 def write_artifact(
     folder: Path, classes: list[str], size: tuple[int, int], weights: np.ndarray | None = None
@@ -28,6 +30,34 @@ def write_artifact(
         [logits],
         [numpy_helper.from_array(weights.astype(np.float32), "weights")],
     )
+    return write_files(folder, graph, classes, size)
+
+
+def write_colours(folder: Path, size: tuple[int, int] = (48, 48)) -> Path:
+    """A model of COLOURS that looks at each pixel: by how much one channel exceeds the mean of the others."""
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", *size, 3])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])
+    excess = 1.5 * np.eye(3, dtype=np.float32) - 0.5
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["images", "excess"], ["signed"]),
+            helper.make_node("Relu", ["signed"], ["found"]),
+            helper.make_node("ReduceMean", ["found", "places"], ["mean"], keepdims=0),
+            helper.make_node("Mul", ["mean", "gain"], ["logits"]),
+        ],
+        "colours",
+        [images],
+        [logits],
+        [
+            numpy_helper.from_array(excess, "excess"),
+            numpy_helper.from_array(np.array([1, 2]), "places"),
+            numpy_helper.from_array(np.float32(0.1), "gain"),
+        ],
+    )
+    return write_files(folder, graph, COLOURS, size)
+
+
+def write_files(folder: Path, graph: onnx.GraphProto, classes: list[str], size: tuple[int, int]) -> Path:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(model, folder / "model.onnx")

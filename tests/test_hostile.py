@@ -22,7 +22,7 @@ from hostile_sets import (
 from servers import artifact_folder, form, running
 
 from visionpipe.config import PrepareConfig
-from visionpipe.data.decode import decode_image
+from visionpipe.data.decode import decode_image, resize_and_crop
 from visionpipe.data.sources import list_zip
 from visionpipe.errors import DataError, ImageError
 from visionpipe.serving.classifier import Classifier
@@ -81,6 +81,16 @@ def test_the_server_answers_with_the_right_status_or_of_the_right_pixels(server,
     else:
         assert answer.status == 200
         assert is_right(answer.json["predictions"][0], case, classifier)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.file)
+def test_its_view_shows_the_right_pixels_or_is_refused_with_the_same_code(server, classifier, case):
+    answer = server.request("POST", "/view", case.data)
+    if isinstance(case.expected, str):
+        assert (answer.status, answer.json["code"]) == (STATUS[case.expected], case.expected)
+    else:
+        seen = resize_and_crop(case.expected, classifier.size)
+        np.testing.assert_array_equal(decode_image(answer.body), seen)
 
 
 @pytest.mark.parametrize("way", ["form", "json"])

@@ -1,5 +1,6 @@
 """The page in a real, headless Chromium: make test-browser."""
 
+import itertools
 import json
 import shlex
 import socket
@@ -8,16 +9,13 @@ import subprocess
 import numpy as np
 import pytest
 from chromium import chromium
-from linear_models import SIZE as TINY
-from linear_models import linear_weights, make_params, set_alias, write_model
-from onnx_models import write_artifact
+from linear_models import make_params, set_alias, write_model
+from onnx_models import COLOURS, write_artifact, write_colours
 from PIL import Image
-from project import CLASSES as PATTERNS
 from project import pattern
 from selenium.webdriver import Keys
 from servers import CLASSES, SIZE, artifact_folder, picture, running
 
-from visionpipe.data.decode import decode_image, resize_and_crop
 from visionpipe.register import register
 from visionpipe.serving.classifier import Classifier
 from visionpipe.tracking.store import connect
@@ -74,6 +72,10 @@ def bars(answer):
     return dict(rows)
 
 
+def spoken(browser):
+    return browser.run("return [...document.querySelector('#spoken').children].map((p) => p.textContent)")
+
+
 def percent(share):
     return f"{share:.1%}"
 
@@ -120,7 +122,7 @@ def test_a_bad_file_among_good_ones_fails_alone_and_says_why(page, files):
     page.pick(*files.values())
     answers = page.wait_for_answers(4)
     reasons = [answer.find_element("css selector", ".problem").text for answer in answers]
-    assert reasons == ["", "", "", "damaged, truncated or unusual PNG data"]
+    assert reasons == ["", "", "", "a PNG that is cut off"]
     assert not answers[3].find_element("css selector", ".again").is_displayed()  # it would fail again
     assert ["422" in line for line in page.errors()] == [True]  # the browser's own remark
 
@@ -228,7 +230,7 @@ def test_an_alias_that_moves_while_the_page_is_open_shows_without_a_reload(brows
         set_alias(store, "champion", "2")
         browser.wait(lambda: "version 2" in browser.text("#state"), "version 2")
         assert browser.text("#model") != shown
-        assert browser.run("return document.querySelector('#spoken').textContent") == "Version 2 answers now."
+        assert spoken(browser)[-1] == "Version 2 answers now."
         browser.pick(tmp_path / "red.png")
         browser.wait_for_answers(2)
         versions = [when.text.split()[-1] for when in browser.all(".when")]
@@ -358,6 +360,13 @@ def test_a_screen_reader_hears_a_name_for_everything_and_each_answer(page, files
     assert page.find("#spoken").get_attribute("aria-live") == "polite"
 
 
+def test_of_several_answers_at_once_a_screen_reader_hears_each(page, files):
+    page.pick(*files.values())
+    page.wait_for_answers(4)
+    assert {line.rsplit(": ", 1)[0] for line in spoken(page)} == set(files)
+    page.errors()
+
+
 def test_the_policy_stops_what_is_not_the_pages_own_and_names_are_only_text(page, tmp_path):
     evil = tmp_path / "<img src=x onerror=alert(1)>.png"
     evil.write_bytes(picture())
@@ -384,18 +393,28 @@ def test_the_policy_stops_what_is_not_the_pages_own_and_names_are_only_text(page
 # The heat map ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(16, 20), (64, 64), (40, 300)])
-@pytest.mark.parametrize(("width", "height"), [(300, 200), (97, 61), (5, 9), (20, 16), (700, 3)])
-def test_the_browser_makes_the_pixels_that_the_server_makes(page, size, width, height):
-    data = picture(width=width, height=height)
-    pixels = page.run(
-        "const {modelView} = await import('/page/pixels.js');"
-        "const blob = new Blob([Uint8Array.from(arguments[0])], {type: 'image/png'});"
-        "return [...(await modelView(blob, {height: arguments[1], width: arguments[2]})).pixels]",
-        list(data),
-        *size,
+VIEW = """
+const {modelView} = await import('/page/view.js');
+return [...(await modelView(new Blob([Uint8Array.from(arguments[0])]))).pixels];
+"""
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        picture(),
+        picture("JPEG", width=300, height=200),
+        picture("PNG", "RGBA", 24, 24),
+        picture("JPEG", "CMYK", 97, 61),
+        picture("TIFF", width=70, height=30),
+        picture(width=700, height=3),
+    ],
+    ids=["png", "jpeg", "transparent", "cmyk", "tiff", "strip"],
+)
+def test_the_heat_map_explains_exactly_the_pixels_that_were_answered(page, artifact, data):
+    np.testing.assert_array_equal(
+        np.reshape(page.run(VIEW, list(data)), (*SIZE, 3)), Classifier(artifact).preprocess(data)
     )
-    np.testing.assert_array_equal(np.reshape(pixels, (*size, 3)), resize_and_crop(decode_image(data), size))
 
 
 def lit(page):
@@ -409,36 +428,43 @@ def lit(page):
 
 
 @pytest.fixture(scope="module")
-def patterns(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("artifacts") / "patterns"
-    return write_artifact(folder, list(PATTERNS), TINY, linear_weights(0))
+def colours(tmp_path_factory):
+    """A model that knows where it looks: how much of the picture is red, green or blue, pixel by pixel."""
+    return write_colours(tmp_path_factory.mktemp("artifacts") / "colours")
 
 
-def test_of_two_classes_in_one_picture_the_half_that_the_answer_names_is_lit(browser, patterns, tmp_path):
-    random, classifier = np.random.default_rng(0), Classifier(patterns)
-    with running(patterns) as server:
+@pytest.mark.parametrize("way", ["left right", "top bottom"])
+@pytest.mark.parametrize("strong", [0, 1], ids=["first half stronger", "second half stronger"])
+def test_of_two_classes_in_one_picture_the_half_that_the_answer_names_is_lit(
+    browser, colours, tmp_path, way, strong
+):
+    noise = np.random.default_rng(0)
+    with running(colours) as server:
         browser.open(server.port)
         browser.wait(lambda: browser.text("#model"), "the model")
-        for first in range(4):
-            for second in set(range(4)) - {first}:
-                image, other = pattern(first, random), pattern(second, random)
-                image[:, 4:] = other[:, 4:]
-                best = int(classifier.probabilities(image[None]).argmax())
-                assert best in (first, second)
-                path = tmp_path / f"{PATTERNS[first]}, {PATTERNS[second]}.png"
-                Image.fromarray(image.repeat(20, 0).repeat(20, 1)).save(path)
-                browser.pick(path)
-                browser.wait_for_answers(1)
-                browser.find(".look").click()
-                browser.wait(lambda: browser.all("figcaption:not([hidden])"), "the heat map")
-                light = lit(browser)
-                named, rest = (light[:, :4], light[:, 4:]) if best == first else (light[:, 4:], light[:, :4])
-                assert named.mean() > 2 * rest.mean(), path.name
-                assert light.max() == named.max() > rest.max(), path.name
-                side = "left" if best == first else "right"
-                assert f"What counted for {PATTERNS[best]}" in browser.text("figcaption")
-                assert side in browser.text("figcaption")
-                browser.find("#clear").click()
+        for pair in itertools.permutations(range(len(COLOURS)), 2):
+            image = noise.integers(40, 90, (224, 224, 3))
+            for half, colour in enumerate(pair):
+                image[half * 112 : half * 112 + 112, :, colour] += 120 if half == strong else 90
+            pixels = image.astype(np.uint8) if way == "top bottom" else image.astype(np.uint8).swapaxes(0, 1)
+            path = tmp_path / f"{pair}.png"
+            Image.fromarray(np.ascontiguousarray(pixels)).save(path)
+            browser.pick(path)
+            (answer,) = browser.wait_for_answers(1)
+            assert answer.find_element("css selector", ".label").text == COLOURS[pair[strong]]
+            browser.find(".look").click()
+            browser.wait(lambda: browser.all("figcaption:not([hidden])"), "the heat map")
+            light = lit(browser) - lit(browser).min()
+            light = light if way == "top bottom" else light.T
+            named, rest = np.split(light, 2)
+            if strong:
+                named, rest = rest, named
+            assert named.sum() > 0.9 * light.sum(), path.name
+            assert light.max() == named.max() > 2 * rest.max(), path.name
+            caption = browser.text("figcaption")
+            assert f"What counted for {COLOURS[pair[strong]]}" in caption
+            assert f"towards the {way.split()[strong]}:" in caption
+            browser.find("#clear").click()
 
 
 def test_the_heat_map_asks_in_batches_and_lies_over_what_the_model_saw(page, server, tmp_path):
@@ -457,6 +483,51 @@ def test_the_heat_map_asks_in_batches_and_lies_over_what_the_model_saw(page, ser
     assert canvas["width"] == pytest.approx(image["width"] * shown, abs=1)
     assert canvas["height"] == pytest.approx(image["height"], abs=1)
     assert canvas["x"] + canvas["width"] / 2 == pytest.approx(image["x"] + image["width"] / 2, abs=1)
+
+
+def test_of_a_picture_that_the_browser_cannot_show_the_heat_map_lies_on_the_models_view(page, tmp_path):
+    (tmp_path / "scan.tif").write_bytes(picture("TIFF", width=300, height=200))
+    page.pick(tmp_path / "scan.tif")
+    page.wait_for_answers(1)
+    page.wait(lambda: page.all(".not-shown"), "the browser's refusal")
+    assert not page.find(".picture").is_displayed()
+    page.find(".look").click()
+    page.wait(lambda: page.all("figcaption:not([hidden])"), "the heat map")
+    image, canvas = page.find(".picture img"), page.find(".picture canvas")
+    assert page.run("return [arguments[0].naturalHeight, arguments[0].naturalWidth]", image) == list(SIZE)
+    assert canvas.is_displayed()
+    assert canvas.rect == pytest.approx(image.rect, abs=1)
+
+
+def test_large_models_cropped_views_and_small_limits_have_heat_maps_too(browser, tmp_path):
+    size, ratio = (400, 400), 0.5
+    folder = write_artifact(tmp_path / "large", CLASSES, size)
+    (folder / "preprocessing.json").write_text(json.dumps({"size": size, "crop_ratio": ratio}))
+    (tmp_path / "photo.png").write_bytes(picture(width=500, height=500))
+    with running(folder, "--max-images", "5", "--max-body", "1500000") as server:
+        browser.open(server.port)
+        browser.wait(lambda: browser.text("#model"), "the model")
+        browser.pick(tmp_path / "photo.png")
+        browser.wait_for_answers(1)
+        browser.find(".look").click()
+        browser.wait(lambda: browser.all("figcaption:not([hidden])"), "the heat map")
+        image, canvas = browser.find(".picture img").rect, browser.find(".picture canvas").rect
+        assert canvas["width"] == pytest.approx(ratio * image["width"], abs=1)
+        assert canvas["x"] == pytest.approx(image["x"] + image["width"] / 4, abs=1)
+        assert not browser.find(".problem").is_displayed()
+    browser.errors()
+
+
+def test_a_heat_map_can_be_hidden_and_asked_for_again(page, files):
+    page.pick(files["photo.jpg"])
+    page.wait_for_answers(1)
+    for _ in range(2):
+        assert page.text(".look") == "What did it look at?"
+        page.find(".look").click()
+        page.wait(lambda: page.all("figcaption:not([hidden])"), "the heat map")
+        assert page.text(".look") == "Hide the heat map"
+        page.find(".look").click()
+        assert not page.find(".picture canvas").is_displayed()
 
 
 def test_an_answer_that_no_part_decides_is_not_given_a_heat_map(browser, tmp_path):

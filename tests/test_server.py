@@ -15,9 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from attacks import end_under_load
-from servers import CHECKOUT, CLASSES, artifact_folder, big_jpeg, form, picture, running
+from servers import CHECKOUT, CLASSES, SIZE, artifact_folder, big_jpeg, form, picture, running
 
 from visionpipe.cli import parser, settings
+from visionpipe.data.decode import decode_image, resize_and_crop
 from visionpipe.serving.bodies import Refusal
 from visionpipe.serving.classifier import Classifier
 from visionpipe.serving.service import Service
@@ -128,11 +129,47 @@ def test_many_clients_at_once_get_their_own_answers_from_batches(server, classif
     assert server.metric("visionpipe_queue_images") == 0
 
 
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_view_of_an_image_is_what_the_model_gets(server, classifier, name):
+    answer = server.request("POST", "/view", PICTURES[name])
+    assert (answer.status, answer.headers["content-type"]) == (200, "image/png")
+    np.testing.assert_array_equal(decode_image(answer.body), classifier.preprocess(PICTURES[name]))
+
+
+def test_the_view_follows_the_artifacts_interpolation_and_crop(tmp_path):
+    folder = artifact_folder(tmp_path / "framed")
+    framing = {"size": SIZE, "interpolation": "bilinear", "crop_ratio": 0.5}
+    (folder / "preprocessing.json").write_text(json.dumps(framing))
+    with running(folder) as server:
+        view = decode_image(server.request("POST", "/view", PICTURES["jpeg"]).body)
+        model = server.get("/model").json
+    np.testing.assert_array_equal(view, resize_and_crop(decode_image(PICTURES["jpeg"]), **framing))
+    assert (model["interpolation"], model["crop_ratio"]) == ("bilinear", 0.5)
+
+
+def test_a_view_is_refused_like_an_answer_and_leaves_nothing_in_the_queue(artifact):
+    with running(artifact, "--max-body", "9000", "--request-seconds", "0.05") as server:
+        for body, status, code in (
+            (b"no image", 415, "unsupported"),
+            (PICTURES["jpeg"][:300], 422, "broken"),
+            (b"x" * 9001, 413, "too_large"),
+        ):
+            answer = server.request("POST", "/view", body)
+            assert (answer.status, answer.json["code"]) == (status, code)
+        assert server.metric("visionpipe_queue_images") == 0
+    with running(artifact, "--request-seconds", "0.02") as server:
+        answer = server.request("POST", "/view", big_jpeg())
+        assert (answer.status, answer.json["code"]) == (504, "timeout")
+        time.sleep(2)  # what was begun ends by itself
+        assert server.metric("visionpipe_queue_images") == 0
+
+
 def test_the_model_page_says_what_answers(server, artifact):
     model = server.get("/model").json
     assert model["name"] == "linear"
     assert model["classes"] == CLASSES
     assert model["size"] == {"height": 16, "width": 20}
+    assert model["max_images"] == 64
     assert model["version"] == server.predict(PICTURES["png"]).json["model"]["version"]
     assert model["lineage"]["artifact_sha256"].startswith(model["version"])
 
@@ -156,7 +193,15 @@ def test_metrics_count_requests_labels_and_bad_images(server):
 def test_the_openapi_document_names_every_route_and_no_other_host(server):
     document = server.get("/openapi.json")
     paths = document.json["paths"]
-    assert {"/predict", "/healthz", "/readyz", "/metrics", "/model", "/v2/models/{name}/infer"} <= set(paths)
+    assert {
+        "/predict",
+        "/view",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/model",
+        "/v2/models/{name}/infer",
+    } <= set(paths)
     kinds = paths["/predict"]["post"]["requestBody"]["content"]
     assert set(kinds) == {"image/*", "multipart/form-data", "application/json"}
     assert b"http" not in document.body.replace(b"https://github.com/kserve", b"")

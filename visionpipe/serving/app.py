@@ -64,6 +64,9 @@ INTERFACE: dict[str, Any] = {
         },
     },
 }
+VIEW_INTERFACE: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"image/*": INTERFACE["requestBody"]["content"]["image/*"]}}
+}
 ERROR: dict[str, Any] = {
     "description": "`code` for programs, `reason` for people",
     "content": {
@@ -78,6 +81,10 @@ ERROR: dict[str, Any] = {
 }
 
 log = logging.getLogger("visionpipe")
+
+
+class PNG(Response):
+    media_type = "image/png"
 
 
 def make_app(service: Service) -> ASGIApp:
@@ -132,6 +139,15 @@ def make_app(service: Service) -> ASGIApp:
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    @app.post(
+        "/view", summary="An image as the model sees it", response_class=PNG, openapi_extra=VIEW_INTERFACE
+    )
+    async def view(request: Request) -> Response:
+        live = service.present()
+        service.make_room(1)
+        body = await read_body(request, service.settings.max_body)
+        return PNG(await service.view(live, body))
+
     @app.get("/model", summary="The version that answers: lineage, classes, metrics")
     async def model() -> dict[str, Any]:
         return describe(service.present(), service.settings)
@@ -177,14 +193,18 @@ def milliseconds(jobs: list[Job], start: float) -> dict[str, float]:
 
 
 def describe(live: Live, settings: Settings) -> dict[str, Any]:
-    height, width = live.batcher.classifier.size
+    classifier = live.batcher.classifier
+    height, width = classifier.size
     return {
         "name": live.name,
         "version": live.number,
         "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(live.since)),
-        "classes": live.batcher.classifier.labels,
+        "classes": classifier.labels,
         "size": {"height": height, "width": width},
+        "crop_ratio": classifier.framing["crop_ratio"],
+        "interpolation": classifier.framing["interpolation"],
         "max_batch": live.batcher.max_batch,
+        "max_images": settings.max_images,
         "max_body": settings.max_body,
         "lineage": live.version.tags,
         "metrics": live.version.metrics,

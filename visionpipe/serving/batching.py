@@ -48,6 +48,12 @@ class Queue:
         self.waiting = 0
         self.seconds_per_image = 0.0  # of late, with what batching gains
 
+    def answered(self, future: "asyncio.Future[Any]") -> None:
+        """To be called when a future that was counted in `waiting` is done."""
+        self.waiting -= 1
+        if not future.cancelled():
+            future.exception()  # seen: a request that has given up does not ask for it
+
     def retry_after(self) -> int:
         """Whole seconds until what waits now should be answered, at least one."""
         return max(1, round(self.waiting * self.seconds_per_image + 0.5))
@@ -74,7 +80,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         job = Job(data, loop.create_future())
         self.queue.waiting += 1
-        job.future.add_done_callback(self._answered)
+        job.future.add_done_callback(self.queue.answered)
         # Small files are decoded by one thread: almost all of that is Python, which several only hinder.
         most = 1 if len(data) <= SMALL else self.queue.workers
         with self._lock:
@@ -84,11 +90,6 @@ class Batcher:
         if needed:
             self.queue.pool.submit(self._work, loop)
         return job
-
-    def _answered(self, future: "asyncio.Future[np.ndarray]") -> None:
-        self.queue.waiting -= 1
-        if not future.cancelled():
-            future.exception()  # seen: a request that has given up does not ask for it
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         """Decodes until nothing waits; then, or once the model could have begun, runs it if it is idle."""

@@ -1,6 +1,7 @@
 """What answers: the present version with its batcher, and the change to another one."""
 
 import asyncio
+import io
 import logging
 import threading
 import time
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from PIL import Image
 
 from visionpipe.errors import ImageError
 from visionpipe.serving.batching import Batcher, Job, Queue
@@ -87,8 +89,7 @@ class Service:
         for future in late:
             future.cancel()
         if late:
-            seconds = self.settings.request_seconds
-            raise Refusal(504, "timeout", f"not answered within {seconds:g} seconds")
+            raise self.late()
         for job in jobs:
             error = job.future.exception()
             if isinstance(error, ImageError):
@@ -96,6 +97,29 @@ class Service:
             elif error is not None:
                 raise error
         return jobs
+
+    async def view(self, live: Live, data: bytes) -> bytes:
+        """An image file as the model sees it, as a PNG file; refuses what cannot be decoded."""
+        loop, classifier = asyncio.get_running_loop(), live.batcher.classifier
+        work = loop.run_in_executor(self.queue.pool, lambda: as_png(classifier.preprocess(data)))
+        self.queue.waiting += 1
+        work.add_done_callback(self.queue.answered)
+        done, _ = await asyncio.wait([work], timeout=self.settings.request_seconds)
+        if not done:
+            raise self.late()
+        try:
+            return work.result()
+        except ImageError as error:
+            raise Refusal(STATUS[error.code], error.code, error.reason) from None
+
+    def late(self) -> Refusal:
+        return Refusal(504, "timeout", f"not answered within {self.settings.request_seconds:g} seconds")
+
+
+def as_png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    return file.getvalue()
 
 
 class Follower:

@@ -2,9 +2,10 @@
 
 import { Failure, curlCommand, infer, predict } from "./api.js";
 import { draw, occlusion, place } from "./heat.js";
-import { modelView } from "./pixels.js";
+import { modelView, readBytes, shownPart } from "./view.js";
 
 const TOP = 5; // classes that are listed
+const LOOK = "What did it look at?";
 const TINY = 100; // pixels: a picture that is enlarged, and better without blur
 
 export const percent = (share) =>
@@ -28,7 +29,7 @@ export class Answer {
     }
     this.find(".picture img").alt = file.name;
     this.find(".again").addEventListener("click", () => this.ask());
-    this.find(".look").addEventListener("click", () => this.look());
+    this.find(".look").addEventListener("click", () => (this.find("canvas").hidden ? this.look() : this.hideHeat()));
     this.find(".copy").addEventListener("click", () => this.copy());
   }
 
@@ -52,10 +53,7 @@ export class Answer {
       if (limit && this.file.size > limit) {
         throw new Failure("too_large", `The file is larger than ${Math.floor(limit / 2 ** 20)} MiB.`);
       }
-      const bytes = await this.file.arrayBuffer().catch(() => {
-        throw new Failure("unreadable", "This cannot be read: is it a folder?");
-      });
-      this.show(await predict(bytes, this.threshold, TOP));
+      this.show(await predict(await readBytes(this.file), this.threshold, TOP));
     } catch (error) {
       if (!(error instanceof Failure)) throw error;
       this.fail(error);
@@ -69,7 +67,7 @@ export class Answer {
     this.find(".share").textContent = percent(probability);
     this.find(".unsure").hidden = !unsure;
     this.element.classList.toggle("is-unsure", unsure);
-    this.find(".when").textContent += ` · version ${version}`;
+    this.find(".when").textContent += `\nversion ${version}`;
     const bars = Object.entries(probabilities).map(([name, share]) => {
       const bar = document.createElement("li");
       for (const [kind, text] of [["name", name], ["bar", ""], ["share", percent(share)]]) {
@@ -110,12 +108,14 @@ export class Answer {
     progress.hidden = false;
     this.find(".problem").hidden = true;
     try {
-      const { pixels, shown } = await modelView(this.file, model.size).catch(() => {
-        throw new Failure("not_shown", "No heat map: this browser cannot read the picture.");
-      });
-      const ask = (images) => infer(model, images);
+      const { pixels, png } = await modelView(this.file);
+      const ask = (images) => {
+        if (!this.element.isConnected) throw new Failure("cleared", "");
+        return infer(model, images);
+      };
       const report = (share) => (progress.value = share);
-      this.showHeat(await occlusion(pixels, model.size, model.max_batch, ask, report), model, shown);
+      const found = await occlusion(pixels, model, ask, report);
+      this.showHeat(found, model, await this.underHeat(png, model));
     } catch (error) {
       if (!(error instanceof Failure)) throw error;
       const moved = error.code === "not_found";
@@ -127,6 +127,18 @@ export class Answer {
     }
   }
 
+  /** What of the shown picture the model sees; where the browser cannot show it (TIFF), it shows the view. */
+  async underHeat(png, model) {
+    const image = this.find(".picture img");
+    if (image.naturalWidth) return shownPart({ width: image.naturalWidth, height: image.naturalHeight }, model);
+    URL.revokeObjectURL(this.address);
+    this.address = URL.createObjectURL(png);
+    this.element.classList.remove("not-shown");
+    image.src = this.address;
+    await image.decode();
+    return { left: 0, top: 0, width: 1, height: 1 };
+  }
+
   showHeat({ best, probability, heat }, model, shown) {
     const canvas = this.find("canvas");
     const caption = this.find("figcaption");
@@ -135,12 +147,18 @@ export class Answer {
     draw(canvas, heat, model.size);
     for (const side of ["left", "top", "width", "height"]) canvas.style[side] = `${100 * shown[side]}%`;
     canvas.hidden = false;
+    this.find(".look").textContent = "Hide the heat map";
     caption.textContent = where
       ? `What counted for ${label} (${percent(probability)}, version ${model.version}) lies ${where}: it stays bright.`
       : `No part alone counts for ${label}: with any of them covered it stays as likely.`;
     canvas.setAttribute("aria-label", `Heat map. ${caption.textContent}`);
     caption.hidden = false;
     this.page.say(caption.textContent);
+  }
+
+  hideHeat() {
+    this.find("canvas").hidden = this.find("figcaption").hidden = true;
+    this.find(".look").textContent = LOOK;
   }
 
   async copy() {

@@ -1,6 +1,8 @@
 /** Calls of the server: an answer, or a Failure with what went wrong in one sentence. */
 
 const PATIENCE = 5; // attempts while the server says that it is busy
+// Never the file's own type: a picture that calls itself JSON would be read as JSON.
+const PLAIN = { "Content-Type": "application/octet-stream" };
 
 export class Failure extends Error {
   constructor(code, reason) {
@@ -50,11 +52,14 @@ export function predictPath(threshold, top) {
 
 /** One answer of /predict with the version that gave it. `bytes` is an image file. */
 export async function predict(bytes, threshold, top) {
-  // Never the file's own type: a picture that calls itself JSON would be read as JSON.
-  const headers = { "Content-Type": "application/octet-stream" };
-  const response = await call(predictPath(threshold, top), { method: "POST", body: bytes, headers });
+  const response = await call(predictPath(threshold, top), { method: "POST", body: bytes, headers: PLAIN });
   const { predictions, model } = await response.json();
   return { ...predictions[0], version: model.version };
+}
+
+/** The picture as the model sees it, a PNG. `bytes` is an image file. */
+export async function view(bytes) {
+  return (await call("view", { method: "POST", body: bytes, headers: PLAIN })).blob();
 }
 
 /** The command that makes the same call from a shell. */

@@ -6,20 +6,23 @@ const POSITIONS = 12; // of the cover in each direction: 144 questions for a hea
 const COVER = 1 / 4; // of the picture's height and width
 const LEAST = 1e-6; // probabilities are float32: closer to 0 and 1 there is nothing to see
 const REQUEST = 4 * 2 ** 20; // bytes of pixels in one request, at most
+const HEAD = 1024; // bytes of a request beside its pixels
 
 /** How much each pixel counted for the likeliest class.
  *
- *  pixels: (height · width · 3), as the model takes them. ask: images to their probabilities. report: called
- *  with the done fraction. Returns `best`, the class's index, its `probability`, and `heat`, a Float64Array
- *  (height · width): the mean loss in log-odds of all covers over a pixel.
+ *  pixels: (height · width · 3), as the model takes them. model: as /model says. ask: images to their
+ *  probabilities. report: called with the done fraction. Returns `best`, the class's index, its `probability`,
+ *  and `heat`, a Float64Array (height · width): the mean loss in log-odds of all covers over a pixel.
  */
-export async function occlusion(pixels, { height, width }, batch, ask, report) {
+export async function occlusion(pixels, model, ask, report) {
+  const { height, width } = model.size;
   const covers = [];
   for (const [top, bottom] of spans(height)) {
     for (const [left, right] of spans(width)) covers.push({ top, bottom, left, right });
   }
   const fill = meanColour(pixels);
-  const count = Math.max(1, Math.min(batch, Math.floor(REQUEST / pixels.length)));
+  const room = Math.floor(Math.min(REQUEST, model.max_body - HEAD) / pixels.length);
+  const count = Math.max(1, Math.min(model.max_batch, model.max_images, room));
   const [whole] = await ask([pixels]);
   const best = whole.indexOf(Math.max(...whole));
   const sum = new Float64Array(height * width);
@@ -72,7 +75,7 @@ function logOdds(probability) {
 
 /** Draws heat over a picture: what counted stays bright, with a warm tint; the rest goes dark. */
 export function draw(canvas, heat, { height, width }) {
-  const most = Math.max(...heat);
+  const most = heat.reduce((a, b) => Math.max(a, b)); // not Math.max(...heat): the pixels may be too many
   canvas.width = width;
   canvas.height = height;
   const context = canvas.getContext("2d");

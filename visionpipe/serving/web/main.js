@@ -6,6 +6,7 @@ import { setUpCamera } from "./camera.js";
 
 const AT_ONCE = 4; // questions
 const KEPT = 200; // answers in the history
+const SPOKEN = 20; // sentences kept for screen readers
 const LOOK_SECONDS = 3; // between two looks at what serves
 
 const find = (selector) => document.querySelector(selector);
@@ -15,8 +16,11 @@ let running = 0;
 
 const page = {
   model: null,
+  /** For screen readers, which read what is added: several answers at once are all heard. */
   say(text) {
-    find("#spoken").textContent = text;
+    const spoken = find("#spoken");
+    spoken.append(Object.assign(document.createElement("p"), { textContent: text }));
+    if (spoken.childElementCount > SPOKEN) spoken.firstElementChild.remove();
   },
   answered(version) {
     if (version !== page.model?.version) look();
