@@ -49,7 +49,8 @@ def main() -> None:
             subprocess.run(builder, check=True)
             params["prepare"]["path"] = str(images)
         runs = [run(params | {"seed": seed}, folder / str(seed)) for seed in options.seeds]
-    result = {"hardware": hardware(), "backend": options.backend, "runs": runs}
+    machine = ", ".join([hardware(), *sorted({run.pop("device") for run in runs} - {"CPU"})])
+    result = {"hardware": machine, "backend": options.backend, "runs": runs}
     file = options.params.with_suffix(".json") if options.params else RESULT
     file.write_text(json.dumps(result, indent=2) + "\n")
     if options.params:
@@ -79,8 +80,10 @@ def run(params: dict[str, Any], project: Path) -> dict[str, Any]:
         name: json.loads((project / "reports" / name / "metrics.json").read_text())
         for name in params["models"]
     }
+    lineage = json.loads((project / "models" / next(iter(metrics)) / "lineage.json").read_text())
     return {
         "seed": params["seed"],
+        "device": lineage["device"],
         "seconds": round(seconds, 1),
         "validation": {name: values["validation"]["accuracy"] for name, values in metrics.items()},
         "test": {name: values["test"]["accuracy"] for name, values in metrics.items()},

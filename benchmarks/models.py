@@ -1,7 +1,7 @@
 """Training and inference speed of the models against stock Keras, plain torch and timm.
 
     pip install --no-deps -r benchmarks/requirements.txt
-    python benchmarks/models.py --rounds 5        (--gpu: larger models in bfloat16 on the first GPU)
+    python benchmarks/models.py --rounds 5
 
 Every measurement runs in a fresh process with two threads; contenders take turns, round after round and in
 the opposite order every second time, so that a slow minute hits all of them. A sample's rate is
@@ -43,7 +43,6 @@ class Model:
     classes: int
     batch: int
     steps: int
-    precision: str = "float32"
 
 
 MODELS = [
@@ -52,10 +51,6 @@ MODELS = [
     Model("ResNet-50", 224, 1000, 8, 4),
     Model("ViT-S/16", 224, 1000, 8, 4),
 ]
-GPU_MODELS = [
-    Model("ResNet-50", 224, 1000, 128, 8, "bfloat16"),
-    Model("ViT-B/16", 224, 1000, 128, 8, "bfloat16"),
-]
 # name: (library, Keras backend or torch modes)
 CONTENDERS = {
     "visionpipe, TensorFlow": ("visionpipe", "tensorflow"),
@@ -63,7 +58,6 @@ CONTENDERS = {
     "visionpipe, torch": ("visionpipe", "torch"),
     "visionpipe, torch, compiled": ("visionpipe", "torch"),
     "visionpipe, JAX": ("visionpipe", "jax"),
-    "visionpipe, JAX, again": ("visionpipe", "jax"),
     "stock Keras, TensorFlow": ("keras", "tensorflow"),
     "stock Keras, torch": ("keras", "torch"),
     "stock Keras, JAX": ("keras", "jax"),
@@ -72,8 +66,6 @@ CONTENDERS = {
     "torch, compiled": ("torch", "compiled contiguous"),
     "torch, compiled, channels_last": ("torch", "compiled channels_last"),
 }
-CPU_CONTENDERS = [name for name in CONTENDERS if name != "visionpipe, JAX, again"]
-GPU_CONTENDERS = [name for name in CONTENDERS if "TensorFlow" not in name]
 # torch.compile stops at Keras's binding of a layer's arguments where the layer has any beside its input, as
 # the batch norms have (docs/performance.md).
 KERAS_COMPILES = ("ViT 6×96", "ViT-S/16", "ViT-B/16")
@@ -82,35 +74,34 @@ KERAS_COMPILES = ("ViT 6×96", "ViT-S/16", "ViT-B/16")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--models", nargs="+", help="default: all")
     parser.add_argument("--contenders", nargs="+", help="default: all")
     parser.add_argument("--fresh", action="store_true", help="throw the samples away that are there")
     parser.add_argument("--measure", nargs=2, metavar=("CONTENDER", "MODEL"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    models = GPU_MODELS if options.gpu else MODELS
     if options.measure:
         contender, name = options.measure
-        print(json.dumps(measure(contender, next(model for model in models if model.name == name))))
+        print(json.dumps(measure(contender, next(model for model in MODELS if model.name == name))))
         return
     from tables import write_page
 
     from visionpipe.tracking.runs import hardware
 
-    file = ROOT / "benchmarks" / ("models-gpu.json" if options.gpu else "models.json")
+    file = ROOT / "benchmarks" / "models.json"
     result = {"samples": []} if options.fresh or not file.exists() else json.loads(file.read_text())
-    setting = {"hardware": hardware(), "threads": THREADS, "versions": versions(), "code": code()}
+    setting = {"hardware": hardware(), "threads": THREADS, "precision": "float32"}
+    setting |= {"versions": versions(), "code": code()}
     if result["samples"] and any(result.get(key) != value for key, value in setting.items()):
         sys.exit(f"{file.name} is of another machine, other versions or other models: add --fresh")
     result |= setting
-    result["models"] = [asdict(model) | {"gmac": gmac(model)} for model in models]
-    contenders = options.contenders or (GPU_CONTENDERS if options.gpu else CPU_CONTENDERS)
+    result["models"] = [asdict(model) | {"gmac": gmac(model)} for model in MODELS]
+    contenders = options.contenders or list(CONTENDERS)
     for number in range(options.rounds):
-        for name in options.models or [model.name for model in models]:
+        for name in options.models or [model.name for model in MODELS]:
             for contender in contenders[:: -1 if number % 2 else 1]:
                 if wanted(result["samples"], number, name, contender):
                     sample = {"round": number, "contender": contender, "model": name}
-                    result["samples"].append(sample | in_new_process(contender, name, options.gpu))
+                    result["samples"].append(sample | in_new_process(contender, name))
                     print(result["samples"][-1], flush=True)
                     file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     write_page()
@@ -132,13 +123,13 @@ def wanted(samples: list[dict], number: int, model: str, contender: str) -> bool
     )
 
 
-def in_new_process(contender: str, model: str, gpu: bool = False) -> dict[str, float]:
+def in_new_process(contender: str, model: str) -> dict[str, float]:
     library, backend = CONTENDERS[contender]
     threads = {name: str(THREADS) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")}
     variables = {**os.environ, **threads, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
     if library != "torch":
         variables["KERAS_BACKEND"] = backend
-    command = [sys.executable, __file__, "--measure", contender, model, *(["--gpu"] if gpu else [])]
+    command = [sys.executable, __file__, "--measure", contender, model]
     output = subprocess.run(command, env=variables, capture_output=True, text=True)
     if output.returncode:
         sys.exit(f"{contender}, {model}:\n{output.stderr}")
@@ -190,7 +181,7 @@ def measure(contender: str, model: Model) -> dict[str, float]:
         "training": round(training, 2),
         "inference": round(inference, 2),
         "peak_memory_mib": round(memory),
-        "gemm_gflops": round(gemm_gflops(model.precision), 1),
+        "gemm_gflops": round(gemm_gflops(), 1),
     }
 
 
@@ -210,8 +201,6 @@ def measure_keras(
         torch.set_num_threads(THREADS)
     import peers
 
-    if case.precision == "bfloat16":
-        keras.config.set_dtype_policy("mixed_bfloat16")
     build = peers.ours if library == "visionpipe" else peers.stock_keras
     model = build(case.name, case.classes, case.size)
     model.compile(
@@ -257,34 +246,25 @@ def measure_torch(modes: str, case: Model, images: np.ndarray, labels: np.ndarra
     import torch
 
     torch.set_num_threads(THREADS)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     memory_format = torch.channels_last if "channels_last" in modes else torch.contiguous_format
-    model = peers.torch_peer(case.name, case.classes, case.size).to(device, memory_format=memory_format)
+    model = peers.torch_peer(case.name, case.classes, case.size).to(memory_format=memory_format)
     forward = torch.compile(model) if "compiled" in modes else model
-    x = (
-        (torch.tensor(images).permute(0, 3, 1, 2) / 127.5 - 1)
-        .to(device)
-        .contiguous(memory_format=memory_format)
-    )
-    y = torch.tensor(labels).to(device)
+    x = (torch.tensor(images).permute(0, 3, 1, 2) / 127.5 - 1).contiguous(memory_format=memory_format)
+    y = torch.tensor(labels)
     batches = list(zip(x.split(case.batch), y.split(case.batch), strict=True))
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
     loss_function = torch.nn.CrossEntropyLoss()
-    precision = torch.autocast(device, torch.bfloat16, enabled=case.precision == "bfloat16")
 
     def train(batch: torch.Tensor, targets: torch.Tensor) -> None:
         model.train()
         optimizer.zero_grad(set_to_none=True)
-        with precision:
-            loss = loss_function(forward(batch), targets)
-        loss.backward()
+        loss_function(forward(batch), targets).backward()
         optimizer.step()
-        loss.item()  # waits for the device
 
     def predict(batch: torch.Tensor, targets: torch.Tensor) -> None:
         model.eval()
-        with torch.inference_mode(), precision:
-            forward(batch).cpu()
+        with torch.inference_mode():
+            forward(batch)
 
     def timed(step: Callable[[torch.Tensor, torch.Tensor], None]) -> float:
         times: list[float] = []
@@ -305,15 +285,10 @@ def rate(case: Model, times: Sequence[float]) -> float:
     return case.batch / float(np.percentile(times, 25))
 
 
-def gemm_gflops(precision: str) -> float:
-    """What the machine gives at this minute: float32 in NumPy, or bfloat16 on the GPU."""
-    if precision == "float32":
-        a = np.ones((2048, 2048), np.float32)
-        return 2 * len(a) ** 3 / min(seconds(lambda: a @ a) for _ in range(8)) / 1e9
-    import torch
-
-    b = torch.ones(8192, 8192, dtype=torch.bfloat16, device="cuda" if torch.cuda.is_available() else "cpu")
-    return 2 * len(b) ** 3 / min(seconds(lambda: (b @ b)[0, 0].item()) for _ in range(8)) / 1e9
+def gemm_gflops() -> float:
+    """What the machine gives at this minute, in NumPy."""
+    a = np.ones((2048, 2048), np.float32)
+    return 2 * len(a) ** 3 / min(seconds(lambda: a @ a) for _ in range(8)) / 1e9
 
 
 def seconds(function: Callable[[], Any]) -> float:

@@ -1,4 +1,4 @@
-"""docs/performance.md's measured parts, from the raw samples of benchmarks/models.json, models-gpu.json, input.json,
+"""docs/performance.md's measured parts, from the raw samples of benchmarks/models.json, gpu.json, input.json,
 fit.json and modes.json.
 
 python benchmarks/tables.py
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-RESULTS = [ROOT / "benchmarks" / name for name in ("models.json", "models-gpu.json")]
+RESULTS = [ROOT / "benchmarks" / name for name in ("models.json", "gpu.json")]
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- begin: benchmarks/tables.py -->\n", "<!-- end: benchmarks/tables.py -->\n"
 INPUT = ROOT / "benchmarks" / "input.json"
@@ -88,9 +88,8 @@ def model_tables(result: dict[str, Any], model: dict[str, Any]) -> list[str]:
 
 def tables(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in sorted(result["versions"].items()))
-    precision = result["models"][0]["precision"]
     lines = [
-        f"{result['hardware']}, {result['threads']} threads, {precision}, a matrix product at "
+        f"{result['hardware']}, {result['threads']} threads, {result['precision']}, a matrix product at "
         f"{median(result['samples'], 'gemm_gflops'):.0f} GFLOP/s. {versions}.",
         "",
     ]
