@@ -49,7 +49,7 @@ def main() -> None:
             subprocess.run(builder, check=True)
             params["prepare"]["path"] = str(images)
         runs = [run(params | {"seed": seed}, folder / str(seed)) for seed in options.seeds]
-    machine = ", ".join([hardware(), *sorted({run.pop("device") for run in runs} - {"CPU"})])
+    machine = ", ".join([hardware(), *sorted(set().union(*(run.pop("devices") for run in runs)) - {"CPU"})])
     result = {"hardware": machine, "backend": options.backend, "runs": runs}
     file = options.params.with_suffix(".json") if options.params else RESULT
     file.write_text(json.dumps(result, indent=2) + "\n")
@@ -68,7 +68,8 @@ def run(params: dict[str, Any], project: Path) -> dict[str, Any]:
     if not project.exists():
         files = ["git", "ls-files", "-co", "--exclude-standard"]
         listed = subprocess.run(files, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        for file in listed.splitlines():
+        for file in filter(os.path.exists, (ROOT / line for line in listed.splitlines())):
+            file = file.relative_to(ROOT)
             (project / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / file, project / file)
         (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
@@ -80,10 +81,10 @@ def run(params: dict[str, Any], project: Path) -> dict[str, Any]:
         name: json.loads((project / "reports" / name / "metrics.json").read_text())
         for name in params["models"]
     }
-    lineage = json.loads((project / "models" / next(iter(metrics)) / "lineage.json").read_text())
+    measurements = (project / ".visionpipe" / "measurements").glob("train-*.json")
     return {
         "seed": params["seed"],
-        "device": lineage["device"],
+        "devices": {json.loads(file.read_text())["device"] for file in measurements},
         "seconds": round(seconds, 1),
         "validation": {name: values["validation"]["accuracy"] for name, values in metrics.items()},
         "test": {name: values["test"]["accuracy"] for name, values in metrics.items()},
