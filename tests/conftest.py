@@ -1,7 +1,9 @@
 """Fixtures that several test files share."""
 
 import hashlib
+import io
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,15 @@ def params(request, in_workspace):
     """Parameters of two models, with an experiment and a registered model of the test's own."""
     name = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]
     return make_params(name, ["one", "two"])
+
+
+@pytest.fixture
+def terminal(monkeypatch) -> io.StringIO:
+    """What is written to stderr by code that takes it for a terminal."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    return sys.stderr

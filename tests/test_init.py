@@ -223,6 +223,18 @@ def test_a_checkpoint_whose_images_were_resized_otherwise_is_told(trained):
     assert exported == {"size": [8, 8], "interpolation": "bicubic", "crop_ratio": 0.75}
 
 
+def test_how_the_images_of_an_own_model_were_resized_is_in_the_lineage_beside_it(trained, tmp_path):
+    project, _ = trained
+    file = project.root / "models" / "start" / "model.keras"
+    found = resolve(file).preprocessing
+    assert (found.size, found.interpolation, found.crop_ratio) == ((8, 8), "bicubic", 0.75)
+    assert lineage(project, "follower")["init_preprocessing"]["crop_ratio"] == 0.75
+    shutil.copy(file.with_name("lineage.json"), tmp_path)
+    shutil.copy(file.parents[1] / "even" / "model.keras", tmp_path)
+    found = resolve(tmp_path / "model.keras").preprocessing
+    assert (found.size, found.crop_ratio) == ((8, 8), None), "that lineage is of another model"
+
+
 # What is refused ---------------------------------------------------------------------------------------
 
 

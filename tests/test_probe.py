@@ -14,7 +14,18 @@ import pytest
 from npz_layout import google
 from project import CHECKOUT, environment
 
-from visionpipe.probe import NEIGHBOURS, RIDGES, TEMPERATURE, least_squares, nearest_neighbours, pixels
+from visionpipe.models import build_model
+from visionpipe.probe import (
+    BATCH,
+    NEIGHBOURS,
+    RIDGES,
+    TEMPERATURE,
+    features,
+    least_squares,
+    nearest_neighbours,
+    pixels,
+    without_head,
+)
 
 random = np.random.default_rng(0)
 CLASSES = 4
@@ -63,6 +74,16 @@ def test_pixels_are_averaged_down():
     np.testing.assert_allclose(
         found[1].reshape(16, 16, 3)[2, 5], images[1, 4:6, 15:18].mean((0, 1)), rtol=1e-6
     )
+
+
+def test_features_are_what_the_head_reads_and_a_terminal_shows_how_far_they_are(terminal):
+    model = build_model("ResNet-8", 3, 16, filters=4)
+    images = random.integers(0, 256, (BATCH + 3, 16, 16, 3), np.uint8)
+    found = features(without_head(model), images, "some images")
+    head = model.get_layer("logits")
+    np.testing.assert_allclose(found @ head.kernel + head.bias, model(images), atol=1e-5)
+    assert "some images: 100%|" in terminal.getvalue()
+    assert "2/2" in terminal.getvalue()
 
 
 def rows(output):

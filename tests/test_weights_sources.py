@@ -158,6 +158,14 @@ def test_a_killed_download_goes_on_and_is_quiet_in_a_pipe(server, tmp_path):
     assert server.requests[-1][1].startswith("bytes=1")
 
 
+def test_a_download_shows_in_a_terminal_how_far_it_is(server, terminal):
+    server.cut = [1_000_000]
+    fetch(f"{server.url}/models/x.npz")
+    assert "x.npz: 100%|" in terminal.getvalue()
+    assert "3.00M/3.00M" in terminal.getvalue()
+    assert "1.00M/3.00M" in terminal.getvalue(), "a download that is taken up begins where it was"
+
+
 def test_another_sha256_leaves_nothing_in_the_cache(server, tmp_path):
     with pytest.raises(WeightsError, match=f"has sha256 {SHA256}, expected 1234abcd: another file"):
         fetch(f"{server.url}/models/x.npz", sha256="1234abcd")
@@ -260,14 +268,16 @@ def test_a_known_name_stands_for_its_source_and_sha256(server, monkeypatch):
 
 @pytest.fixture
 def registered(in_workspace):
-    """A version with the alias `champion`, whose run has a model.keras; returns (name, its sha256)."""
+    """A version with the alias `champion`, whose run has a model.keras; returns (name, store, run id)."""
     from visionpipe.config import TrackingConfig
     from visionpipe.tracking.store import connect
 
     store = connect(TrackingConfig("weights", "weights"))
     run = store.client.create_run(store.experiment_id)
     Path("model.keras").write_bytes(CONTENT)
-    store.client.log_artifact(run.info.run_id, "model.keras")
+    Path("lineage.json").write_text('{"name": "one"}')
+    for file in ("model.keras", "lineage.json"):
+        store.client.log_artifact(run.info.run_id, file)
     store.client.set_tag(run.info.run_id, "model_sha256", SHA256)
     name = f"weights-{run.info.run_id[:6]}"
     store.client.create_registered_model(name)
@@ -281,6 +291,7 @@ def test_a_registered_model_is_found_by_alias_and_by_version(registered):
     checkpoint = resolve(f"models:/{name}@champion")
     assert checkpoint.sha256 == SHA256
     assert checkpoint.path.name == "model.keras"
+    assert checkpoint.companions == {"lineage.json": {"name": "one"}}
     assert resolve(f"models:/{name}/1").path == checkpoint.path
 
 

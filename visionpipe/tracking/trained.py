@@ -13,7 +13,7 @@ from visionpipe.tracking.store import SETTINGS, tracking_uri
 
 def download_trained(address: str) -> Path:
     """`models:/NAME@ALIAS` or `models:/NAME/VERSION` to the file that its run logged, verified by the run's
-    tag; kept below `.visionpipe/trained/` by its sha256.
+    tag; kept below `.visionpipe/trained/` by its sha256, with its `lineage.json` beside it.
 
     Raises:
         RegistryError: no such version, or a file that is not the one that was logged.
@@ -41,15 +41,21 @@ def download_trained(address: str) -> Path:
         raise RegistryError(f"{address} is not in {uri}: {' '.join(str(error.message).split())}") from None
     sha256 = run.data.tags.get("model_sha256", "")
     path = state_folder() / "trained" / sha256 / "model.keras"
-    if path.is_file() and sha256_file(path) == sha256:
+    beside = path.with_name("lineage.json")
+    if beside.is_file() and path.is_file() and sha256_file(path) == sha256:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         try:
-            found = Path(client.download_artifacts(run.info.run_id, "model.keras", folder))
+            found, lineage = (
+                Path(client.download_artifacts(run.info.run_id, file.name, folder)) for file in (path, beside)
+            )
         except Exception as error:  # the artifact stores have their own kinds
-            raise RegistryError(f"{address}: its run has no model.keras: {error}") from error
+            raise RegistryError(
+                f"{address}: its run has no {path.name} or no {beside.name}: {error}"
+            ) from error
         if sha256_file(found) != sha256:
             raise RegistryError(f"{address}: the model.keras of its run is not the one that was logged")
+        shutil.move(lineage, beside)
         shutil.move(found, path)
     return path

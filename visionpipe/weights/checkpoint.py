@@ -27,7 +27,9 @@ FORMATS: tuple[Format, ...] = (
 )
 T = TypeVar("T")
 OWN = "visionpipe .keras"
-COMPANIONS = ("config.json", "preprocessor_config.json", "preprocessor.json", "image_converter.json")
+COMPANIONS = (
+    "config.json", "preprocessor_config.json", "preprocessor.json", "image_converter.json", "lineage.json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,11 @@ class Checkpoint:
     @cached_property
     def preprocessing(self) -> Preprocessing | None:
         """What belongs to the weights and must travel with them; null where nothing is said."""
-        if self.is_own:
-            return own_preprocessing(self.path)
-        return self._understood(lambda: self.format.preprocessing(self.companions))
+        if not self.is_own:
+            return self._understood(lambda: self.format.preprocessing(self.companions))
+        lineage = self.companions.get("lineage.json", {})
+        prepared = lineage["params"]["prepare"] if lineage.get("model_sha256") == self.sha256 else {}
+        return own_preprocessing(self.path, prepared)
 
     def _understood(self, read: Callable[[], T]) -> T:
         try:
@@ -111,8 +115,10 @@ class Checkpoint:
             ) from error
 
 
-def own_preprocessing(path: Path) -> Preprocessing | None:
-    """The normalisation in the graph of a `.keras` file; read without Keras."""
+def own_preprocessing(path: Path, prepared: dict[str, Any]) -> Preprocessing | None:
+    """The normalisation in the graph of a `.keras` file, read without Keras, and how the images were resized that
+    it was trained on, which is in the lineage beside it.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             config = json.loads(archive.read("config.json"))
@@ -127,5 +133,7 @@ def own_preprocessing(path: Path) -> Preprocessing | None:
     return Preprocessing(
         mean=tuple(float(value) for value in -offset / scale),
         std=tuple(float(value) for value in 1 / scale),
+        interpolation=prepared.get("interpolation"),
+        crop_ratio=prepared.get("crop_ratio"),
         size=size,
     )
