@@ -29,6 +29,7 @@ PAIRS = [
     ("visionpipe, TensorFlow", "stock Keras, TensorFlow"),
     (OURS_ON_TORCH, FASTEST),
     (OURS_ON_TORCH, "stock Keras, torch"),
+    ("visionpipe, JAX", FASTEST),
     ("visionpipe, JAX", "stock Keras, JAX"),
 ]
 

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -75,12 +74,11 @@ def params(request, in_workspace):
 
 
 @pytest.fixture
-def terminal(monkeypatch) -> io.StringIO:
-    """What is written to stderr by code that takes it for a terminal."""
+def terminal() -> io.StringIO:
+    """A file that code takes for a terminal; for `redirect_stderr`, since pytest takes back stderr after a fixture."""
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    return sys.stderr
+    return Terminal()

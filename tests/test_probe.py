@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import redirect_stderr
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
@@ -79,7 +80,8 @@ def test_pixels_are_averaged_down():
 def test_features_are_what_the_head_reads_and_a_terminal_shows_how_far_they_are(terminal):
     model = build_model("ResNet-8", 3, 16, filters=4)
     images = random.integers(0, 256, (BATCH + 3, 16, 16, 3), np.uint8)
-    found = features(without_head(model), images, "some images")
+    with redirect_stderr(terminal):
+        found = features(without_head(model), images, "some images")
     head = model.get_layer("logits")
     np.testing.assert_allclose(found @ head.kernel + head.bias, model(images), atol=1e-5)
     assert "some images: 100%|" in terminal.getvalue()

@@ -160,7 +160,8 @@ def test_a_killed_download_goes_on_and_is_quiet_in_a_pipe(server, tmp_path):
 
 def test_a_download_shows_in_a_terminal_how_far_it_is(server, terminal):
     server.cut = [1_000_000]
-    fetch(f"{server.url}/models/x.npz")
+    with contextlib.redirect_stderr(terminal):
+        fetch(f"{server.url}/models/x.npz")
     assert "x.npz: 100%|" in terminal.getvalue()
     assert "3.00M/3.00M" in terminal.getvalue()
     assert "1.00M/3.00M" in terminal.getvalue(), "a download that is taken up begins where it was"
