@@ -30,8 +30,6 @@ from visionpipe.serving.versions import load
 from visionpipe.tracking.lookup import find_version
 
 STDIN = "-"
-CHUNK = 16  # files that one thread decodes at a time
-CHUNKS_AHEAD = 8
 ROWS_AT_ONCE = 10_000  # of a Parquet row group
 Row = dict[str, Any]
 
@@ -44,7 +42,7 @@ class File:
     read: Callable[[], bytes]
 
 
-def predict(paths: list[str], output: Path, target: str, probabilities: bool, threads: int = 0) -> None:
+def predict(paths: list[str], output: Path, target: str, probabilities: bool) -> None:
     """Writes one row per file to `output`: file, label, probability, error.
 
     Args:
@@ -59,7 +57,7 @@ def predict(paths: list[str], output: Path, target: str, probabilities: bool, th
     if output.suffix not in WRITERS:
         raise ConfigError(f"--output {output}: expected a name that ends in {', '.join(WRITERS)}")
     with find_version(target) as version:
-        classifier, sha256 = load(version, threads), artifact_sha256(version.folder)
+        classifier, sha256 = load(version, threads=1), artifact_sha256(version.folder)
     columns = ["file", "label", "probability"]
     columns += [f"p({label})" for label in classifier.labels] if probabilities else []
     files = list(find_files(paths))
@@ -163,26 +161,16 @@ def refuse(reason: str) -> bytes:
 
 
 def answers(files: list[File], classifier: Classifier, probabilities: bool) -> Iterator[list[Row]]:
-    """Rows in the order of the files, a batch at a time: threads decode while the model runs."""
-    waiting: list[tuple[File, np.ndarray | ImageError]] = []
-    for decoded in decode_ahead(files, classifier):
-        waiting += decoded
-        if len(waiting) >= BATCH:
-            yield answer(waiting, classifier, probabilities)
-            waiting = []
-    if waiting:
-        yield answer(waiting, classifier, probabilities)
-
-
-def decode_ahead(
-    files: list[File], classifier: Classifier
-) -> Iterator[list[tuple[File, np.ndarray | ImageError]]]:
-    with ThreadPoolExecutor() as pool:
-        ahead: deque[Future[list[tuple[File, np.ndarray | ImageError]]]] = deque()
+    """Rows in the order of the files, a batch at a time. A thread for each core decodes and classifies whole
+    batches, so that no core waits for another within one; the classifier's own threads should be one.
+    """
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        ahead: deque[Future[list[Row]]] = deque()
         try:
-            for start in range(0, len(files), CHUNK):
-                ahead.append(pool.submit(decode, files[start : start + CHUNK], classifier))
-                if len(ahead) > CHUNKS_AHEAD:
+            for start in range(0, len(files), BATCH):
+                ahead.append(pool.submit(answer, files[start : start + BATCH], classifier, probabilities))
+                if len(ahead) > 2 * workers:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
@@ -190,33 +178,23 @@ def decode_ahead(
             pool.shutdown(cancel_futures=True)
 
 
-def decode(files: list[File], classifier: Classifier) -> list[tuple[File, np.ndarray | ImageError]]:
-    decoded: list[tuple[File, np.ndarray | ImageError]] = []
+def answer(files: list[File], classifier: Classifier, probabilities: bool) -> list[Row]:
+    images: list[np.ndarray] = []
+    rows: list[Row] = []
     for file in files:
+        rows.append({"file": file.name, "error": None})
         try:
-            decoded.append((file, classifier.preprocess(file.read())))
+            images.append(classifier.preprocess(file.read()))
         except ImageError as error:
-            decoded.append((file, error))
-    return decoded
-
-
-def answer(
-    decoded: list[tuple[File, np.ndarray | ImageError]], classifier: Classifier, probabilities: bool
-) -> list[Row]:
-    images = [image for _, image in decoded if not isinstance(image, ImageError)]
-    table = iter(classifier.probabilities(np.stack(images)) if images else [])
-    rows = []
-    for file, image in decoded:
-        row: Row = {"file": file.name, "error": None}
-        if isinstance(image, ImageError):
-            row["error"] = image.reason
-        else:
-            values = next(table).tolist()
-            best = max(range(len(values)), key=values.__getitem__)
-            row |= {"label": classifier.labels[best], "probability": values[best]}
-            if probabilities:
-                row |= {f"p({label})": value for label, value in zip(classifier.labels, values, strict=True)}
-        rows.append(row)
+            rows[-1]["error"] = error.reason
+    if not images:
+        return rows
+    table = classifier.probabilities(np.stack(images)).tolist()
+    for row, values in zip((row for row in rows if row["error"] is None), table, strict=True):
+        best = max(range(len(values)), key=values.__getitem__)
+        row |= {"label": classifier.labels[best], "probability": values[best]}
+        if probabilities:
+            row |= {f"p({label})": value for label, value in zip(classifier.labels, values, strict=True)}
     return rows
 
 
