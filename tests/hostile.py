@@ -184,6 +184,8 @@ def bombs() -> list[Case]:
         "PNG of one pixel with 200 MB of them": png(1, 1, 8, 0, chunk(b"IDAT", zeros)),
         "GIF of 60,000 × 60,000": gif(60_000, 60_000),
         "GIF whose frame is larger than itself": gif(1, 1, (60_000, 60_000)),
+        "GIF of 10,000 frames": gif(1, 1, frames=10_000),
+        "GIF of a million blocks": gif(1, 1)[:-1] + b"!\xfe" + b"\x01 " * 1_000_000,
         "BMP of 20,000 × 20,000": b"BM"
         + bytes(8)
         + struct.pack("<II", 54, 40)
@@ -202,7 +204,7 @@ def bombs() -> list[Case]:
     black = np.zeros((1, 1, 3), np.uint8)
     return [
         *found,
-        Case("bomb", "GIF of 10,000 frames", gif(1, 1, frames=10_000), black, ".gif"),
+        Case("bomb", "GIF of 1,000 frames", gif(1, 1, frames=1_000), black, ".gif"),
         Case("bomb", "TIFF of 10,000 pages", pages(10_000), black, ".tif"),
     ]
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from visionpipe.data.headers import check_jpeg, check_png
+from visionpipe.data.headers import check_gif, check_jpeg, check_png
 from visionpipe.errors import ImageError
 
 MAX_PIXELS = 50_000_000
@@ -96,6 +96,8 @@ def _decode(data: bytes, image_format: str) -> NDArray[np.uint8]:
         check_png(data, MAX_PIXELS)
     elif image_format == "JPEG":
         check_jpeg(data)
+    elif image_format == "GIF":
+        check_gif(data)
     with _pillow_warnings_ignored():
         image = Image.open(io.BytesIO(data), formats=[image_format])
         if image.width * image.height > MAX_PIXELS:

@@ -13,6 +13,10 @@ from visionpipe.errors import ImageError
 MAX_TEXT = 2**20  # bytes of one inflated text or profile: Pillow's own limit
 MAX_TEXTS = 16 * 2**20  # bytes of all of them
 MAX_SCANS = 100  # of a JPEG: each costs a pass over the whole image, and encoders make about ten
+MAX_FRAMES = 1_000  # of a GIF: only the first is used, and nothing with more is a picture
+MAX_BLOCKS = (
+    500_000  # of a GIF, each of up to 255 bytes: as many as are walked through in a tenth of a second
+)
 SLACK = 2**20  # bytes of pixels beyond the last row, which some encoders write a few of
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by PNG's colour type
 # Adam7: first column and row of each pass, and the steps to the next ones.
@@ -23,6 +27,28 @@ def check_jpeg(data: bytes) -> None:
     """Raises ImageError for a file of more scans than MAX_SCANS. Coded pixels cannot hold their mark."""
     if data.count(b"\xff\xda") > MAX_SCANS:
         raise ImageError("too_large", f"a JPEG of more than {MAX_SCANS} scans")
+
+
+def check_gif(data: bytes) -> None:
+    """Raises ImageError for more frames than MAX_FRAMES or more blocks than MAX_BLOCKS. Damage is left to Pillow."""
+    position, frames, blocks = 13 + colour_table_size(data[10:11]), 0, 0
+    while (kind := data[position : position + 1]) in (b",", b"!"):  # a frame, an extension
+        frames += kind == b","
+        position += 11 + colour_table_size(data[position + 9 : position + 10]) if kind == b"," else 2
+        while length := int.from_bytes(data[position : position + 1]):
+            position += 1 + length
+            blocks += 1
+            if blocks > MAX_BLOCKS:
+                raise ImageError("too_large", f"a GIF of more than {MAX_BLOCKS:,} blocks")
+        position += 1
+        if frames > MAX_FRAMES:
+            raise ImageError("too_large", f"a GIF of more than {MAX_FRAMES:,} frames")
+
+
+def colour_table_size(flags: bytes) -> int:
+    """Bytes of the colour table that these flags announce."""
+    value = int.from_bytes(flags)
+    return 3 * 2 ** (value % 8 + 1) if value & 0x80 else 0
 
 
 def check_png(data: bytes, max_pixels: int) -> None:
