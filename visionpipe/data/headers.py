@@ -35,7 +35,7 @@ def check_gif(data: bytes) -> None:
     while (kind := data[position : position + 1]) in (b",", b"!"):  # a frame, an extension
         frames += kind == b","
         position += 11 + colour_table_size(data[position + 9 : position + 10]) if kind == b"," else 2
-        while length := int.from_bytes(data[position : position + 1]):
+        while position < len(data) and (length := data[position]):
             position += 1 + length
             blocks += 1
             if blocks > MAX_BLOCKS:
