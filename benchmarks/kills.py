@@ -32,6 +32,7 @@ from project import NEEDS, Project, environment, make_project  # noqa: E402
 from visionpipe.tracking.runs import hardware  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "kills.json"
+# Of twenty kills.
 MOMENTS = {"a random time": 14, "while a checkpoint is written": 4, "while the model is written": 2}
 KILLS_PER_TRAINING = 4
 STAGE = "train@hybrid"
@@ -60,11 +61,12 @@ def try_backend(backend: str, kills: int, seed: int) -> dict[str, Any]:
         project.dvc("repro", "--single-item", STAGE)
         seconds = time.perf_counter() - start
         expected, dice = outputs(project), random.Random(f"{seed} {backend}")
-        moments = dice.choices(list(MOMENTS), list(MOMENTS.values()), k=kills)
+        moments = [moment for moment, count in MOMENTS.items() for _ in range(count * -(-kills // 20))]
+        dice.shuffle(moments)
         killed: list[dict[str, Any]] = []
         trainings = 0
         while len(killed) < kills:
-            for moment in moments[len(killed) : len(killed) + KILLS_PER_TRAINING]:
+            for moment in moments[len(killed) : min(len(killed) + KILLS_PER_TRAINING, kills)]:
                 # Where the training ends before its moment comes, nothing was killed: another try.
                 while (after := kill(project, moment, dice.uniform(0.3, 1.0) * seconds)) is None:
                     check_outputs(project, expected)
