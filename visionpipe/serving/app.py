@@ -1,32 +1,25 @@
-"""The HTTP interface: routes, and around them what holds for every request."""
+"""The HTTP interface: its routes and what they say."""
 
-import hmac
-import logging
-import re
-import secrets
 import time
 from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from visionpipe import __version__
 from visionpipe.errors import ImageError
 from visionpipe.serving import page, protocol_v2
 from visionpipe.serving.batching import Job
 from visionpipe.serving.bodies import Question, Refusal, number, read_body, set_option, take_apart
+from visionpipe.serving.guard import Direct, Guard, answer_failure
 from visionpipe.serving.service import STATUS, Live, Service
 from visionpipe.serving.settings import Settings
 
-# Without a token: for who starts and stops us, and the page, which holds no secret and asks for the token.
-OPEN = {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", *page.FILES}
-CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed"}
-REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 OPTIONS = {
     "top_k": ({"type": "integer", "minimum": 1}, "list only so many classes, the likeliest"),
     "unsure_below": (
@@ -80,8 +73,6 @@ ERROR: dict[str, Any] = {
     },
 }
 
-log = logging.getLogger("visionpipe")
-
 
 class PNG(Response):
     media_type = "image/png"
@@ -98,8 +89,6 @@ def make_app(service: Service) -> ASGIApp:
         responses={"4XX": ERROR, "5XX": ERROR},
     )
 
-    # First, as routes are tried in order; its options are read by hand, for FastAPI's way costs as much as
-    # everything else that happens to a request in Python.
     @app.post(
         "/predict", summary="Labels and probabilities of one or several images", openapi_extra=INTERFACE
     )
@@ -156,10 +145,11 @@ def make_app(service: Service) -> ASGIApp:
 
     for failure in (Refusal, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(failure, answer_failure)
-    origins = list(service.settings.cors_origin)
-    if origins:
-        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
-    return Guard(app, service)
+    route = next(route for route in app.routes if isinstance(route, APIRoute) and route.path == "/predict")
+    asgi: ASGIApp = Direct(app, route)
+    if origins := list(service.settings.cors_origin):
+        asgi = CORSMiddleware(asgi, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+    return Guard(asgi, service)
 
 
 def prediction(job: Job, live: Live, question: Question, service: Service) -> dict[str, Any]:
@@ -209,83 +199,3 @@ def describe(live: Live, settings: Settings) -> dict[str, Any]:
         "lineage": live.version.tags,
         "metrics": live.version.metrics,
     }
-
-
-async def answer_failure(request: Request, failure: Exception) -> Response:
-    """`{code, reason, request_id}` for everything that a request can be refused for."""
-    headers: dict[str, str] = {}
-    if isinstance(failure, Refusal):
-        status, code, reason, headers = failure.status, failure.code, failure.reason, failure.headers
-    elif isinstance(failure, HTTPException):
-        status, reason, headers = failure.status_code, failure.detail, dict(failure.headers or {})
-        code = CODES.get(status, "error")
-    elif isinstance(failure, RequestValidationError):
-        status, code, first = 400, CODES[400], failure.errors()[0]
-        reason = f"{first['loc'][-1]}: {first['msg']}"
-    else:
-        status, code, reason = 500, "internal", "an error of the server: its log has more"
-    return failure_response(request.scope["request_id"], status, code, reason, headers)
-
-
-def failure_response(
-    request_id: str, status: int, code: str, reason: str, headers: dict[str, str] | None = None
-) -> Response:
-    content = orjson.dumps({"code": code, "reason": reason, "request_id": request_id})
-    return Response(content, status, headers, media_type="application/json")
-
-
-class Guard:
-    """Around the application: request ids, the token, metrics, and an answer whatever goes wrong."""
-
-    def __init__(self, app: ASGIApp, service: Service):
-        self.app, self.service = app, service
-        token = service.settings.token
-        self.authorization = f"Bearer {token}".encode() if token else None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)  # the lifespan's start and end
-        start, headers = time.perf_counter(), dict(scope["headers"])
-        given = headers.get(b"x-request-id", b"")
-        request_id = given.decode() if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
-        scope["request_id"] = request_id
-        status = 0
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [
-                    *message.get("headers", []),
-                    (b"x-request-id", request_id.encode()),
-                    (b"x-content-type-options", b"nosniff"),
-                ]
-                if self.service.draining:
-                    message["headers"].append((b"connection", b"close"))
-            await send(message)
-
-        try:
-            if self.allowed(scope["path"], headers.get(b"authorization", b"")):
-                await self.app(scope, receive, send_with_id)
-            else:
-                response = failure_response(
-                    request_id,
-                    401,
-                    "unauthorized",
-                    "a bearer token is needed",
-                    {"WWW-Authenticate": "Bearer"},
-                )
-                await response(scope, receive, send_with_id)
-        except ClientDisconnect:
-            status = 499  # nobody is there to be answered
-        except Exception:
-            log.exception("request %s failed", request_id)  # answered already, by `answer_failure`
-        route = getattr(scope.get("route"), "path", "other")
-        self.service.metrics.requests.labels(route, status).inc()
-        self.service.metrics.seconds.labels(route).observe(time.perf_counter() - start)
-
-    def allowed(self, path: str, given: bytes) -> bool:
-        """Compares in constant time, so that the time of a refusal says nothing about the token."""
-        if self.authorization is None or path in OPEN:
-            return True
-        return hmac.compare_digest(given, self.authorization)

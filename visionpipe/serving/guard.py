@@ -1,0 +1,133 @@
+"""What holds for every request, whatever its route: ids, the token, metrics, and an answer whatever goes wrong."""
+
+import hmac
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+
+import orjson
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from visionpipe.serving import page
+from visionpipe.serving.bodies import Refusal
+from visionpipe.serving.service import Service
+
+# Without a token: for who starts and stops us, and the page, which holds no secret and asks for the token.
+OPEN = {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", *page.FILES}
+CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed"}
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+log = logging.getLogger("visionpipe")
+
+
+async def answer_failure(request: Request, failure: Exception) -> Response:
+    """`{code, reason, request_id}` for everything that a request can be refused for."""
+    headers: dict[str, str] = {}
+    if isinstance(failure, Refusal):
+        status, code, reason, headers = failure.status, failure.code, failure.reason, failure.headers
+    elif isinstance(failure, HTTPException):
+        status, reason, headers = failure.status_code, failure.detail, dict(failure.headers or {})
+        code = CODES.get(status, "error")
+    elif isinstance(failure, RequestValidationError):
+        status, code, first = 400, CODES[400], failure.errors()[0]
+        reason = f"{first['loc'][-1]}: {first['msg']}"
+    else:
+        status, code, reason = 500, "internal", "an error of the server: its log has more"
+    return failure_response(request.scope["request_id"], status, code, reason, headers)
+
+
+def failure_response(
+    request_id: str, status: int, code: str, reason: str, headers: dict[str, str] | None = None
+) -> Response:
+    content = orjson.dumps({"code": code, "reason": reason, "request_id": request_id})
+    return Response(content, status, headers, media_type="application/json")
+
+
+class Direct:
+    """One POST route, past FastAPI, whose way to an endpoint costs as much as all else that happens to a request here.
+
+    `route` is the same one among FastAPI's, from which its description is made.
+    """
+
+    def __init__(self, app: ASGIApp, route: APIRoute):
+        self.app, self.route = app, route
+        self.endpoint: Callable[[Request], Awaitable[Response]] = route.endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("path") != self.route.path or scope.get("method") != "POST":
+            return await self.app(scope, receive, send)
+        scope["route"], request = self.route, Request(scope, receive)
+        try:
+            response = await self.endpoint(request)
+        except ClientDisconnect:
+            raise
+        except Exception as failure:
+            await (await answer_failure(request, failure))(scope, receive, send)
+            if not isinstance(failure, Refusal):
+                raise
+        else:
+            await response(scope, receive, send)
+
+
+class Guard:
+    """Around the application: request ids, the token, metrics, and an answer whatever goes wrong."""
+
+    def __init__(self, app: ASGIApp, service: Service):
+        self.app, self.service = app, service
+        token = service.settings.token
+        self.authorization = f"Bearer {token}".encode() if token else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)  # the lifespan's start and end
+        start, headers = time.perf_counter(), dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"")
+        request_id = given.decode() if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        scope["request_id"] = request_id
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [
+                    *message.get("headers", []),
+                    (b"x-request-id", request_id.encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
+                if self.service.draining:
+                    message["headers"].append((b"connection", b"close"))
+            await send(message)
+
+        try:
+            if self.allowed(scope["path"], headers.get(b"authorization", b"")):
+                await self.app(scope, receive, send_with_id)
+            else:
+                response = failure_response(
+                    request_id,
+                    401,
+                    "unauthorized",
+                    "a bearer token is needed",
+                    {"WWW-Authenticate": "Bearer"},
+                )
+                await response(scope, receive, send_with_id)
+        except ClientDisconnect:
+            status = 499  # nobody is there to be answered
+        except Exception:
+            log.exception("request %s failed", request_id)  # answered already, by `answer_failure`
+        route = getattr(scope.get("route"), "path", "other")
+        self.service.metrics.requests.labels(route, status).inc()
+        self.service.metrics.seconds.labels(route).observe(time.perf_counter() - start)
+
+    def allowed(self, path: str, given: bytes) -> bool:
+        """Compares in constant time, so that the time of a refusal says nothing about the token."""
+        if self.authorization is None or path in OPEN:
+            return True
+        return hmac.compare_digest(given, self.authorization)
