@@ -8,6 +8,7 @@ and ResNet-50 (224 px, 1000 classes). Every sample starts its server afresh; con
 opposite order every second round. The load generator (benchmarks/load.py) is one process on the same cores,
 and reports its own CPU time. Tasks:
 
+tune      once: images per second of each peer with each of its settings; it is measured with the fastest
 bare      what decoding and ONNX Runtime alone take, in a process of their own: the floor
 latency   one connection
 load      32 connections
@@ -54,7 +55,19 @@ OURS, PYFUNC, KERAS, LITSERVE, BENTOML = (
     "LitServe",
     "BentoML",
 )
+# What is tried of the peers' settings; the fastest at 32 connections is what they are measured with.
+SETTINGS: dict[str, list[dict[str, str]]] = {
+    LITSERVE: [
+        {"WORKERS": workers, "MAX_BATCH": batch, "LITSERVE_TIMEOUT": timeout}
+        for workers in "12"
+        for batch in ("16", "32")
+        for timeout in ("0", "0.005", "0.02")
+    ],
+    BENTOML: [{"WORKERS": workers, "MAX_BATCH": batch} for workers in "12" for batch in ("16", "32")],
+}
+TUNED: dict[tuple[str, str], dict[str, str]] = {}  # by contender and model
 TASKS = {
+    "tune": [LITSERVE, BENTOML],
     "bare": [OURS],
     "latency": [OURS, PYFUNC, KERAS, LITSERVE, BENTOML],
     "load": [OURS, PYFUNC, LITSERVE, BENTOML],
@@ -97,6 +110,12 @@ def main() -> None:
                 sys.exit("to be continued: run the same command again")
             sample = {"round": number, "task": task, "model": model, "contender": contender}
             measured = globals()[f"measure_{task}"](contender, model, options.peers)
+            if task == "tune" and number:
+                continue
+            tuned = {
+                (s["contender"], s["model"]): s["fastest"] for s in result["samples"] if s["task"] == "tune"
+            }
+            TUNED.update(tuned)
             result["samples"].append(sample | {"load": os.getloadavg()[0]} | measured)
             print(result["samples"][-1], flush=True)
             RESULT.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
@@ -184,7 +203,9 @@ def request(contender: str, model: str, port: int, body: bytes | None = None) ->
 
 
 @contextmanager
-def running(contender: str, model: str, peers: str | None, *options: str) -> Iterator[tuple[int, int, float]]:
+def running(
+    contender: str, model: str, peers: str | None, *options: str, settings: dict[str, str] | None = None
+) -> Iterator[tuple[int, int, float]]:
     """A server that has answered once: port, process id, and seconds until then."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -208,6 +229,7 @@ def running(contender: str, model: str, peers: str | None, *options: str) -> Ite
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "KERAS_BACKEND": "tensorflow",
         "BENTOML_DO_NOT_TRACK": "True",
+        **(settings or TUNED.get((contender, model), {})),
     }
     start = time.perf_counter()
     with (SCRATCH / "server.log").open("w") as log:
@@ -286,6 +308,19 @@ def in_new_process(option: str, model: str) -> dict[str, Any]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     output = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     return dict(json.loads(output.splitlines()[-1]))
+
+
+def measure_tune(contender: str, model: str, peers: str | None) -> dict[str, Any]:
+    """Images per second of each setting, and the fastest one."""
+    tried = []
+    for settings in SETTINGS[contender]:
+        with running(contender, model, peers, settings=settings) as (port, _, _):
+            content = request(contender, model, port)
+            load(port, content, "closed", 32, 2)
+            report = summary(load(port, content, "closed", 32, SECONDS))
+        tried.append({"settings": settings, "per_second": report["per_second"], "failed": report["failed"]})
+    sound = [attempt for attempt in tried if not attempt["failed"]] or tried
+    return {"tried": tried, "fastest": max(sound, key=lambda attempt: attempt["per_second"])["settings"]}
 
 
 def measure_latency(contender: str, model: str, peers: str | None) -> dict[str, Any]:

@@ -4,10 +4,10 @@
     python benchmarks/serving_peers.py bentoml FOLDER PORT
 
 FOLDER is an exported artifact. Each decodes, resizes and normalises as ours does (Pillow, the model's own
-normalisation) and runs the same ONNX file with the same threads in batches of up to 32, in one worker that
-decodes in threads. LITSERVE_TIMEOUT: how many seconds LitServe waits for a batch to fill; SPINNING: whether
-ONNX Runtime's threads wait actively. BentoML's max_latency_ms is so long that it does not refuse requests of
-the slow model.
+normalisation) and runs the same ONNX file in batches of up to 32, in workers that decode in threads and share
+the cores. The environment has what serving.py tries: WORKERS, MAX_BATCH, and LITSERVE_TIMEOUT, the seconds that
+LitServe waits for a batch to fill. BentoML's max_latency_ms is so long that it does not refuse requests of the
+slow model.
 """
 
 import base64
@@ -23,13 +23,15 @@ import onnxruntime
 from PIL import Image
 
 FOLDER = Path(os.environ.setdefault("ARTIFACT", sys.argv[2] if len(sys.argv) > 2 else "."))
-MAX_BATCH = 32
+WORKERS = int(os.environ.get("WORKERS", "1"))
+MAX_BATCH = int(os.environ.get("MAX_BATCH", "32"))
 
 
 class Model:
     def __init__(self) -> None:
         options = onnxruntime.SessionOptions()
-        options.add_session_config_entry("session.intra_op.allow_spinning", os.environ.get("SPINNING", "0"))
+        options.intra_op_num_threads = max(1, (os.cpu_count() or 1) // WORKERS)
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(
             str(FOLDER / "model.onnx"), options, providers=["CPUExecutionProvider"]
         )
@@ -87,7 +89,7 @@ if os.environ.get("PEER") == "bentoml":
     import bentoml
 
     @bentoml.service(
-        workers=1, traffic={"timeout": 60, "concurrency": 256}, logging={"access": {"enabled": False}}
+        workers=WORKERS, traffic={"timeout": 60, "concurrency": 256}, logging={"access": {"enabled": False}}
     )
     class Classify:
         def __init__(self) -> None:
@@ -103,7 +105,7 @@ if __name__ == "__main__":
         api = LitClassify(
             max_batch_size=MAX_BATCH, batch_timeout=float(os.environ.get("LITSERVE_TIMEOUT", "0.005"))
         )
-        server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, timeout=60)
+        server = litserve.LitServer(api, accelerator="cpu", workers_per_device=WORKERS, timeout=60)
         server.run(host="127.0.0.1", port=int(sys.argv[3]), log_level="error", generate_client_file=False)
     else:
         os.environ["PEER"] = "bentoml"

@@ -108,6 +108,13 @@ def facts(result: dict[str, Any], model: str) -> list[str]:
                 f"- `visionpipe predict`, {predict[0]['files']:,} files: {number(rate)} images/s, "
                 f"{rate / offline_rate(bare, 0):.0%} of what decoding and the best batches allow."
             )
+    for sample in select(result, "tune", model):
+        settings = ", ".join(f"{name} {value}" for name, value in sample["fastest"].items())
+        rates = [attempt["per_second"] for attempt in sample["tried"]]
+        lines.append(
+            f"- {sample['contender']}, the fastest of {len(rates)} settings: {settings}. "
+            f"The slowest: {number(min(rates))} images/s of {number(max(rates))}."
+        )
     if int8 := select(result, "int8", model):
         times = [median(int8, "fp32_ms"), median(int8, "int8_ms")]
         gain = statistics.median(sample["fp32_ms"] / sample["int8_ms"] for sample in int8)
