@@ -104,14 +104,12 @@ def main() -> None:
             continue
         contenders = [c for c in TASKS[task] if wanted(c, options)]
         for contender in contenders[:: -1 if number % 2 else 1]:
-            if (number, task, model, contender) in done:
+            if (number, task, model, contender) in done or (task == "tune" and number):
                 continue
             if time.perf_counter() - begin > options.seconds:
                 sys.exit("to be continued: run the same command again")
             sample = {"round": number, "task": task, "model": model, "contender": contender}
             measured = globals()[f"measure_{task}"](contender, model, options.peers)
-            if task == "tune" and number:
-                continue
             tuned = {
                 (s["contender"], s["model"]): s["fastest"] for s in result["samples"] if s["task"] == "tune"
             }
@@ -265,12 +263,13 @@ def mlflow_command(model: Path, port: int) -> list[str]:
 
 def load(port: int, content: bytes, mode: str, amount: float, seconds: float) -> dict[str, Any]:
     """What benchmarks/load.py reports."""
-    file = SCRATCH / "request"
+    file, answers = SCRATCH / "request", SCRATCH / "answers.json"
     file.write_bytes(content)
     command = [sys.executable, str(ROOT / "benchmarks" / "load.py"), str(port), str(file)]
     command += [mode, f"{amount:g}", f"{seconds:g}"]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return dict(json.loads(output))
+    with answers.open("w") as output:
+        subprocess.run(command, stdout=output, check=True)
+    return dict(json.loads(answers.read_text()))
 
 
 def summary(report: dict[str, Any]) -> dict[str, float]:
