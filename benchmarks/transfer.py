@@ -35,6 +35,10 @@ FRESH = "data/prepared/manifest.json"
 RATES = (0.002, 0.006)
 BUDGETS = (10, 60)  # epochs
 BATCH = 16
+SHARED = {
+    "weight_decay": 0.05,
+    "augmentation": [{"name": "flip"}, {"name": "crop", "padding": 1}],
+}  # as from scratch
 PRETRAINING = {
     "epochs": 40,
     "ema_decay": 0.995,
@@ -100,7 +104,7 @@ def entries(hybrid: dict[str, Any], start: str, epochs: int) -> dict[str, Any]:
         budget = {"epochs": epochs, "batch_size": BATCH, "learning_rate": rate}
         freeze = [{"epochs": epochs // 6, "train": ["logits"]}]
         finetune = {"preset": "finetune", "freeze": freeze, "layer_decay": 1.0} | SHARED | budget
-        found[entry("scratch", rate)] = hybrid | {"needs": FRESH, "train": budget}
+        found[entry("scratch", rate)] = hybrid | {"needs": FRESH, "train": SHARED | budget}
         found[entry("finetuned", rate)] = hybrid | {"needs": start, "init": start, "train": finetune}
     return found
 
