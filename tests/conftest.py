@@ -3,13 +3,16 @@
 import hashlib
 import io
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from linear_models import make_params, write_prepared
 from project import CHECKOUT, Project, make_project
+from servers import RunningServer, artifact_folder, running
 
 from visionpipe.data.prepared import PREPARED
+from visionpipe.serving.classifier import Classifier
 
 LONGEST = ("test_readme.py", "test_pipeline.py", "test_backends.py")
 
@@ -71,6 +74,24 @@ def params(request, in_workspace):
     """Parameters of two models, with an experiment and a registered model of the test's own."""
     name = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]
     return make_params(name, ["one", "two"])
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory) -> Path:
+    """A folder that `visionpipe serve` takes, with a small linear model."""
+    return artifact_folder(tmp_path_factory.mktemp("artifacts") / "linear")
+
+
+@pytest.fixture(scope="module")
+def classifier(artifact) -> Classifier:
+    return Classifier(artifact)
+
+
+@pytest.fixture(scope="module")
+def server(artifact) -> Iterator[RunningServer]:
+    """`visionpipe serve` with that model, in a process of its own."""
+    with running(artifact) as server:
+        yield server
 
 
 @pytest.fixture

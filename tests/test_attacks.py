@@ -18,22 +18,17 @@ from attacks import (
 )
 from hostile_requests import PNG, malformed
 from project import CHECKOUT
-from servers import artifact_folder, running
+from servers import running
 
 MALFORMED = malformed()
 
 
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory):
-    return artifact_folder(tmp_path_factory.mktemp("artifacts") / "linear")
-
-
-@pytest.fixture(scope="module")
-def server(artifact):
-    with running(artifact) as server:
-        yield server
-        server.stop()
-        assert server.log == []
+@pytest.fixture(scope="module", autouse=True)
+def no_exception_is_left_unheard(server):
+    """The server logged nothing: no exception that a client did not hear of."""
+    yield
+    server.stop()
+    assert server.log == []
 
 
 @pytest.mark.parametrize("name", MALFORMED)

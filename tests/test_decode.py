@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from hostile import TURNS
 from PIL import Image, ImageDraw, ImageFile
 
 from visionpipe.data.decode import MAX_PIXELS, RESAMPLING, decode_image, resize_and_crop
@@ -19,17 +20,6 @@ from visionpipe.errors import ImageError
 ORIENTATION = 0x0112
 PICTURE = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 OTHER = 255 - PICTURE
-
-UPRIGHT = {
-    1: lambda stored: stored,
-    2: lambda stored: stored[:, ::-1],
-    3: lambda stored: stored[::-1, ::-1],
-    4: lambda stored: stored[::-1],
-    5: lambda stored: stored.swapaxes(0, 1),
-    6: lambda stored: np.rot90(stored, -1),
-    7: lambda stored: stored[::-1, ::-1].swapaxes(0, 1),
-    8: lambda stored: np.rot90(stored),
-}
 
 
 def encode(image, image_format, **options):
@@ -215,7 +205,7 @@ def test_exif_orientation_is_applied(image_format, orientation):
     exif[ORIENTATION] = orientation
     options = {"lossless": True} if image_format == "WEBP" else {}
     decoded = decode_image(encode(PICTURE, image_format, exif=exif, **options))
-    np.testing.assert_array_equal(decoded, UPRIGHT[orientation](PICTURE))
+    np.testing.assert_array_equal(decoded, TURNS[orientation](PICTURE))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -224,7 +214,7 @@ def test_exif_orientation_of_a_jpeg_is_applied(orientation):
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     decoded = decode_image(encode(quarters, "JPEG", quality=95, exif=exif))
-    np.testing.assert_allclose(decoded.astype(int), UPRIGHT[orientation](grey(quarters)), atol=3)
+    np.testing.assert_allclose(decoded.astype(int), TURNS[orientation](grey(quarters)), atol=3)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])

@@ -19,13 +19,12 @@ from hostile_sets import (
     write_tar,
     write_zip,
 )
-from servers import artifact_folder, form, running
+from servers import form
 
 from visionpipe.config import PrepareConfig
 from visionpipe.data.decode import decode_image, resize_and_crop
 from visionpipe.data.sources import list_zip
 from visionpipe.errors import DataError, ImageError
-from visionpipe.serving.classifier import Classifier
 from visionpipe.serving.service import STATUS
 
 CASES = every_case()
@@ -33,22 +32,12 @@ BOMBS = [case for case in CASES if case.kind == "bomb"]
 MEGABYTES, SECONDS = 50, 0.1  # that a bomb may cost
 
 
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory):
-    return artifact_folder(tmp_path_factory.mktemp("artifacts") / "linear")
-
-
-@pytest.fixture(scope="module")
-def classifier(artifact):
-    return Classifier(artifact)
-
-
-@pytest.fixture(scope="module")
-def server(artifact):
-    with running(artifact) as server:
-        yield server
-        server.stop()
-        assert server.log == []  # no exception that a client did not hear of either
+@pytest.fixture(scope="module", autouse=True)
+def no_exception_is_left_unheard(server):
+    """The server logged nothing: no exception that a client did not hear of."""
+    yield
+    server.stop()
+    assert server.log == []
 
 
 def outcome(data):

@@ -14,7 +14,7 @@ from onnx_models import COLOURS, write_artifact, write_colours
 from PIL import Image
 from project import pattern
 from selenium.webdriver import Keys
-from servers import CLASSES, SIZE, artifact_folder, picture, running
+from servers import CLASSES, SIZE, picture, running
 
 from visionpipe.register import register
 from visionpipe.serving.classifier import Classifier
@@ -30,17 +30,6 @@ pytestmark = [
 def browser():
     with chromium() as browser:
         yield browser
-
-
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory):
-    return artifact_folder(tmp_path_factory.mktemp("artifacts") / "linear")
-
-
-@pytest.fixture(scope="module")
-def server(artifact):
-    with running(artifact) as server:
-        yield server
 
 
 @pytest.fixture

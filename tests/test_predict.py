@@ -12,15 +12,10 @@ import zipfile
 import numpy as np
 import pyarrow.parquet
 import pytest
-from servers import CHECKOUT, CLASSES, artifact_folder, picture
+from servers import CHECKOUT, CLASSES, picture
 
 from visionpipe.predict import File, answers, open_journal
 from visionpipe.serving.classifier import Classifier
-
-
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory):
-    return artifact_folder(tmp_path_factory.mktemp("artifacts") / "linear")
 
 
 @pytest.fixture

@@ -6,26 +6,8 @@ import struct
 import numpy as np
 import pytest
 import tritonclient.http as http
-from servers import CLASSES, SIZE, artifact_folder, picture, running
+from servers import CLASSES, SIZE, picture
 from tritonclient.utils import InferenceServerException
-
-from visionpipe.serving.classifier import Classifier
-
-
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory):
-    return artifact_folder(tmp_path_factory.mktemp("artifacts") / "linear")
-
-
-@pytest.fixture(scope="module")
-def classifier(artifact):
-    return Classifier(artifact)
-
-
-@pytest.fixture(scope="module")
-def server(artifact):
-    with running(artifact) as server:
-        yield server
 
 
 @pytest.fixture

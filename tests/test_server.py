@@ -20,7 +20,6 @@ from servers import CHECKOUT, CLASSES, SIZE, artifact_folder, big_jpeg, form, pi
 from visionpipe.cli import parser, settings
 from visionpipe.data.decode import decode_image, resize_and_crop
 from visionpipe.serving.bodies import Refusal
-from visionpipe.serving.classifier import Classifier
 from visionpipe.serving.service import Service
 from visionpipe.serving.settings import Settings
 
@@ -32,22 +31,6 @@ PICTURES = {
     "small": picture("PNG", width=5, height=9),
 }
 JSON = {"content_type": "application/json"}
-
-
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory):
-    return artifact_folder(tmp_path_factory.mktemp("artifacts") / "linear")
-
-
-@pytest.fixture(scope="module")
-def classifier(artifact):
-    return Classifier(artifact)
-
-
-@pytest.fixture(scope="module")
-def server(artifact):
-    with running(artifact) as server:
-        yield server
 
 
 def expected(classifier, data):

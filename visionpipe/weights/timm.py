@@ -127,29 +127,23 @@ def torch_resnet_options(tensors: Tensors, companions: Companions) -> dict[str, 
 
 
 FORMATS = (
-    Format(
-        name="timm hybrid ViT",
-        signature=(
-            "patch_embed.proj.weight",
-            "blocks.0.attn.qkv.weight",
-            "patch_embed.backbone.stem.conv.weight",
-        ),
-        prefixes=PREFIXES,
-        rows=HYBRID,
-        options=hybrid_options,
-        positions="bicubic, antialiased",
-        class_position=None,
-        preprocessing=preprocessing,
-    ),
-    Format(
-        name="timm hybrid ViT",
-        signature=("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "patch_embed.backbone.conv.weight"),
-        prefixes=PREFIXES,
-        rows=HYBRID,
-        options=hybrid_options,
-        positions="bicubic, antialiased",
-        class_position=None,
-        preprocessing=preprocessing,
+    # The stem of BiT's ResNets lies in a module of its own, or not.
+    *(
+        Format(
+            name="timm hybrid ViT",
+            signature=(
+                "patch_embed.proj.weight",
+                "blocks.0.attn.qkv.weight",
+                f"patch_embed.backbone.{stem}",
+            ),
+            prefixes=PREFIXES,
+            rows=HYBRID,
+            options=hybrid_options,
+            positions="bicubic, antialiased",
+            class_position=None,
+            preprocessing=preprocessing,
+        )
+        for stem in ("stem.conv.weight", "conv.weight")
     ),
     Format(
         name="timm ViT",
