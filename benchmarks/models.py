@@ -66,8 +66,8 @@ CONTENDERS = {
     "torch, compiled": ("torch", "compiled contiguous"),
     "torch, compiled, channels_last": ("torch", "compiled channels_last"),
 }
-# torch.compile stops at Keras's binding of a layer's arguments where the layer has any beside its input, as
-# the batch norms have (docs/performance.md).
+# Where torch.compile makes ours faster in training too; a ResNet's training it slows down, in minutes of
+# compilation (docs/performance.md).
 KERAS_COMPILES = ("ViT 6×96", "ViT-S/16", "ViT-B/16")
 
 
