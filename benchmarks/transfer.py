@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def transfer(seed: int, folder: Path) -> dict[str, Any]:
-    """The pretraining of one seed and every fine-tuning; classes, accuracies and seconds of both."""
+    """The pretraining of one seed and every fine-tuning; classes and accuracies of both."""
     folder.mkdir(parents=True, exist_ok=True)
     files = sample()
     known = sorted(random.Random(seed).sample(sorted(files["train"]), 5))
@@ -83,14 +83,22 @@ def transfer(seed: int, folder: Path) -> dict[str, Any]:
 
     params["prepare"]["path"] = str(folder / "known.zip")
     pretrained = hybrid | {"train": PRETRAINING}
-    before = run(params | {"models": {"hybrid": pretrained}}, folder / "pretraining")
+    before = accuracies(params | {"models": {"hybrid": pretrained}}, folder / "pretraining")
     start = str(folder / "pretraining" / "models" / "hybrid" / "model.keras")
     params["prepare"]["path"] = str(folder / "new.zip")
     after = {
-        str(epochs): run(params | {"models": entries(hybrid, start, epochs)}, folder / f"{epochs}-epochs")
+        str(epochs): accuracies(
+            params | {"models": entries(hybrid, start, epochs)}, folder / f"{epochs}-epochs"
+        )
         for epochs in BUDGETS
     }
     return {"seed": seed, "known": known, "pretraining": before, "epochs": after}
+
+
+def accuracies(params: dict[str, Any], folder: Path) -> dict[str, dict[str, float]]:
+    """On validation and test, by model. Not the seconds: in a run that goes on they are not those of the whole."""
+    result = run(params, folder)
+    return {split: result[split] for split in ("validation", "test")}
 
 
 def entries(hybrid: dict[str, Any], start: str, epochs: int) -> dict[str, Any]:
