@@ -72,8 +72,8 @@ def run(params: dict[str, Any], project: Path) -> dict[str, Any]:
             file = file.relative_to(ROOT)
             (project / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / file, project / file)
-        (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
         subprocess.run(["git", "init", "-q"], cwd=project, check=True)
+    (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=project, env=environment, check=True)
     seconds = time.perf_counter() - start

@@ -96,14 +96,14 @@ def test_fine_tuning_beats_training_from_scratch_in_few_steps_with_every_seed(tr
 def test_the_recipe_is_chosen_on_validation(transfer):
     """The rate that is best on the test images of this result is not the one that is shown."""
     accuracies = {
-        "validation": {"scratch-10e-4": 0.7, "scratch-30e-4": 0.8, "finetuned-5e-4": 0.9},
-        "test": {"scratch-10e-4": 0.75, "scratch-30e-4": 0.6, "finetuned-5e-4": 0.85},
+        "validation": {"scratch-10e-4": 0.7, "scratch-30e-4": 0.8, "finetuned-5e-4-layerwise": 0.9},
+        "test": {"scratch-10e-4": 0.75, "scratch-30e-4": 0.6, "finetuned-5e-4-layerwise": 0.85},
     }
     runs = [{"seed": 0, "known": ["bag"], "epochs": {"10": accuracies}}]
     assert transfer.best(runs, "scratch", "10") == "scratch-30e-4"
     lines = transfer.table({"hardware": "a machine", "runs": runs}).splitlines()
-    assert lines[2] == "| 10 | from scratch | 0.003 | 0.600 | 0.600 | 0.600 | 0.800 |"
-    assert lines[3] == "| 10 | fine-tuned | 0.0005 | 0.850 | 0.850 | 0.850 | 0.900 |"
+    assert lines[2] == "| 10 | from scratch | rate 0.003 | 0.600 | 0.600 | 0.600 | 0.800 |"
+    assert lines[3] == "| 10 | fine-tuned | rate 0.0005, layer-wise decay | 0.850 | 0.850 | 0.850 | 0.900 |"
 
 
 def test_images_that_are_learned_from_are_not_those_that_are_judged(transfer):
