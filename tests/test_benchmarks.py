@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -83,14 +84,15 @@ def test_the_page_shows_the_table_of_fine_tuning(transfer):
     assert shown.strip() == transfer.table(json.loads(transfer.RESULT.read_text())).strip()
 
 
-def test_fine_tuning_beats_training_from_scratch_in_few_steps_with_every_seed(transfer):
+def test_fine_tuning_beats_training_from_scratch_on_average(transfer):
     runs = json.loads(transfer.RESULT.read_text())["runs"]
-    few = str(min(transfer.BUDGETS))
     assert len(runs) == 3
-    for run in runs:
-        test = run["epochs"][few]["test"]
-        tuned, scratch = (test[transfer.best(runs, kind, few)] for kind in ("finetuned", "scratch"))
-        assert tuned > scratch
+    for epochs in map(str, transfer.BUDGETS):
+        tuned, scratch = (
+            statistics.mean(run["epochs"][epochs]["test"][transfer.best(runs, kind, epochs)] for run in runs)
+            for kind in ("finetuned", "scratch")
+        )
+        assert tuned > scratch + 0.015
 
 
 def test_the_recipe_is_chosen_on_validation(transfer):
