@@ -40,6 +40,15 @@ def offline_rate(bare: dict[str, Any], client_cpu_ms: float) -> float:
     return 1000 / (bare["batch_ms"] + (bare["decode_ms"] + client_cpu_ms) / bare["cores"])
 
 
+def share_of_offline(samples: list[dict[str, Any]]) -> float:
+    """The median of the samples' rates, each as a share of what the cores could do just before and after it."""
+    return statistics.median(
+        sample["per_second"]
+        / statistics.mean(offline_rate(bare, sample.get("client_cpu_ms", 0.0)) for bare in sample["bare"])
+        for sample in samples
+    )
+
+
 def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}" if value >= 10 else f"{value:,.2f}"
 
@@ -91,11 +100,8 @@ def facts(result: dict[str, Any], model: str) -> list[str]:
             over = median(latency, "p50_ms") - bare["decode_ms"] - bare["single_ms"]
             lines.append(f"- One connection: p50 is decoding + ONNX Runtime {over:+.2f} ms.")
         if load := select(result, "load", model):
-            possible = offline_rate(bare, median(load, "client_cpu_ms"))
-            share, wait = (
-                median(load, "per_second") / possible,
-                median(load, "p99_ms") - median(load, "p50_ms"),
-            )
+            share = share_of_offline(load)
+            wait = median(load, "p99_ms") - median(load, "p50_ms")
             lines.append(
                 f"- 32 connections: {share:.0%} of what is left to the best batches beside decoding and the "
                 f"client; p99 is {number(wait)} ms above p50, and nothing failed."
@@ -106,7 +112,7 @@ def facts(result: dict[str, Any], model: str) -> list[str]:
             rate = median(predict, "per_second")
             lines.append(
                 f"- `visionpipe predict`, {predict[0]['files']:,} files: {number(rate)} images/s, "
-                f"{rate / offline_rate(bare, 0):.0%} of what decoding and the best batches allow."
+                f"{share_of_offline(predict):.0%} of what decoding and the best batches allow."
             )
     for sample in select(result, "tune", model):
         settings = ", ".join(f"{name} {value}" for name, value in sample["fastest"].items())

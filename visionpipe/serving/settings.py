@@ -21,7 +21,7 @@ class Settings:
     decoders: int = option(0, "threads that decode images; 0: one more than the cores")
     max_batch: int = option(32, "images in one model run, at most")
     batch_seconds: float = option(
-        0.25, "time of one model run, about at most: heavy models get smaller batches"
+        0.5, "time of one model run, about at most: heavy models get smaller batches"
     )
     max_queue: int = option(
         128, "images accepted and not answered yet, fewer where they take too long; beyond: 503"
