@@ -66,8 +66,7 @@ CONTENDERS = {
     "torch, compiled": ("torch", "compiled contiguous"),
     "torch, compiled, channels_last": ("torch", "compiled channels_last"),
 }
-# Where torch.compile makes ours faster in training too; a ResNet's training it slows down, in minutes of
-# compilation (docs/performance.md).
+# A ResNet's training torch.compile slows down, after minutes (docs/performance.md).
 KERAS_COMPILES = ("ViT 6×96", "ViT-S/16", "ViT-B/16")
 
 

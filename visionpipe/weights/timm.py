@@ -127,33 +127,23 @@ def torch_resnet_options(tensors: Tensors, companions: Companions) -> dict[str, 
 
 
 FORMATS = (
-    # The stem of BiT's ResNets lies in a module of its own, or not.
     *(
         Format(
-            name="timm hybrid ViT",
-            signature=(
-                "patch_embed.proj.weight",
-                "blocks.0.attn.qkv.weight",
-                f"patch_embed.backbone.{stem}",
-            ),
+            name=name,
+            signature=("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", *stem),
             prefixes=PREFIXES,
-            rows=HYBRID,
-            options=hybrid_options,
+            rows=rows,
+            options=options,
             positions="bicubic, antialiased",
             class_position=None,
             preprocessing=preprocessing,
         )
-        for stem in ("stem.conv.weight", "conv.weight")
-    ),
-    Format(
-        name="timm ViT",
-        signature=("patch_embed.proj.weight", "blocks.0.attn.qkv.weight"),
-        prefixes=PREFIXES,
-        rows=ENCODER,
-        options=encoder_options,
-        positions="bicubic, antialiased",
-        class_position=None,
-        preprocessing=preprocessing,
+        for name, stem, rows, options in (
+            # The stem of a hybrid's ResNet lies in a module of its own, or not.
+            ("timm hybrid ViT", ["patch_embed.backbone.stem.conv.weight"], HYBRID, hybrid_options),
+            ("timm hybrid ViT", ["patch_embed.backbone.conv.weight"], HYBRID, hybrid_options),
+            ("timm ViT", [], ENCODER, encoder_options),
+        )
     ),
     Format(
         name="timm or torchvision ResNet",
