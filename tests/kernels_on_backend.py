@@ -28,6 +28,7 @@ IMAGE, TOKENS = (9, 12, 8), (10, 8)
 CASES = {
     "convolution": (IMAGE, lambda: layers.Conv2D(6, 3, padding="same")),
     "strided, odd and even": (IMAGE, lambda: layers.Conv2D(6, 3, 2, padding="same", use_bias=False)),
+    "pointwise": (IMAGE, lambda: layers.Conv2D(6, 1)),
     "strided by more than its kernel": (IMAGE, lambda: layers.Conv2D(6, 1, 2, padding="same")),
     "even kernel": (IMAGE, lambda: layers.Conv2D(6, (2, 4), padding="same")),
     "unpadded": (IMAGE, lambda: layers.Conv2D(6, 3, 2)),

@@ -323,6 +323,7 @@ def test_a_parameter_changed_back_restores_from_the_run_cache_and_makes_nothing_
 # Other ways of running ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_queued_experiments_make_one_run_for_each_model_trained_in_the_main_store(project, first):
     before, results = state(project), receipt(project)
     project.dvc("exp", "run", "--queue", "-S", "models.vit.overrides.mlp_dim=48")

@@ -10,6 +10,25 @@ from jax import Array, lax
 from jax import numpy as jnp
 
 
+def conv2d(
+    x: Array, kernel: Array, strides: tuple[int, int], padding: str, dilation: tuple[int, int]
+) -> Array:
+    """`kernel`: (height, width, channels in, channels out)."""
+    groups = x.shape[-1] // kernel.shape[2]
+    # XLA's convolutions are slow on CPUs, and their gradients slower, where a matrix product gives the same.
+    if kernel.shape[:2] == (1, 1) and groups == 1 and jax.default_backend() == "cpu":
+        return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        strides,
+        padding.upper(),
+        rhs_dilation=dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
 @jax.custom_vjp
 def kept(x: Array) -> Array:
     """The identity, whose gradient is one array in memory."""
