@@ -12,12 +12,15 @@ happens between two epochs is in it. Raw samples go to benchmarks/fit.json, the 
 import argparse
 import json
 import os
+import pty
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +60,25 @@ def in_new_process(backend: str, loop: str) -> dict[str, float]:
     command = [sys.executable, __file__, "--measure", backend, loop]
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"}
     with tempfile.TemporaryDirectory() as folder:
-        output = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
+        # A terminal, so that the progress bar is there and counts.
+        terminal, end = pty.openpty()
+        shown: list[bytes] = []
+        threading.Thread(target=read_all, args=(terminal, shown), daemon=True).start()
+        output = subprocess.run(
+            command, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=end, text=True
+        )
+        os.close(end)
     if output.returncode:
-        sys.exit(f"{backend}, {loop}:\n{output.stderr}")
+        sys.exit(f"{backend}, {loop}:\n{b''.join(shown).decode()}")
     sample: dict[str, float] = json.loads(output.stdout.splitlines()[-1])
     return sample
+
+
+def read_all(terminal: int, shown: list[bytes]) -> None:
+    """A terminal that nobody reads from stops who writes to it."""
+    with suppress(OSError):  # the end, on Linux
+        while content := os.read(terminal, 2**16):
+            shown.append(content)
 
 
 def measure(backend: str, loop: str) -> dict[str, float]:
@@ -114,7 +131,7 @@ def compiled_with_batches(model: Any, params: Any) -> tuple[Any, Callable[[int],
     from visionpipe.training.teacher import Teacher
 
     training = Training(model, prepared(), recipe(), params.seed, Checkpoint(Path("unused")), Teacher())
-    training.start_phase()
+    training.start_phase(0)
     return training.trained, lambda epoch: training.batches(range(epoch * STEPS, (epoch + 1) * STEPS))
 
 
@@ -193,9 +210,9 @@ def stock_fit(model: Any, params: Any) -> list[float]:
     with mlflow.start_run() as run:
         for epoch in range(EPOCHS):
             callbacks = [
-                Clock(),
                 mlflow.keras.MlflowCallback(run),
                 keras.callbacks.ModelCheckpoint("model.keras"),
+                Clock(),  # last, so that what the others do at the end of an epoch counts
             ]
             model.fit(batches(epoch), callbacks=callbacks, verbose=0, initial_epoch=epoch, epochs=epoch + 1)
     return seconds[1:]

@@ -109,11 +109,10 @@ def main() -> None:
             if time.perf_counter() - begin > options.seconds:
                 sys.exit("to be continued: run the same command again")
             sample = {"round": number, "task": task, "model": model, "contender": contender}
+            TUNED.update(
+                {(s["contender"], s["model"]): s["fastest"] for s in result["samples"] if s["task"] == "tune"}
+            )
             measured = globals()[f"measure_{task}"](contender, model, options.peers)
-            tuned = {
-                (s["contender"], s["model"]): s["fastest"] for s in result["samples"] if s["task"] == "tune"
-            }
-            TUNED.update(tuned)
             result["samples"].append(sample | {"load": os.getloadavg()[0]} | measured)
             print(result["samples"][-1], flush=True)
             RESULT.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")

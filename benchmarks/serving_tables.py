@@ -114,7 +114,7 @@ def facts(result: dict[str, Any], model: str) -> list[str]:
                 f"- `visionpipe predict`, {predict[0]['files']:,} files: {number(rate)} images/s, "
                 f"{share_of_offline(predict):.0%} of what decoding and the best batches allow."
             )
-    for sample in select(result, "tune", model):
+    for sample in (s for s in result["samples"] if (s["task"], s["model"]) == ("tune", model)):
         settings = ", ".join(f"{name} {value}" for name, value in sample["fastest"].items())
         rates = [attempt["per_second"] for attempt in sample["tried"]]
         lines.append(

@@ -124,6 +124,7 @@ EVERYTHING = {
 def test_all_the_rest_of_a_recipe_survives_a_kill_too(prepared, backend):
     whole = train(backend, prepared, EVERYTHING)
     forget(backend, prepared)
+    train(backend, prepared, EVERYTHING, stop_before=8)  # with the checkpoint of the end of the frozen phase
     train(backend, prepared, EVERYTHING, stop_before=10)
     resumed = train(backend, prepared, EVERYTHING)
     forget(backend, prepared)

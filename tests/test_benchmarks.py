@@ -147,6 +147,7 @@ def test_the_serving_page_shows_the_tables_of_the_samples(serving_tables):
     shown = serving_tables.PAGE.read_text().split(serving_tables.BEGIN)[1].split(serving_tables.END)[0]
     assert shown.strip() == serving_tables.measured().strip()
     samples = json.loads(serving_tables.RESULT.read_text())["samples"]
+    assert shown.count("the fastest of") == sum(sample["task"] == "tune" for sample in samples) > 0
     assert shown.count("###") == len({sample["model"] for sample in samples}) > 0
 
 

@@ -244,7 +244,7 @@ def test_a_gate_that_no_model_passes_registers_nothing_and_fails_the_check_only(
 # A changed parameter, interrupted ----------------------------------------------------------------------
 
 
-def test_a_changed_parameter_is_one_new_run_even_if_its_training_is_killed_twice(project, first):
+def test_a_changed_parameter_is_one_new_run_even_if_its_training_is_ended_three_times(project, first):
     before = state(project)
     project.change("models.vit.train", {"epochs": EPOCHS_TO_INTERRUPT})
 
@@ -254,6 +254,22 @@ def test_a_changed_parameter_is_one_new_run_even_if_its_training_is_killed_twice
         wait_until(lambda: has_imported(trainer, "numpy"), "the training to import")
         dvc.kill()
         wait_until(lambda: ended(trainer), "the training to end with its dvc", seconds=10)
+
+    with started(project, "repro") as dvc:  # Ctrl-C; meanwhile nobody else may train the same
+        wait_until(lambda: reached(project, step=20), "a checkpoint")
+        (trainer,) = trainers(dvc.pid)
+        with (project.root / "other.log").open("w+") as log:
+            other = subprocess.Popen(
+                [sys.executable, "-m", "visionpipe", "train", "vit"],
+                cwd=project.root, env=environment(), stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+            wait_until(lambda: waits_for_another(project), "the second trainer to wait")
+            other.kill()
+            other.wait(10)
+        (project.root / "other.log").unlink()
+        os.killpg(dvc.pid, signal.SIGINT)
+        assert dvc.wait(10) != 0
+        wait_until(lambda: ended(trainer), "the trainer to end with a checkpoint", seconds=1)
 
     with started(project, "repro") as dvc:
         wait_until(lambda: reached(project, step=40), "a checkpoint")
@@ -293,6 +309,10 @@ def ended(process: psutil.Process) -> bool:
 
 def has_imported(process: psutil.Process, package: str) -> bool:
     return any(f"/{package}/" in library.path for library in process.memory_maps())
+
+
+def waits_for_another(project: Project) -> bool:
+    return "another process trains this configuration" in (project.root / "other.log").read_text()
 
 
 def reached(project: Project, step: int) -> bool:

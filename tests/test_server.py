@@ -1,7 +1,9 @@
 """`visionpipe serve` over real sockets: what it answers, what it refuses, and how it ends."""
 
+import asyncio
 import base64
 import contextlib
+import io
 import json
 import re
 import signal
@@ -15,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from attacks import end_under_load
+from PIL import Image
 from servers import CHECKOUT, CLASSES, SIZE, artifact_folder, big_jpeg, form, picture, running
 
 from visionpipe.cli import parser, settings
@@ -22,6 +25,7 @@ from visionpipe.data.decode import decode_image, resize_and_crop
 from visionpipe.serving.bodies import Refusal
 from visionpipe.serving.service import Service
 from visionpipe.serving.settings import Settings
+from visionpipe.serving.versions import version_in
 
 PICTURES = {
     "png": picture("PNG"),
@@ -430,6 +434,52 @@ def test_with_a_token_only_health_is_open(artifact):
         assert server.get("/v2/health/ready").status == 200
         server.stop()
     assert "sésame" not in server.first_line + "".join(server.log)
+
+
+def test_neither_a_token_nor_a_wrong_one_is_logged(artifact):
+    with running(artifact, VISIONPIPE_TOKEN="open-sesame") as server:
+        assert server.predict(PICTURES["png"], authorization="Bearer open-barley").status == 401
+        assert server.predict(b"x", authorization="Bearer open-sesame").status == 415
+        server.stop()
+    assert "open-" not in server.first_line + "".join(server.log)
+
+
+def test_a_browser_may_ask_for_permission_without_the_token_and_read_a_refusal(artifact):
+    origin = "https://example.org"
+    asking = {"origin": origin, "access_control_request_method": "POST"}
+    with running(artifact, "--cors-origin", origin, VISIONPIPE_TOKEN="open-sesame") as server:
+        asked = server.request(
+            "OPTIONS", "/predict", **asking, access_control_request_headers="authorization"
+        )
+        assert asked.status == 200
+        assert asked.headers["access-control-allow-origin"] == origin
+        assert "authorization" in asked.headers["access-control-allow-headers"]
+        refused = server.predict(PICTURES["png"], origin=origin)
+        assert (refused.status, refused.headers["access-control-allow-origin"]) == (401, origin)
+
+
+def test_the_limit_of_pixels_is_a_setting(artifact):
+    width, height = Image.open(io.BytesIO(PICTURES["png"])).size
+    with running(artifact, "--max-pixels", str(width * height - 1)) as server:
+        refused = server.predict(PICTURES["png"])
+        assert (refused.status, refused.json["code"]) == (413, "too_large")
+        assert server.request("POST", "/view", PICTURES["png"]).status == 413
+
+
+def test_under_load_each_core_runs_batches_of_its_own_and_the_answers_are_the_same(artifact, classifier):
+    service = Service(Settings(threads=2, max_batch=8))
+    service.serve(version_in(artifact))
+    live = service.present()
+    images = [picture(width=width) for width in range(10, 74)]
+    wanted = np.array([expected(classifier, image) for image in images])
+    half = 'visionpipe_batch_images_bucket{le="4.0"} '
+    for _ in range(5):  # during the first times the model on one thread is loaded
+        before = float(re.search(re.escape(half) + r"(\S+)", service.metrics.text().decode())[1])
+        jobs = asyncio.run(service.answer(live, images))
+        np.testing.assert_allclose([job.future.result() for job in jobs], wanted, atol=1e-6)
+        after = float(re.search(re.escape(half) + r"(\S+)", service.metrics.text().decode())[1])
+    assert after - before >= 12  # of 16 batches of four, where eight at once would be eight batches
+    service.queue.pool.shutdown()
 
 
 def test_cors_is_off_unless_an_origin_is_named(artifact, server):

@@ -201,6 +201,27 @@ def test_the_other_optimizers_are_kerass_own(optimizer):
         np.testing.assert_allclose(ours, variable.numpy(), atol=1e-6)
 
 
+def test_only_kernels_decay():
+    spared, decayed = set(), set()
+    small = {"patch_size": 8, "hidden_dim": 8, "depth": 1, "num_heads": 2, "mlp_dim": 8}
+    for variant, options in (
+        ("DeiT-Ti/16", {**small, "register_tokens": 1, "layer_scale": 0.1}),
+        ("BoTNet-50", {"filters": 4, "blocks_per_stage": (1, 1), "num_heads": 2}),
+        ("CoAtNet-0", {"dims": (8, 8, 8), "blocks_per_stage": (1, 1, 1), "attention_stages": 1, "head_dim": 4}),
+    ):  # fmt: skip
+        variables = build_model(variant, 3, 32, **options).trainable_variables
+        optimizer = make_optimizer(
+            recipe(weight_decay=0.1), make_schedule(recipe(), 10, 0), {}, variables, total=10
+        )
+        for variable in variables:
+            (decayed if optimizer._use_weight_decay(variable) else spared).add(variable.path.split("/")[-1])
+    assert decayed == {"kernel"}
+    assert spared == {
+        "bias", "beta", "gamma", "class_token", "distillation_token", "register_tokens", "position_embedding",
+        "relative_bias", "relative_rows", "relative_columns", "scale",
+    }  # fmt: skip
+
+
 def test_layer_decay_falls_by_one_factor_for_each_block():
     model = build_model("ViT-Mi/4", 4, 8, hidden_dim=16, depth=2, num_heads=2, mlp_dim=16)
     factors = rate_factors(model, recipe(layer_decay=0.5, rates={"logits": 3.0}))
@@ -297,7 +318,7 @@ def test_the_average_follows_its_formula_and_takes_the_statistics_along(data, ch
     observe = keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda batch, logs: raw.append([v.numpy() for v in training.trained.sources])
     )
-    training.start_phase()
+    training.start_phase(0)
     images = data.images("train").astype("float32")
     training.trained.fit(
         images, np.eye(4)[data.labels("train")], batch_size=10, callbacks=[observe], verbose=0
@@ -349,6 +370,45 @@ def test_a_frozen_phase_trains_its_layers_alone_and_leaves_statistics(data, chec
     assert later >= {v.path for v in model.trainable_variables} - {"logits/kernel", "logits/bias"}
 
 
+@pytest.mark.parametrize("signalled", [False, True], ids=["killed", "signalled"])
+def test_interrupted_between_two_phases_it_ends_at_the_same_weights(data, checkpoint, tmp_path, signalled):
+    """The checkpoint at the end of a phase has the optimizer of that phase; one that a signal asks for, the next's."""
+    from visionpipe.training import watch
+
+    changes = {"epochs": 3, "freeze": (FREEZE,), "ema_decay": 0.9}
+    whole, history = train(data, Checkpoint(tmp_path / "whole"), **changes)
+    original = watch.Watch.on_train_batch_begin
+
+    def stop(self, batch, logs=None):
+        if self.steps[batch] == 4:  # the first one with all layers
+            if not signalled:
+                raise KeyError("killed")
+            self.training.interruption.arrived = signal.SIGTERM
+        original(self, batch, logs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch.Watch, "on_train_batch_begin", stop)
+        with pytest.raises(Interrupted if signalled else KeyError):
+            train(data, checkpoint, **changes)
+    assert checkpoint.read()[0].step == 4
+    assert checkpoint.read()[0].phase == (4 if signalled else 0)
+    again, rest = train(data, checkpoint, **changes)
+    for key in ("loss", "val_loss", "learning_rate"):
+        assert [row[key] for row in rest] == [row[key] for row in history]
+    for mine, theirs in zip(again.weights, whole.weights, strict=True):
+        np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
+
+
+def test_frozen_phases_must_leave_steps_for_the_whole_model(data, checkpoint):
+    with pytest.raises(TrainingError, match="4 frozen steps leave none of 4"):
+        train(data, checkpoint, steps=4, freeze=(FREEZE,))
+
+
+def test_a_rate_for_layers_that_are_not_there_is_refused(data, checkpoint):
+    with pytest.raises(TrainingError, match=r"train.rates: no layer begins with head; there are .*logits"):
+        train(data, checkpoint, rates={"head": 2.0})
+
+
 def test_a_phase_that_trains_no_layer_names_those_there_are(data, checkpoint):
     with pytest.raises(TrainingError, match=r"no layer begins with head; there are .*logits"):
         train(data, checkpoint, freeze=(dataclasses.replace(FREEZE, train=("head",)),))
@@ -391,14 +451,100 @@ def test_a_teachers_answers_are_the_same_beforehand_and_on_the_way(data, tmp_pat
     np.testing.assert_allclose(logits, answers, atol=1e-4)
 
 
+def test_without_a_teacher_both_heads_of_a_distilled_vit_learn_the_labels(data, checkpoint):
+    small = {"patch_size": 8, "hidden_dim": 8, "depth": 1, "num_heads": 2, "mlp_dim": 8}
+    model = build_model("DeiT-Ti/16", 4, SIZE, **small)
+    before = {v.path: v.numpy() for v in model.weights}
+    train(data, checkpoint, model=model, epochs=3)
+    moved = {path for path, value in before.items() if (model_weight(model, path) != value).any()}
+    assert {"logits_class/kernel", "logits_distillation/kernel"} <= moved
+    labels, outputs = np.eye(4, dtype="float32")[[0, 1]], random.normal(size=(2, 8)).astype("float32")
+    both = [cross_entropy(labels, outputs[:, :4]), cross_entropy(labels, outputs[:, 4:])]
+    objective = Objective(recipe(), None, 4, heads=2)
+    assert float(objective(labels, outputs)) == pytest.approx(np.mean(both), rel=1e-5)
+
+
+def model_weight(model, path):
+    return next(v.numpy() for v in model.weights if v.path == path)
+
+
+def cross_entropy(labels, logits):
+    return -(labels * (logits - np.log(np.exp(logits).sum(1, keepdims=True)))).sum(1).mean()
+
+
 # When something goes wrong
 
 
-def test_weights_that_are_not_finite_end_the_training_and_are_not_saved(data, checkpoint):
-    with pytest.raises(TrainingError, match="lower"):
-        train(data, checkpoint, learning_rate=1e30, optimizer="sgd", epochs=5, warmup=0.0, checkpoint_steps=1)
-    kept = checkpoint.read()
-    assert kept is None or all(np.isfinite(array).all() for array in kept[1] if array.dtype.kind == "f")
+def test_weights_that_are_not_finite_end_the_training_and_are_not_saved(data, checkpoint, monkeypatch):
+    from visionpipe.training import watch
+
+    original = watch.Watch.on_train_batch_begin
+
+    def spoil(self, batch, logs=None):
+        if self.steps[batch] == 6:
+            self.model.trainable_variables[0].assign(np.full(self.model.trainable_variables[0].shape, np.nan))
+        original(self, batch, logs)
+
+    monkeypatch.setattr(watch.Watch, "on_train_batch_begin", spoil)
+    with pytest.raises(TrainingError, match="stopped being finite before step 6: they were not saved; lower"):
+        train(data, checkpoint, epochs=5, checkpoint_steps=1)
+    progress, arrays = checkpoint.read()
+    assert progress.step == 5
+    assert all(np.isfinite(array).all() for array in arrays if array.dtype.kind == "f")
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(data, checkpoint):
+    with pytest.raises(
+        TrainingError, match=r"the loss became .* in epoch 1: nothing was saved from it; lower"
+    ):
+        train(data, checkpoint, learning_rate=1e30, optimizer="sgd", epochs=5, warmup=0.0)
+    assert checkpoint.read() is None
+
+
+def ask_tensorflow():
+    import tensorflow as tf
+
+    tf.zeros((10**6, 10**7))
+
+
+def ask_torch():
+    import torch
+
+    torch.empty(10**14)
+
+
+def ask_jax():
+    import jax
+
+    jax.numpy.zeros((10**6, 10**7)).block_until_ready()
+
+
+@pytest.mark.parametrize("ask", [ask_tensorflow, ask_torch, ask_jax])
+def test_every_backends_refusal_of_memory_suggests_a_batch_size(data, checkpoint, monkeypatch, ask):
+    monkeypatch.setattr(Training, "run", lambda self, report: ask())
+    with pytest.raises(
+        TrainingError, match=r"out of memory at train.batch_size 10: try 5, with train.accumulate: 2"
+    ):
+        train(data, checkpoint)
+
+
+def test_a_signal_during_the_last_validation_is_not_forgotten(data, checkpoint, tmp_path, monkeypatch):
+    whole, history = train(data, Checkpoint(tmp_path / "whole"), epochs=2)
+    original = Training.finish_epoch
+
+    def finish_epoch(self, epoch, logs):
+        if epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, epoch, logs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "finish_epoch", finish_epoch)
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            train(data, checkpoint, epochs=2)
+    again, rest = train(data, checkpoint, epochs=2)
+    assert [row["val_loss"] for row in rest] == [row["val_loss"] for row in history]
+    for mine, theirs in zip(again.weights, whole.weights, strict=True):
+        np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
 
 
 def test_a_damaged_checkpoint_is_not_used_and_the_one_before_it_is(data, checkpoint, capsys):
@@ -409,6 +555,7 @@ def test_a_damaged_checkpoint_is_not_used_and_the_one_before_it_is(data, checkpo
     newest.write_bytes(content)
     assert checkpoint.read()[0].step == 4
     assert f"{newest.name} is damaged" in capsys.readouterr().out
+    assert checkpoint.files() == [before]
     newest.write_bytes(content[:100])
     assert checkpoint.read()[0].step == 4
     before.write_bytes(b"")
@@ -467,7 +614,7 @@ def test_a_signal_leaves_a_checkpoint_from_which_the_training_ends_at_the_same_w
 
 
 def test_progress_survives_its_file(checkpoint):
-    progress = Progress(7, 9, 1.5, {"loss": 0.1}, [{"epoch": 1.0}], [np.arange(3.0)])
+    progress = Progress(7, 9, 1.5, {"loss": 0.1}, [{"epoch": 1.0}], [np.arange(3.0)], 4)
     checkpoint.save([keras.Variable(2.0)], progress)
     found, (array,) = checkpoint.read()
     assert dataclasses.replace(found, best=[]) == dataclasses.replace(progress, best=[])

@@ -6,7 +6,7 @@ VisionpipeError
 ├── DataError       the images as a whole: missing source, one class only, prepared files damaged
 ├── ImageError      one image cannot be decoded; `code` says why
 ├── WeightsError    a checkpoint is missing, damaged, of no known format, or not of this model
-├── TrainingError   training cannot go on: NaN loss, out of memory, another trainer at work
+├── TrainingError   training cannot go on: NaN loss, out of memory, no such layer
 ├── Interrupted     a signal ended the training, after a checkpoint
 ├── ArtifactError   an exported model is missing, damaged, or does not agree with the trained one
 └── RegistryError   the tracking store or the model registry refuses

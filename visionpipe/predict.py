@@ -7,6 +7,7 @@ import itertools
 import os
 import sys
 import threading
+import time
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -66,13 +67,14 @@ def predict(paths: list[str], output: Path, target: str, probabilities: bool) ->
     with exclusive(Path(f"{journal}.lock"), f"waiting for another process that writes {output}"):
         header = {"artifact_sha256": sha256, "columns": columns}
         with open_journal(journal, header) as (lines, done):
-            left = [file for file in files if file.name not in done]
+            left, start = [file for file in files if file.name not in done], time.perf_counter()
             bar = tqdm(total=len(files), initial=len(files) - len(left), unit=" images", disable=None)
             with bar:
                 for rows in answers(left, classifier, probabilities):
                     lines.write(b"".join(orjson.dumps(row) + b"\n" for row in rows))
                     lines.flush()
                     bar.update(len(rows))
+            rate = len(left) / (time.perf_counter() - start)
         wanted = {file.name for file in files}
         partial_output = output.with_name(f".{output.name}.tmp")
         broken = Broken()
@@ -80,7 +82,8 @@ def predict(paths: list[str], output: Path, target: str, probabilities: bool) ->
         partial_output.replace(output)
         journal.unlink()
     Path(f"{journal}.lock").unlink(missing_ok=True)
-    print(f"{len(files):,} files, {version.name} version {version.number}: {output}")
+    speed = f", {rate:,.0f} images/s" if left else ""
+    print(f"{len(files):,} files, {version.name} version {version.number}{speed}: {output}")
     if broken.count:
         raise DataError(f"{broken.count:,} of {len(files):,} files have no label, such as {broken.first}")
 

@@ -19,8 +19,8 @@ ROWS, VERSIONS = 8, 7
 def preview(name: str | None, params: Params) -> Path:
     """Writes a contact sheet of the recipe of a model, the first of params.yaml by default; prints its path.
 
-    A row is one training image and what the first steps of epoch 0 would make of it. The rows are one batch,
-    so that images which are mixed are mixed with each other.
+    A row is one training image and what the augmentation makes of it with the random numbers of the first steps. The
+    rows are one batch, so that images which are mixed are mixed with each other.
     """
     name = name or next(iter(params.models))
     entries = params.train_config(name).augmentation

@@ -17,7 +17,7 @@ from visionpipe.config import ModelConfig, Params
 from visionpipe.data.prepared import PREPARED, Prepared, open_prepared
 from visionpipe.evaluation.speed import peak_memory_mib
 from visionpipe.files import exclusive, write_bytes, write_json
-from visionpipe.lineage import lineage_id, sha256_file, stage_code, state_folder, train_key
+from visionpipe.lineage import lineage_id, sha256_file, sha256_json, stage_code, state_folder, train_key
 from visionpipe.models import model_from_spec
 from visionpipe.tracking.runs import LiveRun, flatten
 from visionpipe.tracking.trained import download_trained
@@ -65,7 +65,7 @@ def train(name: str, params: Params) -> None:
         write_json(last_identity(name), identity)
         checkpoint = TrainingCheckpoint(state / "checkpoints" / key)
         run = LiveRun(params.tracking, name, key, identity)
-        teacher = make_teacher(recipe, data, identity.get("teacher_sha256"))
+        teacher = make_teacher(recipe, data, identity)
         history = fit(model, data, recipe, params.seed, checkpoint, run.log_epoch, teacher)
         if recipe.precision != "float32":
             keras.config.set_dtype_policy("float32")
@@ -123,8 +123,10 @@ def last_identity(name: str) -> Path:
     return state_folder() / "identities" / f"{name}.json"
 
 
-def make_teacher(recipe: TrainConfig, data: Prepared, sha256: str | None) -> "Teacher | None":
-    """The recipe's teacher. Where images are trained on as they are, its answers are computed beforehand."""
+def make_teacher(recipe: TrainConfig, data: Prepared, identity: dict[str, Any]) -> "Teacher | None":
+    """The recipe's teacher. Where images are trained on as they are, its answers are computed beforehand, once for
+    everything that their last bits depend on.
+    """
     from visionpipe.training.teacher import Teacher, load_teacher, teacher_logits
 
     if recipe.distill is None:
@@ -132,7 +134,9 @@ def make_teacher(recipe: TrainConfig, data: Prepared, sha256: str | None) -> "Te
     model = load_teacher(teacher_file(recipe.distill.teacher), data)
     if recipe.augmentation:
         return Teacher(model=model)
-    cache = state_folder() / "teachers" / f"{sha256}-{data.manifest['content_sha256']}.npy"
+    own = {name: identity["params"][name] for name in ("backend", "threads")}
+    own |= {name: identity[name] for name in ("teacher_sha256", "data_sha256", "code", "versions")}
+    cache = state_folder() / "teachers" / f"{sha256_json(own)}.npy"
     return Teacher(logits=teacher_logits(model, data.images("train"), cache))
 
 

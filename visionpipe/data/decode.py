@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from visionpipe.data.headers import check_gif, check_jpeg, check_png
+from visionpipe.data.headers import MAX_PIXELS, check_gif, check_jpeg, check_png
 from visionpipe.errors import ImageError
 
-MAX_PIXELS = 50_000_000
 BACKGROUND = (255, 255, 255)
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -51,7 +50,7 @@ UPRIGHT = {
 _warning_filters = threading.Lock()
 
 
-def decode_image(data: bytes) -> NDArray[np.uint8]:
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Decodes the first frame of an image file, upright: uint8 (height, width, 3), RGB.
 
     Transparency is composited on BACKGROUND, CMYK becomes RGB without a colour profile, and deep grey
@@ -63,7 +62,7 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
     if image_format is None:
         raise ImageError("unsupported", f"not an image in one of the formats {', '.join(SIGNATURES)}")
     try:
-        return _decode(data, image_format)
+        return _decode(data, image_format, max_pixels)
     except ImageError:
         raise
     except (Image.DecompressionBombError, MemoryError):
@@ -91,18 +90,18 @@ def resize_and_crop(
     return np.array(Image.fromarray(image).resize((width, height), RESAMPLING[interpolation], box=box))
 
 
-def _decode(data: bytes, image_format: str) -> NDArray[np.uint8]:
+def _decode(data: bytes, image_format: str, max_pixels: int) -> NDArray[np.uint8]:
     if image_format == "PNG":
-        check_png(data, MAX_PIXELS)
+        check_png(data, max_pixels)
     elif image_format == "JPEG":
         check_jpeg(data)
     elif image_format == "GIF":
         check_gif(data)
     with _pillow_warnings_ignored():
         image = Image.open(io.BytesIO(data), formats=[image_format])
-        if image.width * image.height > MAX_PIXELS:
+        if image.width * image.height > max_pixels:
             raise ImageError(
-                "too_large", f"{image.width} × {image.height} pixels, more than {MAX_PIXELS:,} in all"
+                "too_large", f"{image.width} × {image.height} pixels, more than {max_pixels:,} in all"
             )
         if image_format == "TIFF":  # reads tags, and warns about them, while loading
             image.load()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from visionpipe.errors import ImageError
 
+MAX_PIXELS = 50_000_000
 MAX_TEXT = 2**20  # bytes of one inflated text or profile: Pillow's own limit
 MAX_TEXTS = 16 * 2**20  # bytes of all of them
 MAX_SCANS = 100  # of a JPEG: each costs a pass over the whole image, and encoders make about ten

@@ -146,10 +146,15 @@ def make_app(service: Service) -> ASGIApp:
     for failure in (Refusal, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(failure, answer_failure)
     route = next(route for route in app.routes if isinstance(route, APIRoute) and route.path == "/predict")
-    asgi: ASGIApp = Direct(app, route)
-    if origins := list(service.settings.cors_origin):
-        asgi = CORSMiddleware(asgi, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
-    return Guard(asgi, service)
+    guarded = Guard(Direct(app, route), service)
+    origins = list(service.settings.cors_origin)
+    if not origins:
+        return guarded
+    # Outermost: a browser asks for permission without the token, and must be able to read a refusal.
+    shown = ["X-Request-ID", "Retry-After"]
+    return CORSMiddleware(
+        guarded, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=shown
+    )
 
 
 def prediction(job: Job, live: Live, question: Question, service: Service) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from visionpipe.data.decode import RESAMPLING, decode_image, resize_and_crop
+from visionpipe.data.decode import MAX_PIXELS, RESAMPLING, decode_image, resize_and_crop
 from visionpipe.errors import ArtifactError
 
 BATCH = 32  # images per run: more costs memory and gains no speed on a CPU
@@ -51,9 +51,9 @@ class Classifier:
         if outputs != len(self.labels):
             raise ArtifactError(f"{folder}: model.onnx has {outputs} classes, labels.json {len(self.labels)}")
 
-    def preprocess(self, data: bytes) -> np.ndarray:
+    def preprocess(self, data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """An image file as the uint8 (height, width, 3) that the model takes; raises ImageError."""
-        return resize_and_crop(decode_image(data), **self.framing)
+        return resize_and_crop(decode_image(data, max_pixels), **self.framing)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """float32 (n, classes) from images of any real dtype (n, height, width, 3) in [0, 255], n ≥ 1."""

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -59,7 +60,9 @@ class Service:
     def serve(self, version: Version) -> None:
         """Loads and verifies a version, and lets it answer from here on; raises ArtifactError."""
         classifier = load(version, self.settings.threads)
-        batcher = Batcher(classifier, self.queue, self.settings, self.metrics.batches.observe)
+        batcher = Batcher(
+            classifier, partial(load, version, 1), self.queue, self.settings, self.metrics.batches.observe
+        )
         self.live = Live(version, batcher)
         self.metrics.now_serving(version.name, version.number)
 
@@ -101,7 +104,9 @@ class Service:
     async def view(self, live: Live, data: bytes) -> bytes:
         """An image file as the model sees it, as a PNG file; refuses what cannot be decoded."""
         loop, classifier = asyncio.get_running_loop(), live.batcher.classifier
-        work = loop.run_in_executor(self.queue.pool, lambda: as_png(classifier.preprocess(data)))
+        work = loop.run_in_executor(
+            self.queue.pool, lambda: as_png(classifier.preprocess(data, self.settings.max_pixels))
+        )
         self.queue.waiting += 1
         work.add_done_callback(self.queue.answered)
         done, _ = await asyncio.wait([work], timeout=self.settings.request_seconds)

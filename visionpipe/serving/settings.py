@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from visionpipe.data.headers import MAX_PIXELS
+
 TOKEN_VARIABLE = "VISIONPIPE_TOKEN"  # nosec B105: the bearer token, where one is wanted; never an argument, which others see
 
 
@@ -17,8 +19,10 @@ class Settings:
 
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 for all")
     port: int = option(8000, "port to listen on; 0 for any free one")
-    threads: int = option(0, "threads of one model run; 0: the physical cores")
-    decoders: int = option(0, "threads that decode images; 0: one more than the cores")
+    threads: int = option(
+        0, "cores for the model: the threads of one run, or so many runs of one thread; 0: all"
+    )
+    decoders: int = option(0, "threads that decode images, at most; 0: one more than the cores")
     max_batch: int = option(32, "images in one model run, at most")
     batch_seconds: float = option(
         0.5, "time of one model run, about at most: heavy models get smaller batches"
@@ -27,6 +31,7 @@ class Settings:
         128, "images accepted and not answered yet, fewer where they take too long; beyond: 503"
     )
     max_body: int = option(20 * 2**20, "bytes of a request's body; beyond: 413")
+    max_pixels: int = option(MAX_PIXELS, "pixels of an image; beyond: 413")
     max_images: int = option(64, "images of one request; beyond: 413")
     request_seconds: float = option(10.0, "from the last byte of a request to its answer; beyond: 504")
     header_seconds: float = option(

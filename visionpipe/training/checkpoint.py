@@ -22,10 +22,10 @@ Row = dict[str, float]
 class Progress:
     """Where a training stands, beside its variables.
 
-    `step`: optimizer steps done. `history`: one row per finished epoch. `seconds`: what the unfinished epoch has
-    taken, training alone; `logs`: its loss and accuracy, where only its validation is missing. `total_steps`: those
-    of the whole training. `best`: the weights of the epoch with the best validation accuracy so far, where the
-    recipe keeps those.
+    `step`: steps done. `phase`: the first step of the phase that the optimizer belongs to. `history`: one row per
+    finished epoch. `seconds`: what the unfinished epoch has taken, training alone; `logs`: its loss and accuracy,
+    where only its validation is missing. `total_steps`: those of the whole training. `best`: the weights of the epoch
+    with the best validation accuracy so far, where the recipe keeps those.
     """
 
     step: int = 0
@@ -34,6 +34,7 @@ class Progress:
     logs: Row = field(default_factory=dict)
     history: list[Row] = field(default_factory=list)
     best: Arrays = field(default_factory=list)
+    phase: int = 0
 
 
 class Checkpoint:
@@ -75,6 +76,7 @@ class Checkpoint:
         for file in self.files():
             if not sound(file):
                 print(f"checkpoint {file.name} is damaged: using the one before it", flush=True)
+                file.unlink()  # or it would count among those that are kept
                 continue
             with np.load(file, allow_pickle=False) as arrays:
                 progress = Progress(**json.loads(str(arrays["progress"])))

@@ -22,6 +22,13 @@ from visionpipe.training.teacher import Teacher, with_teacher
 from visionpipe.training.watch import Watch, epoch_line
 
 Report = Callable[[Row], None]
+OUT_OF_MEMORY = (
+    "out of memory",
+    "oom when",
+    "can't allocate memory",
+    "not enough memory",
+    "resource_exhausted",
+)
 
 
 def fit(
@@ -68,7 +75,8 @@ class Training:
     ):
         self.model, self.data, self.recipe, self.seed, self.checkpoint = model, data, recipe, seed, checkpoint
         self.images, self.labels = data.images("train"), data.labels("train")
-        self.batch_size = min(recipe.batch_size, len(self.labels))
+        repeats = recipe.repeated_augmentation
+        self.batch_size = min(recipe.batch_size, max(repeats, len(self.labels) // repeats * repeats))
         self.epoch_steps = steps_per_epoch(len(self.labels), self.batch_size)
         self.teacher = teacher
         self.heads = [
@@ -91,6 +99,11 @@ class Training:
             loss=keras.losses.CategoricalCrossentropy(from_logits=True), metrics=[Accuracy(len(data.classes))]
         )
         self.progress = Progress(total_steps=self.planned_steps())
+        frozen = sum(phase.epochs for phase in recipe.freeze) * self.epoch_steps
+        if recipe.steps and frozen >= recipe.steps:
+            raise TrainingError(
+                f"train.freeze: {frozen} frozen steps leave none of {recipe.steps} for the whole model"
+            )
         self.augment = make_augmentation(recipe.augmentation, seed, self.epoch_steps)
         self.restored: Arrays = []
         self.step_seconds = 0.0  # of the last epoch that was trained here
@@ -103,15 +116,17 @@ class Training:
         if found:
             self.progress, self.restored = found
             print(f"  continuing after step {self.progress.step} of {self.progress.total_steps}", flush=True)
-        phase = self.start_phase()
+        self.start_phase(self.progress.phase)
         self.restore()
         while not self.finished():
-            if self.phase_start() != phase:
-                phase = self.start_phase()
+            if self.phase_start() != self.progress.phase:
+                self.start_phase(self.phase_start())
+                self.restored = []  # of the phase before: it is in place already
             epoch = len(self.progress.history)
             logs = self.train_epoch(epoch)
             self.interruption.raise_if_arrived()
             row = self.finish_epoch(epoch, logs)
+            self.interruption.raise_if_arrived()
             self.progress.history.append(row)
             self.progress.seconds, self.progress.logs = 0.0, {}
             print(epoch_line(row, -(-self.progress.total_steps // self.epoch_steps)), flush=True)
@@ -196,9 +211,9 @@ class Training:
             start = end
         return start
 
-    def start_phase(self) -> int:
-        """Freezes and unfreezes, and compiles with an optimizer of the phase's own; returns its first step."""
-        start, prefixes = self.phase_start(), self.trained_prefixes()
+    def start_phase(self, start: int) -> None:
+        """Freezes and unfreezes, and compiles with an optimizer of the phase's own; `start`: its first step."""
+        self.progress.phase, prefixes = start, self.trained_prefixes(start)
         for layer in self.model.layers:
             layer.trainable = prefixes is None or layer.name.startswith(prefixes)
         variables = self.trained.trainable_variables
@@ -218,13 +233,12 @@ class Training:
         # Only an update makes the metric's variables, which a checkpoint may have values for.
         blank = np.zeros((1, self.trained.output_shape[-1]), np.float32)
         self.trained.compute_metrics(None, blank, blank)
-        return start
 
-    def trained_prefixes(self) -> tuple[str, ...] | None:
+    def trained_prefixes(self, start: int) -> tuple[str, ...] | None:
         end = 0
         for phase in self.recipe.freeze:
             end += phase.epochs * self.epoch_steps
-            if self.progress.step < end:
+            if start < end:
                 return phase.train
         return None
 
@@ -240,10 +254,7 @@ class Training:
             sum(row["seconds"] for row in self.progress.history) + self.progress.seconds + validation_seconds
         )
         left = float(self.recipe.minutes or 0) * 60 - spent
-        step_seconds = self.progress.seconds / (
-            self.progress.step - len(self.progress.history) * self.epoch_steps
-        )
-        per_step = step_seconds + validation_seconds / self.epoch_steps
+        per_step = self.step_seconds + validation_seconds / self.epoch_steps
         self.progress.total_steps = self.progress.step + max(0, int(left / per_step))
         self.trained.optimizer.total_steps.assign(self.progress.total_steps)
 
@@ -292,4 +303,4 @@ class Training:
 def ran_out_of_memory(error: Exception) -> bool:
     """Each framework has its own class for it; their messages agree better."""
     text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "oom when" in text
+    return isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY)

@@ -27,8 +27,10 @@ class Objective(keras.losses.Loss):
     def call(self, targets: Any, outputs: Any) -> Any:
         labels, logits = targets[:, : self.classes], outputs[:, : self.classes]
         losses = self.supervised(labels, logits)
+        student = outputs[:, self.classes : 2 * self.classes] if self.heads == 2 else logits
+        if self.heads == 2 and not self.distill:  # without a teacher both learn the labels
+            losses = 0.5 * (losses + self.supervised(labels, student))
         if self.distill:
-            student = outputs[:, self.classes : 2 * self.classes] if self.heads == 2 else logits
             known = outputs.shape[-1] == self.heads * self.classes
             teacher = ops.stop_gradient((targets if known else outputs)[:, -self.classes :])
             share = self.distill.weight

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from visionpipe.errors import TrainingError
 from visionpipe.training.recipe import TrainConfig, duration_steps
 
 Schedule = Callable[[Any, Any], Any]
@@ -65,6 +66,10 @@ def rate_factors(model: keras.Model, recipe: TrainConfig) -> dict[str, float]:
     last = max((place for place, layer in enumerate(model.layers) if BLOCK.match(layer.name)), default=-1)
     for layer in model.layers[last + 1 :]:
         depths[layer.name] = len(blocks) + 1
+    for prefix in recipe.rates:
+        if not any(layer.name.startswith(prefix) for layer in model.layers):
+            names = ", ".join(sorted({layer.name.split("_")[0] for layer in model.layers}))
+            raise TrainingError(f"train.rates: no layer begins with {prefix}; there are {names}")
     factors: dict[str, float] = {}
     for layer in model.layers:
         factor = recipe.layer_decay ** (len(blocks) + 1 - depths[layer.name])

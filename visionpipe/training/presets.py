@@ -35,7 +35,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             {"name": "cutmix", "alpha": 1.0},
         ],
     },
-    # Touvron et al. 2021, arXiv:2012.12877, table 9; the rate is theirs at 1,024 images a step.
+    # Touvron et al. 2021, arXiv:2012.12877, table 9; the rate is theirs at 1,024 images a step, of which two views
+    # each, where their code has three: that many divide the batch.
     "deit": {
         "epochs": 300,
         "batch_size": 1024,

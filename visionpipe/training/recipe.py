@@ -61,7 +61,7 @@ class TrainConfig:
             follows faster in the first steps.
         keep: the weights of the last epoch, or of the best one on validation.
         patience: epochs without a better validation accuracy after which the training ends.
-        precision: of the computation; weights, head and loss stay float32.
+        precision: of the computation; weights, heads, softmax and loss stay float32.
         checkpoint_minutes, checkpoint_steps: how often within an epoch; it is written at each epoch's end too.
     """
 

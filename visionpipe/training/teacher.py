@@ -53,4 +53,6 @@ def teacher_logits(teacher: keras.Model, images: np.ndarray, cache: Path) -> np.
 def with_teacher(model: keras.Model, heads: list[Any], teacher: keras.Model | None) -> Any:
     """The outputs that the objective reads: the model's heads and, where it answers on the way, the teacher's."""
     outputs = [*heads, teacher(model.input, training=False)] if teacher else heads
-    return keras.layers.Concatenate(name="training_outputs")(outputs) if len(outputs) > 1 else outputs[0]
+    if len(outputs) == 1:
+        return outputs[0]
+    return keras.layers.Concatenate(dtype="float32", name="training_outputs")(outputs)

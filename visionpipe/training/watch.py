@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from visionpipe.training.fit import Training
 
 
+ESTIMATE_AFTER = 20  # steps: what is printed of the time before the first epoch has ended
+
+
 class Watch(keras.callbacks.Callback):
     """Runs before each step, in the training's own thread; what Keras calls after a step runs in another one, on a
     state that is moving on. Nothing here reads a value that the device still computes, but for a checkpoint.
@@ -55,6 +58,10 @@ class Watch(keras.callbacks.Callback):
             self.training.interruption.raise_if_arrived()
         elif batch and self.training.save_is_due(step):
             self.save(step)
+        if batch == ESTIMATE_AFTER and not self.training.step_seconds:
+            seconds = (time.perf_counter() - self.second_step) / (batch - 1)
+            minutes = seconds * (self.training.progress.total_steps - step) / 60
+            tqdm.write(f"  {1000 * seconds:.0f} ms a step: about {minutes:.1f} minutes")
         self.bar.update()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:

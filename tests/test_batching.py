@@ -1,0 +1,154 @@
+"""Which images run together, on how many cores. The model is a stand-in whose answer is the image's own number."""
+
+import asyncio
+import threading
+import time
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from visionpipe.errors import ArtifactError
+from visionpipe.serving.batching import SMALL, Batcher, Queue
+from visionpipe.serving.settings import Settings
+
+SETTINGS = Settings(threads=2, decoders=3, max_batch=8, batch_seconds=1000)
+IMAGES = 100
+
+
+class Model:
+    """Answers slowly, and keeps who was running at the same time."""
+
+    size = (1, 1)
+    running: ClassVar[list["Model"]] = []
+    together: ClassVar[list[list["Model"]]] = []
+    lock = threading.Lock()
+
+    def __init__(self, broken=False):
+        self.batches: list[int] = []
+        self.broken = broken
+
+    def logits(self, images):
+        return np.zeros((len(images), 2))
+
+    def preprocess(self, data, max_pixels):
+        if b"slow" in data:
+            time.sleep(0.3)
+        return image(data[0])
+
+    def probabilities(self, images):
+        with Model.lock:
+            self.batches.append(len(images))
+            Model.running.append(self)
+            Model.together.append(list(Model.running))
+        time.sleep(0.005)
+        with Model.lock:
+            Model.running.remove(self)
+        if self.broken:
+            raise RuntimeError("no memory")
+        return images[:, 0, 0].astype(np.float64)
+
+
+@pytest.fixture(autouse=True)
+def nobody_runs():
+    Model.running.clear()
+    Model.together.clear()
+
+
+def image(number):
+    return np.full((1, 1, 3), number, np.uint8)
+
+
+def answers(batcher, count, pause=0.0, as_bytes=False):
+    """Of so many images, submitted at once, or each `pause` seconds after the answer to the one before."""
+
+    async def ask():
+        jobs = []
+        for number in range(count):
+            jobs.append(batcher.submit(bytes([number]) if as_bytes else image(number)))
+            if pause:
+                await asyncio.wait([jobs[-1].future])
+                await asyncio.sleep(pause)
+        return await asyncio.gather(*(job.future for job in jobs), return_exceptions=True)
+
+    return asyncio.run(asyncio.wait_for(ask(), 60))
+
+
+def make(all_cores, load_one_core):
+    observed: list[int] = []
+    return Batcher(all_cores, load_one_core, Queue(SETTINGS), SETTINGS, observed.append), observed
+
+
+def test_an_image_alone_has_all_cores():
+    all_cores, loads = Model(), []
+    batcher, observed = make(all_cores, lambda: loads.append(1))
+    assert [row[0] for row in answers(batcher, 5, pause=0.01)] == [0, 1, 2, 3, 4]
+    assert (all_cores.batches, observed, loads) == ([1] * 5, [1] * 5, [])
+
+
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_what_is_more_than_a_batch_runs_on_each_core_by_itself(as_bytes):
+    all_cores, one_core, loads = Model(), Model(), []
+    batcher, observed = make(all_cores, lambda: loads.append(1) or one_core)
+    for _ in range(2):  # it is loaded during the first time
+        assert [row[0] for row in answers(batcher, IMAGES, as_bytes=as_bytes)] == list(range(IMAGES))
+    assert loads == [1]
+    assert sum(all_cores.batches + one_core.batches) == sum(observed) == 2 * IMAGES
+    assert sum(one_core.batches) > IMAGES / 2
+    assert max(one_core.batches) == SETTINGS.max_batch // SETTINGS.threads
+    assert [one_core, one_core] in Model.together
+    for running in Model.together:
+        assert len(running) <= SETTINGS.threads
+        assert all_cores not in running or len(running) == 1
+
+
+def test_where_it_cannot_be_loaded_for_one_core_all_batches_have_all_of_them(caplog):
+    def refuse():
+        raise ArtifactError("it is gone")
+
+    all_cores = Model()
+    batcher, _ = make(all_cores, refuse)
+    for _ in range(2):
+        assert [row[0] for row in answers(batcher, IMAGES)] == list(range(IMAGES))
+    assert max(all_cores.batches) == SETTINGS.max_batch
+    assert max(len(running) for running in Model.together) == 1
+    assert caplog.text.count("every batch goes on having all cores: it is gone") == 1
+
+
+def test_a_run_that_fails_gives_its_cores_back():
+    all_cores, one_core = Model(broken=True), Model(broken=True)
+    batcher, _ = make(all_cores, lambda: one_core)
+    for _ in range(2):
+        assert {str(error) for error in answers(batcher, IMAGES)} == {"no memory"}
+    all_cores.broken = one_core.broken = False
+    assert [row[0] for row in answers(batcher, IMAGES)] == list(range(IMAGES))
+    assert [one_core, one_core] in Model.together
+
+
+def test_an_image_that_nobody_waits_for_is_not_run():
+    model = Model()
+    batcher, _ = make(model, Model)
+
+    async def ask():
+        first = batcher.submit(image(0))
+        await asyncio.sleep(0.002)  # it runs: what comes now waits
+        given_up, last = batcher.submit(image(1)), batcher.submit(image(2))
+        given_up.future.cancel()
+        return await asyncio.gather(first.future, last.future)
+
+    assert [row[0] for row in asyncio.run(ask())] == [0, 2]
+    assert sum(model.batches) == 2
+
+
+def test_a_small_file_does_not_wait_for_a_large_one_to_be_decoded():
+    batcher, _ = make(Model(), Model)
+
+    async def ask():
+        large = batcher.submit(bytes([1]) + b"slow" + bytes(SMALL))
+        await asyncio.sleep(0.02)
+        small = batcher.submit(bytes([2]))
+        done, _ = await asyncio.wait([large.future, small.future], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.gather(large.future, small.future)
+        return done == {small.future}
+
+    assert asyncio.run(ask())
