@@ -240,3 +240,11 @@ parser().format_help()
 print([name for name in {SLOW_IMPORTS} if name in sys.modules])
 """
     assert Project(CHECKOUT).run(sys.executable, "-c", script).stdout == "[]\n"
+
+
+def test_models_prints_the_table_of_all_variants():
+    from visionpipe.models import costs
+
+    command = [sys.executable, "-m", "visionpipe", "models"]
+    output = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
+    assert output.startswith(costs.table())

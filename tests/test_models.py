@@ -96,13 +96,16 @@ def numpy_vit(weights, images, pool):
 
 
 @pytest.mark.parametrize("variant", ["ViT-Mi/4", "R14+ViT-Mi"])
-def test_an_encoder_without_positions_does_not_see_the_order_of_its_tokens(variant):
+def test_an_encoder_without_positions_permutes_its_outputs_as_its_inputs(variant):
     model = randomise(build_model(variant, 5, 32, position="none", **SMALL))
-    tokens = model.get_layer("tokens").output
-    after = keras.Model(tokens, model.output)
+    tokens, last = model.get_layer("tokens").output, model.get_layer("encoder_norm").output
+    encoder, answer = keras.Model(tokens, last), keras.Model(tokens, model.output)
     x = np.asarray(keras.Model(model.input, tokens)(random.integers(0, 256, (3, 32, 32, 3))))
     order = random.permutation(x.shape[1])
-    np.testing.assert_allclose(after(x), after(x[:, order]), rtol=1e-4, atol=1e-4)
+    before, after = np.asarray(encoder(x)), np.asarray(encoder(x[:, order]))
+    np.testing.assert_allclose(after, before[:, order], rtol=1e-4, atol=1e-4)
+    assert np.abs(after - before).max() > 0.1
+    np.testing.assert_allclose(answer(x), answer(x[:, order]), rtol=1e-4, atol=1e-4)
 
 
 def test_with_positions_it_does():
@@ -112,12 +115,24 @@ def test_with_positions_it_does():
     assert np.abs(np.asarray(model(image)) - np.asarray(model(swapped))).max() > 1e-3
 
 
-def test_a_fresh_residual_block_is_the_identity():
-    inputs = keras.Input((8, 8, 6))
-    spec = resolve_variant("ResNet-8", (8, 8), filters=6)
-    block = keras.Model(inputs, residual_block(inputs, 6, 1, spec, "block"))
-    x = random.uniform(0, 1, (2, 8, 8, 6)).astype(np.float32)
+@pytest.mark.parametrize(
+    ("variant", "overrides"),
+    [
+        ("ResNet-8", {"filters": 6}),
+        ("ResNet-50", {"filters": 8, "blocks_per_stage": [1]}),
+        ("ResNet-50", {"filters": 32, "blocks_per_stage": [1], "norm": "group"}),
+    ],
+)
+def test_a_fresh_residual_block_is_the_identity_until_its_last_scale_moves(variant, overrides):
+    spec = resolve_variant(variant, (16, 16), **overrides)
+    channels = spec.width * (4 if spec.block == "bottleneck" else 1)
+    inputs = keras.Input((8, 8, channels))
+    block = keras.Model(inputs, residual_block(inputs, spec.width, 1, spec, "block"))
+    x = random.uniform(0, 1, (2, 8, 8, channels)).astype(np.float32)
     np.testing.assert_array_equal(block(x, training=False), x)
+    (scale,) = (w for w in block.weights if w.path.endswith("gamma") and not np.any(w))
+    scale.assign(np.ones(scale.shape))
+    assert np.abs(np.asarray(block(x, training=False)) - x).max() > 0.1
 
 
 def test_stochastic_depth_drops_whole_images_and_keeps_the_expectation():
@@ -198,9 +213,36 @@ def test_the_same_parameters_make_the_same_bytes(tmp_path):
             "dropout_rate: expected a number in [0, 1), received 1.0",
         ),
         ("ResNet-8", (28, 28), {"blocks_per_stage": []}, "blocks_per_stage: expected a list of positive"),
-        ("ResNet-8", (28, 28), {"blocks_per_stage": 3}, "blocks_per_stage: expected a list of positive"),
+        (
+            "ResNet-8",
+            (28, 28),
+            {"blocks_per_stage": 3},
+            "expected a list of positive whole numbers, received 3",
+        ),
+        ("ResNet-8", (28, 28), {"width_factor": math.inf}, "width_factor: expected a finite number above 0"),
+        (
+            "ResNet-8",
+            (28, 28),
+            {"width_factor": 0.01},
+            "filters × width_factor is 0, the stem has 0: too few",
+        ),
+        ("ResNet-20", (28, 28), {"stem_filters": 32}, "shortcut pad only adds channels: stem_filters 32"),
+        (
+            "ResNet-50-D",
+            (64, 64),
+            {"norm": "group", "width_factor": 0.5},
+            "in multiples of 32: filters × width_factor is 32, the stem has 16",
+        ),
+        ("CoAtNet-0", (64, 64), {"head_dim": 80}, "dims: 384 is not divisible by head_dim 80"),
+        ("CoAtNet-0", (64, 64), {"head_dim": 1000}, "dims: 384 is not divisible by head_dim 1000"),
+        ("CoAtNet-0", (64, 64), {"dims": [2, 2, 8, 32, 64]}, "dims: 2 is too few for a squeeze"),
         ("ResNet-8", (28, 28), {"norm": "group"}, "norm group needs channels in multiples of 32"),
-        ("ResNet-8", (28, 28), {"width_factor": 0}, "width_factor: expected a number above 0, received 0"),
+        (
+            "ResNet-8",
+            (28, 28),
+            {"width_factor": 0},
+            "width_factor: expected a finite number above 0, received 0",
+        ),
         ("ResNet-8", (28, 28), {"preactivation": 1}, "preactivation: expected true or false, received 1"),
         ("ResNet-50", (64, 64), {"shortcut": "pad"}, "shortcut pad belongs to block basic"),
         ("ResNet-50", (64, 64), {"stem_stride": 2}, "stem_stride belongs to stem 3x3"),
@@ -210,7 +252,7 @@ def test_the_same_parameters_make_the_same_bytes(tmp_path):
             {"register_tokens": -1},
             "register_tokens: expected a whole number, 0 or more",
         ),
-        ("ViT-Mi/4", (28, 28), {"layer_scale": "big"}, "layer_scale: expected a number above 0"),
+        ("ViT-Mi/4", (28, 28), {"layer_scale": "big"}, "layer_scale: expected a finite number above 0"),
         ("ViT-Mi/4", (30, 30), {"stem": "conv", "patch_size": 3}, "stem conv needs a patch_size of 2, 4, 8"),
         (
             "ViT-Mi/4",
@@ -219,7 +261,12 @@ def test_the_same_parameters_make_the_same_bytes(tmp_path):
             "position sincos needs a hidden_dim of 8",
         ),
         ("R+ViT-Ti/16", (100, 64), {}, "image size 100×64 is not divisible by 32"),
-        ("BoTNet-50", (64, 64), {"num_heads": 5}, "hidden_dim 512 is not divisible by num_heads 5"),
+        (
+            "BoTNet-50",
+            (64, 64),
+            {"num_heads": 5},
+            "the last stage has 512 filters, which num_heads 5 does not divide",
+        ),
         ("BoTNet-50", (64, 64), {"block": "basic"}, "attention goes into block bottleneck"),
         ("CoAtNet-0", (100, 64), {}, "image size 100×64 is not divisible by 32, the total stride"),
         ("CoAtNet-0", (64, 64), {"dims": [8, 8]}, "dims has 2 stages and blocks_per_stage 5"),

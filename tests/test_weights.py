@@ -25,9 +25,9 @@ from visionpipe.canonical import save_keras
 from visionpipe.cli import main
 from visionpipe.errors import WeightsError
 from visionpipe.models import build_model
+from visionpipe.models.positions import resize_positions
 from visionpipe.weights import Preprocessing, load_weights, resolve
 from visionpipe.weights.known import KNOWN, table
-from visionpipe.weights.positions import resize_positions
 
 ENCODER = {"patch_size": 8, "hidden_dim": 64, "depth": 2, "num_heads": 4, "mlp_dim": 96}
 GOOGLE = {"activation": "gelu_tanh", **ENCODER}

@@ -22,13 +22,18 @@ from visionpipe.canonical import save_keras
 from visionpipe.errors import ConfigError
 from visionpipe.export import onnx_bytes
 from visionpipe.models import build_model, costs
-from visionpipe.models.attention import resize_grid, sincos_positions
+from visionpipe.models.attention import (
+    BottleneckAttention,
+    RelativeBiasAttention,
+    sincos_positions,
+    softmax,
+)
 from visionpipe.models.layers import WeightedSum, WeightStandardizedConv2D
+from visionpipe.models.positions import resize_positions
 from visionpipe.models.surgery import attention_maps, features, with_image_size
 from visionpipe.models.variants import VARIANTS
 
 random = np.random.default_rng(0)
-BACKENDS = ["tensorflow", "jax", "torch"]
 
 
 def perturbed(model):
@@ -78,6 +83,46 @@ def test_every_published_count_of_parameters_is_met():
             printed = variant.parameters.removesuffix("M")
             unit = 10.0 ** (6 - len(printed.partition(".")[2]))
             assert abs(counts[name] - float(printed) * 1e6) < unit, name
+
+
+def vit_count(spec, image_size, classes):
+    """Of the equations: Dosovitskiy et al. 2021, section 3.1."""
+    d, mlp, tokens = spec.hidden_dim, spec.mlp_dim, (image_size // spec.patch_size) ** 2
+    first = spec.pool == "token"
+    block = 4 * d + (3 * d * d + 3 * d) + (d * d + d) + (d * mlp + mlp) + (mlp * d + d)
+    ends = (3 * spec.patch_size**2 + 1) * d + first * d + (tokens + first) * d + 2 * d + (d + 1) * classes
+    return spec.depth * block + ends
+
+
+def small_resnet_count(blocks, filters):
+    """3×3 convolutions without bias, each with a norm of two numbers a channel; three stages."""
+    stem, total = 27 * filters + 2 * filters, 0
+    for stage in range(3):
+        out = filters * 2**stage
+        for block in range(blocks):
+            into = out // 2 if stage and not block else out
+            total += 9 * into * out + 9 * out * out + 4 * out + (into * out + 2 * out if into != out else 0)
+    return stem + total
+
+
+OURS = {
+    "ResNet-8": small_resnet_count(1, 16) + 65 * 10,
+    "ResNet-14": small_resnet_count(2, 16) + 65 * 10,
+    # The last feature map has 128 channels and 4 × 4 places: a 1 × 1 convolution instead of patches.
+    "R14+ViT-Mi": small_resnet_count(2, 32)
+    + vit_count(VARIANTS["R14+ViT-Mi"].spec, 4, 10) - 4 * 128 + 129 * 128,
+}  # fmt: skip
+
+
+def test_every_variant_has_a_check_of_its_parameters():
+    """A published count, which the test above compares, or one from the equations of the variant's reference."""
+    with costs.TABLE.open() as file:
+        counts = {row["name"]: int(row["parameters"]) for row in csv.DictReader(file)}
+    assert set(counts) == set(VARIANTS)
+    for name, variant in VARIANTS.items():
+        if variant.parameters is None:
+            expected = OURS.get(name) or vit_count(variant.spec, variant.image_size, variant.num_classes)
+            assert counts[name] == expected, name
 
 
 @pytest.mark.slow
@@ -196,44 +241,51 @@ def test_every_kind_trains_in_bfloat16_with_a_float32_head(name):
         model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     finally:
         keras.config.set_dtype_policy("float32")
+    perturbed(model)
     before = [np.asarray(weight) for weight in model.trainable_variables]
     loss = model.train_on_batch(images_for(model, 8).astype(np.float32), np.arange(8) % 5)
     assert np.isfinite(loss)
     logits = model(images_for(model))
     assert logits.dtype == "float32"
     assert np.isfinite(logits).all()
-    moved = [(np.asarray(w) != old).any() for w, old in zip(model.trainable_variables, before, strict=True)]
-    assert moved[-1]
+    for weight, old in zip(model.trainable_variables, before, strict=True):
+        assert (np.asarray(weight) != old).any(), weight.path
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Each kind's file, images and logits, made on TensorFlow."""
+    """Each kind's file, images and logits, made on TensorFlow; the same at twice the height."""
     folder = tmp_path_factory.mktemp("zoo")
     for number, name in enumerate(ZOO):
         model = small(name)
-        images = images_for(model)
+        height, width = model.input.shape[1:3]
+        larger = with_image_size(model, (2 * height, width))
         save_keras(model, folder / f"{number}.keras")
-        np.savez(folder / f"{number}.npz", images=images, logits=model(images))
+        images, larger_images = images_for(model), images_for(larger)
+        arrays = {"images": images, "larger_images": larger_images}
+        np.savez(folder / f"{number}.npz", logits=model(images), larger=larger(larger_images), **arrays)
     return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_every_kind_gives_the_same_logits_on_every_backend(saved, backend):
-    script = """
-import sys, numpy, keras, visionpipe.models.attention, visionpipe.models.layers
-from pathlib import Path
-for file in Path(sys.argv[1]).glob("*.keras"):
-    images = numpy.load(file.with_suffix(".npz"))["images"]
-    logits = keras.models.load_model(file).predict(images, verbose=0)
-    numpy.save(file.with_suffix(f".{keras.backend.backend()}.npy"), logits)
-"""
+def test_every_kind_is_the_same_on_every_backend_and_exports_what_was_trained_there(saved, backend):
     environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(Path(__file__).parents[1])}
-    subprocess.run([sys.executable, "-c", script, saved], env=environment, check=True, timeout=300)
+    script = Path(__file__).with_name("zoo_on_backend.py")
+    subprocess.run([sys.executable, script, saved], env=environment, check=True, timeout=1500)
     for number in range(len(ZOO)):
-        agree(np.load(saved / f"{number}.{backend}.npy"), np.load(saved / f"{number}.npz")["logits"])
+        here, there = np.load(saved / f"{number}.npz"), np.load(saved / f"{number}.{backend}.npz")
+        agree(there["logits"], here["logits"])
+        agree(there["larger"], here["larger"])
+        model = keras.models.load_model(saved / f"{number}.{backend}.keras")
+        agree(model(here["images"]), there["trained"])
+        assert np.abs(there["trained"] - here["logits"]).max() > 1e-3
+        session = onnxruntime.InferenceSession(onnx_bytes(model, 18), providers=["CPUExecutionProvider"])
+        images = here["images"].astype(np.float32)
+        for count in (1, len(images)):
+            (received,) = session.run(["logits"], {"images": images[:count]})
+            agree(received, there["trained"][:count], 1e-3)
 
 
 # Surgery -----------------------------------------------------------------------------------------------
@@ -262,9 +314,52 @@ def test_resized_positions_keep_the_class_token_and_interpolate_the_grid():
     np.testing.assert_allclose(new[1:].reshape(5, 8, 16), expected, atol=1e-6)
 
 
+def test_resized_positions_keep_the_distillation_token_and_registers_are_taken_as_they_are():
+    model = small("vit distilled")
+    old, new = model.get_layer("tokens"), with_image_size(model, (48, 32)).get_layer("tokens")
+    positions = [np.asarray(layer.position_embedding)[0] for layer in (old, new)]
+    np.testing.assert_array_equal(positions[1][:2], positions[0][:2])
+    expected = scipy.ndimage.zoom(positions[0][2:].reshape(3, 2, 16), (2, 2, 1), order=1)
+    np.testing.assert_allclose(positions[1][2:].reshape(6, 4, 16), expected, atol=1e-6)
+    for name in ("class_token", "distillation_token", "register_tokens"):
+        np.testing.assert_array_equal(getattr(new, name), getattr(old, name))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "tables"),
+    [
+        ("interleaved, relative bias", RelativeBiasAttention, ["relative_bias"]),
+        ("interleaved, bottleneck attention", BottleneckAttention, ["relative_rows", "relative_columns"]),
+    ],
+)
+def test_resized_tables_of_distances_are_interpolated_and_stay_centred(name, kind, tables):
+    model = small(name)
+    height, width = model.input.shape[1:3]
+    larger = with_image_size(model, (2 * height, width))
+    layers = [[layer for layer in m.layers if isinstance(layer, kind)] for m in (model, larger)]
+    assert layers[0]
+    for old, new in zip(*layers, strict=True):
+        for table in tables:
+            before, after = np.asarray(getattr(old, table)), np.asarray(getattr(new, table))
+            factors = [now / then for now, then in zip(after.shape, before.shape, strict=True)]
+            np.testing.assert_allclose(after, scipy.ndimage.zoom(before, factors, order=1), atol=1e-6)
+        np.testing.assert_array_equal(new.query_key_value.kernel, old.query_key_value.kernel)
+        middle = [side // 2 for side in np.asarray(getattr(new, tables[0])).shape]
+        assert middle[-2 if len(tables) == 1 else 0] == new.grid[0] - 1  # a distance of no rows
+
+
+def test_attention_is_weighted_in_float32_whatever_the_precision():
+    logits = keras.ops.cast(random.normal(0, 3, (4, 200)), "bfloat16")
+    exact = np.exp(np.asarray(logits, np.float64))
+    exact /= exact.sum(-1, keepdims=True)
+    weights = softmax(logits)
+    assert weights.dtype == "bfloat16"
+    np.testing.assert_allclose(np.asarray(weights, np.float64), exact, rtol=2**-8)  # a rounding, and no more
+
+
 def test_resizing_a_grid_keeps_its_corners_and_straight_lines():
     rows, columns = np.mgrid[:4, :3].astype(float)
-    resized = resize_grid(np.stack([rows, columns], axis=-1), (7, 9))
+    resized = resize_positions(np.stack([rows, columns], axis=-1), (7, 9), "linear")
     expected = np.meshgrid(np.linspace(0, 3, 7), np.linspace(0, 2, 9), indexing="ij")
     np.testing.assert_allclose(resized, np.stack(expected, axis=-1), atol=1e-12)
 
@@ -285,9 +380,19 @@ def test_a_model_without_attention_has_no_maps():
         attention_maps(model, images_for(model))
 
 
-def test_strides_have_their_names_at_sizes_that_they_do_not_divide():
-    outputs = features(build_model("ResNet-18", 5, 100, filters=4)).output
-    assert list(outputs) == ["stride_4", "stride_8", "stride_16", "stride_32"]
+@pytest.mark.parametrize("size", [65, 66, 67, 97, 100, 127])
+def test_strides_have_their_names_at_sizes_that_they_do_not_divide(size):
+    model = build_model("ResNet-18", 5, size, filters=4)
+    outputs = features(model).output
+    last = {f"stride_{4 * 2**stage}": f"stage{stage + 1}_block2_output" for stage in range(4)}
+    assert list(outputs) == list(last)
+    for name, layer in last.items():
+        assert outputs[name] is model.get_layer(layer).output
+
+
+def test_a_hybrid_of_a_stem_alone_has_the_stride_of_its_stem():
+    model = small("serial hybrid, stem only")
+    assert list(features(model).output) == ["stride_4", "block_00", "block_01"]
 
 
 @pytest.mark.parametrize(

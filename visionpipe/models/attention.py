@@ -7,6 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from visionpipe.models.positions import resize_positions
+
 Shape = tuple[Any, ...]  # None where the size is not known
 
 
@@ -19,6 +21,8 @@ class MultiHeadSelfAttention(keras.layers.Layer):
     `hidden_dim` channels, by default those of the input.
     """
 
+    projected = True  # a dense layer follows
+
     def __init__(self, num_heads: int, hidden_dim: int | None = None, use_bias: bool = True, **kwargs: Any):
         super().__init__(**kwargs)
         self.num_heads, self.hidden_dim, self.use_bias = num_heads, hidden_dim, use_bias
@@ -29,9 +33,10 @@ class MultiHeadSelfAttention(keras.layers.Layer):
             3 * hidden_dim, use_bias=self.use_bias, name="query_key_value"
         )
         self.query_key_value.build(shape)
-        # Zeros make a new residual branch the identity, as the zero scales of the ResNet do.
-        self.output_projection = keras.layers.Dense(hidden_dim, kernel_initializer="zeros", name="output")
-        self.output_projection.build((*shape[:-1], hidden_dim))
+        if self.projected:
+            # Zeros make a new residual branch the identity, as the zero scales of the ResNet do.
+            self.output_projection = keras.layers.Dense(hidden_dim, kernel_initializer="zeros", name="output")
+            self.output_projection.build((*shape[:-1], hidden_dim))
 
     def heads(self, x: Any) -> list[Any]:
         """Query, scaled, key and value, each (batch, heads, tokens, head_dim)."""
@@ -48,15 +53,16 @@ class MultiHeadSelfAttention(keras.layers.Layer):
     def attention_map(self, x: Any) -> Any:
         """How much each token reads from each other one: (batch, heads, tokens, tokens); rows sum to 1."""
         query, key, _ = self.heads(x)
-        return ops.softmax(self.logits(query, key))
+        return softmax(self.logits(query, key))
 
     def attend(self, x: Any) -> Any:
         query, key, value = self.heads(x)
-        read = ops.matmul(ops.softmax(self.logits(query, key)), value)
+        read = ops.matmul(softmax(self.logits(query, key)), value)
         return ops.reshape(ops.transpose(read, (0, 2, 1, 3)), (-1, *self.compute_output_shape(x.shape)[1:]))
 
     def call(self, x: Any) -> Any:
-        return self.output_projection(self.attend(x))
+        read = self.attend(x)
+        return self.output_projection(read) if self.projected else read
 
     def compute_output_shape(self, shape: Shape) -> Shape:
         return (*shape[:-1], self.hidden_dim or shape[-1])
@@ -95,7 +101,9 @@ class RelativeBiasAttention(MultiHeadSelfAttention):
         take_weights(self, other, except_for="relative_bias")
         table = ops.convert_to_numpy(other.relative_bias)
         self.relative_bias.assign(
-            np.moveaxis(resize_grid(np.moveaxis(table, 0, -1), self.relative_bias.shape[1:]), -1, 0)
+            np.moveaxis(
+                resize_positions(np.moveaxis(table, 0, -1), self.relative_bias.shape[1:], "linear"), -1, 0
+            )
         )
 
 
@@ -105,16 +113,14 @@ class BottleneckAttention(MultiHeadSelfAttention):
     columns that the query is compared with too (Srinivas et al. 2021, arXiv:2101.11605, figure 4).
     """
 
+    projected = False
+
     def __init__(self, num_heads: int, hidden_dim: int | None = None, use_bias: bool = False, **kwargs: Any):
         super().__init__(num_heads, hidden_dim, use_bias, **kwargs)
 
     def build(self, shape: Shape) -> None:
-        hidden_dim = self.hidden_dim or shape[-1]
-        self.grid, head_dim = shape[1:3], hidden_dim // self.num_heads
-        self.query_key_value = keras.layers.Dense(
-            3 * hidden_dim, use_bias=self.use_bias, name="query_key_value"
-        )
-        self.query_key_value.build(shape)
+        super().build(shape)
+        self.grid, head_dim = shape[1:3], (self.hidden_dim or shape[-1]) // self.num_heads
         self.relative_rows, self.relative_columns = (
             self.add_weight(
                 shape=(2 * side - 1, head_dim),
@@ -135,9 +141,6 @@ class BottleneckAttention(MultiHeadSelfAttention):
         relative = ops.reshape(row_logits + column_logits, (-1, self.num_heads, tokens, tokens))
         return super().logits(query, key) + relative
 
-    def call(self, x: Any) -> Any:
-        return self.attend(x)
-
     def resize_from(self, other: "BottleneckAttention") -> None:
         """Takes the weights of a layer built for another grid."""
         take_weights(self, other, except_for="relative_")
@@ -146,7 +149,7 @@ class BottleneckAttention(MultiHeadSelfAttention):
             (self.relative_columns, other.relative_columns),
         ):
             table = ops.convert_to_numpy(theirs)
-            mine.assign(resize_grid(table[:, None], (mine.shape[0], 1))[:, 0])
+            mine.assign(resize_positions(table[:, None], (mine.shape[0], 1), "linear")[:, 0])
 
 
 @keras.saving.register_keras_serializable("visionpipe")
@@ -229,7 +232,7 @@ class Tokens(keras.layers.Layer):
         """Takes the weights of a layer built for another grid; only the image's positions change."""
         take_weights(self, other, except_for="position_embedding")
         old, kept = ops.convert_to_numpy(other.position_embedding)[0], self.first
-        grid = resize_grid(old[kept:].reshape(*other.grid, -1), self.grid)
+        grid = resize_positions(old[kept:].reshape(*other.grid, -1), self.grid, "linear")
         self.position_embedding.assign(np.concatenate([old[:kept], grid.reshape(-1, old.shape[-1])])[None])
 
 
@@ -259,10 +262,15 @@ class SequencePooling(keras.layers.Layer):
         self.score.build(shape)
 
     def call(self, x: Any) -> Any:
-        return ops.sum(ops.softmax(self.score(x), axis=1) * x, axis=1)
+        return ops.sum(softmax(self.score(x), axis=1) * x, axis=1)
 
     def compute_output_shape(self, shape: Shape) -> Shape:
         return (shape[0], shape[2])
+
+
+def softmax(x: Any, axis: int = -1) -> Any:
+    """In float32, whatever the precision of `x`, which the result has again."""
+    return ops.cast(ops.softmax(ops.cast(x, "float32"), axis), x.dtype)
 
 
 def distance_index(side: int) -> np.ndarray:
@@ -279,19 +287,6 @@ def sincos_positions(rows: int, columns: int, channels: int) -> np.ndarray:
     return np.concatenate(
         [np.sin(column), np.cos(column), np.sin(row), np.cos(row)], axis=1, dtype=np.float32
     )
-
-
-def resize_grid(grid: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Linear interpolation of (rows, columns, channels) to `size` rows and columns, corners onto corners:
-    what the original ViT code does when it fine-tunes at another resolution.
-    """
-    for axis, length in enumerate(size):
-        old = grid.shape[axis]
-        weights = np.stack(
-            [np.interp(np.linspace(0, old - 1, length), range(old), row) for row in np.eye(old)]
-        )
-        grid = np.moveaxis(np.tensordot(weights, grid, axes=(0, axis)), 0, axis)
-    return grid
 
 
 def take_weights(layer: keras.layers.Layer, other: keras.layers.Layer, except_for: str) -> None:

@@ -41,13 +41,12 @@ def bottleneck(
     return layers.ReLU(name=f"{name}_output")(layers.Add(name=f"{name}_add")([x, y])), inner
 
 
-def to_tokens(grid: Any, tokens: Any, hidden_dim: int, name: str) -> Any:
-    """The feature map at the tokens' resolution and width, behind the class token: (batch, tokens,
-    hidden_dim). The paper's feature coupling unit, downwards.
+def to_tokens(grid: Any, tokens: Any, hidden_dim: int, factor: int, name: str) -> Any:
+    """The feature map, `factor` times as fine, at the tokens' resolution and width, behind the class token:
+    (batch, tokens, hidden_dim). The paper's feature coupling unit, downwards.
     """
-    stride = round((grid.shape[1] * grid.shape[2] / (tokens.shape[1] - 1)) ** 0.5)
     x = Conv2D(hidden_dim, 1, name=f"{name}_project")(grid)
-    x = layers.AveragePooling2D(stride, name=f"{name}_pool")(x) if stride > 1 else x
+    x = layers.AveragePooling2D(factor, name=f"{name}_pool")(x) if factor > 1 else x
     x = layers.Reshape((-1, hidden_dim), name=f"{name}_tokens")(x)
     x = LayerNorm(name=f"{name}_norm")(x)
     x = layers.Activation(gelu, name=f"{name}_gelu")(x)
@@ -95,7 +94,7 @@ def conformer(images: Any, spec: ConformerSpec) -> Any:
         filters, stride = spec.filters * 2**stage, 2 if first else 1
         factor, name = patch // 2**stage, f"stage{stage + 1}_block{block - stage * (spec.depth // 3)}"
         x, inner = bottleneck(x, filters, stride, first, f"{name}_conv")
-        seen = to_tokens(inner, tokens, spec.hidden_dim, f"{name}_down")
+        seen = to_tokens(inner, tokens, spec.hidden_dim, factor, f"{name}_down")
         tokens = layers.Add(name=f"{name}_tokens")([seen, tokens])
         tokens = encoder_block(tokens, encoder, drop_path_rate(block), f"{name}_encoder")
         read = to_grid(tokens, patches, filters // 4, factor, f"{name}_up")

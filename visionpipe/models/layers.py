@@ -1,4 +1,4 @@
-"""The layers that own weights or randomness. Everything else is written with plain Keras layers."""
+"""Layers that Keras does not have, or not as fast (kernels/). Everything else is written with plain Keras layers."""
 
 from typing import Any
 
@@ -100,7 +100,7 @@ class MaxPooling2D(keras.layers.MaxPooling2D):
 
 @keras.saving.register_keras_serializable("visionpipe")
 class Add(keras.layers.Add):
-    """Where a Transformer's residual branch joins: [x, branch], of one shape."""
+    """Where a residual branch joins: [x, branch], of one shape."""
 
     def call(self, inputs: list[Any]) -> Any:
         fused = kernel("add")
@@ -170,7 +170,7 @@ class WeightedSum(keras.layers.Layer):
         self.scores = self.add_weight(shape=(len(shapes),), initializer="zeros", name="scores")
 
     def call(self, inputs: list[Any]) -> Any:
-        weights = ops.cast(ops.softmax(self.scores), inputs[0].dtype)
+        weights = ops.cast(ops.softmax(ops.cast(self.scores, "float32")), inputs[0].dtype)
         return sum(weights[number] * x for number, x in enumerate(inputs))
 
     def compute_output_shape(self, shapes: list[Shape]) -> Shape:

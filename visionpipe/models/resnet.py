@@ -61,7 +61,7 @@ def stem(images: Any, spec: Convolutions) -> Any:
     if spec.stem == "3x3":
         return x
     if spec.padding == "symmetric":
-        # Zeros, which a ReLU's output is never below, in place of torch's minus infinity.
+        # Zeros in place of torch's minus infinity: the same behind a ReLU, and what BiT's own code does without one.
         x = layers.ZeroPadding2D(1, name="stem_pool_padding")(x)
         return MaxPooling2D(3, 2, name="stem_pool")(x)
     return MaxPooling2D(3, 2, padding="same", name="stem_pool")(x)

@@ -25,8 +25,9 @@ class Convolutions:
     `preactivation`: norm and ReLU before each convolution (He et al. 2016, arXiv:1603.05027).
     `stride_on`: the bottleneck's convolution that strides: `3x3`, or the first `1x1` as in the first paper.
     `norm`: `group` goes with weight-standardised convolutions (Qiao et al. 2019, arXiv:1903.10520).
-    `norm_momentum`: of the running statistics: what stays of the old ones at each step.
-    `zero_last_scale`: each block starts as the identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
+    `norm_momentum`: of batch norm's running statistics: what stays of the old ones at each step.
+    `zero_last_scale`: each block starts as the identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1);
+    with `preactivation` no norm is the last, and blocks start as Keras's initialisers have them.
     `padding`: TensorFlow's `same`, which pads even sizes below and right only, or torch's `symmetric`.
     """
 
@@ -67,10 +68,18 @@ class Convolutions:
         if self.shortcut == "pad" and self.block == "bottleneck":
             raise ConfigError("shortcut pad belongs to block basic")
         stem_filters = self.stem_filters or self.width
-        if self.norm == "group" and (self.width % GROUPS or stem_filters % GROUPS):
+        if self.width < 1 or (self.stem == "deep" and stem_filters < 2):
+            raise ConfigError(f"filters × width_factor is {self.width}, the stem has {stem_filters}: too few")
+        if self.shortcut == "pad" and stem_filters > self.width:
+            raise ConfigError(
+                f"shortcut pad only adds channels: stem_filters {stem_filters} is more than the first stage's "
+                f"{self.width}"
+            )
+        narrowest = stem_filters // 2 if self.stem == "deep" else stem_filters
+        if self.norm == "group" and (self.width % GROUPS or narrowest % GROUPS):
             raise ConfigError(
                 f"norm group needs channels in multiples of {GROUPS}: filters × width_factor is "
-                f"{self.width}, the stem has {stem_filters}"
+                f"{self.width}, the stem has {narrowest}"
             )
 
 
@@ -187,7 +196,11 @@ class BoTNetSpec(Convolutions):
         self.check_convolutions(image_size)
         if self.block != "bottleneck" or self.preactivation:
             raise ConfigError("attention goes into block bottleneck, without preactivation")
-        check_heads(self.width * 2 ** (len(self.blocks_per_stage) - 1), self.num_heads)
+        filters = self.width * 2 ** (len(self.blocks_per_stage) - 1)
+        if filters % self.num_heads:
+            raise ConfigError(
+                f"the last stage has {filters} filters, which num_heads {self.num_heads} does not divide"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +230,11 @@ class CoAtNetSpec:
         if self.attention_stages >= len(self.dims):
             raise ConfigError(f"attention_stages {self.attention_stages} leaves no convolution stage")
         for dim in self.dims[-self.attention_stages :]:
-            check_heads(dim, max(1, dim // self.head_dim))
+            if dim % self.head_dim:
+                raise ConfigError(f"dims: {dim} is not divisible by head_dim {self.head_dim}")
+        for dim in self.dims[1 : -self.attention_stages]:
+            if dim < 4:
+                raise ConfigError(f"dims: {dim} is too few for a squeeze to a quarter, of 4 or more")
         stride = self.stem_stride * 2 ** (len(self.dims) - 1)
         if any(side % stride for side in image_size):
             raise ConfigError(

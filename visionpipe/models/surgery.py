@@ -1,6 +1,5 @@
 """What can be done with a built or trained model: another resolution, its inner features, its attention."""
 
-import math
 import re
 from typing import Any
 
@@ -48,21 +47,25 @@ def with_image_size(model: keras.Model, image_size: int | tuple[int, int]) -> ke
 def features(model: keras.Model) -> keras.Model:
     """A model with the same input and a dictionary of named intermediate outputs.
 
-    Convolution stages: `stride_4`, `stride_8` …, the last feature map at each stride (batch, rows, columns,
-    channels). Transformer blocks: `block_00`, `block_01` …, their outputs, class and register tokens first
-    (batch, tokens, hidden_dim).
+    Convolution stages, or the stem where there is no stage: `stride_4`, `stride_8` …, the last feature map at
+    each stride (batch, rows, columns, channels). Transformer blocks: `block_00`, `block_01` …, their outputs,
+    class and register tokens first (batch, tokens, hidden_dim).
     """
     rows = model.input.shape[1]
     outputs: dict[str, Any] = {}
     blocks = 0
     for layer in model.layers:
-        if re.fullmatch(r"stage\d+_block\d+(_fusion)?_output", layer.name):
-            halvings = round(math.log2(rows / layer.output.shape[1]))  # odd sizes are rounded up on the way
-            outputs[f"stride_{2**halvings}"] = layer.output
+        if re.fullmatch(r"stage\d+_block\d+(_fusion)?_output|stem_pool", layer.name):
+            outputs[f"stride_{stride(rows, layer.output.shape[1])}"] = layer.output
         elif re.fullmatch(r"(encoder_block_\d+|.*_encoder)_mlp_add", layer.name):
             outputs[f"block_{blocks:02d}"] = layer.output
             blocks += 1
     return keras.Model(model.input, outputs, name=f"{model.name}_features")
+
+
+def stride(rows: int, left: int) -> int:
+    """How often, as a power of two, `rows` were halved until `left` were there; odd ones are rounded up."""
+    return 1 if rows <= left else 2 * stride(-(-rows // 2), left)
 
 
 def attention_maps(model: keras.Model, images: Any) -> dict[str, np.ndarray]:

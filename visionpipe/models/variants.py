@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -44,11 +45,14 @@ ENCODERS = {
 }
 VIT = "Dosovitskiy et al. 2021, arXiv:2010.11929, table 1"
 VIT_SMALL = "Touvron et al. 2021, arXiv:2012.12877, table 1; Steiner et al. 2022, arXiv:2106.10270, table 2"
-VIT_PARAMETERS = {
+VIT_PARAMETERS = {  # of the published files with a head of 1,000 classes, as timm counts them
     "Ti/16": 5_717_416,
+    "S/32": 22_878_952,
     "S/16": 22_050_664,
     "B/16": 86_567_656,
     "B/32": 88_224_232,
+    "B/8": 86_576_872,
+    "L/32": 306_535_400,
     "L/16": 304_326_632,
     "H/14": 632_045_800,
 }
@@ -65,6 +69,8 @@ def vits() -> dict[str, Variant]:
         for patch_size in (32, 16, 14, 8, 4, 2):
             image_size = 32 if patch_size < 8 else 224
             name, reference = f"{size}/{patch_size}", VIT_SMALL if size in ("Ti", "S") else VIT
+            if patch_size < 8:
+                reference = f"ours, with the encoder of {reference}"
             spec = ViTSpec(patch_size=patch_size, **encoder(size))
             table[f"ViT-{name}"] = Variant(spec, image_size, 1000, VIT_PARAMETERS.get(name), reference)
     return table
@@ -106,7 +112,9 @@ def cifar_resnet(blocks: int, parameters: str | None, **options: Any) -> Variant
         "block": "basic",
         "stem": "3x3",
     }
-    reference = "He et al. 2016, arXiv:1512.03385, table 6" if parameters else "ours, after the next rows"
+    reference = "He et al. 2016, arXiv:1512.03385, table 6"
+    if not parameters:
+        reference = f"ours, with fewer blocks and projections, after {reference}"
     return Variant(ResNetSpec(**(convolutions | options)), 32, 10, parameters, reference)
 
 
@@ -249,10 +257,10 @@ def override(spec: ModelSpec, name: str, value: Any) -> Any:
         if name.endswith(("_rate", "_momentum")):
             valid, expected = number and 0 <= value < 1, "a number in [0, 1)"
         else:
-            valid, expected = number and value > 0, "a number above 0"
+            valid, expected = number and 0 < value < math.inf, "a finite number above 0"
     else:
-        value = tuple(value) if isinstance(value, list | tuple) else (None,)
-        valid = all(type(number) is int and number > 0 for number in value)
+        valid = isinstance(value, list | tuple) and all(type(n) is int and n > 0 for n in value)
+        value = tuple(value) if valid else value
         expected = "a list of positive whole numbers"
     if not valid:
         raise ConfigError(f"overrides: {name}: expected {expected}, received {value!r}")

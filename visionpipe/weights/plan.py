@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from visionpipe.errors import WeightsError
+from visionpipe.models.positions import resize_positions
 from visionpipe.weights.layout import Row, Tensors
-from visionpipe.weights.positions import resize_positions
 from visionpipe.weights.read import bfloat16
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Position embeddings at another grid, as each checkpoint's own code resizes them."""
+"""Position embeddings at another grid: ours linearly, those of a checkpoint as its own code resizes them."""
 
 import numpy as np
 
