@@ -289,7 +289,8 @@ def sincos_positions(rows: int, columns: int, channels: int) -> np.ndarray:
     )
 
 
-def take_weights(layer: keras.layers.Layer, other: keras.layers.Layer, except_for: str) -> None:
+def take_weights(layer: keras.layers.Layer, other: keras.layers.Layer, except_for: str | None = None) -> None:
+    """Copies: on JAX both layers would share their arrays, which a training step of one of them deletes."""
     for mine, theirs in zip(layer.weights, other.weights, strict=True):
-        if not mine.name.startswith(except_for):
-            mine.assign(theirs)
+        if except_for is None or not mine.name.startswith(except_for):
+            mine.assign(np.array(ops.convert_to_numpy(theirs)))

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from visionpipe.errors import ConfigError
-from visionpipe.models.attention import MultiHeadSelfAttention
+from visionpipe.models.attention import MultiHeadSelfAttention, take_weights
 
 
 def with_image_size(model: keras.Model, image_size: int | tuple[int, int]) -> keras.Model:
@@ -40,7 +40,7 @@ def with_image_size(model: keras.Model, image_size: int | tuple[int, int]) -> ke
         if shapes[0] != shapes[1]:
             layer.resize_from(old)
         else:
-            layer.set_weights(old.get_weights())
+            take_weights(layer, old)
     return resized
 
 
