@@ -41,12 +41,13 @@ def prepared(tmp_path_factory):
     return folder / "data" / "prepared"
 
 
-def train(backend, folder, recipe=None, stop_before=0):
+def train(backend, folder, recipe=None, stop_before=0, start=None):
     """What the training prints, or None where it was killed; its checkpoints stay where there are any."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("KERAS_BACKEND", None)
     script = str(ROOT / "tests" / "train_on_backend.py")
     command = [sys.executable, script, backend, str(folder), json.dumps(recipe or {}), str(stop_before)]
+    command += [str(start)] if start else []
     result = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
@@ -131,6 +132,32 @@ def test_all_the_rest_of_a_recipe_survives_a_kill_too(prepared, backend):
     assert resumed["steps"][0] == 10
     assert resumed["history"] == whole["history"]
     assert resumed["model"] == whole["model"]
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"optimizer": "adamw", "accumulate": 2, "clip_norm": 1.0, "layer_decay": 0.8, "weight_decay": 0.1},
+        {"optimizer": "sgd", "learning_rate": 0.02, "rates": {"logits": 3.0}, "class_weights": "balanced"},
+        {"optimizer": "lamb", "loss": "sigmoid", "freeze": [{"epochs": 1, "train": ["logits", "encoder"]}]},
+    ],
+    ids=["adamw", "sgd", "lamb"],
+)
+def test_the_same_recipe_trains_the_same_model_on_every_backend(prepared, tmp_path, recipe):
+    """From the same weights, through averages, accumulation and rates: all that differs is the order of sums."""
+    found = {}
+    for backend in BACKENDS:
+        found[backend] = train(backend, prepared, recipe, start=tmp_path / "start.weights.h5")
+        forget(backend, prepared)
+    expected = np.array(found["tensorflow"]["logits"])
+    assert np.ptp(expected) > 0.1
+    for backend in ("jax", "torch"):
+        np.testing.assert_allclose(
+            found[backend]["logits"], expected, atol=0.01 * np.abs(expected).max(), err_msg=backend
+        )
+        for row, other in zip(found[backend]["history"], found["tensorflow"]["history"], strict=True):
+            assert row["learning_rate"] == pytest.approx(other["learning_rate"], rel=1e-5)
+            assert row["loss"] == pytest.approx(other["loss"], rel=0.01)
 
 
 def test_a_model_trained_on_any_backend_answers_the_same_on_tensorflow(results, prepared):

@@ -1,7 +1,8 @@
 """Run by tests in a process of its own: trains a tiny model and prints what can be compared.
 
-Usage: python train_on_backend.py BACKEND FOLDER RECIPE STOP_BEFORE. FOLDER holds prepared images, RECIPE is JSON of
-what the recipe says beside its defaults here. The process dies by SIGKILL before step STOP_BEFORE, 0: never.
+Usage: python train_on_backend.py BACKEND FOLDER RECIPE STOP_BEFORE [START]. FOLDER holds prepared images, RECIPE is
+JSON of what the recipe says beside its defaults here. The process dies by SIGKILL before step STOP_BEFORE, 0: never.
+With START, a file of initial weights that is written where it is not there, the model has no randomness of its own.
 """
 
 import hashlib
@@ -35,7 +36,7 @@ MODEL = {"filters": 4, "hidden_dim": 8, "depth": 2, "num_heads": 2, "mlp_dim": 1
 RANDOM = {"stochastic_depth_rate": 0.5, "dropout_rate": 0.2}
 
 
-def main(backend, folder, changes, stop_before):
+def main(backend, folder, changes, stop_before, start=None):
     params = replace(load_params(Path(__file__).parents[1] / "params.yaml"), backend=backend, threads=2)
     params = replace(params, train=layered(RECIPE, changes), models={"hybrid": ModelConfig("R14+ViT-Mi", "")})
     start_backend(params)
@@ -51,7 +52,11 @@ def main(backend, folder, changes, stop_before):
     data = open_prepared(folder)
     recipe = params.train_config("hybrid")
     keras.config.set_dtype_policy("mixed_bfloat16" if recipe.precision == "bfloat16" else "float32")
-    model = build_model("R14+ViT-Mi", 2, 16, **MODEL, **RANDOM)
+    model = build_model("R14+ViT-Mi", 2, 16, **MODEL, **({} if start else RANDOM))
+    if start and Path(start).exists():
+        model.load_weights(start)
+    elif start:
+        model.save_weights(start)
     steps = []
     before_step = watch.Watch.on_train_batch_begin
 
@@ -79,4 +84,4 @@ def main(backend, folder, changes, stop_before):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4]), *sys.argv[5:])
