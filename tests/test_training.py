@@ -399,11 +399,6 @@ def test_interrupted_between_two_phases_it_ends_at_the_same_weights(data, checkp
         np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
 
 
-def test_frozen_phases_must_leave_steps_for_the_whole_model(data, checkpoint):
-    with pytest.raises(TrainingError, match="4 frozen steps leave none of 4"):
-        train(data, checkpoint, steps=4, freeze=(FREEZE,))
-
-
 def test_a_rate_for_layers_that_are_not_there_is_refused(data, checkpoint):
     with pytest.raises(TrainingError, match=r"train.rates: no layer begins with head; there are .*logits"):
         train(data, checkpoint, rates={"head": 2.0})

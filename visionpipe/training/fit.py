@@ -99,11 +99,6 @@ class Training:
             loss=keras.losses.CategoricalCrossentropy(from_logits=True), metrics=[Accuracy(len(data.classes))]
         )
         self.progress = Progress(total_steps=self.planned_steps())
-        frozen = sum(phase.epochs for phase in recipe.freeze) * self.epoch_steps
-        if recipe.steps and frozen >= recipe.steps:
-            raise TrainingError(
-                f"train.freeze: {frozen} frozen steps leave none of {recipe.steps} for the whole model"
-            )
         self.augment = make_augmentation(recipe.augmentation, seed, self.epoch_steps)
         self.restored: Arrays = []
         self.step_seconds = 0.0  # of the last epoch that was trained here
@@ -302,5 +297,4 @@ class Training:
 
 def ran_out_of_memory(error: Exception) -> bool:
     """Each framework has its own class for it; their messages agree better."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY)
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY)
