@@ -269,7 +269,7 @@ def test_a_changed_parameter_is_one_new_run_even_if_its_training_is_ended_three_
         (project.root / "other.log").unlink()
         os.killpg(dvc.pid, signal.SIGINT)
         assert dvc.wait(10) != 0
-        wait_until(lambda: ended(trainer), "the trainer to end with a checkpoint", seconds=1)
+        wait_until(lambda: ended(trainer), "the trainer to end with a checkpoint", seconds=10)
 
     with started(project, "repro") as dvc:
         wait_until(lambda: reached(project, step=40), "a checkpoint")
