@@ -258,6 +258,7 @@ def test_a_changed_parameter_is_one_new_run_even_if_its_training_is_ended_three_
     with started(project, "repro") as dvc:  # Ctrl-C; meanwhile nobody else may train the same
         wait_until(lambda: reached(project, step=20), "a checkpoint")
         (trainer,) = trainers(dvc.pid)
+        trainer.suspend()  # it must not end before the other one has imported what it needs
         with (project.root / "other.log").open("w+") as log:
             other = subprocess.Popen(
                 [sys.executable, "-m", "visionpipe", "train", "vit"],
@@ -267,6 +268,7 @@ def test_a_changed_parameter_is_one_new_run_even_if_its_training_is_ended_three_
             other.kill()
             other.wait(10)
         (project.root / "other.log").unlink()
+        trainer.resume()
         os.killpg(dvc.pid, signal.SIGINT)
         assert dvc.wait(10) != 0
         wait_until(lambda: ended(trainer), "the trainer to end with a checkpoint", seconds=10)
