@@ -406,7 +406,7 @@ def test_a_rate_for_layers_that_are_not_there_is_refused(data, checkpoint):
 
 def test_a_phase_that_trains_no_layer_names_those_there_are(data, checkpoint):
     with pytest.raises(TrainingError, match=r"no layer begins with head; there are .*logits"):
-        train(data, checkpoint, freeze=(dataclasses.replace(FREEZE, train=("head",)),))
+        train(data, checkpoint, freeze=(dataclasses.replace(FREEZE, train=("logits", "head")),))
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_the_training(data, checkpoint):

@@ -120,8 +120,9 @@ class Batcher:
                     break
                 job = self._undecoded.popleft()
             self._decode(job)
-            with self._lock:
-                self._large -= not job.small
+            if not job.small:
+                with self._lock:
+                    self._large -= 1
             enough = len(self._ready) >= self.max_batch or time.perf_counter() - begin > PATIENCE
             if enough and self._idle:
                 self.queue.pool.submit(self._work)  # another one goes on decoding

@@ -16,7 +16,7 @@ from visionpipe.training.averaging import AveragedModel
 from visionpipe.training.checkpoint import Arrays, Checkpoint, Progress, Row, as_array
 from visionpipe.training.interruption import Interruption
 from visionpipe.training.loss import Accuracy, Objective, class_weights
-from visionpipe.training.optimizer import make_optimizer, make_schedule, rate_factors
+from visionpipe.training.optimizer import check_layers, make_optimizer, make_schedule, rate_factors
 from visionpipe.training.recipe import TrainConfig
 from visionpipe.training.teacher import Teacher, with_teacher
 from visionpipe.training.watch import Watch, epoch_line
@@ -209,14 +209,10 @@ class Training:
     def start_phase(self, start: int) -> None:
         """Freezes and unfreezes, and compiles with an optimizer of the phase's own; `start`: its first step."""
         self.progress.phase, prefixes = start, self.trained_prefixes(start)
+        check_layers(self.model, "train.freeze", prefixes or ())
         for layer in self.model.layers:
             layer.trainable = prefixes is None or layer.name.startswith(prefixes)
         variables = self.trained.trainable_variables
-        if not variables:
-            names = ", ".join(sorted({layer.name.split("_")[0] for layer in self.model.layers}))
-            raise TrainingError(
-                f"train.freeze: no layer begins with {', '.join(prefixes or ())}; there are {names}"
-            )
         optimizer = make_optimizer(
             self.recipe,
             make_schedule(self.recipe, self.epoch_steps, start),

@@ -1,7 +1,7 @@
 """Optimizers with the schedule of the recipe, and a learning rate of its own for each variable."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -66,10 +66,7 @@ def rate_factors(model: keras.Model, recipe: TrainConfig) -> dict[str, float]:
     last = max((place for place, layer in enumerate(model.layers) if BLOCK.match(layer.name)), default=-1)
     for layer in model.layers[last + 1 :]:
         depths[layer.name] = len(blocks) + 1
-    for prefix in recipe.rates:
-        if not any(layer.name.startswith(prefix) for layer in model.layers):
-            names = ", ".join(sorted({layer.name.split("_")[0] for layer in model.layers}))
-            raise TrainingError(f"train.rates: no layer begins with {prefix}; there are {names}")
+    check_layers(model, "train.rates", recipe.rates)
     factors: dict[str, float] = {}
     for layer in model.layers:
         factor = recipe.layer_decay ** (len(blocks) + 1 - depths[layer.name])
@@ -77,6 +74,15 @@ def rate_factors(model: keras.Model, recipe: TrainConfig) -> dict[str, float]:
             factor *= own if layer.name.startswith(prefix) else 1.0
         factors |= {variable.path: factor for variable in layer.trainable_variables}
     return factors
+
+
+def check_layers(model: keras.Model, key: str, prefixes: Iterable[str]) -> None:
+    """Raises TrainingError for a prefix with which no layer begins that has weights."""
+    weighty = [layer.name for layer in model.layers if layer.weights]
+    for prefix in prefixes:
+        if not any(name.startswith(prefix) for name in weighty):
+            names = ", ".join(sorted({name.split("_")[0] for name in weighty}))
+            raise TrainingError(f"{key}: no layer begins with {prefix}; there are {names}")
 
 
 def make_optimizer(
