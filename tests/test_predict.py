@@ -8,13 +8,16 @@ import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.parquet
 import pytest
 from servers import CHECKOUT, CLASSES, picture
 
-from visionpipe.predict import File, answers, open_journal
+from visionpipe.data.paths import File
+from visionpipe.predict import answers, open_journal
 from visionpipe.serving.classifier import Classifier
 
 
@@ -29,6 +32,16 @@ def images(tmp_path):
     (tmp_path / "images" / "b" / "notes.txt").write_text("text")
     (tmp_path / "images" / ".hidden").write_text("x")
     return tmp_path / "images"
+
+
+@pytest.fixture
+def many(tmp_path):
+    """Images that take long enough to be interrupted at."""
+    folder, data = tmp_path / "many", picture(width=900, height=900)
+    folder.mkdir()
+    for index in range(200):
+        (folder / f"{index:03d}.png").write_bytes(data)
+    return folder
 
 
 def command(artifact, *arguments):
@@ -113,12 +126,7 @@ def test_a_mistake_is_one_line(artifact, images):
         assert result.stderr.count("\n") == 1
 
 
-def test_after_an_interruption_the_rest_is_done_and_no_more(artifact, tmp_path):
-    folder = tmp_path / "many"
-    folder.mkdir()
-    data = picture(width=900, height=900)
-    for index in range(400):
-        (folder / f"{index:03d}.png").write_bytes(data)
+def test_after_an_interruption_the_rest_is_done_and_no_more(artifact, many, tmp_path):
     output, journal = tmp_path / "predictions.csv", tmp_path / "predictions.csv.partial"
     process = subprocess.Popen(
         command(artifact, "many"),
@@ -141,11 +149,11 @@ def test_after_an_interruption_the_rest_is_done_and_no_more(artifact, tmp_path):
     assert not output.exists()
     journal.write_bytes(kept[:-5])  # as if a power cut had torn the last line
     for name in ("000.png", "001.png"):  # done already: not read again
-        (folder / name).write_bytes(b"")
+        (many / name).write_bytes(b"")
     result = run(artifact, "many", cwd=tmp_path)
     assert result.returncode == 0
     rows = read(output)
-    assert [row["file"] for row in rows] == [f"many/{index:03d}.png" for index in range(400)]
+    assert [row["file"] for row in rows] == [f"many/{index:03d}.png" for index in range(200)]
     assert all(row["label"] for row in rows)
 
 
@@ -159,7 +167,42 @@ def test_rows_of_another_model_are_not_kept(tmp_path):
         assert done == set()
 
 
-def test_rows_come_in_the_order_of_the_files(artifact):
-    files = [File(str(index), lambda index=index: picture(width=5 + index % 90)) for index in range(301)]
-    rows = [row for rows in answers(files, Classifier(artifact), False) for row in rows]
-    assert [row["file"] for row in rows] == [file.name for file in files]
+def test_rows_come_in_the_order_of_the_files(artifact, tmp_path):
+    files = [File(str(index), str(tmp_path / str(index))) for index in range(301)]
+    for index, file in enumerate(files):
+        Path(file.path).write_bytes(picture(width=5 + index % 90))
+    lines = b"".join(answers(files, Classifier(artifact), False)).splitlines()
+    assert [json.loads(line)["file"] for line in lines] == [file.name for file in files]
+
+
+def test_a_worker_that_is_killed_is_named_and_none_outlives_its_parent(artifact, many, tmp_path):
+    for victim in ("worker", "parent"):
+        process = psutil.Popen(
+            command(artifact, "many"),
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(CHECKOUT)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while len(workers := process.children()) < 2:
+            assert process.poll() is None
+            time.sleep(0.01)
+        (workers[0] if victim == "worker" else process).kill()
+        _, said = process.communicate(timeout=30)
+        _, alive = psutil.wait_procs(workers, timeout=10)
+        assert not alive
+        if victim == "worker":
+            assert process.returncode == 1
+            assert said.count("\n") == 1
+            assert "a worker was killed" in said
+    assert run(artifact, "many", cwd=tmp_path).returncode == 0
+
+
+def test_what_is_no_file_is_refused_without_waiting_for_it(artifact, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "good.png").write_bytes(picture())
+    result = run(artifact, "dangling", "pipe", "good.png", cwd=tmp_path)
+    assert result.returncode == 1
+    errors = [row["error"] for row in read(tmp_path / "predictions.csv")]
+    assert errors == ["cannot be read: No such file or directory", "neither a file nor a folder", None]

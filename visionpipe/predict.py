@@ -2,18 +2,17 @@
 
 import contextlib
 import csv
-import glob
 import itertools
+import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
-import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,8 +20,7 @@ import numpy as np
 import orjson
 from tqdm import tqdm
 
-from visionpipe.data.listing import is_hidden
-from visionpipe.data.sources import MAX_FILE_BYTES, member_name, member_refusal, read_file, read_member
+from visionpipe.data.paths import File, find_files, read
 from visionpipe.errors import ConfigError, DataError, ImageError
 from visionpipe.files import exclusive
 from visionpipe.lineage import artifact_sha256
@@ -30,17 +28,8 @@ from visionpipe.serving.classifier import BATCH, Classifier
 from visionpipe.serving.versions import load
 from visionpipe.tracking.lookup import find_version
 
-STDIN = "-"
 ROWS_AT_ONCE = 10_000  # of a Parquet row group
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class File:
-    """`read` raises ImageError where there is nothing to read."""
-
-    name: str
-    read: Callable[[], bytes]
 
 
 def predict(paths: list[str], output: Path, target: str, probabilities: bool) -> None:
@@ -68,12 +57,13 @@ def predict(paths: list[str], output: Path, target: str, probabilities: bool) ->
         header = {"artifact_sha256": sha256, "columns": columns}
         with open_journal(journal, header) as (lines, done):
             left, start = [file for file in files if file.name not in done], time.perf_counter()
+            tqdm.monitor_interval = 0  # no thread of its own, which processes must not be forked beside
             bar = tqdm(total=len(files), initial=len(files) - len(left), unit=" images", disable=None)
             with bar:
                 for rows in answers(left, classifier, probabilities):
-                    lines.write(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+                    lines.write(rows)
                     lines.flush()
-                    bar.update(len(rows))
+                    bar.update(rows.count(b"\n"))
             rate = len(left) / (time.perf_counter() - start)
         wanted = {file.name for file in files}
         partial_output = output.with_name(f".{output.name}.tmp")
@@ -102,103 +92,73 @@ class Broken:
             yield row
 
 
-# Files -------------------------------------------------------------------------------------------------
-
-
-def find_files(paths: Iterable[str]) -> Iterator[File]:
-    """Every file once, in the order of the arguments and by name within each; raises DataError."""
-    seen = set()
-    for file in itertools.chain.from_iterable(map(expand, paths)):
-        if file.name not in seen:
-            seen.add(file.name)
-            yield file
-
-
-def expand(path: str) -> Iterator[File]:
-    if path == STDIN:
-        for line in sys.stdin:
-            if line.rstrip("\n"):
-                yield from expand(line.rstrip("\n"))
-    elif os.path.isdir(path):
-        for folder, folders, names in os.walk(path):
-            folders[:] = sorted(name for name in folders if not is_hidden(name))
-            for name in sorted(names):
-                if not is_hidden(name):
-                    yield plain_file(os.path.join(folder, name))
-    elif zipfile.is_zipfile(path):
-        yield from members(path)
-    elif os.path.lexists(path):
-        yield plain_file(path)
-    elif found := sorted(glob.glob(path, recursive=True)):
-        yield from itertools.chain.from_iterable(map(expand, found))
-    else:
-        raise DataError(f"{path}: there is no such file or folder, and nothing matches it as a pattern")
-
-
-def plain_file(path: str) -> File:
-    name = os.fsencode(path).decode(errors="backslashreplace")
-    if not os.path.isfile(path):
-        return File(name, partial(refuse, "neither a file nor a folder"))
-    if os.path.getsize(path) > MAX_FILE_BYTES:
-        return File(name, partial(refuse, "larger than 256 MiB"))
-    return File(name, partial(read_file, Path(path)))
-
-
-def members(path: str) -> Iterator[File]:
-    """The files of an archive, as ARCHIVE/MEMBER; nothing is unpacked."""
-    archive, lock = zipfile.ZipFile(path), threading.Lock()
-    for member in sorted(archive.infolist(), key=lambda member: member.filename):
-        name = member_name(member) or member.filename
-        reason = member_refusal(member)
-        if name.endswith("/") or (is_hidden(name) and not reason):
-            continue
-        read = partial(refuse, reason) if reason else partial(read_member, archive, member, lock)
-        yield File(f"{path}/{name}", read)
-
-
-def refuse(reason: str) -> bytes:
-    raise ImageError("unsupported", reason)
-
-
 # Answers -----------------------------------------------------------------------------------------------
 
 
-def answers(files: list[File], classifier: Classifier, probabilities: bool) -> Iterator[list[Row]]:
-    """Rows in the order of the files, a batch at a time. A thread for each core decodes and classifies whole
-    batches, so that no core waits for another within one; the classifier's own threads should be one.
+def answers(files: list[File], classifier: Classifier, probabilities: bool) -> Iterator[bytes]:
+    """Rows as lines of JSON, in the order of the files, a task at a time.
+
+    A process for each core decodes and classifies: decoding a small file is mostly Python, of which
+    a process runs one thread at a time. The classifier's own threads should be one.
     """
+    size = BATCH * (
+        1 if max(classifier.size) > 100 else 4
+    )  # small images: a task costs as much as some of them
     workers = os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
-        ahead: deque[Future[list[Row]]] = deque()
+    # A fork shares the model's memory. Elsewhere its system libraries do not survive one.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    with ProcessPoolExecutor(workers, context, begin_worker, (classifier, probabilities)) as pool:
+        ahead: deque[Future[bytes]] = deque()
         try:
-            for start in range(0, len(files), BATCH):
-                ahead.append(pool.submit(answer, files[start : start + BATCH], classifier, probabilities))
+            for start in range(0, len(files), size):
+                ahead.append(pool.submit(answer, files[start : start + size]))
                 if len(ahead) > 2 * workers:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
+        except BrokenProcessPool:
+            raise DataError(
+                "a worker was killed, perhaps for want of memory: the same command goes on"
+            ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def answer(files: list[File], classifier: Classifier, probabilities: bool) -> list[Row]:
+_classifier: Classifier  # of a worker
+_probabilities: bool
+
+
+def begin_worker(classifier: Classifier, probabilities: bool) -> None:
+    global _classifier, _probabilities
+    _classifier, _probabilities = classifier, probabilities
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends its workers
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """A parent that was killed cannot end its workers."""
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
+    os._exit(1)
+
+
+def answer(files: list[File]) -> bytes:
     images: list[np.ndarray] = []
     rows: list[Row] = []
     for file in files:
         rows.append({"file": file.name, "error": None})
         try:
-            images.append(classifier.preprocess(file.read()))
+            images.append(_classifier.preprocess(read(file)))
         except ImageError as error:
             rows[-1]["error"] = error.reason
-    if not images:
-        return rows
-    table = classifier.probabilities(np.stack(images)).tolist()
+    table = _classifier.probabilities(np.stack(images)).tolist() if images else []
     for row, values in zip((row for row in rows if row["error"] is None), table, strict=True):
         best = max(range(len(values)), key=values.__getitem__)
-        row |= {"label": classifier.labels[best], "probability": values[best]}
-        if probabilities:
-            row |= {f"p({label})": value for label, value in zip(classifier.labels, values, strict=True)}
-    return rows
+        row |= {"label": _classifier.labels[best], "probability": values[best]}
+        if _probabilities:
+            row |= {f"p({label})": value for label, value in zip(_classifier.labels, values, strict=True)}
+    return b"".join(orjson.dumps(row) + b"\n" for row in rows)
 
 
 # The journal and the table -----------------------------------------------------------------------------
@@ -241,9 +201,9 @@ def rows_of(journal: Path, wanted: set[str]) -> Iterator[Row]:
 
 def write_csv(rows: Iterator[Row], columns: list[str], path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([row.get(name) for name in columns] for row in rows)
 
 
 def write_jsonl(rows: Iterator[Row], columns: list[str], path: Path) -> None:

@@ -5,6 +5,7 @@ tfds: any image classification set of TensorFlow Datasets; its bytes pass throug
 idx: a folder of the four files that MNIST came in (LeCun et al. 1998), gzipped or not.
 """
 
+import contextlib
 import functools
 import gzip
 import io
@@ -259,7 +260,9 @@ def file_refusal(name: str, target: str, root: Path, ancestors: tuple[str, ...])
     return "larger than 256 MiB" if os.path.getsize(target) > MAX_FILE_BYTES else None
 
 
-def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, lock: threading.Lock) -> bytes:
+def read_member(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, lock: contextlib.AbstractContextManager[Any]
+) -> bytes:
     try:
         with lock:
             return archive.read(member)

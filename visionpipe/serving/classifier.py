@@ -33,6 +33,7 @@ class Classifier:
     """
 
     def __init__(self, folder: Path, threads: int | None = None, spinning: bool = True):
+        self._arguments = (folder, threads, spinning)
         self.labels: list[str] = read_labels(folder)
         self.framing: dict[str, Any] = read_framing(folder)
         self.size: tuple[int, int] = self.framing["size"]
@@ -50,6 +51,10 @@ class Classifier:
             ) from error
         if outputs != len(self.labels):
             raise ArtifactError(f"{folder}: model.onnx has {outputs} classes, labels.json {len(self.labels)}")
+
+    def __reduce__(self) -> tuple[type["Classifier"], tuple[Any, ...]]:
+        """Another process loads it anew."""
+        return Classifier, self._arguments
 
     def preprocess(self, data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """An image file as the uint8 (height, width, 3) that the model takes; raises ImageError."""
