@@ -101,9 +101,8 @@ def answers(files: list[File], classifier: Classifier, probabilities: bool) -> I
     A process for each core decodes and classifies: decoding a small file is mostly Python, of which
     a process runs one thread at a time. The classifier's own threads should be one.
     """
-    size = BATCH * (
-        1 if max(classifier.size) > 100 else 4
-    )  # small images: a task costs as much as some of them
+    # Handing a task over takes as long as some small images.
+    size = BATCH if max(classifier.size) > 100 else 4 * BATCH
     workers = os.cpu_count() or 1
     # A fork shares the model's memory. Elsewhere its system libraries do not survive one.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
