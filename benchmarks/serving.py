@@ -13,7 +13,8 @@ bare      what decoding and ONNX Runtime alone take, in a process of their own: 
 latency   one connection
 load      32 connections
 overload  new requests at five times the capacity just measured, then the recovery
-start     seconds until the server answers, and what it imported
+swap      the slowest answers while the alias moves to another version
+start     seconds from the command to the first answer, from a folder and from an alias
 memory    anonymous memory after 1,000 and after 21,000 requests, a third of them bad
 predict   `visionpipe predict` on 10,000 files (1,000 for ResNet-50)
 int8      ONNX Runtime's time per image in int8 and in fp32
@@ -22,39 +23,45 @@ Samples go to benchmarks/serving.json as they come, and an interrupted run goes 
 """
 
 import argparse
-import base64
-import io
 import itertools
 import json
 import os
-import signal
-import socket
 import statistics
 import subprocess
 import sys
-import tempfile
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "benchmarks" / "serving.json"
-SCRATCH = Path(tempfile.gettempdir()) / "visionpipe-serving"
-SECONDS = 6.0  # of one sample's measuring
-MODELS = {"ResNet-14, 28 px": 28, "ResNet-50, 224 px": 224}
-FOLDERS = {"ResNet-14, 28 px": "resnet14", "ResNet-50, 224 px": "resnet50", "ViT-S/16, 224 px": "vit-s16"}
-OURS, PYFUNC, KERAS, LITSERVE, BENTOML = (
-    "visionpipe serve",
-    "mlflow, pyfunc",
-    "mlflow, mlflow.keras",
-    "LitServe",
-    "BentoML",
+from serving_servers import (
+    BENTOML,
+    FOLDERS,
+    KERAS,
+    LITSERVE,
+    MODELS,
+    OURS,
+    PYFUNC,
+    ROOT,
+    SCRATCH,
+    anonymous_mib,
+    batches,
+    folder_of,
+    jpeg,
+    load,
+    load_n,
+    make_models,
+    move_champion,
+    present_version,
+    request,
+    running,
+    summary,
+    tune,
 )
+
+RESULT = ROOT / "benchmarks" / "serving.json"
+SECONDS = 6.0  # of one sample's measuring
 # What is tried of the peers' settings; the fastest at 32 connections is what they are measured with.
 SETTINGS: dict[str, list[dict[str, str]]] = {
     LITSERVE: [
@@ -65,13 +72,13 @@ SETTINGS: dict[str, list[dict[str, str]]] = {
     ],
     BENTOML: [{"WORKERS": workers, "MAX_BATCH": batch} for workers in "12" for batch in ("16", "32")],
 }
-TUNED: dict[tuple[str, str], dict[str, str]] = {}  # by contender and model
 TASKS = {
     "tune": [LITSERVE, BENTOML],
     "bare": [OURS],
     "latency": [OURS, PYFUNC, KERAS, LITSERVE, BENTOML],
     "load": [OURS, PYFUNC, LITSERVE, BENTOML],
     "overload": [OURS],
+    "swap": [OURS],
     "start": [OURS],
     "memory": [OURS],
     "predict": [OURS],
@@ -109,9 +116,7 @@ def main() -> None:
             if time.perf_counter() - begin > options.seconds:
                 sys.exit("to be continued: run the same command again")
             sample = {"round": number, "task": task, "model": model, "contender": contender}
-            TUNED.update(
-                {(s["contender"], s["model"]): s["fastest"] for s in result["samples"] if s["task"] == "tune"}
-            )
+            tune(result["samples"])
             measured = globals()[f"measure_{task}"](contender, model, options.peers)
             result["samples"].append(sample | {"load": os.getloadavg()[0]} | measured)
             print(result["samples"][-1], flush=True)
@@ -145,147 +150,6 @@ def versions(peers: str | None) -> dict[str, str]:
             listed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
             found |= {p["name"].lower(): p["version"] for p in listed if p["name"].lower() in kept}
     return dict(sorted(found.items()))
-
-
-# Models and requests -----------------------------------------------------------------------------------
-
-
-def folder_of(model: str) -> Path:
-    return SCRATCH / FOLDERS[model]
-
-
-def make_models() -> None:
-    """Artifacts, the two MLflow models and the requests, once, in a process that may import Keras."""
-    if all((folder_of(model) / "image.jpg").exists() for model in MODELS):
-        return
-    command = [sys.executable, str(ROOT / "benchmarks" / "serving_models.py"), str(SCRATCH)]
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    for model in MODELS:
-        (folder_of(model) / "image.jpg").write_bytes(jpeg(MODELS[model]))
-
-
-def jpeg(size: int, seed: int = 0) -> bytes:
-    """A photo-like picture: 28 × 28, or 500 × 375 (some 70 KB) for the model that takes 224 × 224."""
-    width, height = (size, size) if size < 100 else (500, 375)
-    random = np.random.default_rng(seed)
-    file = io.BytesIO()
-    coarse = Image.fromarray(random.integers(0, 256, (height // 6, width // 6, 3), np.uint8))
-    coarse.resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
-    return file.getvalue()
-
-
-def request(contender: str, model: str, port: int, body: bytes | None = None) -> bytes:
-    """The bytes of one request as this server wants it."""
-    size, image = MODELS[model], body or (folder_of(model) / "image.jpg").read_bytes()
-    text = base64.b64encode(image).decode()
-    path, kind, content = "/predict", "application/json", b""
-    if contender == PYFUNC:
-        content = json.dumps({"dataframe_split": {"columns": ["image"], "data": [[text]]}}).encode()
-    elif contender == KERAS:  # takes pixels only: the client has decoded and resized
-        pixels = np.random.default_rng(0).integers(0, 256, (1, size, size, 3)).tolist()
-        content = json.dumps({"inputs": pixels}).encode()
-    elif contender == LITSERVE:
-        content = json.dumps({"image": text}).encode()
-    elif contender == BENTOML:
-        content = json.dumps({"images": [text]}).encode()
-    else:
-        kind, content = "image/jpeg", image
-    if contender in (PYFUNC, KERAS):
-        path = "/invocations"
-    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: {kind}\r\n"
-    return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
-
-
-# Servers and load --------------------------------------------------------------------------------------
-
-
-@contextmanager
-def running(
-    contender: str, model: str, peers: str | None, *options: str, settings: dict[str, str] | None = None
-) -> Iterator[tuple[int, int, float]]:
-    """A server that has answered once: port, process id, and seconds until then."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = folder_of(model)
-    commands = {
-        OURS: [sys.executable, "-m", "visionpipe", "serve", str(folder / "artifact"), "--port", str(port)],
-        PYFUNC: mlflow_command(folder / "pyfunc", port),
-        KERAS: mlflow_command(folder / "mlflow-keras", port),
-    }
-    peer = [str(peers), str(ROOT / "benchmarks" / "serving_peers.py"), contender.lower()]
-    command = [*commands.get(contender, [*peer, str(folder / "artifact"), str(port)]), *options]
-    # The .keras file names layers of ours, which mlflow.keras does not import by itself.
-    (SCRATCH / "layers").mkdir(exist_ok=True)
-    (SCRATCH / "layers" / "sitecustomize.py").write_text("import visionpipe.models.layers\n")
-    ours = [str(ROOT), *([str(SCRATCH / "layers")] if contender == KERAS else [])]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {
-        "PATH": path,
-        "PYTHONPATH": "" if contender in (LITSERVE, BENTOML) else os.pathsep.join(ours),
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "KERAS_BACKEND": "tensorflow",
-        "BENTOML_DO_NOT_TRACK": "True",
-        **(settings or TUNED.get((contender, model), {})),
-    }
-    start = time.perf_counter()
-    with (SCRATCH / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=SCRATCH, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        while True:
-            if process.poll() is not None or time.perf_counter() - start > 120:
-                sys.exit(f"{contender} does not answer:\n{(SCRATCH / 'server.log').read_text()[-3000:]}")
-            try:
-                with socket.create_connection(("127.0.0.1", port), 60) as client:
-                    client.sendall(request(contender, model, port))
-                    if client.recv(65536)[9:12] == b"200":
-                        break
-            except OSError:
-                pass
-            time.sleep(0.02)
-        yield port, process.pid, time.perf_counter() - start
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def mlflow_command(model: Path, port: int) -> list[str]:
-    serve = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
-    return [*serve, "--model-uri", str(model), "--host", "127.0.0.1", "--port", str(port)]
-
-
-def load(port: int, content: bytes, mode: str, amount: float, seconds: float) -> dict[str, Any]:
-    """What benchmarks/load.py reports."""
-    file, answers = SCRATCH / "request", SCRATCH / "answers.json"
-    file.write_bytes(content)
-    command = [sys.executable, str(ROOT / "benchmarks" / "load.py"), str(port), str(file)]
-    command += [mode, f"{amount:g}", f"{seconds:g}"]
-    with answers.open("w") as output:
-        subprocess.run(command, stdout=output, check=True)
-    return dict(json.loads(answers.read_text()))
-
-
-def summary(report: dict[str, Any]) -> dict[str, float]:
-    """Milliseconds, requests per second, and the client's share of all cores."""
-    good = [seconds for status, seconds, _ in report["answers"] if status == 200]
-    p50, p95, p99 = np.percentile(good, [50, 95, 99]) * 1000
-    end = max(at for _, _, at in report["answers"])
-    return {
-        "answers": len(report["answers"]),
-        "failed": len(report["answers"]) - len(good),
-        "per_second": round(len(good) / end, 2),
-        "p50_ms": round(p50, 3),
-        "p95_ms": round(p95, 3),
-        "p99_ms": round(p99, 3),
-        "client_cpu_ms": round(report["cpu"] / len(report["answers"]) * 1000, 4),
-        "client_share": round(report["cpu"] / report["wall"] / (os.cpu_count() or 1), 4),
-    }
 
 
 # Tasks -------------------------------------------------------------------------------------------------
@@ -322,20 +186,26 @@ def measure_tune(contender: str, model: str, peers: str | None) -> dict[str, Any
 
 
 def measure_latency(contender: str, model: str, peers: str | None) -> dict[str, Any]:
-    with running(contender, model, peers) as (port, _, _):
-        content = request(contender, model, port)
-        load(port, content, "closed", 1, 1)
-        return summary(load(port, content, "closed", 1, SECONDS))
+    return beside_floor(contender, model, peers, 1, SECONDS)
 
 
 def measure_load(contender: str, model: str, peers: str | None) -> dict[str, Any]:
+    return beside_floor(contender, model, peers, 32, SECONDS if MODELS[model] < 100 else 3 * SECONDS)
+
+
+def beside_floor(
+    contender: str, model: str, peers: str | None, connections: int, seconds: float
+) -> dict[str, Any]:
     """With what the cores could do, measured right before and after: a neighbour's minute changes it by a tenth."""
-    seconds = SECONDS if MODELS[model] < 100 else 3 * SECONDS
     floor = [measure_bare(contender, model, peers)] if contender == OURS else []
     with running(contender, model, peers) as (port, _, _):
         content = request(contender, model, port)
-        load(port, content, "closed", 32, 2)
-        report = summary(load(port, content, "closed", 32, seconds))
+        load(port, content, "closed", connections, 2)
+        before = batches(port) if contender == OURS else (0, 0)
+        report = summary(load(port, content, "closed", connections, seconds))
+        if contender == OURS:
+            runs, total = (now - then for now, then in zip(batches(port), before, strict=True))
+            report["batch_run_ms"] = round(1000 * total / runs, 3)
     floor += [measure_bare(contender, model, peers)] if contender == OURS else []
     return report | {"bare": floor}
 
@@ -369,12 +239,52 @@ def measure_overload(contender: str, model: str, peers: str | None) -> dict[str,
     }
 
 
+def measure_swap(contender: str, model: str, peers: str | None) -> dict[str, Any]:
+    """Milliseconds of the slowest answer, of one connection, in the three seconds before the alias moves and from then
+    until the new version answers, and how long that took.
+    """
+    move_champion(model, 1)
+    with running(contender, model, peers, target="alias") as (port, _, _):
+        content = request(contender, model, port)
+        load(port, content, "closed", 1, 1)
+        times: list[float] = []
+
+        def move() -> None:
+            time.sleep(3)
+            times.append(time.perf_counter() - start)
+            move_champion(model, 2)
+            while present_version(port) != "2" and time.perf_counter() - start < 20:
+                time.sleep(0.05)
+            times.append(time.perf_counter() - start)
+
+        mover = threading.Thread(target=move)
+        start = time.perf_counter()
+        mover.start()
+        report = load(port, content, "closed", 1, 9)
+        mover.join()
+    moved, swapped = times
+    # The load generator's clock starts once its interpreter has: what it reports is that much later.
+    late = time.perf_counter() - start - report["wall"]
+    answers = [(at, seconds * 1000) for status, seconds, at in report["answers"] if status == 200]
+    during = [ms for at, ms in answers if moved - late <= at <= swapped + 0.1]
+    return {
+        "failed": len(report["answers"]) - len(answers),
+        "p50_ms": round(float(np.median([ms for _, ms in answers])), 3),
+        "slowest_before_ms": round(max(ms for at, ms in answers if at < moved - late), 3),
+        "slowest_during_ms": round(max(during), 3),
+        "during_p50_ms": round(float(np.median(during)), 3),
+        "seconds": round(swapped - moved, 2),
+    }
+
+
 def measure_start(contender: str, model: str, peers: str | None) -> dict[str, Any]:
-    times = []
+    """Medians of three, in turns."""
+    times: dict[str, list[float]] = {"folder": [], "alias": []}
     for _ in range(3):
-        with running(contender, model, peers, "--drain-seconds", "0") as (_, _, seconds):
-            times.append(seconds)
-    return {"seconds": round(statistics.median(times), 3)}
+        for target, found in times.items():
+            with running(contender, model, peers, "--drain-seconds", "0", target=target) as (_, _, seconds):
+                found.append(seconds)
+    return {f"{target}_seconds": round(statistics.median(found), 3) for target, found in times.items()}
 
 
 def measure_memory(contender: str, model: str, peers: str | None) -> dict[str, Any]:
@@ -393,56 +303,29 @@ def measure_memory(contender: str, model: str, peers: str | None) -> dict[str, A
     return {"requests": sent, "first_mib": first, "last_mib": last, "grown_mib": round(last - first, 2)}
 
 
-def load_n(port: int, body: bytes, count: int) -> list[int]:
-    """Statuses of so many requests, eight at a time."""
-    import http.client
-    from concurrent.futures import ThreadPoolExecutor
-
-    def several(number: int) -> list[int]:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        statuses = []
-        for _ in range(number):
-            connection.request("POST", "/predict", body)
-            response = connection.getresponse()
-            response.read()
-            statuses.append(response.status)
-        connection.close()
-        return statuses
-
-    with ThreadPoolExecutor(8) as clients:
-        return list(itertools.chain(*clients.map(several, [max(1, count // 8)] * 8)))
-
-
-def anonymous_mib(pid: int) -> float:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return round(int(status.split("RssAnon:")[1].split()[0]) / 1024, 2)
-
-
 def measure_predict(contender: str, model: str, peers: str | None) -> dict[str, Any]:
-    """Images per second of the whole command, and without its start (measured with no more than one file)."""
-    folder = folder_of(model) / "files"
-    count = 10_000 if MODELS[model] < 100 else 1_000
+    """Images per second without the command's start, measured with one file: the median of three for small images.
+    In turns with what decoding and ONNX Runtime alone allow.
+    """
+    folder, small = folder_of(model) / "files", MODELS[model] < 100
+    count = 10_000 if small else 1_000
     folder.mkdir(exist_ok=True)
     for index in range(len(list(folder.iterdir())), count):
         (folder / f"{index:05d}.jpg").write_bytes(jpeg(MODELS[model], index % 50))
-    start = ["-m", "visionpipe", "predict", "--model", str(folder_of(model) / "artifact")]
-    floor, times = [measure_bare(contender, model, peers)], []
-    for paths in (str(folder / "00000.jpg"), str(folder)):
-        begin = time.perf_counter()
-        output = str(SCRATCH / "predictions.csv")
-        subprocess.run(
-            [sys.executable, *start, paths, "--output", output],
-            check=True,
-            capture_output=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        times.append(time.perf_counter() - begin)
-    return {
-        "files": count,
-        "seconds": round(times[1], 2),
-        "per_second": round((count - 1) / (times[1] - times[0]), 1),
-        "bare": [*floor, measure_bare(contender, model, peers)],
-    }
+    floor, rates = [measure_bare(contender, model, peers)], []
+    for _ in range(3 if small else 1):
+        start = seconds_of_predict(model, folder / "00000.jpg")
+        rates.append((count - 1) / (seconds_of_predict(model, folder) - start))
+        floor.append(measure_bare(contender, model, peers))
+    return {"files": count, "per_second": round(statistics.median(rates), 1), "bare": floor}
+
+
+def seconds_of_predict(model: str, path: Path) -> float:
+    command = [sys.executable, "-m", "visionpipe", "predict", str(path), "--model"]
+    command += [str(folder_of(model) / "artifact"), "--output", str(SCRATCH / "predictions.csv")]
+    begin = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return time.perf_counter() - begin
 
 
 if __name__ == "__main__":

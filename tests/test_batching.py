@@ -76,7 +76,9 @@ def answers(batcher, count, pause=0.0, as_bytes=False):
 
 def make(all_cores, load_one_core):
     observed: list[int] = []
-    return Batcher(all_cores, load_one_core, Queue(SETTINGS), SETTINGS, observed.append), observed
+    return Batcher(
+        all_cores, load_one_core, Queue(SETTINGS), SETTINGS, lambda images, _: observed.append(images)
+    ), observed
 
 
 def test_an_image_alone_has_all_cores():

@@ -113,6 +113,8 @@ def test_many_clients_at_once_get_their_own_answers_from_batches(server, classif
     runs = float(re.search(r"^visionpipe_batch_images_count (\S+)", text, re.MULTILINE)[1])
     inside = float(re.search(r"^visionpipe_batch_images_sum (\S+)", text, re.MULTILINE)[1])
     assert inside > runs  # some runs held several
+    assert server.metric("visionpipe_batch_seconds_count") == runs
+    assert 0 < server.metric("visionpipe_batch_seconds_sum") < 60
     assert server.metric("visionpipe_queue_images") == 0
 
 

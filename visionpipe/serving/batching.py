@@ -74,7 +74,7 @@ class Batcher:
 
     classifier: runs on all cores.
     load_one_core: the same model on one thread, asked for when it is first needed.
-    observe: called in a worker with the number of images of each batch.
+    observe: called in a worker with each batch's number of images and its seconds.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Batcher:
         load_one_core: Callable[[], Classifier],
         queue: Queue,
         settings: Settings,
-        observe: Callable[[int], Any],
+        observe: Callable[[int, float], Any],
     ):
         self.classifier, self.queue, self.observe = classifier, queue, observe
         self.max_batch, self.max_pixels = batch_limit(classifier, settings), settings.max_pixels
@@ -197,7 +197,7 @@ class Batcher:
             job.started, job.finished = started, finished
         seconds = (finished - started) * cores / self.queue.cores / len(jobs)
         self.queue.seconds_per_image += 0.1 * (seconds - self.queue.seconds_per_image)
-        self.observe(len(jobs))
+        self.observe(len(jobs), finished - started)
         settle_soon(jobs, outcome)
 
 

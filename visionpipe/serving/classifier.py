@@ -21,8 +21,8 @@ class Classifier:
     Args:
         folder: holds `model.onnx`, `labels.json` and `preprocessing.json`.
         threads: used by one prediction; None means the number of physical cores.
-        spinning: whether these threads wait actively for the next prediction, which keeps the cores from
-            anything else that is to be done in between.
+        spinning: when these threads wait actively, which is the fastest but keeps the cores from anything else:
+            "always", "within" a prediction only, or "never".
 
     Attributes:
         labels: class names in the order of the logits.
@@ -32,14 +32,15 @@ class Classifier:
     Raises ArtifactError when a file is missing or damaged, or when the files contradict each other.
     """
 
-    def __init__(self, folder: Path, threads: int | None = None, spinning: bool = True):
+    def __init__(self, folder: Path, threads: int | None = None, spinning: str = "always"):
         self._arguments = (folder, threads, spinning)
         self.labels: list[str] = read_labels(folder)
         self.framing: dict[str, Any] = read_framing(folder)
         self.size: tuple[int, int] = self.framing["size"]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning != "never")))
+        options.add_session_config_entry("session.force_spinning_stop", str(int(spinning == "within")))
         model = read_bytes(folder / "model.onnx")
         blank = np.zeros((1, *self.size, 3), np.uint8)
         try:

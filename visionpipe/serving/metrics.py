@@ -28,6 +28,7 @@ class Metrics:
         self.batches = Histogram(
             "batch_images", "Images in one model run", buckets=(1, 2, 4, 8, 16, 32, 64), **common
         )
+        self.batch_seconds = Histogram("batch_seconds", "One model run", buckets=SECONDS, **common)
         self.queue = Gauge("queue_images", "Images accepted and not answered yet", **common)
         self.predictions = Counter("predictions", "Images by label", ["label", "version"], **common)
         self.bad_images = Counter("bad_images", "Images that could not be decoded", ["code"], **common)
@@ -35,6 +36,10 @@ class Metrics:
         self.swaps = Counter("model_swaps", "Versions that took over", **common)
         self.refused = Counter("model_refused", "Candidates that did not verify", ["version"], **common)
         self.store_errors = Counter("registry_errors", "Looks at the alias that failed", **common)
+
+    def observe_batch(self, images: int, seconds: float) -> None:
+        self.batches.observe(images)
+        self.batch_seconds.observe(seconds)
 
     def now_serving(self, name: str, number: str) -> None:
         self.version.clear()

@@ -61,7 +61,7 @@ class Service:
         """Loads and verifies a version, and lets it answer from here on; raises ArtifactError."""
         classifier = load(version, self.settings.threads)
         batcher = Batcher(
-            classifier, partial(load, version, 1), self.queue, self.settings, self.metrics.batches.observe
+            classifier, partial(load, version, 1), self.queue, self.settings, self.metrics.observe_batch
         )
         self.live = Live(version, batcher)
         self.metrics.now_serving(version.name, version.number)

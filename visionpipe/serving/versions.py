@@ -1,6 +1,7 @@
 """A version of a model: where it comes from, and the checks before it may answer."""
 
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from visionpipe.lineage import ARTIFACT_FILES, artifact_sha256
 from visionpipe.serving.classifier import Classifier, read_json
 
 RECORD = "version.json"  # beside an artifact that was packed for a container
+QUICK = 0.005  # seconds of a prediction beside which decoding counts, so that waiting actively costs more than it gains
 KNOWN_FILES = {*ARTIFACT_FILES, "parity.json", RECORD}
 
 
@@ -68,7 +70,7 @@ def load(version: Version, threads: int = 0) -> Classifier:
             f"version {version.number} of {version.name} is damaged: its files have sha256 {found[:12]}…, "
             f"{(expected or 'none')[:12]}… was registered"
         )
-    classifier = Classifier(version.folder, threads or None, spinning=False)  # decoding wants the cores too
+    classifier = Classifier(version.folder, threads or None, spinning="within")
     height, width = classifier.size
     noise = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
     try:
@@ -79,4 +81,8 @@ def load(version: Version, threads: int = 0) -> Classifier:
         ) from error
     if not finite:
         raise ArtifactError(f"version {version.number} of {version.name} answers with NaN or infinite values")
+    start = time.perf_counter()
+    classifier.logits(noise)
+    if time.perf_counter() - start < QUICK and threads != 1:
+        return Classifier(version.folder, threads or None, spinning="never")
     return classifier
