@@ -103,8 +103,8 @@ def facts(result: dict[str, Any], model: str) -> list[str]:
                 for s in latency
             )
             lines.append(
-                f"- One connection: p50 is decoding + ONNX Runtime {over:+.2f} ms, the median of {len(latency)} samples, "
-                f"each with the faster of two measurements beside it."
+                f"- One connection: p50 is decoding + ONNX Runtime {over:+.2f} ms, the median of "
+                f"{len(latency)} samples, each with the faster of two measurements beside it."
             )
         if load := select(result, "load", model):
             share = share_of_offline(load)
