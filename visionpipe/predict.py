@@ -20,7 +20,7 @@ import numpy as np
 import orjson
 from tqdm import tqdm
 
-from visionpipe.data.paths import File, find_files, read
+from visionpipe.data.paths import File, find_files, is_small, read
 from visionpipe.errors import ConfigError, DataError, ImageError
 from visionpipe.files import exclusive
 from visionpipe.lineage import artifact_sha256
@@ -102,7 +102,7 @@ def answers(files: list[File], classifier: Classifier, probabilities: bool) -> I
     a process runs one thread at a time. The classifier's own threads should be one.
     """
     # Handing a task over takes as long as some small images.
-    size = BATCH if max(classifier.size) > 100 else 4 * BATCH
+    size = 4 * BATCH if files and is_small(files[0]) else BATCH
     workers = os.cpu_count() or 1
     # A fork shares the model's memory. Elsewhere its system libraries do not survive one.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")

@@ -16,6 +16,7 @@ from visionpipe.data.sources import MAX_FILE_BYTES, member_name, member_refusal,
 from visionpipe.errors import DataError, ImageError
 
 STDIN = "-"
+SMALL = 16 * 2**10  # bytes of an image that is decoded in a fraction of a millisecond
 
 
 class File(NamedTuple):
@@ -71,6 +72,13 @@ def members(path: str) -> Iterator[File]:
         if name.endswith("/") or (is_hidden(name) and not refusal):
             continue
         yield File(f"{path}/{name}", path, member, refusal)
+
+
+def is_small(file: File) -> bool:
+    try:
+        return (file.member.file_size if file.member else os.path.getsize(file.path)) <= SMALL
+    except OSError:
+        return False
 
 
 def read(file: File) -> bytes:
