@@ -6,7 +6,8 @@ For each backend a throw-away repository with a hybrid that has everything on wh
 stochastic depth, mixup, a moving average, and a checkpoint every few steps. First an uninterrupted training; then
 trainings that are killed several times each: after a random time, as soon as a checkpoint is being written, or as
 soon as the model's file is. Every `dvc repro` after the last kill must give the model and the history of the first
-training, byte for byte, and leave no process, no temporary file and no checkpoint. Results go to benchmarks/kills.json.
+training, byte for byte, and leave no process, no temporary file and no checkpoint. Results go to benchmarks/kills.json,
+their table to docs/hardening.md.
 """
 
 import argparse
@@ -32,6 +33,8 @@ from project import NEEDS, Project, environment, make_project  # noqa: E402
 from visionpipe.tracking.runs import hardware  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "kills.json"
+PAGE = ROOT / "docs" / "hardening.md"
+BEGIN, END = "<!-- begin: benchmarks/kills.py -->\n", "<!-- end: benchmarks/kills.py -->\n"
 # Of twenty kills.
 MOMENTS = {"a random time": 14, "while a checkpoint is written": 4, "while the model is written": 2}
 KILLS_PER_TRAINING = 4
@@ -50,6 +53,8 @@ def main() -> None:
     for backend in options.backends:
         result["backends"].append(try_backend(backend, options.kills, options.seed))
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    before, rest = PAGE.read_text().split(BEGIN)
+    PAGE.write_text(before + BEGIN + "\n" + table(result) + "\n\n" + END + rest.split(END)[1])
 
 
 def try_backend(backend: str, kills: int, seed: int) -> dict[str, Any]:
@@ -148,6 +153,19 @@ def watched_folder(project: Project, moment: str) -> Path | None:
     if moment == "a random time":
         return None
     return project.root / (".visionpipe/checkpoints" if "checkpoint" in moment else "models/hybrid")
+
+
+def table(result: dict[str, Any]) -> str:
+    """How often each backend's trainer was killed when; that its bytes were the same is why there is a result."""
+    lines = [
+        f"| backend | {' | '.join(MOMENTS)} | trainings ended at the same bytes | seconds without a kill |",
+        f"| --- |{' ---: |' * (len(MOMENTS) + 2)}",
+    ]
+    for entry in result["backends"]:
+        counts = [sum(kill["moment"] == moment for kill in entry["kills"]) for moment in MOMENTS]
+        cells = [*counts, entry["trainings"], f"{entry['seconds']:.0f}"]
+        lines.append(f"| {entry['backend']} | {' | '.join(map(str, cells))} |")
+    return "\n".join([*lines, "", f"Seed {result['seed']}. {result['hardware']}."])
 
 
 if __name__ == "__main__":
