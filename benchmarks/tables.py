@@ -185,7 +185,7 @@ def modes_table(result: dict[str, Any]) -> str:
 
 
 def write_page() -> None:
-    """Each part of the page whose samples are there; the others stay as they are."""
+    """Each part of the page whose samples and marks are there; the others stay as they are."""
     parts = [(BEGIN, END, measured())] + [
         (begin, end, table(json.loads(file.read_text())))
         for file, begin, end, table in (
@@ -193,7 +193,7 @@ def write_page() -> None:
             (FIT, FIT_BEGIN, FIT_END, fit_table),
             (MODES, MODES_BEGIN, MODES_END, modes_table),
         )
-        if file.exists()
+        if file.exists() and begin in PAGE.read_text()
     ]
     page = PAGE.read_text()
     for begin, end, text in parts:
