@@ -48,6 +48,7 @@ from serving_servers import (
     anonymous_mib,
     batches,
     folder_of,
+    in_new_process,
     jpeg,
     load,
     load_n,
@@ -58,6 +59,7 @@ from serving_servers import (
     running,
     summary,
     tune,
+    versions,
 )
 
 RESULT = ROOT / "benchmarks" / "serving.json"
@@ -131,27 +133,6 @@ def wanted(contender: str, options: argparse.Namespace) -> bool:
     return bool(there and (not options.contenders or contender in options.contenders))
 
 
-def versions(peers: str | None) -> dict[str, str]:
-    kept = {
-        "mlflow",
-        "fastapi",
-        "uvicorn",
-        "onnxruntime",
-        "pillow",
-        "tensorflow",
-        "keras",
-        "litserve",
-        "bentoml",
-    }
-    found = {}
-    for python in (sys.executable, peers):
-        if python:
-            command = [python, "-m", "pip", "list", "--format=json"]
-            listed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-            found |= {p["name"].lower(): p["version"] for p in listed if p["name"].lower() in kept}
-    return dict(sorted(found.items()))
-
-
 # Tasks -------------------------------------------------------------------------------------------------
 
 
@@ -163,13 +144,6 @@ def measure_bare(contender: str, model: str, peers: str | None) -> dict[str, Any
 def measure_int8(contender: str, model: str, peers: str | None) -> dict[str, Any]:
     """Milliseconds per image in batches of eight, and the largest difference of a logit, relative."""
     return in_new_process("--int8", model)
-
-
-def in_new_process(option: str, model: str) -> dict[str, Any]:
-    command = [sys.executable, str(ROOT / "benchmarks" / "serving_models.py"), option, str(folder_of(model))]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    output = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-    return dict(json.loads(output.splitlines()[-1]))
 
 
 def measure_tune(contender: str, model: str, peers: str | None) -> dict[str, Any]:

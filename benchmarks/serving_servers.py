@@ -230,3 +230,31 @@ def load_n(port: int, body: bytes, count: int) -> list[int]:
 def anonymous_mib(pid: int) -> float:
     status = Path(f"/proc/{pid}/status").read_text()
     return round(int(status.split("RssAnon:")[1].split()[0]) / 1024, 2)
+
+
+def in_new_process(option: str, model: str) -> dict[str, Any]:
+    command = [sys.executable, str(ROOT / "benchmarks" / "serving_models.py"), option, str(folder_of(model))]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    output = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    return dict(json.loads(output.splitlines()[-1]))
+
+
+def versions(peers: str | None) -> dict[str, str]:
+    kept = {
+        "mlflow",
+        "fastapi",
+        "uvicorn",
+        "onnxruntime",
+        "pillow",
+        "tensorflow",
+        "keras",
+        "litserve",
+        "bentoml",
+    }
+    found = {}
+    for python in (sys.executable, peers):
+        if python:
+            command = [python, "-m", "pip", "list", "--format=json"]
+            listed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            found |= {p["name"].lower(): p["version"] for p in listed if p["name"].lower() in kept}
+    return dict(sorted(found.items()))

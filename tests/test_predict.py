@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -56,6 +57,18 @@ def run(artifact, *arguments, cwd, stdin=""):
         input=stdin,
         capture_output=True,
         text=True,
+    )
+
+
+def begin(artifact, *arguments, cwd):
+    return psutil.Popen(
+        command(artifact, *arguments),
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(CHECKOUT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        # Ignored where the suite runs behind &.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -128,16 +141,7 @@ def test_a_mistake_is_one_line(artifact, images):
 
 def test_after_an_interruption_the_rest_is_done_and_no_more(artifact, many, tmp_path):
     output, journal = tmp_path / "predictions.csv", tmp_path / "predictions.csv.partial"
-    process = subprocess.Popen(
-        command(artifact, "many"),
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(CHECKOUT)},
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # ignored where the suite runs behind &
-    )
+    process = begin(artifact, "many", cwd=tmp_path)
     while not journal.exists() or journal.read_bytes().count(b"\n") < 50:
         assert process.poll() is None
         time.sleep(0.01)
@@ -177,13 +181,7 @@ def test_rows_come_in_the_order_of_the_files(artifact, tmp_path):
 
 def test_a_worker_that_is_killed_is_named_and_none_outlives_its_parent(artifact, many, tmp_path):
     for victim in ("worker", "parent"):
-        process = psutil.Popen(
-            command(artifact, "many"),
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(CHECKOUT)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        process = begin(artifact, "many", cwd=tmp_path)
         while len(workers := process.children()) < 2:
             assert process.poll() is None
             time.sleep(0.01)
@@ -206,3 +204,11 @@ def test_what_is_no_file_is_refused_without_waiting_for_it(artifact, tmp_path):
     assert result.returncode == 1
     errors = [row["error"] for row in read(tmp_path / "predictions.csv")]
     assert errors == ["cannot be read: No such file or directory", "neither a file nor a folder", None]
+
+
+def test_a_worker_that_is_not_forked_loads_the_same_model(artifact):
+    """As on macOS, where the classifier is sent to the workers."""
+    classifier = Classifier(artifact, threads=1, spinning="never")
+    noise = np.random.default_rng(0).integers(0, 256, (3, *classifier.size, 3), np.uint8)
+    sent = pickle.loads(pickle.dumps(classifier))
+    np.testing.assert_array_equal(sent.probabilities(noise), classifier.probabilities(noise))
