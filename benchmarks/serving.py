@@ -27,11 +27,9 @@ import itertools
 import json
 import os
 import statistics
-import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,7 +42,6 @@ from serving_servers import (
     OURS,
     PYFUNC,
     ROOT,
-    SCRATCH,
     anonymous_mib,
     batches,
     folder_of,
@@ -57,6 +54,7 @@ from serving_servers import (
     present_version,
     request,
     running,
+    seconds_of_predict,
     summary,
     tune,
     versions,
@@ -292,14 +290,6 @@ def measure_predict(contender: str, model: str, peers: str | None) -> dict[str, 
         rates.append((count - 1) / (seconds_of_predict(model, folder) - start))
         floor.append(measure_bare(contender, model, peers))
     return {"files": count, "per_second": round(statistics.median(rates), 1), "bare": floor}
-
-
-def seconds_of_predict(model: str, path: Path) -> float:
-    command = [sys.executable, "-m", "visionpipe", "predict", str(path), "--model"]
-    command += [str(folder_of(model) / "artifact"), "--output", str(SCRATCH / "predictions.csv")]
-    begin = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    return time.perf_counter() - begin
 
 
 if __name__ == "__main__":

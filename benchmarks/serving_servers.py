@@ -258,3 +258,11 @@ def versions(peers: str | None) -> dict[str, str]:
             listed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
             found |= {p["name"].lower(): p["version"] for p in listed if p["name"].lower() in kept}
     return dict(sorted(found.items()))
+
+
+def seconds_of_predict(model: str, path: Path) -> float:
+    command = [sys.executable, "-m", "visionpipe", "predict", str(path), "--model"]
+    command += [str(folder_of(model) / "artifact"), "--output", str(SCRATCH / "predictions.csv")]
+    begin = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return time.perf_counter() - begin
