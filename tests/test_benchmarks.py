@@ -68,6 +68,14 @@ def test_memory_does_not_grow_with_the_number_of_stored_images(tables):
     assert many - few < 24  # MiB: labels and two permutations of four bytes an image
 
 
+def test_the_readme_shows_what_a_teacher_gives_with_every_seed():
+    runs = json.loads((FOLDER.parent / "experiments" / "distillation.json").read_text())["runs"]
+    assert len(runs) == 3
+    assert all(run["test"]["vit-taught"] > run["test"]["vit"] for run in runs)
+    taught, alone = (statistics.mean(run["test"][name] for run in runs) for name in ("vit-taught", "vit"))
+    assert f"to {taught:.4f} instead of {alone:.4f}" in unwrapped(FOLDER.parent / "README.md")
+
+
 def test_the_readme_shows_the_accuracies_of_the_default_models():
     accuracy = script("accuracy")
     assert accuracy.table(json.loads(accuracy.RESULT.read_text())) in unwrapped(FOLDER.parent / "README.md")
