@@ -24,12 +24,14 @@ class SmallBatchNorm(layers.BatchNorm):
         return super().call(x * 1e-3, training=training)
 
 
-IMAGE, TOKENS = (9, 12, 8), (10, 8)
+IMAGE, WIDE, TOKENS = (9, 12, 8), (5, 6, 64), (10, 8)
 CASES = {
     "convolution": (IMAGE, lambda: layers.Conv2D(6, 3, padding="same")),
     "strided, odd and even": (IMAGE, lambda: layers.Conv2D(6, 3, 2, padding="same", use_bias=False)),
     "pointwise": (IMAGE, lambda: layers.Conv2D(6, 1)),
     "strided by more than its kernel": (IMAGE, lambda: layers.Conv2D(6, 1, 2, padding="same")),
+    "pointwise, of many channels": (WIDE, lambda: layers.Conv2D(6, 1)),
+    "strided, of many channels": (WIDE, lambda: layers.Conv2D(6, 1, 2, padding="same")),
     "even kernel": (IMAGE, lambda: layers.Conv2D(6, (2, 4), padding="same")),
     "unpadded": (IMAGE, lambda: layers.Conv2D(6, 3, 2)),
     "dilated": (IMAGE, lambda: layers.Conv2D(6, 3, padding="same", dilation_rate=(2, 3))),

@@ -15,8 +15,10 @@ def conv2d(
 ) -> Array:
     """`kernel`: (height, width, channels in, channels out)."""
     groups = x.shape[-1] // kernel.shape[2]
-    # XLA's convolutions are slow on CPUs, and their gradients slower, where a matrix product gives the same.
-    if kernel.shape[:2] == (1, 1) and groups == 1 and jax.default_backend() == "cpu":
+    # XLA's convolutions are slow on CPUs, and their gradients slower, where a matrix product gives the same; of
+    # few channels it is the product that is slower, for nothing is fused with it.
+    pointwise = kernel.shape[:2] == (1, 1) and groups == 1 and kernel.shape[2] >= 64
+    if pointwise and jax.default_backend() == "cpu":
         return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
     return lax.conv_general_dilated(
         x,
