@@ -55,6 +55,7 @@ MODELS = [
 CONTENDERS = {
     "visionpipe, TensorFlow": ("visionpipe", "tensorflow"),
     "visionpipe, TensorFlow, again": ("visionpipe", "tensorflow"),
+    "visionpipe, TensorFlow, compiled": ("visionpipe", "tensorflow"),
     "visionpipe, torch": ("visionpipe", "torch"),
     "visionpipe, torch, compiled": ("visionpipe", "torch"),
     "visionpipe, JAX": ("visionpipe", "jax"),
@@ -66,7 +67,7 @@ CONTENDERS = {
     "torch, compiled": ("torch", "compiled contiguous"),
     "torch, compiled, channels_last": ("torch", "compiled channels_last"),
 }
-# A ResNet's training torch.compile slows down, after minutes (docs/performance.md).
+# ResNets are slower so (docs/performance.md).
 KERAS_COMPILES = ("ViT 6×96", "ViT-S/16", "ViT-B/16")
 
 
@@ -108,7 +109,7 @@ def main() -> None:
 
 def wanted(samples: list[dict], number: int, model: str, contender: str) -> bool:
     """Not measured yet, possible, and no torch mode that the first round showed to be slow."""
-    if contender == "visionpipe, torch, compiled" and model not in KERAS_COMPILES:
+    if contender.startswith("visionpipe") and contender.endswith("compiled") and model not in KERAS_COMPILES:
         return False
     if any((s["round"], s["model"], s["contender"]) == (number, model, contender) for s in samples):
         return False
@@ -165,7 +166,7 @@ def measure(contender: str, model: Model) -> dict[str, float]:
     from visionpipe.evaluation.speed import peak_memory_mib
 
     library, backend = CONTENDERS[contender]
-    compiled = contender == "visionpipe, torch, compiled"
+    compiled = contender.endswith("compiled")
     random = np.random.default_rng(0)
     count = model.batch * model.steps
     images = random.integers(0, 256, (count, model.size, model.size, 3)).astype(np.float32)

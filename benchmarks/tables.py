@@ -22,12 +22,19 @@ MODES = ROOT / "benchmarks" / "modes.json"
 MODES_BEGIN, MODES_END = "<!-- begin: benchmarks/modes.py -->\n", "<!-- end: benchmarks/modes.py -->\n"
 TASKS = ("training", "inference")
 FASTEST, OURS_ON_TORCH = "torch, its fastest", "visionpipe, torch, its faster"
-OF_SEVERAL = {FASTEST: "torch", OURS_ON_TORCH: "visionpipe, torch"}
+OURS_ON_TENSORFLOW = "visionpipe, TensorFlow, its faster"
+MODES_OF = {
+    FASTEST: tuple(
+        f"torch, {mode}{layout}" for mode in ("eager", "compiled") for layout in ("", ", channels_last")
+    ),
+    OURS_ON_TORCH: ("visionpipe, torch", "visionpipe, torch, compiled"),
+    OURS_ON_TENSORFLOW: ("visionpipe, TensorFlow", "visionpipe, TensorFlow, compiled"),
+}
 PAIRS = [
     ("visionpipe, TensorFlow, again", "visionpipe, TensorFlow"),
     ("visionpipe, JAX, again", "visionpipe, JAX"),
-    ("visionpipe, TensorFlow", FASTEST),
-    ("visionpipe, TensorFlow", "stock Keras, TensorFlow"),
+    (OURS_ON_TENSORFLOW, FASTEST),
+    (OURS_ON_TENSORFLOW, "stock Keras, TensorFlow"),
     (OURS_ON_TORCH, FASTEST),
     (OURS_ON_TORCH, "stock Keras, torch"),
     ("visionpipe, JAX", FASTEST),
@@ -51,9 +58,8 @@ def rates(samples: list[dict], task: str, name: str) -> dict[int, float]:
     """
     own: dict[str, dict[int, float]] = {}
     for sample in samples:
-        if sample["contender"].startswith(OF_SEVERAL.get(name, name)):
+        if sample["contender"] in MODES_OF.get(name, (name,)):
             own.setdefault(sample["contender"], {})[sample["round"]] = sample[task]
-    own = {name: own[name]} if name in own else own  # "…, again" begins with the same words
     rounds = max(map(len, own.values()))  # a mode left out after the first round has fewer
     return max(
         (values for values in own.values() if len(values) == rounds),
@@ -88,7 +94,7 @@ def model_tables(result: dict[str, Any], model: dict[str, Any]) -> list[str]:
         )
     lines += ["", "| ratio, median over rounds | training | inference |", "| --- | ---: | ---: |"]
     for pair in PAIRS:
-        if not set(pair) <= {FASTEST, OURS_ON_TORCH, *contenders}:
+        if not all(set(MODES_OF.get(name, (name,))) & set(contenders) for name in pair):
             continue
         cells = [f"{ratio(samples, task, pair):.2f}" for task in TASKS]
         lines.append(f"| {pair[0]} / {pair[1]} | {' | '.join(cells)} |")
