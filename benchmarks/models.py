@@ -67,8 +67,7 @@ CONTENDERS = {
     "torch, compiled": ("torch", "compiled contiguous"),
     "torch, compiled, channels_last": ("torch", "compiled channels_last"),
 }
-# ResNets are slower so (docs/performance.md).
-KERAS_COMPILES = ("ViT 6×96", "ViT-S/16", "ViT-B/16")
+KERAS_COMPILES = ("ViT 6×96", "ViT-S/16", "ViT-B/16")  # ResNets are slower so (docs/performance.md)
 
 
 def main() -> None:
