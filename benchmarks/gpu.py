@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from models import CONTENDERS as ALL
-from models import KERAS_COMPILES, Model, code, gmac, rate, seconds, versions
+from models import VITS, Model, rate, seconds
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "gpu.json"
@@ -45,19 +45,19 @@ def main() -> None:
     if options.measure:
         answer(options.measure[0], next(model for model in MODELS if model.name == options.measure[1]))
         return
+    from facts import gmac, versions
     from tables import write_page
 
     from visionpipe.tracking.runs import hardware
 
-    result: dict[str, Any] = {"threads": os.cpu_count(), "precision": "bfloat16"}
-    result |= {"versions": versions(), "code": code(), "samples": []}
-    result["models"] = [asdict(model) | {"gmac": gmac(model)} for model in MODELS]
+    result: dict[str, Any] = {"threads": os.cpu_count(), "precision": "bfloat16", "versions": versions()}
+    result |= {"models": [asdict(model) | {"gmac": gmac(model)} for model in MODELS], "samples": []}
     for model in options.models:
         with ExitStack() as stack:
             workers = {
                 name: stack.enter_context(process(name, model))
                 for name in CONTENDERS
-                if name != "visionpipe, torch, compiled" or model in KERAS_COMPILES
+                if name != "visionpipe, torch, compiled" or model in VITS
             }
             for worker in workers.values():
                 ask(worker)

@@ -14,7 +14,6 @@ tables made of them go to docs/performance.md.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import statistics
@@ -60,6 +59,7 @@ CONTENDERS = {
     "visionpipe, torch, compiled": ("visionpipe", "torch"),
     "visionpipe, JAX": ("visionpipe", "jax"),
     "stock Keras, TensorFlow": ("keras", "tensorflow"),
+    "stock Keras, TensorFlow, compiled": ("keras", "tensorflow"),
     "stock Keras, torch": ("keras", "torch"),
     "stock Keras, JAX": ("keras", "jax"),
     "torch, eager": ("torch", "contiguous"),
@@ -67,7 +67,7 @@ CONTENDERS = {
     "torch, compiled": ("torch", "compiled contiguous"),
     "torch, compiled, channels_last": ("torch", "compiled channels_last"),
 }
-KERAS_COMPILES = ("ViT 6×96", "ViT-S/16", "ViT-B/16")  # ResNets are slower so (docs/performance.md)
+VITS = ("ViT 6×96", "ViT-S/16", "ViT-B/16")  # ResNets are slower as one XLA program (docs/performance.md)
 
 
 def main() -> None:
@@ -75,31 +75,51 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--models", nargs="+", help="default: all")
     parser.add_argument("--contenders", nargs="+", help="default: all")
-    parser.add_argument("--fresh", action="store_true", help="throw the samples away that are there")
+    parser.add_argument("--fresh", action="store_true", help="throw away what is there of these")
     parser.add_argument("--measure", nargs=2, metavar=("CONTENDER", "MODEL"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         contender, name = options.measure
         print(json.dumps(measure(contender, next(model for model in MODELS if model.name == name))))
         return
+    from facts import code, gmac, versions
     from tables import write_page
 
     from visionpipe.tracking.runs import hardware
 
     file = ROOT / "benchmarks" / "models.json"
-    result = {"samples": []} if options.fresh or not file.exists() else json.loads(file.read_text())
-    setting = {"hardware": hardware(), "threads": THREADS, "precision": "float32"}
-    setting |= {"versions": versions(), "code": code()}
-    if result["samples"] and any(result.get(key) != value for key, value in setting.items()):
-        sys.exit(f"{file.name} is of another machine, other versions or other models: add --fresh")
-    result |= setting
-    result["models"] = [asdict(model) | {"gmac": gmac(model)} for model in MODELS]
+    result = json.loads(file.read_text()) if file.exists() else {"samples": [], "models": []}
+    names = options.models or [model.name for model in MODELS]
     contenders = options.contenders or list(CONTENDERS)
+    if options.fresh:
+        result["samples"] = [
+            s for s in result["samples"] if s["model"] not in names or s["contender"] not in contenders
+        ]
+    models = {model.name: model for model in MODELS}
+    made_of = {
+        (contender, name): {"code": code(models[name], CONTENDERS[contender][1])}
+        if CONTENDERS[contender][0] == "visionpipe"
+        else {}
+        for contender in contenders
+        for name in names
+    }
+    setting = {"hardware": hardware(), "threads": THREADS, "precision": "float32", "versions": versions()}
+    changed = [key for key, value in setting.items() if result["samples"] and result.get(key) != value]
+    for sample in result["samples"]:
+        kind = (sample["contender"], sample["model"])
+        if sample.get("code") != made_of.get(kind, sample).get("code"):
+            changed.append(f"code of {', '.join(kind)}")
+    if changed:
+        sys.exit(
+            f"{file.name} is of other {'; '.join(dict.fromkeys(changed))}: add --fresh for these, or for all"
+        )
+    result |= setting | {"models": [asdict(model) | {"gmac": gmac(model)} for model in MODELS]}
     for number in range(options.rounds):
-        for name in options.models or [model.name for model in MODELS]:
+        for name in names:
             for contender in contenders[:: -1 if number % 2 else 1]:
                 if wanted(result["samples"], number, name, contender):
                     sample = {"round": number, "contender": contender, "model": name}
+                    sample |= made_of[contender, name]
                     result["samples"].append(sample | in_new_process(contender, name))
                     print(result["samples"][-1], flush=True)
                     file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
@@ -108,11 +128,12 @@ def main() -> None:
 
 def wanted(samples: list[dict], number: int, model: str, contender: str) -> bool:
     """Not measured yet, possible, and no torch mode that the first round showed to be slow."""
-    if contender.startswith("visionpipe") and contender.endswith("compiled") and model not in KERAS_COMPILES:
+    library = CONTENDERS[contender][0]
+    if contender.endswith("TensorFlow, compiled") and model not in VITS:
         return False
     if any((s["round"], s["model"], s["contender"]) == (number, model, contender) for s in samples):
         return False
-    if number == 0 or CONTENDERS[contender][0] != "torch":
+    if number == 0 or library != "torch":
         return True
     first = [s for s in samples if s["round"] == 0 and s["model"] == model]
     peers = {s["contender"]: s for s in first if CONTENDERS[s["contender"]][0] == "torch"}
@@ -134,30 +155,6 @@ def in_new_process(contender: str, model: str) -> dict[str, float]:
         sys.exit(f"{contender}, {model}:\n{output.stderr}")
     sample: dict[str, float] = json.loads(output.stdout.splitlines()[-1])
     return sample
-
-
-def code() -> str:
-    """What the models that are timed were made of."""
-    digest = hashlib.sha256()
-    for file in sorted((ROOT / "visionpipe" / "models").rglob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def versions() -> dict[str, str]:
-    command = [sys.executable, "-m", "pip", "list", "--format=json"]
-    listed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    kept = {"keras", "keras-hub", "tensorflow", "jax", "torch", "timm", "numpy"}
-    return {package["name"]: package["version"] for package in listed if package["name"] in kept}
-
-
-def gmac(model: Model) -> float:
-    """Multiply-accumulates of one image, in thousand millions."""
-    import peers
-
-    from visionpipe.models.costs import multiply_accumulates
-
-    return multiply_accumulates(peers.ours(model.name, model.classes, model.size)) / 1e9
 
 
 def measure(contender: str, model: Model) -> dict[str, float]:

@@ -54,6 +54,7 @@ WRONG_PARAMETERS = [
     ("train.steps", 5, "epochs: give one of epochs, steps, minutes; received epochs, steps"),
     ("train.preset", "diet", "train.preset: no preset 'diet' (did you mean 'deit'?); known: resnet-classic,"),
     ("train.warmup", "5 epoch long", "train.warmup: expected a fraction, \"5 epochs\" or \"500 steps\"; received"),
+    ("train.warmup", "99 epochs", "train.warmup: 99 epochs leave none of"),
     ("train.ema_decay", 1.0, "ema_decay: must lie in [0, 1)"),
     ("train.freeze", [{"epochs": 1, "train": ["logits"]}], "freeze: 1 frozen epochs leave none of 1 for the whole"),
     ("train.freeze", [{"epochs": 1}], "train.freeze[0].train is missing"),

@@ -168,7 +168,14 @@ ARGUMENTS = {
     "Rescaling": {"scale": [0.5, 0.25, 0.125], "offset": [1.0, 2.0, 3.0]},
     "Scale": {"initial": 0.1},
     "StochasticDepth": {"rate": 0.3, "seed": 4},
-    "Tokens": {"class_token": True, "register_tokens": 3, "position": "sincos", "stddev": 0.7},
+    "Tokens": {
+        "class_token": True,
+        "distillation_token": True,
+        "register_tokens": 3,
+        "position": "sincos",
+        "sincos_grid": (3, 4),
+        "stddev": 0.7,
+    },
     "WeightStandardizedConv2D": {"filters": 4, "kernel_size": (3, 3)},
 }
 
@@ -268,13 +275,20 @@ def test_the_same_parameters_make_the_same_bytes(tmp_path):
             "the last stage has 512 filters, which num_heads 5 does not divide",
         ),
         ("BoTNet-50", (64, 64), {"block": "basic"}, "attention goes into block bottleneck"),
-        ("CoAtNet-0", (100, 64), {}, "image size 100×64 is not divisible by 32, the total stride"),
+        ("CoAtNet-0", (31, 64), {}, "image size 31×64 is too small for a total stride of 32"),
+        ("ResNet-18", (64, 64), {"stride_on": "1x1"}, "stride_on 1x1 belongs to block bottleneck"),
+        (
+            "BiT-R50x1",
+            (64, 64),
+            {"norm_momentum": 0.99},
+            "norm_momentum belongs to norm batch; norm group keeps no statistics",
+        ),
         ("CoAtNet-0", (64, 64), {"dims": [8, 8]}, "dims has 2 stages and blocks_per_stage 5"),
         ("CoAtNet-0", (64, 64), {"attention_stages": 5}, "attention_stages 5 leaves no convolution stage"),
         ("Conformer-Ti", (64, 64), {"depth": 4}, "depth 4 is not a multiple of 3"),
         ("Conformer-Ti", (64, 64), {"patch_size": 8}, "patch_size 8 is not a multiple of 16"),
         ("Conformer-Ti", (72, 64), {}, "image size 72×64 is not divisible by patch_size 16"),
-        ("ResNet-8", (28, 28), {"blocks_per_stage": [1] * 5}, "too small for a total stride of 16"),
+        ("ResNet-8", (28, 28), {"blocks_per_stage": [1] * 6}, "too small for a total stride of 32"),
         ("R14+ViT-Mi", (28, 28), {"num_heads": 7}, "not divisible by num_heads 7"),
     ],
 )
@@ -282,6 +296,22 @@ def test_what_cannot_be_built_is_refused_by_name(variant, size, overrides, messa
     with pytest.raises(ConfigError) as caught:
         resolve_variant(variant, size, **overrides)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_classes": 0}, "num_classes: expected a positive whole number, received 0"),
+        ({"num_classes": 2.0}, "num_classes: expected a positive whole number, received 2.0"),
+        ({"image_size": -28}, r"image_size: expected pixels or \(height, width\), received -28"),
+        ({"image_size": (28, 28, 3)}, r"received \(28, 28, 3\)"),
+        ({"image_size": 28.0}, r"image_size: expected .* received 28.0"),
+        ({"pixel_std": (1.0,)}, r"pixel_std: expected a number for each of 3 channels, received \(1.0,\)"),
+    ],
+)
+def test_arguments_that_make_no_model_are_refused_by_name(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        build_model(**{"variant": "ViT-Mi/4", "num_classes": 5, "image_size": 28} | arguments)
 
 
 def test_overrides_do_not_change_the_table():

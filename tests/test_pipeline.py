@@ -411,3 +411,41 @@ def test_an_unreachable_tracking_server_stops_register_only_and_is_made_up_for_l
 
     assert clone.repro() == ["register"]
     assert_only_new(clone, before, "resnet")
+
+
+# A training that ends badly ----------------------------------------------------------------------------
+
+
+def test_sigterm_leaves_a_checkpoint_of_the_very_step_and_the_status_of_the_signal(project, first):
+    project.change("models.vit.train", {"epochs": 2 * EPOCHS_TO_INTERRUPT, "checkpoint_steps": 1000})
+    command = [sys.executable, "-m", "visionpipe", "train", "vit"]
+    with (project.root / "tmp.log").open("w+") as log:
+        trainer = subprocess.Popen(command, cwd=project.root, env=environment(), stdout=log, stderr=log)
+        wait_until(lambda: reached(project, step=20), "a checkpoint")
+        trainer.send_signal(signal.SIGTERM)
+        assert trainer.wait(10) == 128 + signal.SIGTERM
+    said = (project.root / "tmp.log").read_text()
+    (project.root / "tmp.log").unlink()
+    assert (
+        said.splitlines()[-1]
+        == "visionpipe: interrupted by SIGTERM: dvc repro goes on from the last checkpoint"
+    )
+    newest = max(int(file.stem.split("-")[1]) for file in project.checkpoints())
+    again = project.visionpipe("train", "vit").stdout
+    assert f"continuing after step {newest} of" in again
+    assert project.checkpoints() == []
+
+
+def test_a_training_whose_loss_is_no_number_ends_the_pipeline_and_registers_nothing(project, first):
+    before = state(project)
+    project.change(
+        "models.vit.train", {"optimizer": "sgd", "learning_rate": 1e30, "warmup": 0.0, "epochs": 2}
+    )
+    failed = project.dvc("repro", "train@vit", "register", check=False)
+    assert failed.returncode != 0
+    assert executed(failed.stdout) == ["train@vit"]
+    assert re.search(r"the (loss became|weights stopped being finite)", failed.stdout + failed.stderr)
+    after = state(project)
+    assert len(after.versions) == len(before.versions)
+    assert [run.info.status for run in after.runs].count("FAILED") == 1
+    assert not (project.root / "models/vit/model.keras").exists()

@@ -6,7 +6,10 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 
 import dataclasses
 import errno
+import itertools
+import json
 import signal
+import subprocess
 import threading
 import time
 
@@ -16,9 +19,11 @@ import pytest
 import torch
 from linear_models import SIZE, make_params, write_prepared
 
+from visionpipe.canonical import save_keras
 from visionpipe.config import ModelConfig
 from visionpipe.data.prepared import open_prepared
 from visionpipe.errors import ConfigError, Interrupted, TrainingError
+from visionpipe.files import write_json
 from visionpipe.models import build_model
 from visionpipe.models.layers import BatchNorm, Rescaling
 from visionpipe.training.averaging import AveragedModel
@@ -28,7 +33,7 @@ from visionpipe.training.loss import Objective, class_weights
 from visionpipe.training.optimizer import make_optimizer, make_schedule, rate_factors
 from visionpipe.training.presets import PRESETS
 from visionpipe.training.recipe import DistillConfig, FreezeConfig, TrainConfig, layered
-from visionpipe.training.teacher import Teacher, teacher_logits
+from visionpipe.training.teacher import Teacher, load_teacher, teacher_logits
 
 random = np.random.default_rng(0)
 DISTILL, FREEZE = DistillConfig(teacher="other"), FreezeConfig(epochs=1, train=("logits",))
@@ -70,7 +75,8 @@ def train(data, checkpoint, teacher=None, model=None, **changes):
 
 
 def rates(total, steps_per_epoch=10, phase_start=0, **changes):
-    schedule = make_schedule(recipe(learning_rate=2.0, **changes), steps_per_epoch, phase_start)
+    made = recipe(epochs=total // steps_per_epoch, learning_rate=2.0, **changes)
+    schedule = make_schedule(made, steps_per_epoch, phase_start)
     return np.array([float(schedule(step, total)) for step in range(total - phase_start)])
 
 
@@ -234,6 +240,16 @@ def test_layer_decay_falls_by_one_factor_for_each_block():
     assert set(factors) == {v.path for v in model.trainable_variables}
 
 
+def test_both_branches_of_a_parallel_block_have_one_factor():
+    shape = {"filters": 8, "hidden_dim": 8, "num_heads": 2, "mlp_dim": 8, "depth": 3}
+    model = build_model("Conformer-Ti", 4, 32, **shape)
+    factors = rate_factors(model, recipe(layer_decay=0.5))
+    found = {path.split("/")[0]: factor for path, factor in factors.items()}
+    for block, expected in enumerate((0.5**3, 0.5**2, 0.5), start=1):
+        own = {factor for name, factor in found.items() if name.startswith(f"stage{block}_block1_")}
+        assert own == {expected}
+
+
 # Losses, against torch's
 
 
@@ -355,19 +371,49 @@ def test_a_training_ends_after_its_minutes(data, checkpoint):
     assert history[-1]["learning_rate"] < 0.002, "the schedule ends with the time"
 
 
-def test_a_frozen_phase_trains_its_layers_alone_and_leaves_statistics(data, checkpoint):
+def test_minutes_end_a_training_within_its_first_epoch_that_is_measured_without_a_seam(
+    data, checkpoint, tmp_path, monkeypatch
+):
+    from visionpipe.training import watch
+
+    original = watch.Watch.on_train_batch_begin
+
+    def slow(self, batch, logs=None):
+        time.sleep(0.1)
+        original(self, batch, logs)
+
+    monkeypatch.setattr(watch.Watch, "on_train_batch_begin", slow)
+    # The first step, which compiles, is spent too.
+    one = {"batch_size": 1, "schedule": "constant", "warmup": 0.0}
+    _, history = train(data, checkpoint, minutes=0.06, **one)
+    steps = checkpoint.read()[0].step
+    assert len(history) == 1
+    assert 20 <= steps < 40, "an epoch has 40 steps, of which 4 seconds pass for the waiting alone"
+    monkeypatch.undo()
+    _, expected = train(data, Checkpoint(tmp_path / "in one go"), steps=steps, **one)
+    for key in ("loss", "accuracy", "val_loss"):
+        assert history[0][key] == expected[0][key]
+
+
+def test_frozen_phases_train_their_layers_alone_and_leave_statistics(data, checkpoint):
     model = tiny_model()
-    before = {v.path: v.numpy() for v in model.weights}
-    seen = {}
+    seen = [{v.path: v.numpy() for v in model.weights}]
 
     def report(row):
-        seen[row["epoch"]] = {v.path: v.numpy() for v in model.weights}
+        seen.append({v.path: v.numpy() for v in model.weights})
 
-    fit(model, data, recipe(epochs=2, freeze=(FREEZE,), learning_rate=0.05), 3, checkpoint, report)
-    changed = {path for path, value in seen[1].items() if (value != before[path]).any()}
-    assert changed == {"logits/kernel", "logits/bias"}
-    later = {path for path, value in seen[2].items() if (value != seen[1][path]).any()}
-    assert later >= {v.path for v in model.trainable_variables} - {"logits/kernel", "logits/bias"}
+    freeze = (FREEZE, FreezeConfig(epochs=1, train=("hidden", "logits")))
+    fit(model, data, recipe(epochs=3, freeze=freeze, learning_rate=0.05), 3, checkpoint, report)
+    changed = [
+        {path.split("/")[0] for path, value in after.items() if (value != before[path]).any()}
+        for before, after in itertools.pairwise(seen)
+    ]
+    assert changed == [{"logits"}, {"hidden", "logits"}, {"norm", "hidden", "logits"}]
+
+
+def test_a_training_that_ends_in_a_frozen_phase_leaves_no_layer_frozen(data, checkpoint):
+    model, _ = train(data, checkpoint, steps=4, freeze=(FREEZE,))
+    assert all(layer.trainable for layer in model.layers)
 
 
 @pytest.mark.parametrize("signalled", [False, True], ids=["killed", "signalled"])
@@ -405,8 +451,10 @@ def test_a_rate_for_layers_that_are_not_there_is_refused(data, checkpoint):
 
 
 def test_a_phase_that_trains_no_layer_names_those_there_are(data, checkpoint):
+    later = dataclasses.replace(FREEZE, train=("logits", "head"))
     with pytest.raises(TrainingError, match=r"no layer begins with head; there are .*logits"):
-        train(data, checkpoint, freeze=(dataclasses.replace(FREEZE, train=("logits", "head")),))
+        train(data, checkpoint, epochs=3, freeze=(FREEZE, later))
+    assert checkpoint.read() is None, "it was refused before the first phase"
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_the_training(data, checkpoint):
@@ -444,6 +492,20 @@ def test_a_teachers_answers_are_the_same_beforehand_and_on_the_way(data, tmp_pat
         np.testing.assert_allclose(mine.numpy(), theirs.numpy(), atol=1e-4)
     answers = teacher.predict(data.images("train").astype("float32"), verbose=0)
     np.testing.assert_allclose(logits, answers, atol=1e-4)
+
+
+def test_a_teacher_of_other_classes_or_another_size_is_refused(data, tmp_path):
+    file = tmp_path / "model.keras"
+    save_keras(tiny_model(), file)
+    assert load_teacher(file, data).name
+    (tmp_path / "lineage.json").write_text(json.dumps({"classes": data.classes}))
+    assert not load_teacher(file, data).trainable
+    (tmp_path / "lineage.json").write_text(json.dumps({"classes": data.classes[::-1]}))
+    with pytest.raises(TrainingError, match=r"knows other classes: stripes, .*; the student has blue, "):
+        load_teacher(file, data)
+    save_keras(build_model("ResNet-8", 4, 16), file)
+    with pytest.raises(TrainingError, match=r"for images \(16, 16, 3\); the student has"):
+        load_teacher(file, data)
 
 
 def test_without_a_teacher_both_heads_of_a_distilled_vit_learn_the_labels(data, checkpoint):
@@ -517,10 +579,13 @@ def ask_jax():
 @pytest.mark.parametrize("ask", [ask_tensorflow, ask_torch, ask_jax])
 def test_every_backends_refusal_of_memory_suggests_a_batch_size(data, checkpoint, monkeypatch, ask):
     monkeypatch.setattr(Training, "run", lambda self, report: ask())
-    with pytest.raises(
-        TrainingError, match=r"out of memory at train.batch_size 10: try 5, with train.accumulate: 2"
+    for changes, advice in (
+        ({}, "try 5, with train.accumulate: 2 for the same update"),
+        ({"batch_size": 6, "repeated_augmentation": 2}, "try 2, with train.accumulate: 2"),
+        ({"batch_size": 1}, "there is no smaller one; try a smaller variant, or smaller images"),
     ):
-        train(data, checkpoint)
+        with pytest.raises(TrainingError, match=rf"out of memory at train.batch_size \d+: {advice}"):
+            train(data, checkpoint, **changes)
 
 
 def test_a_signal_during_the_last_validation_is_not_forgotten(data, checkpoint, tmp_path, monkeypatch):
@@ -555,6 +620,20 @@ def test_a_damaged_checkpoint_is_not_used_and_the_one_before_it_is(data, checkpo
     assert checkpoint.read()[0].step == 4
     before.write_bytes(b"")
     assert checkpoint.read() is None
+
+
+def test_what_a_killed_process_left_goes_away_and_what_a_living_one_writes_stays(checkpoint, tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left, other = (tmp_path / f".a.json.{number}.tmp" for number in (ended.pid, os.getppid()))
+    for file in (left, other):
+        file.write_text("half of")
+    write_json(tmp_path / "a.json", {"whole": True})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "a.json"]
+    checkpoint.folder.mkdir()
+    (checkpoint.folder / f".step-0000000004.checkpoint.{ended.pid}.tmp").write_text("half of")
+    assert checkpoint.read() is None
+    assert list(checkpoint.folder.iterdir()) == []
 
 
 def test_a_full_disk_costs_a_checkpoint_and_not_the_training(data, checkpoint, monkeypatch, capsys):
@@ -624,7 +703,7 @@ def test_progress_survives_its_file(checkpoint):
 def test_every_preset_is_a_recipe_that_its_keys_override(preset):
     params = make_params("x", ["one"])
     common = {"epochs": 1, "batch_size": 7, "repeated_augmentation": 1}
-    models = {"one": ModelConfig("ResNet-8", "", train={"preset": preset, "steps": 9, "batch_size": 30})}
+    models = {"one": ModelConfig("ResNet-8", "", train={"preset": preset, "steps": 90, "batch_size": 30})}
     made = dataclasses.replace(params, train=common, models=models).train_config("one")
-    assert (made.epochs, made.steps, made.batch_size) == (None, 9, 30)
+    assert (made.epochs, made.steps, made.batch_size) == (None, 90, 30)
     assert made.learning_rate == PRESETS[preset]["learning_rate"]

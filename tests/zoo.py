@@ -4,7 +4,17 @@ ENCODER = {"hidden_dim": 16, "depth": 2, "num_heads": 2, "mlp_dim": 24}
 STAGES = {"blocks_per_stage": (1, 2, 1), "filters": 8}
 
 ZOO = {
-    "vit token pre-logits": ("ViT-S/16", 32, {"patch_size": 8, "representation_dim": 12, **ENCODER}),
+    "vit token pre-logits": (
+        "ViT-S/16",
+        32,
+        {
+            "patch_size": 8,
+            "representation_dim": 12,
+            "dropout_rate": 0.1,
+            "stochastic_depth_rate": 0.1,
+            **ENCODER,
+        },
+    ),
     "vit registers": (
         "ViT-S/16",
         (24, 32),

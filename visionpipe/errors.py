@@ -7,7 +7,7 @@ VisionpipeError
 ├── ImageError      one image cannot be decoded; `code` says why
 ├── WeightsError    a checkpoint is missing, damaged, of no known format, or not of this model
 ├── TrainingError   training cannot go on: NaN loss, out of memory, no such layer
-├── Interrupted     a signal ended the training, after a checkpoint
+├── Interrupted     a signal ended the training
 ├── ArtifactError   an exported model is missing, damaged, or does not agree with the trained one
 └── RegistryError   the tracking store or the model registry refuses
 """
@@ -57,7 +57,7 @@ class Interrupted(VisionpipeError):
     """`signal`: the one that came. The process ends with 128 and its number, as after the signal itself."""
 
     def __init__(self, number: signal.Signals):
-        super().__init__(f"interrupted by {number.name} after a checkpoint: dvc repro goes on from there")
+        super().__init__(f"interrupted by {number.name}: dvc repro goes on from the last checkpoint")
         self.signal = number
 
 

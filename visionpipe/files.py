@@ -1,6 +1,7 @@
 """Writing files so that a crash leaves either the old content or the new, and waiting for each other."""
 
 import fcntl
+import glob
 import json
 import os
 from collections.abc import Iterator
@@ -9,11 +10,18 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BufferedRandom]:
-    """A new file to write and read, which takes the place of `path`, synced, when the block ends well."""
+    """A new file to write and read, which takes the place of `path`, synced, when the block ends well. What a
+    killed process has left of another such file goes away.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if not psutil.pid_exists(int(left.name.split(".")[-2])):
+            left.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w+b") as file:
@@ -21,8 +29,18 @@ def replacing(path: Path) -> Iterator[BufferedRandom]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(folder: Path) -> None:
+    """A name is on the disk only when its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -22,7 +22,7 @@ def show_params(params: Params) -> None:
     for name in params.models:
         recipe = params.train_config(name)
         print(
-            f"{name}: {params.model(name).variant} on {params.backend}, {recipe.epochs} epochs of batches of "
+            f"{name}: {params.model(name).variant} on {params.backend}, {recipe.budget}, batches of "
             f"{recipe.batch_size}"
         )
 

@@ -21,6 +21,7 @@ from visionpipe.lineage import lineage_id, sha256_file, sha256_json, stage_code,
 from visionpipe.models import model_from_spec
 from visionpipe.tracking.runs import LiveRun, flatten
 from visionpipe.tracking.trained import download_trained
+from visionpipe.training.memory import memory_errors_named
 from visionpipe.training.recipe import TrainConfig
 from visionpipe.weights import Checkpoint, Preprocessing, load_weights, resolve
 from visionpipe.weights.load import shown
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 History = list[dict[str, float]]
 Pixels = dict[str, tuple[float, ...]]
+CHECKPOINTS = ("checkpoint_minutes", "checkpoint_steps")  # no weight depends on them
 HISTORY_COLUMNS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
 
 
@@ -58,15 +60,16 @@ def train(name: str, params: Params) -> None:
         pixels = normalisation(entry, seen, data.manifest)
         build = partial(model_from_spec, spec, len(data.classes), params.prepare.size, **pixels)
         keras.config.set_dtype_policy("mixed_bfloat16" if recipe.precision == "bfloat16" else "float32")
-        model = build()
+        with memory_errors_named(recipe):
+            model = build()
+            teacher = make_teacher(recipe, data, identity)
         if start:
             report = load_weights(model, start, head=entry.init_head, permitted=written_pixels(entry))
             print(report, *preprocessing_lines(entry, seen, data), sep="\n", flush=True)
         write_json(last_identity(name), identity)
         checkpoint = TrainingCheckpoint(state / "checkpoints" / key)
-        run = LiveRun(params.tracking, name, key, identity)
-        teacher = make_teacher(recipe, data, identity)
-        history = fit(model, data, recipe, params.seed, checkpoint, run.log_epoch, teacher)
+        with LiveRun(params.tracking, name, key, identity) as run:
+            history = fit(model, data, recipe, params.seed, checkpoint, run.log_epoch, teacher)
         if recipe.precision != "float32":
             keras.config.set_dtype_policy("float32")
             trained, model = model, build()
@@ -81,6 +84,7 @@ def train(name: str, params: Params) -> None:
             "train_key": key,
             "lineage_id": lineage_id(key, model_sha256),
             "model_sha256": model_sha256,
+            "classes": list(data.classes),
             "parameters_count": sum(math.prod(weight.shape) for weight in model.trainable_variables),
             **identity,
         }
@@ -95,13 +99,9 @@ def train(name: str, params: Params) -> None:
 def introduction(name: str, params: Params, images: int, key: str) -> str:
     recipe = params.train_config(name)
     steps = max(1, round(images / recipe.batch_size))
-    budget = (
-        f"{recipe.epochs} epochs of {steps:,} steps"
-        if recipe.epochs
-        else f"{recipe.steps:,} steps, {steps:,} an epoch"
-        if recipe.steps
-        else f"{recipe.minutes:g} minutes (how many steps that are depends on the machine: not reproducible)"
-    )
+    budget = f"{recipe.budget}, {steps:,} steps an epoch"
+    if recipe.minutes:
+        budget += " (how many that are depends on the machine: not reproducible)"
     return (
         f"{name}: {params.model(name).variant} on {params.backend}, {device_name()}, {thread_count(params)} threads, "
         f"{recipe.precision}, {images:,} images, {budget}, {recipe.optimizer}, key {key[:6]}"
@@ -214,7 +214,11 @@ def training_identity(name: str, params: Params, data_sha256: str) -> dict[str, 
                 **written_pixels(params.model(name)),
                 **asdict(params.model_spec(name)),
             },
-            "train": asdict(params.train_config(name)),
+            "train": {
+                key: value
+                for key, value in asdict(params.train_config(name)).items()
+                if key not in CHECKPOINTS
+            },
             "prepare": asdict(params.prepare),
         },
         "versions": backend_versions(params),

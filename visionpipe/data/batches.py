@@ -100,19 +100,21 @@ def training_batches(
     return batches.with_options(untuned())
 
 
-def evaluation_batches(images: np.ndarray, labels: np.ndarray, classes: int) -> Any:
+def evaluation_batches(
+    images: np.ndarray, labels: np.ndarray, classes: int, batch_size: int = EVALUATION_BATCH
+) -> Any:
     """A whole split in order, not augmented, as a `tf.data.Dataset` like that of `training_batches`."""
     import tensorflow as tf
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for start in range(0, len(labels), EVALUATION_BATCH):
-            part = slice(start, start + EVALUATION_BATCH)
+        for start in range(0, len(labels), batch_size):
+            part = slice(start, start + batch_size)
             yield images[part].astype(np.float32), one_hot(labels[part], classes)
 
     shapes = (None, *images.shape[1:]), (None, classes)
     signature = tuple(tf.TensorSpec(shape, tf.float32) for shape in shapes)
     dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
-    count = -(-len(labels) // EVALUATION_BATCH)
+    count = -(-len(labels) // batch_size)
     return dataset.apply(tf.data.experimental.assert_cardinality(count)).with_options(untuned())
 
 

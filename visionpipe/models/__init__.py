@@ -1,8 +1,12 @@
 """The models. `build_model` imports Keras only when it is called; the tables in variants.py need none."""
 
+import csv
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from visionpipe.errors import ConfigError
 from visionpipe.models.specs import ModelSpec
 from visionpipe.models.variants import VARIANTS, resolve_variant
 
@@ -10,9 +14,31 @@ if TYPE_CHECKING:
     import keras
 
 
-def list_models() -> list[str]:
-    """The names that `build_model` accepts."""
-    return list(VARIANTS)
+COSTS = Path(__file__).with_name("costs.csv")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What `build_model` makes of a name alone. `parameters`: the trainable ones; `gmac`: thousand million
+    multiply-accumulates of one image; both at `image_size`, which is square.
+    """
+
+    name: str
+    family: str
+    parameters: int
+    gmac: float
+    image_size: int
+    reference: str
+
+
+def list_models() -> list[Listed]:
+    """Every model there is, in the order of the table that `visionpipe models` prints."""
+    with COSTS.open() as file:
+        costs = {row["name"]: (int(row["parameters"]), float(row["gmac"])) for row in csv.DictReader(file)}
+    return [
+        Listed(name, variant.spec.family, *costs[name], variant.image_size, variant.reference)
+        for name, variant in VARIANTS.items()
+    ]
 
 
 def build_model(
@@ -28,19 +54,36 @@ def build_model(
 
     Args:
         image_size: (height, width) in pixels, or one number for square images.
-        pixel_mean, pixel_std: per channel, in [0, 255]; normalisation is part of the model.
+        pixel_mean, pixel_std: per channel, in [0, 255]; normalisation is part of the model. A deviation below 1
+            counts as 1.
 
     Returns:
         A model from images (batch, height, width, 3), float32 or uint8 in [0, 255], to float32 logits
         (batch, num_classes).
 
     Raises:
-        ConfigError: unknown variant or field, or an impossible combination.
+        ConfigError: unknown variant or field, an impossible value or combination.
     """
+    check_arguments(num_classes, image_size, pixel_mean=pixel_mean, pixel_std=pixel_std)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     return model_from_spec(
         resolve_variant(variant, size, **overrides), num_classes, size, pixel_mean, pixel_std
     )
+
+
+def check_arguments(num_classes: Any, image_size: Any, **pixels: tuple[float, ...]) -> None:
+    sides = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
+    if not positive(num_classes):
+        raise ConfigError(f"num_classes: expected a positive whole number, received {num_classes!r}")
+    if len(sides) != 2 or not all(map(positive, sides)):
+        raise ConfigError(f"image_size: expected pixels or (height, width), received {image_size!r}")
+    for name, values in pixels.items():
+        if len(values) != 3:
+            raise ConfigError(f"{name}: expected a number for each of 3 channels, received {values!r}")
+
+
+def positive(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number > 0
 
 
 def model_from_spec(

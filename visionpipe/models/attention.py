@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from visionpipe.models.positions import resize_positions
+from visionpipe.models.positions import resize_positions, sincos_positions
 
 Shape = tuple[Any, ...]  # None where the size is not known
 
@@ -159,7 +159,8 @@ class Tokens(keras.layers.Layer):
     (Dosovitskiy et al. 2021, equation 1; Touvron et al. 2021, arXiv:2012.12877, for the second; Darcet et al.
     2023 for the registers, which have no position).
 
-    `position`: learned, sincos or none; `stddev`: of the learned ones at first.
+    `position`: learned, sincos or none; `stddev`: of the learned ones at first; `sincos_grid`: the rows and
+    columns that the fixed ones span, by default those of the input.
     """
 
     def __init__(
@@ -169,9 +170,11 @@ class Tokens(keras.layers.Layer):
         position: str = "learned",
         stddev: float = 0.02,
         distillation_token: bool = False,
+        sincos_grid: tuple[int, int] | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        self.sincos_grid = sincos_grid
         self.has_class_token, self.has_distillation_token = class_token, distillation_token
         self.register_count = register_tokens
         self.position, self.stddev = position, stddev
@@ -212,7 +215,7 @@ class Tokens(keras.layers.Layer):
         if self.position == "learned":
             x = x + ops.cast(self.position_embedding, x.dtype)
         elif self.position == "sincos":
-            positions = sincos_positions(rows, columns, channels)
+            positions = sincos_positions(rows, columns, channels, self.sincos_grid)
             x = x + ops.cast(np.pad(positions, ((self.first, 0), (0, 0)))[None], x.dtype)
         if self.register_count:
             parts = [x[:, : self.first], for_each_image(self.register_tokens), x[:, self.first :]]
@@ -226,11 +229,15 @@ class Tokens(keras.layers.Layer):
         own = {"class_token": self.has_class_token, "register_tokens": self.register_count}
         if self.has_distillation_token:  # files of models without it stay what they were
             own["distillation_token"] = True
+        if self.sincos_grid:
+            own["sincos_grid"] = self.sincos_grid
         return super().get_config() | own | {"position": self.position, "stddev": self.stddev}
 
     def resize_from(self, other: "Tokens") -> None:
         """Takes the weights of a layer built for another grid; only the image's positions change."""
         take_weights(self, other, except_for="position_embedding")
+        if self.position != "learned":
+            return
         old, kept = ops.convert_to_numpy(other.position_embedding)[0], self.first
         grid = resize_positions(old[kept:].reshape(*other.grid, -1), self.grid, "linear")
         self.position_embedding.assign(np.concatenate([old[:kept], grid.reshape(-1, old.shape[-1])])[None])
@@ -276,17 +283,6 @@ def softmax(x: Any, axis: int = -1) -> Any:
 def distance_index(side: int) -> np.ndarray:
     """(side, side): where the distance from position i to position j stands in a table of 2·side−1."""
     return np.arange(side)[None, :] - np.arange(side)[:, None] + side - 1
-
-
-def sincos_positions(rows: int, columns: int, channels: int) -> np.ndarray:
-    """Sines and cosines of column and row, float32 (rows·columns, channels) (Beyer et al. 2022,
-    arXiv:2205.01580, appendix; frequencies from 1 to 1/10000).
-    """
-    frequencies = 10000.0 ** -np.linspace(0, 1, channels // 4)
-    row, column = np.mgrid[:rows, :columns].reshape(2, -1, 1) * frequencies
-    return np.concatenate(
-        [np.sin(column), np.cos(column), np.sin(row), np.cos(row)], axis=1, dtype=np.float32
-    )
 
 
 def take_weights(layer: keras.layers.Layer, other: keras.layers.Layer, except_for: str | None = None) -> None:

@@ -7,7 +7,7 @@ from keras import layers
 from visionpipe.models.attention import RelativeBiasAttention
 from visionpipe.models.layers import Add, BatchNorm, Conv2D, LayerNorm, MaxPooling2D, StochasticDepth, gelu
 from visionpipe.models.specs import CoAtNetSpec
-from visionpipe.models.vit import mlp_block
+from visionpipe.models.vit import drop_path_rates, mlp_block
 
 
 def mbconv(x: Any, dim: int, stride: int, drop_path_rate: float, name: str) -> Any:
@@ -69,14 +69,13 @@ def coatnet(images: Any, spec: CoAtNetSpec) -> Any:
         name = f"stem_conv{number}"
         x = Conv2D(spec.dims[0], 3, stride, padding="same", use_bias=False, name=name)(x)
         x = layers.Activation(gelu, name=f"stem_gelu{number}")(BatchNorm(name=f"stem_norm{number}")(x))
-    blocks, done = sum(spec.blocks_per_stage[1:]), 0
+    rates = iter(drop_path_rates(spec.stochastic_depth_rate, sum(spec.blocks_per_stage[1:])))
     for stage, (count, dim) in enumerate(zip(spec.blocks_per_stage[1:], spec.dims[1:], strict=True), start=1):
         for block in range(1, count + 1):
-            drop_path_rate = spec.stochastic_depth_rate * done / max(blocks - 1, 1)
-            stride, name, done = 2 if block == 1 else 1, f"stage{stage}_block{block}", done + 1
+            stride, name = 2 if block == 1 else 1, f"stage{stage}_block{block}"
             if stage >= len(spec.dims) - spec.attention_stages:
-                x = transformer_block(x, dim, stride, spec, drop_path_rate, name)
+                x = transformer_block(x, dim, stride, spec, next(rates), name)
             else:
-                x = mbconv(x, dim, stride, drop_path_rate, name)
+                x = mbconv(x, dim, stride, next(rates), name)
     x = layers.GlobalAveragePooling2D(name="pool")(x)
     return LayerNorm(name="pool_norm")(x)

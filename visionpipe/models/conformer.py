@@ -9,7 +9,7 @@ from keras import layers
 from visionpipe.models.attention import LaidOutAs, Tokens
 from visionpipe.models.layers import BatchNorm, Conv2D, LayerNorm, MaxPooling2D, WeightedSum, gelu
 from visionpipe.models.specs import ConformerSpec, Encoder
-from visionpipe.models.vit import encoder_block
+from visionpipe.models.vit import drop_path_rates, encoder_block
 
 
 def conv_norm(x: Any, filters: int, kernel_size: int, stride: int, name: str, relu: bool = True) -> Any:
@@ -79,14 +79,12 @@ def conformer(images: Any, spec: ConformerSpec) -> Any:
         x = MaxPooling2D(3, 2, padding="same", name="stem_pool")(x)
     else:
         x = conv_norm(images, 64, 3, 1, "stem_conv")
-
-    def drop_path_rate(block: int) -> float:
-        return spec.stochastic_depth_rate * (block - 1) / max(spec.depth - 1, 1)
+    rates = drop_path_rates(spec.stochastic_depth_rate, spec.depth)
 
     patch = spec.patch_size // spec.stem_stride
     patches = Conv2D(spec.hidden_dim, patch, patch, name="patch_embedding")(x)
     tokens = Tokens(class_token=True, position="none", name="tokens")(patches)
-    tokens = encoder_block(tokens, encoder, drop_path_rate(1), "block01_encoder")
+    tokens = encoder_block(tokens, encoder, rates[0], "stage1_block1_encoder")
     x, _ = bottleneck(x, spec.filters, 1, True, "stage1_block1")
 
     for block in range(2, spec.depth + 1):
@@ -96,7 +94,7 @@ def conformer(images: Any, spec: ConformerSpec) -> Any:
         x, inner = bottleneck(x, filters, stride, first, f"{name}_conv")
         seen = to_tokens(inner, tokens, spec.hidden_dim, factor, f"{name}_down")
         tokens = layers.Add(name=f"{name}_tokens")([seen, tokens])
-        tokens = encoder_block(tokens, encoder, drop_path_rate(block), f"{name}_encoder")
+        tokens = encoder_block(tokens, encoder, rates[block - 1], f"{name}_encoder")
         read = to_grid(tokens, patches, filters // 4, factor, f"{name}_up")
         last = block == spec.depth
         x, _ = bottleneck(x, filters, 2 if last else 1, last, f"{name}_fusion", added=read)

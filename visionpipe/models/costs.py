@@ -7,16 +7,13 @@ writes costs.csv beside this file, the numbers of every variant that `visionpipe
 
 import csv
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visionpipe.models import build_model
+from visionpipe.models import COSTS, build_model, list_models
 from visionpipe.models.variants import VARIANTS
 
 if TYPE_CHECKING:
     import keras
-
-TABLE = Path(__file__).with_name("costs.csv")
 
 
 def parameters(model: "keras.Model") -> int:
@@ -57,23 +54,19 @@ def build_all() -> list[dict[str, object]]:
 
 def table() -> str:
     """All variants side by side, in Markdown."""
-    with TABLE.open() as file:
-        costs = {row["name"]: row for row in csv.DictReader(file)}
     lines = [
         "| name | family | parameters | GMAC | image size | reference |",
         "| --- | --- | ---: | ---: | ---: | --- |",
     ]
-    for name, variant in VARIANTS.items():
-        cost = costs[name]
-        lines.append(
-            f"| {name} | {variant.spec.family} | {int(cost['parameters']):,} | {cost['gmac']} | "
-            f"{variant.image_size} | {variant.reference} |"
-        )
+    lines += [
+        f"| {m.name} | {m.family} | {m.parameters:,} | {m.gmac:g} | {m.image_size} | {m.reference} |"
+        for m in list_models()
+    ]
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    with TABLE.open("w") as file:
+    with COSTS.open("w") as file:
         writer = csv.DictWriter(file, ["name", "parameters", "gmac"], lineterminator="\n")
         writer.writeheader()
         writer.writerows(build_all())

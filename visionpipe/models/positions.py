@@ -1,6 +1,22 @@
-"""Position embeddings at another grid: ours linearly, those of a checkpoint as its own code resizes them."""
+"""Fixed positions, and learned ones at another grid: ours linearly, those of a checkpoint as its own code does."""
 
 import numpy as np
+
+
+def sincos_positions(
+    rows: int, columns: int, channels: int, grid: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Sines and cosines of column and row, float32 (rows·columns, channels) (Beyer et al. 2022,
+    arXiv:2205.01580, appendix; frequencies from 1 to 1/10000). With `grid` the places lie between those of so
+    many rows and columns, corners onto corners.
+    """
+    frequencies = 10000.0 ** -np.linspace(0, 1, channels // 4)
+    sides = zip(grid or (rows, columns), (rows, columns), strict=True)
+    places = np.meshgrid(*(np.linspace(0, side - 1, count) for side, count in sides), indexing="ij")
+    row, column = np.reshape(places, (2, -1, 1)) * frequencies
+    return np.concatenate(
+        [np.sin(column), np.cos(column), np.sin(row), np.cos(row)], axis=1, dtype=np.float32
+    )
 
 
 def resize_positions(grid: np.ndarray, size: tuple[int, int], method: str) -> np.ndarray:

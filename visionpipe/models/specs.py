@@ -58,15 +58,15 @@ class Convolutions:
         return stem * 2 ** max(len(self.blocks_per_stage) - 1, 0)
 
     def check_convolutions(self, image_size: Size) -> None:
-        if min(image_size) < self.total_stride * 2:
-            raise ConfigError(
-                f"image size {image_size[0]}×{image_size[1]} is too small for a total stride of "
-                f"{self.total_stride}"
-            )
+        check_size(image_size, self.total_stride)
         if self.stem != "3x3" and self.stem_stride != 1:
             raise ConfigError(f"stem_stride belongs to stem 3x3; stem {self.stem} strides by 4")
+        if self.stride_on == "1x1" and self.block == "basic":
+            raise ConfigError("stride_on 1x1 belongs to block bottleneck; block basic has no 1×1 to stride")
         if self.shortcut == "pad" and self.block == "bottleneck":
             raise ConfigError("shortcut pad belongs to block basic")
+        if self.norm_momentum != Convolutions.norm_momentum and self.norm == "group":
+            raise ConfigError("norm_momentum belongs to norm batch; norm group keeps no statistics")
         stem_filters = self.stem_filters or self.width
         if self.width < 1 or (self.stem == "deep" and stem_filters < 2):
             raise ConfigError(f"filters × width_factor is {self.width}, the stem has {stem_filters}: too few")
@@ -91,9 +91,8 @@ class Encoder:
     arXiv:2205.01580), `seq` averages them with learned weights (Hassani et al. 2021, arXiv:2104.05704).
     `representation_dim`: width of a tanh layer before the head, or null.
     `position`: `learned`, fixed `sincos` of rows and columns (Beyer et al. 2022), or `none`.
-    `position_stddev`: of the learned ones at first.
     `register_tokens`: extra tokens that are read by nobody (Darcet et al. 2023, arXiv:2309.16588).
-    `activation`: exact `gelu` or its approximation with tanh.
+    `position_stddev`: of the learned ones at first. `activation`: exact `gelu` or its approximation with tanh.
     `layer_norm_epsilon`: 1e-6 as the papers' code has it; Hugging Face's ViT has 1e-12.
     `layer_scale`: first value of a learned scale per channel and branch (Touvron et al. 2021,
     arXiv:2103.17239), or null.
@@ -141,10 +140,9 @@ class ViTSpec(Encoder):
 
     def check(self, image_size: Size) -> None:
         self.check_encoder()
-        if any(side % self.patch_size for side in image_size):
-            raise ConfigError(
-                f"image size {image_size[0]}×{image_size[1]} is not divisible by patch_size {self.patch_size}"
-            )
+        check_size(image_size, self.patch_size)
+        if self.stem == "patch":
+            check_divisible(image_size, self.patch_size, "patch_size {}")
         if self.stem == "conv" and (self.patch_size < 2 or self.patch_size.bit_count() != 1):
             raise ConfigError(f"stem conv needs a patch_size of 2, 4, 8 …, received {self.patch_size}")
         if self.distillation_token and (self.pool != "token" or self.representation_dim):
@@ -175,11 +173,8 @@ class HybridSpec(Convolutions, Encoder):
         self.check_encoder()
         self.check_convolutions(image_size)
         stride = self.total_stride * self.patch_size
-        if self.patch_size > 1 and any(side % stride for side in image_size):
-            raise ConfigError(
-                f"image size {image_size[0]}×{image_size[1]} is not divisible by {stride}, the stride of the "
-                f"convolutions times patch_size"
-            )
+        if self.patch_size > 1:
+            check_divisible(image_size, stride, "{}, the stride of the convolutions times patch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,10 +231,7 @@ class CoAtNetSpec:
             if dim < 4:
                 raise ConfigError(f"dims: {dim} is too few for a squeeze to a quarter, of 4 or more")
         stride = self.stem_stride * 2 ** (len(self.dims) - 1)
-        if any(side % stride for side in image_size):
-            raise ConfigError(
-                f"image size {image_size[0]}×{image_size[1]} is not divisible by {stride}, the total stride"
-            )
+        check_size(image_size, stride)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,13 +272,22 @@ class ConformerSpec:
             raise ConfigError(
                 f"patch_size {self.patch_size} is not a multiple of {stride}, the stride of the last stage"
             )
-        if any(side % self.patch_size for side in image_size):
-            raise ConfigError(
-                f"image size {image_size[0]}×{image_size[1]} is not divisible by patch_size {self.patch_size}"
-            )
+        check_divisible(image_size, self.patch_size, "patch_size {}")
 
 
 ModelSpec = ViTSpec | ResNetSpec | HybridSpec | BoTNetSpec | CoAtNetSpec | ConformerSpec
+
+
+def check_size(image_size: Size, stride: int) -> None:
+    height, width = image_size
+    if min(image_size) < stride:
+        raise ConfigError(f"image size {height}×{width} is too small for a total stride of {stride}")
+
+
+def check_divisible(image_size: Size, number: int, what: str) -> None:
+    height, width = image_size
+    if height % number or width % number:
+        raise ConfigError(f"image size {height}×{width} is not divisible by {what.format(number)}")
 
 
 def check_heads(hidden_dim: int, num_heads: int) -> None:

@@ -12,7 +12,8 @@ from visionpipe.models.attention import MultiHeadSelfAttention, take_weights
 
 def with_image_size(model: keras.Model, image_size: int | tuple[int, int]) -> keras.Model:
     """A copy of `model` for images of another (height, width), with its position embeddings and relative
-    positions resized linearly; all other weights are the same. Computed in NumPy: equal on every backend.
+    positions resized linearly; fixed ones are read between those that the model knows. All other weights are
+    the same. Computed in NumPy: equal on every backend.
 
     Raises:
         ConfigError: the model's strides and patches do not fit the new size.
@@ -21,6 +22,8 @@ def with_image_size(model: keras.Model, image_size: int | tuple[int, int]) -> ke
     config = model.get_config()
     for layer in config["layers"]:
         layer.pop("build_config", None)  # the shapes of the old size
+        if layer["config"].get("position") == "sincos":
+            layer["config"].setdefault("sincos_grid", model.get_layer(layer["config"]["name"]).grid)
     (images,) = (layer for layer in config["layers"] if layer["class_name"] == "InputLayer")
     images["config"]["batch_shape"] = (None, height, width, images["config"]["batch_shape"][-1])
     try:
@@ -36,8 +39,7 @@ def with_image_size(model: keras.Model, image_size: int | tuple[int, int]) -> ke
                     f"last {rest[0]} rows and {rest[1]} columns of its input"
                 )
     for layer, old in zip(resized.layers, model.layers, strict=True):
-        shapes = [[tuple(weight.shape) for weight in owner.weights] for owner in (layer, old)]
-        if shapes[0] != shapes[1]:
+        if getattr(layer, "grid", None) != getattr(old, "grid", None):  # 3×4 and 4×3 have as many weights
             layer.resize_from(old)
         else:
             take_weights(layer, old)
@@ -47,9 +49,9 @@ def with_image_size(model: keras.Model, image_size: int | tuple[int, int]) -> ke
 def features(model: keras.Model) -> keras.Model:
     """A model with the same input and a dictionary of named intermediate outputs.
 
-    Convolution stages, or the stem where there is no stage: `stride_4`, `stride_8` …, the last feature map at
-    each stride (batch, rows, columns, channels). Transformer blocks: `block_00`, `block_01` …, their outputs,
-    class and register tokens first (batch, tokens, hidden_dim).
+    Convolution stages, or the stem where there is no stage: `stride_4`, `stride_8` …, the last block's output
+    at each stride (batch, rows, columns, channels); with `preactivation` it has no norm yet. Transformer
+    blocks: `block_00`, `block_01` …, their outputs, class and register tokens first (batch, tokens, hidden_dim).
     """
     rows = model.input.shape[1]
     outputs: dict[str, Any] = {}

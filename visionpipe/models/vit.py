@@ -35,6 +35,11 @@ def encoder_block(x: Any, spec: Encoder, drop_path_rate: float, name: str) -> An
     return residual(x, mlp_block(y, spec.mlp_dim, spec.activation, spec.dropout_rate, f"{name}_mlp"), "mlp")
 
 
+def drop_path_rates(last: float, depth: int) -> list[float]:
+    """How often stochastic depth drops each block: linearly from 0 to `last`, which a single block has too."""
+    return [last * block / (depth - 1) for block in range(depth)] if depth > 1 else [last]
+
+
 def encode(x: Any, spec: Encoder, distillation_token: bool = False) -> Any:
     """A feature grid (batch, rows, columns, hidden_dim) to one vector per image (batch, features), or with
     `distillation_token` to two: that of the class and that of the distillation token.
@@ -48,8 +53,7 @@ def encode(x: Any, spec: Encoder, distillation_token: bool = False) -> Any:
         name="tokens",
     )(x)
     x = layers.Dropout(spec.dropout_rate, name="embedding_dropout")(x) if spec.dropout_rate else x
-    for block in range(spec.depth):
-        drop_path_rate = spec.stochastic_depth_rate * block / max(spec.depth - 1, 1)
+    for block, drop_path_rate in enumerate(drop_path_rates(spec.stochastic_depth_rate, spec.depth)):
         x = encoder_block(x, spec, drop_path_rate, f"encoder_block_{block:02d}")
     x = LayerNorm(spec.layer_norm_epsilon, name="encoder_norm")(x)
     if distillation_token:

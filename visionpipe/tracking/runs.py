@@ -9,12 +9,15 @@ import json
 import platform
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import psutil
 
 from visionpipe.config import TrackingConfig
+from visionpipe.errors import Interrupted
 from visionpipe.lineage import git_commit, sha256_file, sha256_json, state_folder
 from visionpipe.tracking.store import Store, connect
 
@@ -55,6 +58,15 @@ class LiveRun:
             with_reason = error
         if with_reason is not None:
             self.give_up(with_reason)
+
+    def __enter__(self) -> "LiveRun":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """A training that failed says so; one that was interrupted goes on, and must end now."""
+        if isinstance(error, Exception) and not isinstance(error, Interrupted) and self.run_id and self.store:
+            with suppress(Exception):  # the error that ends the training is the one to be seen
+                self.store.client.set_terminated(self.run_id, "FAILED")
 
     def log_epoch(self, row: Row) -> None:
         if self.run_id and self.store:

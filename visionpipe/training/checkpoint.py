@@ -73,9 +73,11 @@ class Checkpoint:
 
     def read(self) -> tuple[Progress, Arrays] | None:
         """The newest sound state, or None."""
+        for left in self.folder.glob(".*.tmp"):  # of a process that was killed: one trains a key at a time
+            left.unlink()
         for file in self.files():
             if not sound(file):
-                print(f"checkpoint {file.name} is damaged: using the one before it", flush=True)
+                print(f"  checkpoint {file.name} is damaged: it is left out", flush=True)
                 file.unlink()  # or it would count among those that are kept
                 continue
             with np.load(file, allow_pickle=False) as arrays:

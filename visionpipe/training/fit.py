@@ -9,26 +9,21 @@ import keras
 import numpy as np
 
 from visionpipe.data.augmentation import make_augmentation
-from visionpipe.data.batches import evaluation_batches, steps_per_epoch, training_batches
+from visionpipe.data.batches import EVALUATION_BATCH, evaluation_batches, steps_per_epoch, training_batches
 from visionpipe.data.prepared import Prepared
 from visionpipe.errors import TrainingError
 from visionpipe.training.averaging import AveragedModel
 from visionpipe.training.checkpoint import Arrays, Checkpoint, Progress, Row, as_array
 from visionpipe.training.interruption import Interruption
 from visionpipe.training.loss import Accuracy, Objective, class_weights
+from visionpipe.training.memory import memory_errors_named
 from visionpipe.training.optimizer import check_layers, make_optimizer, make_schedule, rate_factors
 from visionpipe.training.recipe import TrainConfig
 from visionpipe.training.teacher import Teacher, with_teacher
 from visionpipe.training.watch import Watch, epoch_line
 
 Report = Callable[[Row], None]
-OUT_OF_MEMORY = (
-    "out of memory",
-    "oom when",
-    "can't allocate memory",
-    "not enough memory",
-    "resource_exhausted",
-)
+MEASURED_STEPS = 20  # before a budget in minutes knows its steps
 
 
 def fit(
@@ -45,17 +40,11 @@ def fit(
     `report` is called with each epoch's row. Returns one row per epoch: epoch, loss, accuracy, val_loss,
     val_accuracy, learning_rate, seconds, images_per_second.
     """
-    training = Training(model, data, recipe, seed, checkpoint, teacher or Teacher())
-    try:
+    with memory_errors_named(recipe):
+        training = Training(model, data, recipe, seed, checkpoint, teacher or Teacher())
         with Interruption() as training.interruption:
             training.run(report)
-    except Exception as error:
-        if ran_out_of_memory(error):
-            raise TrainingError(
-                f"out of memory at train.batch_size {recipe.batch_size}: try {max(1, recipe.batch_size // 2)}, with "
-                f"train.accumulate: {2 * recipe.accumulate} for the same update"
-            ) from error
-        raise
+            training.interruption.raise_if_arrived()
     return training.progress.history
 
 
@@ -98,6 +87,7 @@ class Training:
         model.compile(
             loss=keras.losses.CategoricalCrossentropy(from_logits=True), metrics=[Accuracy(len(data.classes))]
         )
+        check_layers(model, "train.freeze", [prefix for phase in recipe.freeze for prefix in phase.train])
         self.progress = Progress(total_steps=self.planned_steps())
         self.augment = make_augmentation(recipe.augmentation, seed, self.epoch_steps)
         self.restored: Arrays = []
@@ -130,9 +120,24 @@ class Training:
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
         """The rest of an epoch; returns loss and accuracy over all of it."""
-        steps = range(self.progress.step, min((epoch + 1) * self.epoch_steps, self.progress.total_steps))
-        if not steps:  # it was interrupted between its last step and its validation
+        if not self.steps_of(epoch):  # it was interrupted between its last step and its validation
             return self.progress.logs
+        if self.recipe.minutes and not self.step_seconds:  # how many steps fit is known after a few of them
+            self.train_steps(epoch, self.steps_of(epoch)[:MEASURED_STEPS])
+            self.plan_for_minutes(0.0)
+            if self.steps_of(epoch):
+                self.restored = [as_array(v) for v in self.variables()]  # the metrics' are the epoch's so far
+        if self.steps_of(epoch):
+            self.train_steps(epoch, self.steps_of(epoch))
+        self.trained.reset_metrics()
+        self.save()
+        return self.progress.logs
+
+    def steps_of(self, epoch: int) -> range:
+        """Those of the epoch that are still to be done."""
+        return range(self.progress.step, min((epoch + 1) * self.epoch_steps, self.progress.total_steps))
+
+    def train_steps(self, epoch: int, steps: range) -> None:
         watch = Watch(self, steps, f"epoch {epoch + 1}")
         history = self.trained.fit(self.batches(steps), callbacks=[watch], verbose=0, shuffle=False).history
         logs = {name: float(values[-1]) for name, values in history.items()}
@@ -143,9 +148,6 @@ class Training:
             )
         self.progress.step, self.progress.seconds, self.progress.logs = steps.stop, watch.seconds(), logs
         self.step_seconds = watch.step_seconds()
-        self.trained.reset_metrics()
-        self.save()
-        return logs
 
     def batches(self, steps: range) -> Any:
         """A `tf.data.Dataset` of the batches of these steps."""
@@ -165,7 +167,10 @@ class Training:
         """Validation, and what depends on it; returns the epoch's row."""
         start = time.perf_counter()
         validation = evaluation_batches(
-            self.data.images("validation"), self.data.labels("validation"), len(self.data.classes)
+            self.data.images("validation"),
+            self.data.labels("validation"),
+            len(self.data.classes),
+            min(EVALUATION_BATCH, 4 * self.batch_size),  # takes no more memory than training does
         )
         with self.weights_to_save():
             found = self.model.evaluate(validation, verbose=0, return_dict=True)
@@ -187,7 +192,9 @@ class Training:
         }
 
     def take_final_weights(self) -> None:
-        """What the recipe keeps goes into the model."""
+        """What the recipe keeps goes into the model, of which no layer stays frozen."""
+        for layer in self.model.layers:
+            layer.trainable = True
         if self.progress.best:
             for variable, value in zip(self.model.weights, self.progress.best, strict=True):
                 variable.assign(value)
@@ -209,7 +216,6 @@ class Training:
     def start_phase(self, start: int) -> None:
         """Freezes and unfreezes, and compiles with an optimizer of the phase's own; `start`: its first step."""
         self.progress.phase, prefixes = start, self.trained_prefixes(start)
-        check_layers(self.model, "train.freeze", prefixes or ())
         for layer in self.model.layers:
             layer.trainable = prefixes is None or layer.name.startswith(prefixes)
         variables = self.trained.trainable_variables
@@ -236,7 +242,7 @@ class Training:
     # The budget
 
     def planned_steps(self) -> int:
-        """Of the whole training; a guess where the budget is time, until the first epoch has been measured."""
+        """Of the whole training; a guess where the budget is time, until a few have been measured."""
         return self.recipe.steps or (self.recipe.epochs or 10) * self.epoch_steps
 
     def plan_for_minutes(self, validation_seconds: float) -> None:
@@ -289,8 +295,3 @@ class Training:
     def weights_to_save(self) -> contextlib.AbstractContextManager[None]:
         trained = self.trained
         return trained.averages_in_place() if isinstance(trained, AveragedModel) else contextlib.nullcontext()
-
-
-def ran_out_of_memory(error: Exception) -> bool:
-    """Each framework has its own class for it; their messages agree better."""
-    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY)

@@ -12,7 +12,7 @@ from visionpipe.errors import TrainingError
 from visionpipe.training.recipe import TrainConfig, duration_steps
 
 Schedule = Callable[[Any, Any], Any]
-BLOCK = re.compile(r"(encoder_block_\d+|stage\d+_block\d+|block\d+)")
+BLOCK = re.compile(r"(encoder_block_\d+|stage\d+_block\d+)")
 # Shrinking these towards zero does not regularise (He et al. 2019, arXiv:1812.01187, section 3.1).
 UNDECAYED = re.compile(r"token|embedding|relative")
 
@@ -61,8 +61,9 @@ def rate_factors(model: keras.Model, recipe: TrainConfig) -> dict[str, float]:
         match = BLOCK.match(layer.name)
         if match and match[1] not in blocks:
             blocks.append(match[1])
-        # A layer between two blocks belongs to the one before it, unless it comes after all of them.
-        depths[layer.name] = len(blocks)
+        # A layer between two blocks belongs to the one before it, unless it comes after all of them. Parallel
+        # branches are not in the order of their blocks.
+        depths[layer.name] = blocks.index(match[1]) + 1 if match else len(blocks)
     last = max((place for place, layer in enumerate(model.layers) if BLOCK.match(layer.name)), default=-1)
     for layer in model.layers[last + 1 :]:
         depths[layer.name] = len(blocks) + 1

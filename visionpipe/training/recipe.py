@@ -46,6 +46,7 @@ class TrainConfig:
     Args:
         minutes: as many steps as fit into this time on this machine: the one budget with which two runs differ.
         batch_size: images per step. `accumulate`: steps whose gradients make one update.
+        optimizer: `sgd` is Nesterov's; `muon` is for matrices, all else has AdamW beside it.
         learning_rate: at its highest. `final_rate`: where cosine and polynomial end, as a fraction of it.
         warmup: duration of the linear rise, at the beginning and after each phase of `freeze`.
         decay_at, decay_factor: when `schedule: step` multiplies the rate, and by what.
@@ -55,13 +56,18 @@ class TrainConfig:
         clip_norm: the longest that all gradients together may be.
         layer_decay: factor of the rate from each block to the one before it (Bao et al. 2022, arXiv:2106.08254).
         rates: factors of the rate for layers whose names begin so, on top of `layer_decay`.
+        freeze: phases at the beginning that train some layers only; each warms up, and averages, anew.
         loss: cross-entropy over classes, or of each class against the rest (Beyer et al. 2020).
+        label_smoothing: the share of each target that is spread over all classes.
         class_weights: a factor for each class, or `balanced`: the rarer, the heavier, 1 on average.
+        distill: a teacher.
         ema_decay: of the moving average of weights and statistics, which then is what is evaluated and saved; it
             follows faster in the first steps.
         keep: the weights of the last epoch, or of the best one on validation.
         patience: epochs without a better validation accuracy after which the training ends.
         precision: of the computation; weights, heads, softmax and loss stay float32.
+        augmentation: what visionpipe/data/augmentation.py lists, in order.
+        repeated_augmentation: how often an image that is drawn is in its batch, each time augmented anew.
         checkpoint_minutes, checkpoint_steps: how often within an epoch; it is written at each epoch's end too.
     """
 
@@ -97,6 +103,11 @@ class TrainConfig:
     checkpoint_minutes: float = 5.0
     checkpoint_steps: int | None = None
 
+    @property
+    def budget(self) -> str:
+        """Such as "11 epochs"."""
+        return next(f"{value:,} {name}" for name in BUDGETS if (value := getattr(self, name)) is not None)
+
     def check(self) -> None:
         """Raises ConfigError that begins with the key where a value, or a combination, cannot be."""
         given = [name for name in BUDGETS if getattr(self, name) is not None]
@@ -122,6 +133,10 @@ class TrainConfig:
         for name, durations in (("warmup", (self.warmup,)), ("decay_at", self.decay_at)):
             for duration in durations:
                 check_duration(duration, name)
+        if isinstance(self.warmup, str):
+            unit = "epochs" if "epoch" in self.warmup else "steps"
+            whole, rising = getattr(self, unit), float(self.warmup.split()[0])
+            require(whole is None or rising < whole, "warmup", f"{self.warmup} leave none of {whole} {unit}")
         for name, factor in self.rates.items():
             require(0 <= factor < math.inf, f"rates.{name}", "must be finite and not negative")
         for position, phase in enumerate(self.freeze):

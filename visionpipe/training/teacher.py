@@ -1,5 +1,6 @@
 """The teacher of a distillation: its logits for the training images, beforehand where the augmentation allows."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ class Teacher:
 
 
 def load_teacher(file: Path, data: Prepared) -> keras.Model:
-    """The model in `file`, never trained itself; TrainingError where it knows other classes or another size."""
+    """The model in `file`, never trained itself; TrainingError where it knows other classes, by the lineage.json
+    beside it, or another size.
+    """
     import visionpipe.models.attention
     import visionpipe.models.layers  # noqa: F401  (both register the layers that the file names)
 
@@ -34,6 +37,13 @@ def load_teacher(file: Path, data: Prepared) -> keras.Model:
             f"train.distill.teacher: {file} answers {teacher.output_shape[1:]} for images {teacher.input_shape[1:]}; "
             f"the student has {(len(data.classes),)} for {images.shape[1:]}"
         )
+    lineage = file.with_name("lineage.json")
+    classes = json.loads(lineage.read_text()).get("classes") if lineage.exists() else None
+    if classes and classes != list(data.classes):
+        raise TrainingError(
+            f"train.distill.teacher: {file} knows other classes: {', '.join(classes)}; the student has "
+            f"{', '.join(data.classes)}"
+        )
     teacher.trainable = False
     return teacher
 
@@ -41,13 +51,13 @@ def load_teacher(file: Path, data: Prepared) -> keras.Model:
 def teacher_logits(teacher: keras.Model, images: np.ndarray, cache: Path) -> np.ndarray:
     """float32 (n, classes) for all training images as they are, computed once and kept in `cache`."""
     if not cache.exists():
-        parts = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
-        logits = [
-            keras.ops.convert_to_numpy(teacher(part.astype(np.float32), training=False)) for part in parts
-        ]
+        header = {"descr": "<f4", "fortran_order": False, "shape": (len(images), teacher.output_shape[-1])}
         with replacing(cache) as file:
-            np.save(file, np.concatenate(logits), allow_pickle=False)
-    return np.load(cache, allow_pickle=False)
+            np.lib.format.write_array_header_1_0(file, header)
+            for start in range(0, len(images), BATCH):
+                part = images[start : start + BATCH].astype(np.float32)
+                file.write(keras.ops.convert_to_numpy(teacher(part, training=False)).tobytes())
+    return np.load(cache, mmap_mode="r", allow_pickle=False)
 
 
 def with_teacher(model: keras.Model, heads: list[Any], teacher: keras.Model | None) -> Any:

@@ -1,0 +1,80 @@
+"""What stage `train` says, and what it leaves in the tracking store when a training does not end well."""
+
+import dataclasses
+import signal
+from pathlib import Path
+
+import pytest
+from linear_models import make_params, state
+
+from visionpipe.errors import Interrupted, TrainingError
+from visionpipe.files import write_json
+from visionpipe.tracking.runs import LiveRun
+from visionpipe.train import introduction, last_identity, print_changes
+
+IDENTITY = {
+    "data_sha256": "d1",
+    "code": {"visionpipe/train.py": "c1"},
+    "params": {"backend": "tensorflow", "model": {"family": "resnet"}, "train": {"epochs": 3}},
+    "versions": {"keras": "3"},
+}
+
+
+@pytest.fixture
+def params(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(".dvc").mkdir()
+    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    return make_params("x", ["one"])
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        ({"epochs": 3}, "3 epochs, 10 steps an epoch, adamw"),
+        ({"steps": 2500}, "2,500 steps, 10 steps an epoch, adamw"),
+        (
+            {"minutes": 1.5},
+            "1.5 minutes, 10 steps an epoch (how many that are depends on the machine: not reproducible), adamw",
+        ),
+    ],
+)
+def test_a_training_says_what_it_is_about_to_do(params, budget, said):
+    params = dataclasses.replace(params, train=budget | {"precision": "bfloat16"})
+    line = introduction("one", params, 640, "abcdef0123")
+    assert line.startswith("one: ResNet-8 on tensorflow, ")
+    assert line.endswith(f", 1 threads, bfloat16, 640 images, {said}, key abcdef")
+
+
+def test_a_training_says_what_changed_since_the_last_one_of_its_name(params, capsys):
+    print_changes("one", IDENTITY)
+    assert capsys.readouterr().out == "", "there was none"
+    write_json(last_identity("one"), IDENTITY)
+    print_changes("one", IDENTITY)
+    assert capsys.readouterr().out == ""
+    now = IDENTITY | {"data_sha256": "d2", "code": {"visionpipe/train.py": "c2"}, "teacher_sha256": "t1"}
+    now["params"] = IDENTITY["params"] | {"train": {"epochs": 4, "patience": 2}}
+    print_changes("one", now)
+    assert capsys.readouterr().out.splitlines() == [
+        "  changed: code.visionpipe/train.py",
+        "  changed: data_sha256",
+        "  changed: params.train.epochs, 3 → 4",
+        "  changed: params.train.patience, nothing → 2",
+        "  changed: teacher_sha256",
+    ]
+
+
+def test_the_run_of_a_training_that_failed_says_so_and_goes_on_with_the_next_attempt(params):
+    def attempt(error: Exception) -> None:
+        with pytest.raises(type(error)), LiveRun(params.tracking, "one", "key", IDENTITY):
+            raise error
+
+    for error, status in (
+        (TrainingError("the loss became nan"), "FAILED"),
+        (Interrupted(signal.SIGTERM), "RUNNING"),
+        (TrainingError("out of memory"), "FAILED"),
+    ):
+        attempt(error)
+        (run,) = state(params).runs
+        assert run.info.status == status
