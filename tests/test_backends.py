@@ -140,11 +140,16 @@ def test_all_the_rest_of_a_recipe_survives_a_kill_too(prepared, backend):
         {"optimizer": "adamw", "accumulate": 2, "clip_norm": 1.0, "layer_decay": 0.8, "weight_decay": 0.1},
         {"optimizer": "sgd", "learning_rate": 0.02, "rates": {"logits": 3.0}, "class_weights": "balanced"},
         {"optimizer": "lamb", "loss": "sigmoid", "freeze": [{"epochs": 1, "train": ["logits", "encoder"]}]},
+        {"optimizer": "lion", "learning_rate": 0.001, "weight_decay": 0.1, "patience": 3},
+        {"optimizer": "muon", "weight_decay": 0.1, "schedule": "polynomial", "final_rate": 0.1},
+        {"distill": {"teacher": "the result on TensorFlow", "weight": 0.7}},
     ],
-    ids=["adamw", "sgd", "lamb"],
+    ids=["adamw", "sgd", "lamb", "lion", "muon", "distilled"],
 )
-def test_the_same_recipe_trains_the_same_model_on_every_backend(prepared, tmp_path, recipe):
+def test_the_same_recipe_trains_the_same_model_on_every_backend(prepared, results, tmp_path, recipe):
     """From the same weights, through averages, accumulation and rates: all that differs is the order of sums."""
+    if "distill" in recipe:
+        recipe = {"distill": recipe["distill"] | {"teacher": results["tensorflow"]["file"]}}
     found = {}
     for backend in BACKENDS:
         found[backend] = train(backend, prepared, recipe, start=tmp_path / "start.weights.h5")

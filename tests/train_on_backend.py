@@ -48,6 +48,7 @@ def main(backend, folder, changes, stop_before, start=None):
     from visionpipe.training import watch
     from visionpipe.training.checkpoint import Checkpoint
     from visionpipe.training.fit import fit
+    from visionpipe.training.teacher import Teacher, load_teacher
 
     data = open_prepared(folder)
     recipe = params.train_config("hybrid")
@@ -68,7 +69,8 @@ def main(backend, folder, changes, stop_before, start=None):
 
     watch.Watch.on_train_batch_begin = on_train_batch_begin
     checkpoint = Checkpoint(folder.parent / f"checkpoint-{backend}")
-    history = fit(model, data, recipe, 5, checkpoint, lambda row: None)
+    teacher = Teacher(load_teacher(Path(recipe.distill.teacher), data)) if recipe.distill else None
+    history = fit(model, data, recipe, 5, checkpoint, lambda row: None, teacher)
     path = folder.parent / f"{backend}.keras"
     save_keras(model, path)
     logits = np.asarray(keras.ops.convert_to_numpy(model(data.images("validation"))))
