@@ -417,7 +417,7 @@ def test_an_unreachable_tracking_server_stops_register_only_and_is_made_up_for_l
 
 
 def test_sigterm_leaves_a_checkpoint_of_the_very_step_and_the_status_of_the_signal(project, first):
-    project.change("models.vit.train", {"epochs": 2 * EPOCHS_TO_INTERRUPT, "checkpoint_steps": 1000})
+    project.change("models.vit.train", {"epochs": EPOCHS_TO_INTERRUPT, "checkpoint_steps": 1000})
     command = [sys.executable, "-m", "visionpipe", "train", "vit"]
     with (project.root / "tmp.log").open("w+") as log:
         trainer = subprocess.Popen(command, cwd=project.root, env=environment(), stdout=log, stderr=log)

@@ -60,9 +60,22 @@ def teacher_logits(teacher: keras.Model, images: np.ndarray, cache: Path) -> np.
     return np.load(cache, mmap_mode="r", allow_pickle=False)
 
 
+class Answering(keras.layers.Layer):
+    """Images float32 (batch, height, width, 3) to the teacher's logits, as in inference: within a model that is
+    trained, Keras overrules `training=False` of all that is called directly.
+    """
+
+    def __init__(self, teacher: keras.Model):
+        super().__init__(dtype="float32", trainable=False, name="teacher")
+        self.teacher = teacher
+
+    def call(self, images: Any) -> Any:
+        return self.teacher(images, training=False)
+
+
 def with_teacher(model: keras.Model, heads: list[Any], teacher: keras.Model | None) -> Any:
     """The outputs that the objective reads: the model's heads and, where it answers on the way, the teacher's."""
-    outputs = [*heads, teacher(model.input, training=False)] if teacher else heads
+    outputs = [*heads, Answering(teacher)(model.input)] if teacher else heads
     if len(outputs) == 1:
         return outputs[0]
     return keras.layers.Concatenate(dtype="float32", name="training_outputs")(outputs)
