@@ -76,6 +76,39 @@ def test_the_readme_shows_what_a_teacher_gives_with_every_seed():
     assert f"to {taught:.4f} instead of {alone:.4f}" in unwrapped(FOLDER.parent / "README.md")
 
 
+def test_the_page_shows_the_table_of_the_trainer(tables):
+    shown = tables.PAGE.read_text().split(tables.FIT_BEGIN)[1].split(tables.FIT_END)[0]
+    assert shown.strip() == tables.fit_table(json.loads(tables.FIT.read_text())).strip()
+    times = {
+        (0, "bare loop"): [12, 10],
+        (0, "ours"): [11, 14],
+        (1, "bare loop"): [20, 30],
+        (1, "ours"): [21, 30],
+    }
+    samples = [
+        {"round": number, "backend": "b", "loop": loop, "milliseconds_per_step": epochs}
+        for (number, loop), epochs in times.items()
+    ]
+    assert "| b | ours | 11.0 | 17.5 | +10.0% |" in tables.fit_table({"hardware": "", "samples": samples})
+
+
+def test_the_page_shows_the_table_of_the_modes(tables):
+    shown = tables.PAGE.read_text().split(tables.MODES_BEGIN)[1].split(tables.MODES_END)[0]
+    assert shown.strip() == tables.modes_table(json.loads(tables.MODES.read_text())).strip()
+
+
+def test_the_page_shows_the_kills_and_every_training_ended_at_the_same_bytes():
+    kills = script("kills")
+    result = json.loads(kills.RESULT.read_text())
+    shown = kills.PAGE.read_text().split(kills.BEGIN)[1].split(kills.END)[0]
+    assert shown.strip() == kills.table(result).strip()
+    assert {entry["backend"] for entry in result["backends"]} == {"tensorflow", "jax", "torch"}
+    assert all(len(entry["kills"]) >= 20 for entry in result["backends"])
+    assert all(
+        {kill["moment"] for kill in entry["kills"]} == set(kills.MOMENTS) for entry in result["backends"]
+    )
+
+
 def test_the_readme_shows_the_accuracies_of_the_default_models():
     accuracy = script("accuracy")
     assert accuracy.table(json.loads(accuracy.RESULT.read_text())) in unwrapped(FOLDER.parent / "README.md")
