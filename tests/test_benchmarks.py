@@ -92,11 +92,6 @@ def test_the_page_shows_the_table_of_the_trainer(tables):
     assert "| b | ours | 11.0 | 17.5 | +10.0% |" in tables.fit_table({"hardware": "", "samples": samples})
 
 
-def test_the_page_shows_the_table_of_the_modes(tables):
-    shown = tables.PAGE.read_text().split(tables.MODES_BEGIN)[1].split(tables.MODES_END)[0]
-    assert shown.strip() == tables.modes_table(json.loads(tables.MODES.read_text())).strip()
-
-
 def test_the_page_shows_the_kills_and_every_training_ended_at_the_same_bytes():
     kills = script("kills")
     result = json.loads(kills.RESULT.read_text())
