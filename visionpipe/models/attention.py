@@ -226,7 +226,7 @@ class Tokens(keras.layers.Layer):
         return (shape[0], self.first + self.register_count + shape[1] * shape[2], shape[3])
 
     def get_config(self) -> dict[str, Any]:
-        own = {"class_token": self.has_class_token, "register_tokens": self.register_count}
+        own: dict[str, Any] = {"class_token": self.has_class_token, "register_tokens": self.register_count}
         if self.has_distillation_token:  # files of models without it stay what they were
             own["distillation_token"] = True
         if self.sincos_grid:

@@ -140,7 +140,6 @@ class ViTSpec(Encoder):
 
     def check(self, image_size: Size) -> None:
         self.check_encoder()
-        check_size(image_size, self.patch_size)
         if self.stem == "patch":
             check_divisible(image_size, self.patch_size, "patch_size {}")
         if self.stem == "conv" and (self.patch_size < 2 or self.patch_size.bit_count() != 1):
