@@ -7,9 +7,11 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from servers import CHECKOUT, artifact_folder, picture
 
 from visionpipe.container import COMMAND, REQUIREMENTS, container, pinned
@@ -66,6 +68,29 @@ def test_every_requirement_is_pinned_and_no_framework_is_among_them(context):
 def test_a_folder_that_is_there_is_left_alone(context):
     with pytest.raises(ConfigError, match="is there already"):
         container(str(context / "model"), context)
+
+
+IMPORT_WITHOUT = """
+import sys
+
+class Absent:
+    def find_spec(name, path=None, target=None):
+        if name in {absent}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent)
+import visionpipe.serving.server, visionpipe.serving.service, visionpipe.tracking.lookup
+"""
+
+
+def test_the_server_imports_nothing_that_the_image_lacks(context):
+    lines = (context / "requirements.txt").read_text().split()
+    present = {line.split("==")[0] for line in lines} | {"visionpipe"}
+    providers = packages_distributions().items()
+    absent = {module for module, names in providers if not present & set(map(canonicalize_name, names))}
+    assert {"psutil", "mlflow", "keras"} <= absent
+    script = IMPORT_WITHOUT.format(absent=sorted(absent))
+    subprocess.run([sys.executable, "-c", script], cwd=context, check=True)
 
 
 def run_as_the_image_does(context, python, tmp_path):

@@ -10,14 +10,14 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BufferedRandom]:
     """A new file to write and read, which takes the place of `path`, synced, when the block ends well. What a
     killed process has left of another such file goes away.
     """
+    import psutil  # not above: the image of the server has none, and reads only
+
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         if not psutil.pid_exists(int(left.name.split(".")[-2])):
