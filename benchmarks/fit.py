@@ -1,13 +1,15 @@
 """What progress, checkpoints and tracking cost: the trainer beside a bare compiled loop and beside stock `fit`.
 
-    python benchmarks/fit.py --rounds 5
+    python benchmarks/fit.py --rounds 2
 
-The default ResNet on as many images as the sample has, with the same optimizer and batches, on each backend, in fresh
-processes that take turns: Keras's compiled step called in a loop and nothing else; this project's `fit` with a tracking
-store and its default checkpoints; stock `fit` with MLflow's own Keras callback and a checkpoint callback per epoch.
-Counted is the time of whole epochs from the second one on, without validation, which the loop does not have: whatever
-happens between two epochs is in it. The fastest epoch of all rounds is compared: on a shared machine what lengthens one
-is the neighbours' work. Raw samples go to benchmarks/fit.json, the table to docs/performance.md.
+The default ResNet on as many images as the sample has, with the same optimizer and batches, on each backend:
+this project's `fit` with a tracking store and its default checkpoints; stock `fit` with MLflow's own Keras
+callback and a checkpoint callback per epoch; and, for the noise, a bare loop. Each in a fresh process beside
+another bare loop, which calls Keras's compiled step and does nothing else: they take turns, epoch by epoch,
+because two processes of the very same loop lie up to 7 % apart. Counted are whole epochs from the second one
+on, without validation, which the loop does not have: whatever happens between two epochs is in it. Each is
+compared with the mean of the bare loop's epochs before and after it.
+Raw samples go to benchmarks/fit.json, the table to docs/performance.md.
 """
 
 import argparse
@@ -27,14 +29,14 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "fit.json"
 BACKENDS = ("tensorflow", "jax", "torch")
-LOOPS = ("bare loop", "bare loop, again", "visionpipe", "stock fit, MLflow's callback")
+LOOPS = ("bare loop", "visionpipe", "stock fit, MLflow's callback")
 IMAGES, BATCH, EPOCHS, THREADS = 4480, 32, 6, 2
 STEPS = IMAGES // BATCH
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--measure", nargs=2, metavar=("BACKEND", "LOOP"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -82,7 +84,7 @@ def read_all(terminal: int, shown: list[bytes]) -> None:
 
 
 def measure(backend: str, loop: str) -> dict[str, list[float]]:
-    """Milliseconds per step in each epoch after the first one, without its validation."""
+    """Milliseconds per step in each epoch after the first one, and in the bare loop's epochs before and after these."""
     from dataclasses import replace
 
     from visionpipe.backend import start_backend
@@ -91,12 +93,20 @@ def measure(backend: str, loop: str) -> dict[str, list[float]]:
     params = replace(load_params(ROOT / "params.yaml"), backend=backend, threads=THREADS)
     Path(".dvc").mkdir()
     start_backend(params)
+    bare = BareLoop(params)
+    between: list[float] = []
+    kinds = dict(zip(LOOPS, (again, ours, stock_fit), strict=True))
+    seconds = kinds[loop](params, lambda: between.append(bare.epoch()))
+    return {
+        name: [round(1000 * epoch / STEPS, 3) for epoch in epochs]
+        for name, epochs in (("milliseconds_per_step", seconds), ("bare", between))
+    }
+
+
+def new_model() -> Any:
     from visionpipe.models import build_model
 
-    model = build_model("ResNet-14", 10, 28, filters=32, stem_stride=2)
-    kinds: dict[str, Callable[[Any, Any], list[float]]] = {"visionpipe": ours, LOOPS[3]: stock_fit}
-    seconds = kinds.get(loop, bare_loop)(model, params)
-    return {"milliseconds_per_step": [round(1000 * epoch / STEPS, 3) for epoch in seconds]}
+    return build_model("ResNet-14", 10, 28, filters=32, stem_stride=2)
 
 
 def recipe() -> Any:
@@ -112,6 +122,8 @@ def prepared() -> Any:
     from visionpipe.data.prepared import SPLITS, open_prepared, write_manifest, write_split
 
     folder, random = Path("prepared"), np.random.default_rng(0)
+    if folder.exists():
+        return open_prepared(folder, verify=False)
     folder.mkdir()
     for split, count in zip(SPLITS, (IMAGES, 64, 64), strict=True):
         images = random.integers(0, 256, (count, 28, 28, 3), np.uint8)
@@ -135,37 +147,48 @@ def compiled_with_batches(model: Any, params: Any) -> tuple[Any, Callable[[int],
     return training.trained, lambda epoch: training.batches(range(epoch * STEPS, (epoch + 1) * STEPS))
 
 
-def bare_loop(model: Any, params: Any) -> list[float]:
-    import keras
+class BareLoop:
+    """Keras's compiled step, called for each batch of an epoch."""
 
-    model, batches = compiled_with_batches(model, params)
-    model.fit(batches(0), verbose=0)  # builds and compiles
-    kinds = ("trainable", "non_trainable", "optimizer", "metrics")
-    state = (
-        model._get_jax_state(**{f"{kind}_variables": True for kind in kinds})
-        if keras.backend.backend() == "jax"
-        else None
-    )
-    seconds = []
-    for epoch in range(1, EPOCHS):
-        iterator = iter(batches(epoch))
+    def __init__(self, params: Any):
+        import keras
+
+        self.model, self.batches = compiled_with_batches(new_model(), params)
+        self.model.fit(self.batches(0), verbose=0)  # builds and compiles
+        self.backend, self.done = keras.backend.backend(), 1
+        if self.backend == "jax":
+            kinds = ("trainable", "non_trainable", "optimizer", "metrics")
+            self.state = self.model._get_jax_state(**{f"{kind}_variables": True for kind in kinds})
+
+    def epoch(self) -> float:
+        """The seconds that it takes."""
+        iterator = iter(self.batches(self.done))
+        self.done += 1
         start = time.perf_counter()
-        if state is not None:
+        if self.backend == "jax":
             arrays = ((x.numpy(), y.numpy(), None) for x, y in iterator)
             for _ in range(STEPS):
-                logs, state = model.train_function(state, arrays)
-        elif keras.backend.backend() == "torch":
+                logs, self.state = self.model.train_function(self.state, arrays)
+        elif self.backend == "torch":
             for x, y in iterator:
-                logs = model.train_function([(x.numpy(), y.numpy(), None)])
+                logs = self.model.train_function([(x.numpy(), y.numpy(), None)])
         else:
             for _ in range(STEPS):
-                logs = model.train_function(iterator)
+                logs = self.model.train_function(iterator)
         float(logs["loss"])  # waits for the device
-        seconds.append(time.perf_counter() - start)
+        return time.perf_counter() - start
+
+
+def again(params: Any, between: Callable[[], None]) -> list[float]:
+    loop, seconds = BareLoop(params), []
+    between()
+    for _ in range(EPOCHS - 1):
+        seconds.append(loop.epoch())
+        between()
     return seconds
 
 
-def ours(model: Any, params: Any) -> list[float]:
+def ours(params: Any, between: Callable[[], None]) -> list[float]:
     from visionpipe.tracking.runs import LiveRun
     from visionpipe.training.checkpoint import Checkpoint
     from visionpipe.training.fit import fit
@@ -177,25 +200,26 @@ def ours(model: Any, params: Any) -> list[float]:
         "versions": {},
     }
     run = LiveRun(params.tracking, "benchmark", "key", identity)
-    ends, validations = [], []
+    seconds: list[float] = []
+    start = 0.0
 
     def report(row: dict[str, float]) -> None:
+        nonlocal start
         run.log_epoch(row)
-        ends.append(time.perf_counter())
-        validations.append(row["seconds"] - STEPS * BATCH / row["images_per_second"])
+        validation = row["seconds"] - STEPS * BATCH / row["images_per_second"]
+        seconds.append(time.perf_counter() - start - validation)
+        between()
+        start = time.perf_counter()
 
-    fit(model, prepared(), recipe(), params.seed, Checkpoint(Path("checkpoint")), report)
-    return [
-        end - before - validation
-        for before, end, validation in zip(ends, ends[1:], validations[1:], strict=False)
-    ]
+    fit(new_model(), prepared(), recipe(), params.seed, Checkpoint(Path("checkpoint")), report)
+    return seconds[1:]
 
 
-def stock_fit(model: Any, params: Any) -> list[float]:
+def stock_fit(params: Any, between: Callable[[], None]) -> list[float]:
     import keras
     import mlflow
 
-    model, batches = compiled_with_batches(model, params)
+    model, batches = compiled_with_batches(new_model(), params)
     mlflow.set_tracking_uri(f"sqlite:///{Path('mlflow.db').resolve()}")
 
     seconds: list[float] = []
@@ -215,6 +239,7 @@ def stock_fit(model: Any, params: Any) -> list[float]:
                 Clock(),  # last, so that what the others do at the end of an epoch counts
             ]
             model.fit(batches(epoch), callbacks=callbacks, verbose=0, initial_epoch=epoch, epochs=epoch + 1)
+            between()
     return seconds[1:]
 
 

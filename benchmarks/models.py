@@ -57,6 +57,7 @@ CONTENDERS = {
     "visionpipe, TensorFlow, compiled": ("visionpipe", "tensorflow"),
     "visionpipe, torch": ("visionpipe", "torch"),
     "visionpipe, torch, compiled": ("visionpipe", "torch"),
+    "visionpipe, torch, inference compiled": ("visionpipe", "torch"),
     "visionpipe, JAX": ("visionpipe", "jax"),
     "stock Keras, TensorFlow": ("keras", "tensorflow"),
     "stock Keras, TensorFlow, compiled": ("keras", "tensorflow"),
@@ -67,7 +68,13 @@ CONTENDERS = {
     "torch, compiled": ("torch", "compiled contiguous"),
     "torch, compiled, channels_last": ("torch", "compiled channels_last"),
 }
-VITS = ("ViT 6×96", "ViT-S/16", "ViT-B/16")  # ResNets are slower as one XLA program (docs/performance.md)
+VITS = ("ViT 6×96", "ViT-S/16", "ViT-B/16")
+NOT_FOR_RESNETS = (  # slower as one program; torch needs minutes to make one (docs/performance.md)
+    "visionpipe, TensorFlow, compiled",
+    "visionpipe, torch, compiled",
+    "stock Keras, TensorFlow, compiled",
+)
+NOT_FOR_VITS = ("visionpipe, torch, inference compiled",)
 
 
 def main() -> None:
@@ -129,7 +136,7 @@ def main() -> None:
 def wanted(samples: list[dict], number: int, model: str, contender: str) -> bool:
     """Not measured yet, possible, and no torch mode that the first round showed to be slow."""
     library = CONTENDERS[contender][0]
-    if contender.endswith("TensorFlow, compiled") and model not in VITS:
+    if contender in (NOT_FOR_VITS if model in VITS else NOT_FOR_RESNETS):
         return False
     if any((s["round"], s["model"], s["contender"]) == (number, model, contender) for s in samples):
         return False
@@ -162,7 +169,6 @@ def measure(contender: str, model: Model) -> dict[str, float]:
     from visionpipe.evaluation.speed import peak_memory_mib
 
     library, backend = CONTENDERS[contender]
-    compiled = contender.endswith("compiled")
     random = np.random.default_rng(0)
     count = model.batch * model.steps
     images = random.integers(0, 256, (count, model.size, model.size, 3)).astype(np.float32)
@@ -170,7 +176,7 @@ def measure(contender: str, model: Model) -> dict[str, float]:
     training, inference = (
         measure_torch(backend, model, images, labels)
         if library == "torch"
-        else measure_keras(library, backend, model, images, labels, compiled)
+        else measure_keras(contender, model, images, labels)
     )
     memory = peak_memory_mib()
     return {
@@ -181,11 +187,10 @@ def measure(contender: str, model: Model) -> dict[str, float]:
     }
 
 
-def measure_keras(
-    library: str, backend: str, case: Model, images: np.ndarray, labels: np.ndarray, compiled: bool
-) -> Rates:
+def measure_keras(contender: str, case: Model, images: np.ndarray, labels: np.ndarray) -> Rates:
     import keras
 
+    library, backend = CONTENDERS[contender]
     if backend == "tensorflow":
         import tensorflow as tf
 
@@ -202,7 +207,7 @@ def measure_keras(
     model.compile(
         keras.optimizers.AdamW(1e-3),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        jit_compile=compiled or "auto",
+        jit_compile=contender.endswith(", compiled") or "auto",
     )
 
     class Steps(keras.callbacks.Callback):
@@ -232,6 +237,8 @@ def measure_keras(
     training, inference = Steps(), Steps()
     feed = {"batch_size": case.batch, "verbose": 0}
     model.fit(images, labels, epochs=10**6, shuffle=False, callbacks=[training], **feed)
+    if contender.endswith("inference compiled"):
+        model.compile(jit_compile=True)
     while not enough(inference.times):
         model.predict(images, callbacks=[inference], **feed)
     return rate(case, training.times), rate(case, inference.times)

@@ -17,7 +17,6 @@ INPUT = ROOT / "benchmarks" / "input.json"
 INPUT_BEGIN, INPUT_END = "<!-- begin: benchmarks/input.py -->\n", "<!-- end: benchmarks/input.py -->\n"
 FIT = ROOT / "benchmarks" / "fit.json"
 FIT_BEGIN, FIT_END = "<!-- begin: benchmarks/fit.py -->\n", "<!-- end: benchmarks/fit.py -->\n"
-BARE = "bare loop"
 MODES = ROOT / "benchmarks" / "modes.json"
 MODES_BEGIN, MODES_END = "<!-- begin: benchmarks/modes.py -->\n", "<!-- end: benchmarks/modes.py -->\n"
 TASKS = ("training", "inference")
@@ -27,7 +26,11 @@ MODES_OF = {
     FASTEST: tuple(
         f"torch, {mode}{layout}" for mode in ("eager", "compiled") for layout in ("", ", channels_last")
     ),
-    OURS_ON_TORCH: ("visionpipe, torch", "visionpipe, torch, compiled"),
+    OURS_ON_TORCH: (
+        "visionpipe, torch",
+        "visionpipe, torch, compiled",
+        "visionpipe, torch, inference compiled",
+    ),
     OURS_ON_TENSORFLOW: ("visionpipe, TensorFlow", "visionpipe, TensorFlow, compiled"),
 }
 PAIRS = [
@@ -190,30 +193,35 @@ def loader_factors(samples: list[dict]) -> list[float]:
 
 
 def fit_table(result: dict[str, Any]) -> str:
-    """Milliseconds per step of each loop in its fastest and its median epoch, and these over the bare loop's; its
-    two processes differ, so that the median is that of both.
+    """Milliseconds per step of each loop and of the bare loop between its epochs, medians, and over the latter: each
+    epoch over the mean of the two beside it, the median and the middle half of these.
     """
     samples = result["samples"]
     lines = [
         f"{result['hardware']}, {1 + max(sample['round'] for sample in samples)} rounds.",
         "",
-        "| backend | loop | ms per step, fastest epoch | median | fastest, over the bare loop's | median, over both |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| backend | loop | ms per step | the bare loop beside it | over it | half of the epochs lie in | epochs |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    times: dict[tuple[str, str], list[float]] = {}
-    for sample in samples:
-        times.setdefault((sample["backend"], sample["loop"]), []).extend(sample["milliseconds_per_step"])
-    for (backend, loop), own in times.items():
-        over = min(own) / min(times[backend, BARE]) - 1
-        bare = [
-            time for key, of in times.items() if key[0] == backend and key[1].startswith(BARE) for time in of
-        ]
-        typical = statistics.median(own)
+    for backend, loop in dict.fromkeys((sample["backend"], sample["loop"]) for sample in samples):
+        own = [sample for sample in samples if (sample["backend"], sample["loop"]) == (backend, loop)]
+        times = [time for sample in own for time in sample["milliseconds_per_step"]]
+        bare = [time for sample in own for time in sample["bare"]]
+        over = [ratio - 1 for sample in own for ratio in over_bare(sample)]
+        low, middle, high = statistics.quantiles(over, n=4, method="inclusive")
         lines.append(
-            f"| {backend} | {loop} | {min(own):.1f} | {typical:.1f} | {over:+.1%} | "
-            f"{typical / statistics.median(bare) - 1:+.1%} |"
+            f"| {backend} | {loop} | {statistics.median(times):.1f} | {statistics.median(bare):.1f} | "
+            f"{middle:+.1%} | {low:+.1%} to {high:+.1%} | {len(over)} |"
         )
     return "\n".join(lines)
+
+
+def over_bare(sample: dict[str, Any]) -> list[float]:
+    bare = sample["bare"]
+    return [
+        2 * time / (before + after)
+        for time, before, after in zip(sample["milliseconds_per_step"], bare, bare[1:], strict=False)
+    ]
 
 
 def modes_table(result: dict[str, Any]) -> str:

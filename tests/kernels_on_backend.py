@@ -7,6 +7,7 @@ the backend's kernels and Keras's operations, relative to the largest number, an
 import json
 import os
 import sys
+import tempfile
 
 os.environ["KERAS_BACKEND"] = sys.argv[1]
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -67,6 +68,23 @@ def outcome(shape, make, weights, images, targets):
     return [outputs, np.asarray(loss), *after]
 
 
+def copied_filters():
+    """How many kernels, of a model that was loaded and trained, `filters_first` does not find in its order."""
+    from visionpipe.models.kernels.torch import filters_first
+
+    model = keras.Sequential(
+        [keras.Input(IMAGE), layers.Conv2D(6, 3), layers.Conv2D(5, 1), layers.Conv2D(4, (2, 3))]
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(f"{folder}/model.keras")
+        model = keras.saving.load_model(f"{folder}/model.keras")
+    model.compile("adamw", "mse")
+    model.train_on_batch(np.ones((2, *IMAGE)), np.ones((2, *model.outputs[0].shape[1:])))
+    kernels = [layer.kernel.value for layer in model.layers]
+    assert len(kernels) == 3
+    return sum(filters_first(kernel).data_ptr() != kernel.data_ptr() for kernel in kernels)
+
+
 def main():
     used = set()
     original = kernels.kernel
@@ -90,6 +108,8 @@ def main():
         differences[name] = max(
             float(abs(a - b).max() / max(abs(b).max(), 1e-6)) for a, b in zip(ours, keras_own, strict=True)
         )
+    if sys.argv[1] == "torch":
+        differences["filters that are copied"] = copied_filters()
     print(json.dumps({"differences": differences, "used": sorted(used)}))
 
 

@@ -449,3 +449,18 @@ def test_a_training_whose_loss_is_no_number_ends_the_pipeline_and_registers_noth
     assert len(after.versions) == len(before.versions)
     assert [run.info.status for run in after.runs].count("FAILED") == 1
     assert not (project.root / "models/vit/model.keras").exists()
+
+
+# A teacher from the registry ---------------------------------------------------------------------------
+
+
+def test_the_champion_teaches_and_the_student_names_it(project, first):
+    before = state(project)
+    champion = next(v for v in before.versions if str(v.version) == before.aliases["champion"])
+    teacher = next(run for run in before.runs if run.info.run_id == champion.run_id).data.tags["model_sha256"]
+    project.change("models.vit.train", {"distill": {"teacher": "models:/visionpipe@champion"}})
+    assert project.repro() == ["train@vit", "export@vit", "evaluate@vit", "register"]
+    assert_only_new(project, before, "vit")
+    lineage = json.loads((project.root / "models/vit/lineage.json").read_text())
+    assert lineage["teacher_sha256"] == teacher
+    assert project.repro() == []

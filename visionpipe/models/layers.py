@@ -79,6 +79,12 @@ class LayerNorm(keras.layers.LayerNormalization):
 class Conv2D(keras.layers.Conv2D):
     """Keras's convolution, through the backend's kernel."""
 
+    def build(self, shape: Shape) -> None:
+        super().build(shape)
+        arrange = kernel("arrange_filters")
+        if arrange:
+            arrange(self.kernel)
+
     def convolution_op(self, inputs: Any, weights: Any) -> Any:
         fused = kernel("conv2d")
         if fused is None:

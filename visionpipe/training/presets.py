@@ -1,6 +1,6 @@
 """Recipes by name, for `train.preset`: what a paper or a widely used code trains with. A key beside it overrides.
 
-What belongs to the model is not here: for stochastic depth, which both Transformer recipes have at 0.1, write
+What belongs to the model is not here: for stochastic depth, at 0.1 in DeiT's paper and in CCT's own code, write
 `overrides: {stochastic_depth_rate: 0.1}`.
 """
 

@@ -2,10 +2,18 @@
 to channels last, forward and backward; a view with torch's channels_last strides needs neither.
 """
 
+import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    import keras
+
+# torch.compile takes any four axes for (batch, channels, height, width), and would transpose ours at every sum.
+os.environ.setdefault("TORCHINDUCTOR_LAYOUT_OPTIMIZATION", "0")
 
 
 def channels_first(x: torch.Tensor) -> torch.Tensor:
@@ -36,6 +44,16 @@ def pad(
     return functional.pad(x, (left, right, top, bottom), value=value), (0, 0)
 
 
+def filters_first(kernel: torch.Tensor) -> torch.Tensor:
+    """From (height, width, channels in, channels out) to torch's order of axes."""
+    return kernel.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
+
+
+def arrange_filters(kernel: "keras.Variable") -> None:
+    """Has it in memory as `filters_first` wants it, which then copies nothing."""
+    kernel.value.data = filters_first(kernel.value.data).permute(2, 3, 1, 0)
+
+
 def conv2d(
     x: torch.Tensor,
     kernel: torch.Tensor,
@@ -48,7 +66,7 @@ def conv2d(
     if padding == "same":
         reach = [(side - 1) * step + 1 for side, step in zip(kernel.shape[:2], dilation, strict=True)]
         x, own = pad(x, same_padding(x, reach, strides), value=0.0)
-    kernel = kernel.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
+    kernel = filters_first(kernel)
     groups = x.shape[1] // kernel.shape[1]
     return channels_last(functional.conv2d(x, kernel, None, strides, own, dilation, groups))
 
