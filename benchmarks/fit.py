@@ -9,6 +9,7 @@ another bare loop, which calls Keras's compiled step and does nothing else: they
 because two processes of the very same loop lie up to 7 % apart. Counted are whole epochs from the second one
 on, without validation, which the loop does not have: whatever happens between two epochs is in it. Each is
 compared with the mean of the bare loop's epochs before and after it.
+What the trainer's progress, checkpoints and tracking take is counted by a clock around each of their calls too.
 Raw samples go to benchmarks/fit.json, the table to docs/performance.md.
 """
 
@@ -23,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,9 @@ def read_all(terminal: int, shown: list[bytes]) -> None:
 
 
 def measure(backend: str, loop: str) -> dict[str, list[float]]:
-    """Milliseconds per step in each epoch after the first one, and in the bare loop's epochs before and after these."""
+    """Milliseconds per step in each epoch after the first one, in the bare loop's epochs before and after these,
+    and, of the trainer's, spent in its own progress, checkpoints and tracking.
+    """
     from dataclasses import replace
 
     from visionpipe.backend import start_backend
@@ -95,11 +99,14 @@ def measure(backend: str, loop: str) -> dict[str, list[float]]:
     start_backend(params)
     bare = BareLoop(params)
     between: list[float] = []
-    kinds = dict(zip(LOOPS, (again, ours, stock_fit), strict=True))
+    spent = [0.0]
+    kinds = dict(zip(LOOPS, (again, partial(ours, spent=spent), stock_fit), strict=True))
     seconds = kinds[loop](params, lambda: between.append(bare.epoch()))
+    measured = {"milliseconds_per_step": seconds, "bare": between, "spent": spent[1:-1]}
     return {
         name: [round(1000 * epoch / STEPS, 3) for epoch in epochs]
-        for name, epochs in (("milliseconds_per_step", seconds), ("bare", between))
+        for name, epochs in measured.items()
+        if epochs
     }
 
 
@@ -162,9 +169,9 @@ class BareLoop:
 
     def epoch(self) -> float:
         """The seconds that it takes."""
+        start = time.perf_counter()
         iterator = iter(self.batches(self.done))
         self.done += 1
-        start = time.perf_counter()
         if self.backend == "jax":
             arrays = ((x.numpy(), y.numpy(), None) for x, y in iterator)
             for _ in range(STEPS):
@@ -188,10 +195,25 @@ def again(params: Any, between: Callable[[], None]) -> list[float]:
     return seconds
 
 
-def ours(params: Any, between: Callable[[], None]) -> list[float]:
+def count(owner: type, name: str, spent: list[float]) -> None:
+    """Has calls of this method add their seconds to the last of `spent`."""
+    method = getattr(owner, name)
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return method(*arguments, **options)
+        finally:
+            spent[-1] += time.perf_counter() - start
+
+    setattr(owner, name, counted)
+
+
+def ours(params: Any, between: Callable[[], None], spent: list[float]) -> list[float]:
     from visionpipe.tracking.runs import LiveRun
     from visionpipe.training.checkpoint import Checkpoint
-    from visionpipe.training.fit import fit
+    from visionpipe.training.fit import Training, fit
+    from visionpipe.training.watch import Watch
 
     identity = {
         "params": {"model": {"family": "resnet"}, "backend": "x"},
@@ -200,6 +222,8 @@ def ours(params: Any, between: Callable[[], None]) -> list[float]:
         "versions": {},
     }
     run = LiveRun(params.tracking, "benchmark", "key", identity)
+    for owner, name in ((Watch, "on_train_batch_begin"), (Training, "save"), (LiveRun, "log_epoch")):
+        count(owner, name, spent)
     seconds: list[float] = []
     start = 0.0
 
@@ -208,6 +232,7 @@ def ours(params: Any, between: Callable[[], None]) -> list[float]:
         run.log_epoch(row)
         validation = row["seconds"] - STEPS * BATCH / row["images_per_second"]
         seconds.append(time.perf_counter() - start - validation)
+        spent.append(0.0)
         between()
         start = time.perf_counter()
 

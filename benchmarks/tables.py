@@ -200,8 +200,8 @@ def fit_table(result: dict[str, Any]) -> str:
     lines = [
         f"{result['hardware']}, {1 + max(sample['round'] for sample in samples)} rounds.",
         "",
-        "| backend | loop | ms per step | the bare loop beside it | over it | half of the epochs lie in | epochs |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| backend | loop | ms per step | bare loop beside | over it | half of them in | epochs | by the clock |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for backend, loop in dict.fromkeys((sample["backend"], sample["loop"]) for sample in samples):
         own = [sample for sample in samples if (sample["backend"], sample["loop"]) == (backend, loop)]
@@ -209,9 +209,11 @@ def fit_table(result: dict[str, Any]) -> str:
         bare = [time for sample in own for time in sample["bare"]]
         over = [ratio - 1 for sample in own for ratio in over_bare(sample)]
         low, middle, high = statistics.quantiles(over, n=4, method="inclusive")
+        spent = [time for sample in own for time in sample.get("spent", [])]
+        share = f"{statistics.median(spent) / statistics.median(bare):.1%}" if spent else ""
         lines.append(
             f"| {backend} | {loop} | {statistics.median(times):.1f} | {statistics.median(bare):.1f} | "
-            f"{middle:+.1%} | {low:+.1%} to {high:+.1%} | {len(over)} |"
+            f"{middle:+.1%} | {low:+.1%} to {high:+.1%} | {len(over)} | {share} |"
         )
     return "\n".join(lines)
 

@@ -81,9 +81,16 @@ def test_the_page_shows_the_table_of_the_trainer(tables):
     assert shown.strip() == tables.fit_table(json.loads(tables.FIT.read_text())).strip()
     samples = [
         {"backend": "b", "loop": "ours", "milliseconds_per_step": [11, 22], "bare": [10, 10, 30], "round": 0},
-        {"backend": "b", "loop": "ours", "milliseconds_per_step": [24], "bare": [20, 20], "round": 1},
+        {
+            "backend": "b",
+            "loop": "ours",
+            "milliseconds_per_step": [24],
+            "bare": [20, 20],
+            "round": 1,
+            "spent": [1],
+        },
     ]
-    assert "| b | ours | 22.0 | 20.0 | +10.0% | +10.0% to +15.0% | 3 |" in tables.fit_table(
+    assert "| b | ours | 22.0 | 20.0 | +10.0% | +10.0% to +15.0% | 3 | 5.0% |" in tables.fit_table(
         {"hardware": "", "samples": samples}
     )
 
