@@ -198,7 +198,7 @@ def fit_table(result: dict[str, Any]) -> str:
     """
     samples = result["samples"]
     lines = [
-        f"{result['hardware']}, {1 + max(sample['round'] for sample in samples)} rounds.",
+        f"{result['hardware']}, {rounds_of(samples)}.",
         "",
         "| backend | loop | ms per step | bare loop beside | over it | half of them in | epochs | by the clock |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -218,6 +218,11 @@ def fit_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def rounds_of(samples: list[dict]) -> str:
+    count = len({sample["round"] for sample in samples})
+    return "1 round" if count == 1 else f"{count} rounds"
+
+
 def over_bare(sample: dict[str, Any]) -> list[float]:
     bare = sample["bare"]
     return [
@@ -234,7 +239,7 @@ def modes_table(result: dict[str, Any]) -> str:
         row.setdefault(sample["mode"], []).append(sample["milliseconds_per_step"])
     modes = list(dict.fromkeys(sample["mode"] for sample in result["samples"]))
     lines = [
-        f"{result['hardware']}; milliseconds per step, {1 + result['samples'][-1]['round']} rounds.",
+        f"{result['hardware']}; milliseconds per step, {rounds_of(result['samples'])}.",
         "",
         f"| model | backend | {' | '.join(modes)} |",
         f"| --- | --- |{' ---: |' * len(modes)}",
