@@ -460,7 +460,7 @@ def test_the_champion_teaches_and_the_student_names_it(project, first):
     teacher = next(run for run in before.runs if run.info.run_id == champion.run_id).data.tags["model_sha256"]
     project.change("models.vit.train", {"distill": {"teacher": "models:/visionpipe@champion"}})
     assert project.repro() == ["train@vit", "export@vit", "evaluate@vit", "register"]
-    assert_only_new(project, before, "vit")
+    assert sorted(state(project).finished) == sorted([*before.finished, "vit"])
     lineage = json.loads((project.root / "models/vit/lineage.json").read_text())
     assert lineage["teacher_sha256"] == teacher
     assert project.repro() == []
