@@ -454,6 +454,7 @@ def test_a_training_whose_loss_is_no_number_ends_the_pipeline_and_registers_noth
 # A teacher from the registry ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_champion_teaches_and_the_student_names_it(project, first):
     before = state(project)
     champion = next(v for v in before.versions if str(v.version) == before.aliases["champion"])
