@@ -15,7 +15,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import keras
 import numpy as np
 
-from visionpipe.models import kernels, layers
+from visionpipe.models import attention, kernels, layers
 
 
 class SmallBatchNorm(layers.BatchNorm):
@@ -44,6 +44,13 @@ CASES = {
     "batch norm of small numbers": (IMAGE, lambda: SmallBatchNorm(epsilon=1e-6)),
     "layer norm": (TOKENS, lambda: layers.LayerNorm()),
     "layer norm on a grid": (IMAGE, lambda: layers.LayerNorm()),
+    "attention": (TOKENS, lambda: attention.MultiHeadSelfAttention(2)),
+    "attention without biases, of more channels": (
+        TOKENS,
+        lambda: attention.MultiHeadSelfAttention(3, hidden_dim=12, use_bias=False),
+    ),
+    "attention on a grid": (IMAGE, lambda: attention.RelativeBiasAttention(4)),
+    "attention of a bottleneck": (IMAGE, lambda: attention.BottleneckAttention(2, hidden_dim=6)),
     "gelu": (TOKENS, lambda: keras.layers.Activation(layers.gelu)),
     "gelu_tanh": (TOKENS, lambda: keras.layers.Activation(layers.gelu_tanh)),
 }
@@ -94,7 +101,7 @@ def main():
         used.update([name] if found else [])
         return found
 
-    layers.kernel = recorded
+    layers.kernel = attention.kernel = recorded
     random = np.random.default_rng(0)
     differences = {}
     for name, (shape, make) in CASES.items():

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from visionpipe.models.kernels import kernel
 from visionpipe.models.positions import resize_positions, sincos_positions
 
 Shape = tuple[Any, ...]  # None where the size is not known
@@ -29,6 +30,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
 
     def build(self, shape: Shape) -> None:
         hidden_dim = self.hidden_dim or shape[-1]
+        self.head_dim = hidden_dim // self.num_heads
         self.query_key_value = keras.layers.Dense(
             3 * hidden_dim, use_bias=self.use_bias, name="query_key_value"
         )
@@ -40,11 +42,16 @@ class MultiHeadSelfAttention(keras.layers.Layer):
 
     def heads(self, x: Any) -> list[Any]:
         """Query, scaled, key and value, each (batch, heads, tokens, head_dim)."""
-        tokens, qkv = math.prod(x.shape[1:-1]), self.query_key_value(x)
-        head_dim = qkv.shape[-1] // 3 // self.num_heads
-        qkv = ops.reshape(qkv, (-1, tokens, 3, self.num_heads, head_dim))
-        query, key, value = ops.unstack(ops.transpose(qkv, (2, 0, 3, 1, 4)), 3)
-        return [query * head_dim**-0.5, key, value]
+        shape = (-1, math.prod(x.shape[1:-1]), self.num_heads, self.head_dim)
+        in_parts = kernel("dense_in_parts")
+        if in_parts:
+            weights = [ops.convert_to_tensor(weight) for weight in self.query_key_value.weights]
+            parts = in_parts(3, x, *weights)
+            query, key, value = (ops.transpose(ops.reshape(part, shape), (0, 2, 1, 3)) for part in parts)
+        else:
+            qkv = ops.reshape(self.query_key_value(x), (*shape[:2], 3, *shape[2:]))
+            query, key, value = ops.unstack(ops.transpose(qkv, (2, 0, 3, 1, 4)), 3)
+        return [query * self.head_dim**-0.5, key, value]
 
     def logits(self, query: Any, key: Any) -> Any:
         """(batch, heads, tokens, tokens)."""
@@ -57,7 +64,8 @@ class MultiHeadSelfAttention(keras.layers.Layer):
 
     def attend(self, x: Any) -> Any:
         query, key, value = self.heads(x)
-        read = ops.matmul(softmax(self.logits(query, key)), value)
+        logits, fused = self.logits(query, key), kernel("softmax_product")
+        read = fused(logits, value) if fused else ops.matmul(softmax(logits), value)
         return ops.reshape(ops.transpose(read, (0, 2, 1, 3)), (-1, *self.compute_output_shape(x.shape)[1:]))
 
     def call(self, x: Any) -> Any:
@@ -120,11 +128,11 @@ class BottleneckAttention(MultiHeadSelfAttention):
 
     def build(self, shape: Shape) -> None:
         super().build(shape)
-        self.grid, head_dim = shape[1:3], (self.hidden_dim or shape[-1]) // self.num_heads
+        self.grid = shape[1:3]
         self.relative_rows, self.relative_columns = (
             self.add_weight(
-                shape=(2 * side - 1, head_dim),
-                initializer=keras.initializers.RandomNormal(stddev=head_dim**-0.5),
+                shape=(2 * side - 1, self.head_dim),
+                initializer=keras.initializers.RandomNormal(stddev=self.head_dim**-0.5),
                 name=name,
             )
             for side, name in zip(self.grid, ("relative_rows", "relative_columns"), strict=True)

@@ -31,6 +31,30 @@ def conv2d(
     )
 
 
+def dense_in_parts(parts: int, x: Array, kernel: Array, bias: Array | None = None) -> list[Array]:
+    """`x @ kernel + bias` in `parts` equal parts of the last axis."""
+    # Of one product XLA on CPUs copies each part out of the whole before anything reads it.
+    if jax.default_backend() == "cpu":
+        products = [x @ columns for columns in jnp.split(kernel, parts, -1)]
+    else:
+        products = jnp.split(x @ kernel, parts, -1)
+    if bias is None:
+        return products
+    return [product + part for product, part in zip(products, jnp.split(bias, parts), strict=True)]
+
+
+def softmax_product(logits: Array, values: Array) -> Array:
+    """softmax(logits) @ values, the softmax in float32."""
+    logits = logits.astype(jnp.float32)
+    if jax.default_backend() != "cpu":
+        return jax.nn.softmax(logits).astype(values.dtype) @ values
+    # Divided after the product: of as many numbers as a value has, not as there are tokens. The maximum cancels
+    # out, and so does its gradient.
+    weights = jnp.exp(logits - lax.stop_gradient(logits.max(-1, keepdims=True)))
+    read = weights.astype(values.dtype) @ values
+    return (read / weights.sum(-1, keepdims=True)).astype(values.dtype)
+
+
 @jax.custom_vjp
 def kept(x: Array) -> Array:
     """The identity, whose gradient is one array in memory."""
