@@ -9,7 +9,8 @@ that of the fastest quarter's slowest step: on a shared machine what lengthens a
 The same code appears twice under two names (the A/A pair): how far those two lie apart is what a difference
 must exceed.
 Of the torch peer's modes, those that stay below 0.8 of the fastest in the first round are left out of the
-others. Raw samples go to benchmarks/models.json as they come, and an interrupted run goes on from there; the
+others. Raw samples go to benchmarks/models_avx512.json or,
+from a processor without those instructions, models_avx2.json as they come, and an interrupted run goes on from there; the
 tables made of them go to docs/performance.md.
 """
 
@@ -94,7 +95,8 @@ def main() -> None:
 
     from visionpipe.tracking.runs import hardware
 
-    file = ROOT / "benchmarks" / "models.json"
+    vectors = "avx512" if "AVX-512" in hardware() else "avx2"
+    file = ROOT / "benchmarks" / f"models_{vectors}.json"
     result = json.loads(file.read_text()) if file.exists() else {"samples": [], "models": []}
     names = options.models or [model.name for model in MODELS]
     contenders = options.contenders or list(CONTENDERS)
@@ -153,7 +155,8 @@ def wanted(samples: list[dict], number: int, model: str, contender: str) -> bool
 def in_new_process(contender: str, model: str) -> dict[str, float]:
     library, backend = CONTENDERS[contender]
     threads = {name: str(THREADS) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")}
-    variables = {**os.environ, **threads, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
+    tensorflow = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "1"}
+    variables = {**os.environ, **threads, **tensorflow, "PYTHONPATH": str(ROOT)}
     if library != "torch":
         variables["KERAS_BACKEND"] = backend
     command = [sys.executable, __file__, "--measure", contender, model]
