@@ -9,9 +9,9 @@ that of the fastest quarter's slowest step: on a shared machine what lengthens a
 The same code appears twice under two names (the A/A pair): how far those two lie apart is what a difference
 must exceed.
 Of the torch peer's modes, those that stay below 0.8 of the fastest in the first round are left out of the
-others. Raw samples go to benchmarks/models_avx512.json or,
-from a processor without those instructions, models_avx2.json as they come, and an interrupted run goes on from there; the
-tables made of them go to docs/performance.md.
+others. Raw samples go to benchmarks/models_avx512.json or, from a processor without those instructions,
+models_avx2.json as they come, and an interrupted run goes on from there; the tables made of them go to
+docs/performance.md.
 """
 
 import argparse
