@@ -36,3 +36,14 @@ def test_a_kernel_computes_what_keras_does(backend):
         if name
     }
     assert result["used"] == sorted(name for name in asked if re.search(rf"^def {name}\(", source, re.M))
+
+
+def test_tensorflow_takes_onednns_kernels_on_every_processor():
+    """By itself only on those with AVX-512."""
+    asked = "from tensorflow.python.util import _pywrap_util_port as port; print(port.IsMklEnabled())"
+    environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
+    output = subprocess.run(
+        [sys.executable, "-c", f"import visionpipe, tensorflow; {asked}"],
+        env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300, check=True,
+    ).stdout  # fmt: skip
+    assert output.split() == ["True"]
