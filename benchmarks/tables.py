@@ -87,6 +87,11 @@ def of_ceiling(samples: list[dict], task: str, gmac: float) -> float:
     return statistics.median(sample[task] * flop / sample["gemm_gflops"] for sample in samples)
 
 
+def measured_models(result: dict[str, Any]) -> list[dict[str, Any]]:
+    names = {sample["model"] for sample in result["samples"]}
+    return [model for model in result["models"] if model["name"] in names]
+
+
 def model_tables(result: dict[str, Any], model: dict[str, Any]) -> list[str]:
     samples = [sample for sample in result["samples"] if sample["model"] == model["name"]]
     contenders = list(dict.fromkeys(sample["contender"] for sample in samples if sample["round"] == 0))
@@ -118,7 +123,7 @@ def measured_both(pair: tuple[str, str], contenders: set[str]) -> bool:
 
 def goals_table(result: dict[str, Any]) -> list[str]:
     """Training / inference of each model; what reaches its goal is bold."""
-    names = list(dict.fromkeys(sample["model"] for sample in result["samples"]))
+    names = [model["name"] for model in measured_models(result)]
     lines = [
         f"| training / inference, bold: reached | goal | {' | '.join(names)} |",
         f"| --- | ---: |{' ---: |' * len(names)}",
@@ -141,11 +146,10 @@ def tables(result: dict[str, Any]) -> str:
         f"{median(result['samples'], 'gemm_gflops'):.0f} GFLOP/s. {versions}.",
         "",
     ]
-    measured_models = {sample["model"] for sample in result["samples"]}
     if result["precision"] == "float32":  # the goals are for CPUs
         lines += goals_table(result)
-    for model in result["models"]:
-        lines += model_tables(result, model) if model["name"] in measured_models else []
+    for model in measured_models(result):
+        lines += model_tables(result, model)
     return "\n".join(lines)
 
 
