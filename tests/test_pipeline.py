@@ -202,12 +202,16 @@ def test_a_stage_that_writes_to_a_file_or_pipe_draws_no_bars(first):
 
 def test_a_second_repro_executes_nothing_and_takes_less_than_two_seconds(project, first):
     before = state(project)
-    times = []
+    times, starts = [], []
     for _ in range(3):
+        start = time.perf_counter()
+        project.dvc("--version")
+        starts.append(time.perf_counter() - start)
         start = time.perf_counter()
         assert project.repro() == []
         times.append(time.perf_counter() - start)
     assert_only_new(project, before)
+    print("TIMES", times, starts)
     assert min(times) < 2, times
 
 
