@@ -27,13 +27,16 @@ class Model:
     def __init__(self, broken=False):
         self.batches: list[int] = []
         self.broken = broken
+        self.may_decode, self.may_answer = threading.Event(), threading.Event()
+        self.may_decode.set()
+        self.may_answer.set()
 
     def logits(self, images):
         return np.zeros((len(images), 2))
 
     def preprocess(self, data, max_pixels):
         if b"slow" in data:
-            time.sleep(0.3)
+            self.may_decode.wait(60)
         return image(data[0])
 
     def probabilities(self, images):
@@ -42,6 +45,7 @@ class Model:
             Model.running.append(self)
             Model.together.append(list(Model.running))
         time.sleep(0.005)
+        self.may_answer.wait(60)
         with Model.lock:
             Model.running.remove(self)
         if self.broken:
@@ -132,10 +136,13 @@ def test_an_image_that_nobody_waits_for_is_not_run():
     batcher, _ = make(model, Model)
 
     async def ask():
+        model.may_answer.clear()
         first = batcher.submit(image(0))
-        await asyncio.sleep(0.002)  # it runs: what comes now waits
+        while not model.batches:
+            await asyncio.sleep(0.001)
         given_up, last = batcher.submit(image(1)), batcher.submit(image(2))
         given_up.future.cancel()
+        model.may_answer.set()
         return await asyncio.gather(first.future, last.future)
 
     assert [row[0] for row in asyncio.run(ask())] == [0, 2]
@@ -143,14 +150,17 @@ def test_an_image_that_nobody_waits_for_is_not_run():
 
 
 def test_a_small_file_does_not_wait_for_a_large_one_to_be_decoded():
-    batcher, _ = make(Model(), Model)
+    model = Model()
+    batcher, _ = make(model, Model)
 
     async def ask():
+        model.may_decode.clear()
         large = batcher.submit(bytes([1]) + b"slow" + bytes(SMALL))
-        await asyncio.sleep(0.02)
         small = batcher.submit(bytes([2]))
-        done, _ = await asyncio.wait([large.future, small.future], return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.gather(large.future, small.future)
-        return done == {small.future}
+        try:
+            await asyncio.wait_for(small.future, 10)
+        finally:
+            model.may_decode.set()
+        await large.future
 
-    assert asyncio.run(ask())
+    asyncio.run(ask())

@@ -17,9 +17,9 @@ Shape = tuple[Any, ...]  # None where the size is not known
 class MultiHeadSelfAttention(keras.layers.Layer):
     """Softmax(q·kᵀ/√d)·v over `num_heads` heads (Vaswani et al. 2017, arXiv:1706.03762, section 3.2).
 
-    One matrix holds query, key and value side by side: a single large product instead of three small
-    ones. Input: (batch, tokens, channels) or a grid (batch, rows, columns, channels); output: the same with
-    `hidden_dim` channels, by default those of the input.
+    One matrix holds query, key and value side by side, for one product or three, as the backend
+    likes. Input: (batch, tokens, channels) or a grid (batch, rows, columns, channels); output: the same
+    with `hidden_dim` channels, by default those of the input.
     """
 
     projected = True  # a dense layer follows
