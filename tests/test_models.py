@@ -275,6 +275,10 @@ def test_the_same_parameters_make_the_same_bytes(tmp_path):
             "the last stage has 512 filters, which num_heads 5 does not divide",
         ),
         ("BoTNet-50", (64, 64), {"block": "basic"}, "attention goes into block bottleneck"),
+        ("CoAtNet-0", (64, 64), {"stem_stride": 3}, "stem_stride: expected 1, 2 or 4, received 3"),
+        ("ResNet-8", (28, 28), {"stem_stride": 8}, "stem_stride: expected 1, 2 or 4, received 8"),
+        ("DeiT-S/16", (32, 32), {"pool": "gap"}, "distillation_token goes with pool token"),
+        ("Conformer-Ti", (64, 64), {"filters": 18}, "filters 18 is not divisible by 4"),
         ("CoAtNet-0", (31, 64), {}, "image size 31×64 is too small for a total stride of 32"),
         ("ResNet-18", (64, 64), {"stride_on": "1x1"}, "stride_on 1x1 belongs to block bottleneck"),
         (

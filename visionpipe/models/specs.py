@@ -28,7 +28,7 @@ class Convolutions:
     `norm_momentum`: of batch norm's running statistics: what stays of the old ones at each step.
     `zero_last_scale`: each block starts as the identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1);
     with `preactivation` no norm is the last, and blocks start as Keras's initialisers have them.
-    `padding`: TensorFlow's `same`, which pads even sizes below and right only, or torch's `symmetric`.
+    `padding`: TensorFlow's `same`, which puts an odd pixel below and right, or torch's `symmetric`.
     """
 
     blocks_per_stage: tuple[int, ...]
@@ -58,6 +58,7 @@ class Convolutions:
         return stem * 2 ** max(len(self.blocks_per_stage) - 1, 0)
 
     def check_convolutions(self, image_size: Size) -> None:
+        check_stem_stride(self.stem_stride)
         check_size(image_size, self.total_stride)
         if self.stem != "3x3" and self.stem_stride != 1:
             raise ConfigError(f"stem_stride belongs to stem 3x3; stem {self.stem} strides by 4")
@@ -223,6 +224,7 @@ class CoAtNetSpec:
             )
         if self.attention_stages >= len(self.dims):
             raise ConfigError(f"attention_stages {self.attention_stages} leaves no convolution stage")
+        check_stem_stride(self.stem_stride)
         for dim in self.dims[-self.attention_stages :]:
             if dim % self.head_dim:
                 raise ConfigError(f"dims: {dim} is not divisible by head_dim {self.head_dim}")
@@ -239,7 +241,7 @@ class ConformerSpec:
     (Peng et al. 2021, arXiv:2105.03889).
 
     `filters`: channels that the first of three stages puts out; each next one halves the resolution and has
-    twice as many. `depth`: blocks. `stem`: `7x7` halves twice, `3x3` keeps the resolution. `patch_size`:
+    twice as many; the last block strides once more. `depth`: blocks. `stem`: `7x7` halves twice, `3x3` keeps the resolution. `patch_size`:
     pixels to the side of a token. `fusion`: the head reads both branches side by side (`concat`), or their
     sum with learned weights (`weighted`).
     """
@@ -281,6 +283,11 @@ def check_size(image_size: Size, stride: int) -> None:
     height, width = image_size
     if min(image_size) < stride:
         raise ConfigError(f"image size {height}×{width} is too small for a total stride of {stride}")
+
+
+def check_stem_stride(stride: int) -> None:
+    if stride not in (1, 2, 4):
+        raise ConfigError(f"stem_stride: expected 1, 2 or 4, received {stride}")
 
 
 def check_divisible(image_size: Size, number: int, what: str) -> None:

@@ -51,7 +51,8 @@ def features(model: keras.Model) -> keras.Model:
 
     Convolution stages, or the stem where there is no stage: `stride_4`, `stride_8` …, the last block's output
     at each stride (batch, rows, columns, channels); with `preactivation` it has no norm yet. Transformer
-    blocks: `block_00`, `block_01` …, their outputs, class and register tokens first (batch, tokens, hidden_dim).
+    blocks over tokens (ViT, serial and parallel hybrids): `block_00`, `block_01` …, their outputs, class and
+    register tokens first (batch, tokens, hidden_dim).
     """
     rows = model.input.shape[1]
     outputs: dict[str, Any] = {}
