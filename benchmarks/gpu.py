@@ -23,13 +23,15 @@ from typing import Any
 
 import numpy as np
 from models import CONTENDERS as ALL
-from models import VITS, Model, rate, seconds
+from models import Model, possible, rate, seconds
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "gpu.json"
 MODELS = [Model("ResNet-50", 224, 1000, 128, 2), Model("ViT-B/16", 224, 1000, 128, 2)]
 CONTENDERS = {
-    name: parts for name, parts in ALL.items() if "TensorFlow" not in name and "eager" not in name
+    name: parts
+    for name, parts in ALL.items()
+    if not any(mode in name for mode in ("TensorFlow", "eager", "inference compiled"))
 } | {"visionpipe, JAX, again": ALL["visionpipe, JAX"]}
 SECONDS = 0.6  # of a sample, and at least 8 steps
 SAMPLE = "sample: "
@@ -57,7 +59,7 @@ def main() -> None:
             workers = {
                 name: stack.enter_context(process(name, model))
                 for name in CONTENDERS
-                if name != "visionpipe, torch, compiled" or model in VITS
+                if possible(name, model)
             }
             for worker in workers.values():
                 ask(worker)

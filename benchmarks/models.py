@@ -91,7 +91,7 @@ def main() -> None:
         print(json.dumps(measure(contender, next(model for model in MODELS if model.name == name))))
         return
     from facts import code, gmac, versions
-    from tables import write_page
+    from tables import tables, write_page
 
     from visionpipe.tracking.runs import hardware
 
@@ -133,12 +133,17 @@ def main() -> None:
                     print(result["samples"][-1], flush=True)
                     file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     write_page()
+    print(tables(result))
+
+
+def possible(contender: str, model: str) -> bool:
+    return contender not in (NOT_FOR_VITS if model in VITS else NOT_FOR_RESNETS)
 
 
 def wanted(samples: list[dict], number: int, model: str, contender: str) -> bool:
     """Not measured yet, possible, and no torch mode that the first round showed to be slow."""
     library = CONTENDERS[contender][0]
-    if contender in (NOT_FOR_VITS if model in VITS else NOT_FOR_RESNETS):
+    if not possible(contender, model):
         return False
     if any((s["round"], s["model"], s["contender"]) == (number, model, contender) for s in samples):
         return False

@@ -68,9 +68,12 @@ def rates(samples: list[dict], task: str, name: str) -> dict[int, float]:
     """By round. Of several modes those of the one with the highest median: the highest of each round would be
     the luckiest of so many samples, not the fastest mode.
     """
+    modes = MODES_OF.get(name, (name,))
+    if task == "training":  # a mode of inference alone would be a second throw of the same die
+        modes = tuple(mode for mode in modes if not mode.endswith("inference compiled"))
     own: dict[str, dict[int, float]] = {}
     for sample in samples:
-        if sample["contender"] in MODES_OF.get(name, (name,)):
+        if sample["contender"] in modes:
             own.setdefault(sample["contender"], {})[sample["round"]] = sample[task]
     rounds = max(map(len, own.values()))  # a mode left out after the first round has fewer
     return max(

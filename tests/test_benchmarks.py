@@ -117,6 +117,21 @@ def test_the_readme_shows_the_accuracies_of_the_default_models():
     assert accuracy.table(json.loads(accuracy.RESULT.read_text())) in unwrapped(FOLDER.parent / "README.md")
 
 
+def test_a_gpu_has_no_contender_that_would_keep_it_compiling(monkeypatch):
+    """All of a model's contenders wait until the slowest has compiled."""
+    monkeypatch.syspath_prepend(FOLDER)
+    gpu = script("gpu")
+    named = {
+        model.name: {name for name in gpu.CONTENDERS if gpu.possible(name, model.name)}
+        for model in gpu.MODELS
+    }
+    every = {
+        *("visionpipe, torch", "visionpipe, JAX", "visionpipe, JAX, again"),
+        *("stock Keras, torch", "stock Keras, JAX", "torch, compiled", "torch, compiled, channels_last"),
+    }
+    assert named == {"ResNet-50": every, "ViT-B/16": every | {"visionpipe, torch, compiled"}}
+
+
 @pytest.fixture
 def transfer(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)

@@ -108,6 +108,12 @@ def description(model):
     return [(type(layer).__name__, layer.get_config(), layer.output.shape) for layer in model.layers]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_same_options_make_the_same_model(family):
+    variant, small, _ = FAMILIES[family]
+    assert description(build_model(variant, 4, 32, **small)) == usual(family)
+
+
 @pytest.mark.parametrize(("family", "option"), OPTIONS)
 def test_an_option_makes_another_model_or_is_refused(family, option):
     variant, small, others = FAMILIES[family]

@@ -241,9 +241,9 @@ class ConformerSpec:
     (Peng et al. 2021, arXiv:2105.03889).
 
     `filters`: channels that the first of three stages puts out; each next one halves the resolution and has
-    twice as many; the last block strides once more. `depth`: blocks. `stem`: `7x7` halves twice, `3x3` keeps the resolution. `patch_size`:
-    pixels to the side of a token. `fusion`: the head reads both branches side by side (`concat`), or their
-    sum with learned weights (`weighted`).
+    twice as many; the last block strides once more. `depth`: blocks. `stem`: `7x7` halves twice, `3x3` keeps
+    the resolution. `patch_size`: pixels to the side of a token. `fusion`: the head reads both branches side
+    by side (`concat`), or their sum with learned weights (`weighted`).
     """
 
     family: ClassVar[str] = "conformer"
