@@ -9,14 +9,14 @@ that of the fastest quarter's slowest step: on a shared machine what lengthens a
 The same code appears twice under two names (the A/A pair): how far those two lie apart is what a difference
 must exceed.
 Of the torch peer's modes, those that stay below 0.8 of the fastest in the first round are left out of the
-others. Raw samples go to benchmarks/models_avx512.json or, from a processor without those instructions,
-models_avx2.json as they come, and an interrupted run goes on from there; the tables made of them go to
-docs/performance.md.
+others. Raw samples go to benchmarks/models_PROCESSOR.json as they come, and an interrupted run goes on from
+there; the tables made of them go to docs/performance.md.
 """
 
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -95,8 +95,8 @@ def main() -> None:
 
     from visionpipe.tracking.runs import hardware
 
-    vectors = "avx512" if "AVX-512" in hardware() else "avx2"
-    file = ROOT / "benchmarks" / f"models_{vectors}.json"
+    processor = re.sub(r"\W+", "_", hardware().split(",")[0].lower())
+    file = ROOT / "benchmarks" / f"models_{processor}.json"
     result = json.loads(file.read_text()) if file.exists() else {"samples": [], "models": []}
     names = options.models or [model.name for model in MODELS]
     contenders = options.contenders or list(CONTENDERS)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-RESULTS = [ROOT / "benchmarks" / name for name in ("models_avx512.json", "models_avx2.json", "gpu.json")]
+RESULTS = [*sorted((ROOT / "benchmarks").glob("models_*.json")), ROOT / "benchmarks" / "gpu.json"]
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- begin: benchmarks/tables.py -->\n", "<!-- end: benchmarks/tables.py -->\n"
 INPUT = ROOT / "benchmarks" / "input.json"
