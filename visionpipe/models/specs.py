@@ -58,7 +58,6 @@ class Convolutions:
         return stem * 2 ** max(len(self.blocks_per_stage) - 1, 0)
 
     def check_convolutions(self, image_size: Size) -> None:
-        check_stem_stride(self.stem_stride)
         check_size(image_size, self.total_stride)
         if self.stem != "3x3" and self.stem_stride != 1:
             raise ConfigError(f"stem_stride belongs to stem 3x3; stem {self.stem} strides by 4")
@@ -224,15 +223,13 @@ class CoAtNetSpec:
             )
         if self.attention_stages >= len(self.dims):
             raise ConfigError(f"attention_stages {self.attention_stages} leaves no convolution stage")
-        check_stem_stride(self.stem_stride)
         for dim in self.dims[-self.attention_stages :]:
             if dim % self.head_dim:
                 raise ConfigError(f"dims: {dim} is not divisible by head_dim {self.head_dim}")
         for dim in self.dims[1 : -self.attention_stages]:
             if dim < 4:
                 raise ConfigError(f"dims: {dim} is too few for a squeeze to a quarter, of 4 or more")
-        stride = self.stem_stride * 2 ** (len(self.dims) - 1)
-        check_size(image_size, stride)
+        check_size(image_size, self.stem_stride * 2 ** (len(self.dims) - 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,13 +278,10 @@ ModelSpec = ViTSpec | ResNetSpec | HybridSpec | BoTNetSpec | CoAtNetSpec | Confo
 
 def check_size(image_size: Size, stride: int) -> None:
     height, width = image_size
+    if stride.bit_count() != 1:  # all that strides but the stem halves, and `features` names powers of two
+        raise ConfigError("stem_stride: expected 1, 2, 4 …")
     if min(image_size) < stride:
         raise ConfigError(f"image size {height}×{width} is too small for a total stride of {stride}")
-
-
-def check_stem_stride(stride: int) -> None:
-    if stride not in (1, 2, 4):
-        raise ConfigError(f"stem_stride: expected 1, 2 or 4, received {stride}")
 
 
 def check_divisible(image_size: Size, number: int, what: str) -> None:
