@@ -118,7 +118,7 @@ def test_the_same_options_make_the_same_model(family):
 def test_an_option_makes_another_model_or_is_refused(family, option):
     variant, small, others = FAMILIES[family]
     if others[option] is REFUSED:
-        with pytest.raises(ConfigError):
+        with pytest.raises(ConfigError, match=option):
             resolve_variant(variant, (32, 32), **small, **{option: OTHER_CONVOLUTIONS[option]})
         return
     assert description(build_model(variant, 4, 32, **small | {option: others[option]})) != usual(family)

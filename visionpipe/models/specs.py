@@ -279,7 +279,7 @@ ModelSpec = ViTSpec | ResNetSpec | HybridSpec | BoTNetSpec | CoAtNetSpec | Confo
 def check_size(image_size: Size, stride: int) -> None:
     height, width = image_size
     if stride.bit_count() != 1:  # all that strides but the stem halves, and `features` names powers of two
-        raise ConfigError("stem_stride: expected 1, 2, 4 …")
+        raise ConfigError(f"stem_stride: expected 1, 2, 4 …; so the total stride would be {stride}")
     if min(image_size) < stride:
         raise ConfigError(f"image size {height}×{width} is too small for a total stride of {stride}")
 
