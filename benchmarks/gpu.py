@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from models import CONTENDERS as ALL
-from models import Model, possible, rate, seconds
+from models import rate, seconds
+from peers import CONTENDERS as ALL
+from peers import Model, possible
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "gpu.json"

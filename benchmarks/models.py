@@ -22,60 +22,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peers import CONTENDERS, MODELS, Model, possible
 
 ROOT = Path(__file__).parents[1]
 THREADS, SECONDS = 2, 3.0
 Rates = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Model:
-    """What is timed: one architecture at one size. `steps` batches make a pass."""
-
-    name: str
-    size: int
-    classes: int
-    batch: int
-    steps: int
-
-
-MODELS = [
-    Model("ResNet-20", 28, 10, 64, 20),
-    Model("ViT 6×96", 28, 10, 64, 20),
-    Model("ResNet-50", 224, 1000, 8, 4),
-    Model("ViT-S/16", 224, 1000, 8, 4),
-]
-# name: (library, Keras backend or torch modes)
-CONTENDERS = {
-    "visionpipe, TensorFlow": ("visionpipe", "tensorflow"),
-    "visionpipe, TensorFlow, again": ("visionpipe", "tensorflow"),
-    "visionpipe, TensorFlow, compiled": ("visionpipe", "tensorflow"),
-    "visionpipe, torch": ("visionpipe", "torch"),
-    "visionpipe, torch, compiled": ("visionpipe", "torch"),
-    "visionpipe, torch, inference compiled": ("visionpipe", "torch"),
-    "visionpipe, JAX": ("visionpipe", "jax"),
-    "stock Keras, TensorFlow": ("keras", "tensorflow"),
-    "stock Keras, TensorFlow, compiled": ("keras", "tensorflow"),
-    "stock Keras, torch": ("keras", "torch"),
-    "stock Keras, JAX": ("keras", "jax"),
-    "torch, eager": ("torch", "contiguous"),
-    "torch, eager, channels_last": ("torch", "channels_last"),
-    "torch, compiled": ("torch", "compiled contiguous"),
-    "torch, compiled, channels_last": ("torch", "compiled channels_last"),
-}
-VITS = ("ViT 6×96", "ViT-S/16", "ViT-B/16")
-NOT_FOR_RESNETS = (  # slower as one program; torch needs minutes to make one (docs/performance.md)
-    "visionpipe, TensorFlow, compiled",
-    "visionpipe, torch, compiled",
-    "stock Keras, TensorFlow, compiled",
-)
-NOT_FOR_VITS = ("visionpipe, torch, inference compiled",)
 
 
 def main() -> None:
@@ -134,10 +91,6 @@ def main() -> None:
                     file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     write_page()
     print(tables(result))
-
-
-def possible(contender: str, model: str) -> bool:
-    return contender not in (NOT_FOR_VITS if model in VITS else NOT_FOR_RESNETS)
 
 
 def wanted(samples: list[dict], number: int, model: str, contender: str) -> bool:

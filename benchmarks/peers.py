@@ -1,21 +1,70 @@
-"""The models that are timed: ours, and the same architectures in stock Keras, plain torch and timm."""
+"""What is timed: our models, and the same architectures in stock Keras, plain torch and timm."""
 
 import importlib.machinery
 import sys
 import types
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+
+@dataclass(frozen=True)
+class Model:
+    """What is timed: one architecture at one size. `steps` batches make a pass."""
+
+    name: str
+    size: int
+    classes: int
+    batch: int
+    steps: int
+
+
+MODELS = [
+    Model("ResNet-20", 28, 10, 64, 20),
+    Model("ViT 6×96", 28, 10, 64, 20),
+    Model("ResNet-50", 224, 1000, 8, 4),
+    Model("ViT-S/16", 224, 1000, 8, 4),
+]
+# name: (library, Keras backend or torch modes)
+CONTENDERS = {
+    "visionpipe, TensorFlow": ("visionpipe", "tensorflow"),
+    "visionpipe, TensorFlow, again": ("visionpipe", "tensorflow"),
+    "visionpipe, TensorFlow, compiled": ("visionpipe", "tensorflow"),
+    "visionpipe, torch": ("visionpipe", "torch"),
+    "visionpipe, torch, compiled": ("visionpipe", "torch"),
+    "visionpipe, torch, inference compiled": ("visionpipe", "torch"),
+    "visionpipe, JAX": ("visionpipe", "jax"),
+    "stock Keras, TensorFlow": ("keras", "tensorflow"),
+    "stock Keras, TensorFlow, compiled": ("keras", "tensorflow"),
+    "stock Keras, torch": ("keras", "torch"),
+    "stock Keras, JAX": ("keras", "jax"),
+    "torch, eager": ("torch", "contiguous"),
+    "torch, eager, channels_last": ("torch", "channels_last"),
+    "torch, compiled": ("torch", "compiled contiguous"),
+    "torch, compiled, channels_last": ("torch", "compiled channels_last"),
+}
+NOT_FOR_RESNETS = (  # slower as one program; torch needs minutes to make one (docs/performance.md)
+    "visionpipe, TensorFlow, compiled",
+    "visionpipe, torch, compiled",
+    "stock Keras, TensorFlow, compiled",
+)
+NOT_FOR_VITS = ("visionpipe, torch, inference compiled",)
 SMALL_VIT = {"patch": 4, "width": 96, "depth": 6, "heads": 3, "mlp": 192}
 LARGE_VITS = {
     "ViT-S/16": {"num_heads": 6, "hidden_dim": 384, "mlp_dim": 1536},
     "ViT-B/16": {"num_heads": 12, "hidden_dim": 768, "mlp_dim": 3072},
 }
+VITS = ("ViT 6×96", *LARGE_VITS)
 TIMM = {
     "ResNet-50": "resnet50",
     "ViT-S/16": "vit_small_patch16_224",
     "ViT-B/16": "vit_base_patch16_224",
 }
+
+
+def possible(contender: str, model: str) -> bool:
+    """Whether this mode exists for the model, in minutes."""
+    return contender not in (NOT_FOR_VITS if model in VITS else NOT_FOR_RESNETS)
 
 
 def ours(name: str, classes: int, size: int) -> Any:
