@@ -64,9 +64,8 @@ def model_of(shape, make):
     return keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(y)))
 
 
-def outcome(shape, make, weights, images, targets):
+def outcome(model, weights, images, targets):
     """Outputs in inference and, after one step, in training; what the step changed."""
-    model = model_of(shape, make)
     model.set_weights(weights)
     model.compile(keras.optimizers.SGD(0.1), "mse")
     outputs = model.predict(images, verbose=0)
@@ -105,13 +104,14 @@ def main():
     random = np.random.default_rng(0)
     differences = {}
     for name, (shape, make) in CASES.items():
-        weights = [random.normal(0.3, 0.5, w.shape).astype("float32") for w in model_of(shape, make).weights]
+        model = model_of(shape, make)
+        weights = [random.normal(0.3, 0.5, w.shape).astype("float32") for w in model.weights]
         weights = [abs(w) + 0.5 if w.ndim == 1 else w for w in weights]  # variances are positive
         images = random.normal(0, 2, (5, *shape)).astype("float32")
         targets = random.normal(0, 1, (5, 3)).astype("float32")
-        ours = outcome(shape, make, weights, images, targets)
+        ours = outcome(model, weights, images, targets)
         with kernels.keras_operations_only():
-            keras_own = outcome(shape, make, weights, images, targets)
+            keras_own = outcome(model_of(shape, make), weights, images, targets)
         differences[name] = max(
             float(abs(a - b).max() / max(abs(b).max(), 1e-6)) for a, b in zip(ours, keras_own, strict=True)
         )
