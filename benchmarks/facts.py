@@ -37,7 +37,8 @@ def code(model: Any, backend: str) -> str:
         shapes = [tuple(weight.shape) for weight in layer.weights]
         digest.update(repr((type(layer).__name__, layer.output.shape, shapes)).encode())
     files = {Path(inspect.getfile(type(layer))) for layer in built(model).layers}
-    files |= {ROOT / "visionpipe" / "models" / "kernels" / name for name in ("__init__.py", f"{backend}.py")}
+    kernels = [f"models/kernels/{name}.py" for name in ("__init__", backend)]
+    files |= {ROOT / "visionpipe" / name for name in (*kernels, "models/network.py", "training/adamw.py")}
     for file in sorted(file for file in files if file.is_relative_to(ROOT / "visionpipe")):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:12]

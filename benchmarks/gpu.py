@@ -154,7 +154,7 @@ def keras_steps(
     build = peers.ours if library == "visionpipe" else peers.stock_keras
     model = build(case.name, case.classes, case.size)
     model.compile(
-        keras.optimizers.AdamW(1e-3),
+        peers.adamw(library),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         jit_compile=compiled or "auto",
     )

@@ -145,12 +145,13 @@ def default_model(name: str, folder: Path) -> dict[str, float]:
 
     from visionpipe.config import load_params
     from visionpipe.models import model_from_spec
+    from visionpipe.training.adamw import AdamW
 
     tf = start_tensorflow()
     params = load_params(ROOT / "params.yaml")
     size, batch_size = params.prepare.size, params.train_config(name).batch_size
     model = model_from_spec(params.model_spec(name), 10, size, [73.0] * 3, [90.0] * 3)
-    model.compile(keras.optimizers.AdamW(1e-3), keras.losses.CategoricalCrossentropy(from_logits=True))
+    model.compile(AdamW(1e-3), keras.losses.CategoricalCrossentropy(from_logits=True))
     images = np.random.default_rng(0).integers(0, 256, (batch_size, *size, 3)).astype(np.float32)
     feed = iter(
         tf.data.Dataset.from_tensors(

@@ -166,7 +166,7 @@ def measure_keras(contender: str, case: Model, images: np.ndarray, labels: np.nd
     build = peers.ours if library == "visionpipe" else peers.stock_keras
     model = build(case.name, case.classes, case.size)
     model.compile(
-        keras.optimizers.AdamW(1e-3),
+        peers.adamw(library),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         jit_compile=contender.endswith(", compiled") or "auto",
     )

@@ -85,6 +85,17 @@ def stock_keras(name: str, classes: int, size: int) -> Any:
     return keras_resnet20(classes, size) if name == "ResNet-20" else keras_vit(classes, size, **SMALL_VIT)
 
 
+def adamw(library: str) -> Any:
+    """What trains its Keras models."""
+    if library == "visionpipe":
+        from visionpipe.training.adamw import AdamW
+
+        return AdamW(1e-3)
+    import keras
+
+    return keras.optimizers.AdamW(1e-3)
+
+
 def torch_peer(name: str, classes: int, size: int) -> Any:
     """timm where it has the architecture, else plain torch."""
     if name in TIMM:

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from visionpipe.models import attention, kernels, layers
+from visionpipe.training import adamw
 
 
 class SmallBatchNorm(layers.BatchNorm):
@@ -51,6 +52,8 @@ CASES = {
     ),
     "attention on a grid": (IMAGE, lambda: attention.RelativeBiasAttention(4)),
     "attention of a bottleneck": (IMAGE, lambda: attention.BottleneckAttention(2, hidden_dim=6)),
+    "dense": (TOKENS, lambda: layers.Dense(6, activation=layers.gelu)),
+    "dense on a grid, without biases": (IMAGE, lambda: layers.Dense(6, use_bias=False)),
     "gelu": (TOKENS, lambda: keras.layers.Activation(layers.gelu)),
     "gelu_tanh": (TOKENS, lambda: keras.layers.Activation(layers.gelu_tanh)),
 }
@@ -72,6 +75,24 @@ def outcome(model, weights, images, targets):
     loss = model.train_on_batch(images, targets)
     after = [new - old for new, old in zip(model.get_weights(), weights, strict=True)]
     return [outputs, np.asarray(loss), *after]
+
+
+def updated(optimizer, gradients):
+    """Two variables after a step with each of the `gradients`, and the optimizer's moments."""
+    variables = [keras.Variable(np.ones(gradient.shape, "float32")) for gradient in gradients[0]]
+    for step in gradients:
+        optimizer.apply([keras.ops.convert_to_tensor(gradient) for gradient in step], variables)
+    return [keras.ops.convert_to_numpy(v) for v in (*variables, *optimizer.variables)]
+
+
+def adamw_difference(random):
+    """Gradients so small that epsilon counts."""
+    gradients = [
+        [random.normal(0, 1e-6, shape).astype("float32") for shape in ((6, 4), (4,))] for _ in range(5)
+    ]
+    options = {"learning_rate": 0.01, "beta_1": 0.8, "weight_decay": 0.1, "epsilon": 1e-6}
+    ours, keras_own = (updated(kind(**options), gradients) for kind in (adamw.AdamW, keras.optimizers.AdamW))
+    return max(float(abs(a - b).max() / abs(b).max()) for a, b in zip(ours, keras_own, strict=True))
 
 
 def copied_filters():
@@ -100,7 +121,7 @@ def main():
         used.update([name] if found else [])
         return found
 
-    layers.kernel = attention.kernel = recorded
+    layers.kernel = attention.kernel = adamw.kernel = recorded
     random = np.random.default_rng(0)
     differences = {}
     for name, (shape, make) in CASES.items():
@@ -115,6 +136,7 @@ def main():
         differences[name] = max(
             float(abs(a - b).max() / max(abs(b).max(), 1e-6)) for a, b in zip(ours, keras_own, strict=True)
         )
+    differences["adamw"] = adamw_difference(random)
     if sys.argv[1] == "torch":
         differences["filters that are copied"] = copied_filters()
     print(json.dumps({"differences": differences, "used": sorted(used)}))

@@ -161,6 +161,7 @@ ARGUMENTS = {
     "BottleneckAttention": {"num_heads": 2, "hidden_dim": 8},
     "ChannelPadding": {"before": 2, "after": 3},
     "Conv2D": {"filters": 4, "kernel_size": (3, 3), "padding": "same"},
+    "Dense": {"units": 3, "activation": "relu"},
     "LayerNorm": {"epsilon": 1e-5},
     "MaxPooling2D": {"pool_size": (3, 3), "strides": (2, 2)},
     "MultiHeadSelfAttention": {"num_heads": 2, "hidden_dim": 8, "use_bias": False},

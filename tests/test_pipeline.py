@@ -326,6 +326,7 @@ def reached(project: Project, step: int) -> bool:
     return any(int(file.stem.split("-")[1]) >= step for file in project.checkpoints())
 
 
+@pytest.mark.slow
 def test_a_forced_repro_makes_the_same_bytes_without_an_interruption_and_nothing_new(project, first):
     """So the bytes of a model whose training was killed are those of one that was not."""
     project.commit("more epochs")

@@ -107,11 +107,11 @@ def open_target(
 
 def without_head(model: "keras.Model") -> "keras.Model":
     """Images to what the head reads."""
-    import keras
+    from visionpipe.models.network import Network
 
     names = {layer.name for layer in model.layers}
     head = model.get_layer("logits_class" if "logits_class" in names else "logits")
-    return keras.Model(model.input, head.input)
+    return Network(model.input, head.input)
 
 
 def features(body: "keras.Model", images: np.ndarray, title: str) -> np.ndarray:

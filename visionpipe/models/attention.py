@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from visionpipe.models.kernels import kernel
+from visionpipe.models.layers import product
 from visionpipe.models.positions import resize_positions, sincos_positions
 
 Shape = tuple[Any, ...]  # None where the size is not known
@@ -45,8 +46,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         shape = (-1, math.prod(x.shape[1:-1]), self.num_heads, self.head_dim)
         in_parts = kernel("dense_in_parts")
         if in_parts:
-            weights = [ops.convert_to_tensor(weight) for weight in self.query_key_value.weights]
-            parts = in_parts(3, x, *weights)
+            parts = in_parts(3, x, *map(ops.convert_to_tensor, self.query_key_value.weights))
             query, key, value = (ops.transpose(ops.reshape(part, shape), (0, 2, 1, 3)) for part in parts)
         else:
             qkv = ops.reshape(self.query_key_value(x), (*shape[:2], 3, *shape[2:]))
@@ -70,7 +70,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
 
     def call(self, x: Any) -> Any:
         read = self.attend(x)
-        return self.output_projection(read) if self.projected else read
+        return product(read, self.output_projection) if self.projected else read
 
     def compute_output_shape(self, shape: Shape) -> Shape:
         return (*shape[:-1], self.hidden_dim or shape[-1])

@@ -54,7 +54,8 @@ class BatchNorm(keras.layers.BatchNormalization):
             return fused(x, gamma, beta, *statistics, self.epsilon)
         y, mean, variance = fused(x, gamma, beta, self.epsilon)
         for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            moving.assign(moving * self.momentum + batch * (1 - self.momentum))
+            old = ops.convert_to_tensor(moving)
+            moving.assign(old * self.momentum + batch * (1 - self.momentum))
         return y
 
 
@@ -91,6 +92,16 @@ class Conv2D(keras.layers.Conv2D):
             return super().convolution_op(inputs, weights)
         weights = ops.convert_to_tensor(weights)
         return fused(inputs, weights, self.strides, self.padding, self.dilation_rate)
+
+
+@keras.saving.register_keras_serializable("visionpipe")
+class Dense(keras.layers.Dense):
+    """Keras's dense layer, through the backend's kernel."""
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        if kernel("dense") is None or self.lora_enabled:
+            return super().call(x, training=training)
+        return self.activation(product(x, self))
 
 
 @keras.saving.register_keras_serializable("visionpipe")
@@ -223,6 +234,12 @@ def gelu_tanh(x: Any) -> Any:
     """The approximation of GELU that the published ViTs of Google's code were trained with."""
     fused = kernel("gelu_tanh")
     return fused(x) if fused else 0.5 * x * (1 + ops.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+def product(x: Any, dense: keras.layers.Dense) -> Any:
+    """What `dense` makes of `x`, before its activation."""
+    fused = kernel("dense")
+    return fused(x, *map(ops.convert_to_tensor, dense.weights)) if fused else dense(x)
 
 
 ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh}

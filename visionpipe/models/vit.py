@@ -5,16 +5,25 @@ from typing import Any
 from keras import layers
 
 from visionpipe.models.attention import MultiHeadSelfAttention, SequencePooling, Tokens
-from visionpipe.models.layers import ACTIVATIONS, Add, Conv2D, LayerNorm, MaxPooling2D, Scale, StochasticDepth
+from visionpipe.models.layers import (
+    ACTIVATIONS,
+    Add,
+    Conv2D,
+    Dense,
+    LayerNorm,
+    MaxPooling2D,
+    Scale,
+    StochasticDepth,
+)
 from visionpipe.models.specs import Encoder, ViTSpec
 
 
 def mlp_block(x: Any, mlp_dim: int, activation: str, dropout_rate: float, name: str) -> Any:
     """Dense → GELU → Dense, back to the width of `x` (batch, tokens, hidden_dim); zero at first."""
     hidden_dim = x.shape[-1]
-    x = layers.Dense(mlp_dim, activation=ACTIVATIONS[activation], name=f"{name}_expand")(x)
+    x = Dense(mlp_dim, activation=ACTIVATIONS[activation], name=f"{name}_expand")(x)
     x = layers.Dropout(dropout_rate, name=f"{name}_inner_dropout")(x) if dropout_rate else x
-    return layers.Dense(hidden_dim, kernel_initializer="zeros", name=f"{name}_project")(x)
+    return Dense(hidden_dim, kernel_initializer="zeros", name=f"{name}_project")(x)
 
 
 def encoder_block(x: Any, spec: Encoder, drop_path_rate: float, name: str) -> Any:

@@ -7,10 +7,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from visionpipe.models.network import Network
 from visionpipe.training.checkpoint import as_array
 
 
-class AveragedModel(keras.Model):
+class AveragedModel(Network):
     """What trains `model`, and keeps a moving average of its weights and of its batch norms' statistics.
 
     The average follows with min(decay, (1 + t) / (10 + t)) after t steps, so that the first ones do not linger.

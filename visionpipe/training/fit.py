@@ -12,6 +12,7 @@ from visionpipe.data.augmentation import make_augmentation
 from visionpipe.data.batches import EVALUATION_BATCH, evaluation_batches, steps_per_epoch, training_batches
 from visionpipe.data.prepared import Prepared
 from visionpipe.errors import TrainingError
+from visionpipe.models.network import Network
 from visionpipe.training.averaging import AveragedModel
 from visionpipe.training.checkpoint import Arrays, Checkpoint, Progress, Row, as_array
 from visionpipe.training.interruption import Interruption
@@ -73,7 +74,7 @@ class Training:
         ] or [model.output]
         outputs = with_teacher(model, self.heads, teacher.model)
         self.trained = (
-            keras.Model(model.input, outputs)
+            Network(model.input, outputs)
             if recipe.ema_decay is None
             else AveragedModel(model, outputs, recipe.ema_decay)
         )

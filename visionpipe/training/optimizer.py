@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from visionpipe.errors import TrainingError
+from visionpipe.training.adamw import AdamW
 from visionpipe.training.recipe import TrainConfig, duration_steps
 
 Schedule = Callable[[Any, Any], Any]
@@ -104,7 +105,7 @@ def make_optimizer(
     }
     kind: type[keras.optimizers.Optimizer] = {
         "sgd": keras.optimizers.SGD,
-        "adamw": keras.optimizers.AdamW,
+        "adamw": AdamW,
         "lamb": keras.optimizers.Lamb,
         "lion": keras.optimizers.Lion,
         "muon": keras.optimizers.Muon,

@@ -31,14 +31,11 @@ class Own:
 
 def open_own(path: Path, image_size: tuple[int, int]) -> Own:
     """Raises WeightsError where the file is damaged, or no model of this package."""
-    import keras
-
-    import visionpipe.models.attention
-    import visionpipe.models.layers  # noqa: F401  # they register the layers
+    from visionpipe.models.network import load_network
     from visionpipe.models.surgery import with_image_size
 
     try:
-        model = keras.models.load_model(path, compile=False, safe_mode=True)
+        model = load_network(path)
     except Exception as error:  # Keras has one kind for every fault
         raise WeightsError(f"{path} cannot be loaded as a model: {first_line(error)}") from error
     stored = arrays(model)

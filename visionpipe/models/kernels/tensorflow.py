@@ -4,7 +4,7 @@ which is faster.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -93,3 +93,34 @@ def gelu(x: Tensor) -> Tensor:
 @one_loop
 def gelu_tanh(x: Tensor) -> Tensor:
     return 0.5 * x * (1 + tf.math.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+def adam(
+    variables: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    momentums: Sequence[Any],
+    velocities: Sequence[Any],
+    step: Tensor,
+    learning_rate: Tensor,
+    beta_1: float,
+    beta_2: float,
+    epsilon: float,
+) -> bool:
+    """Adam's update of all `variables` and moments; `step` counts from 1."""
+    for variable, gradient, momentum, velocity in zip(
+        variables, gradients, momentums, velocities, strict=True
+    ):
+        number = tf.cast(step, variable.dtype)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=momentum.value.handle,
+            v=velocity.value.handle,
+            beta1_power=beta_1**number,
+            beta2_power=beta_2**number,
+            lr=tf.cast(learning_rate, variable.dtype),
+            beta1=beta_1,
+            beta2=beta_2,
+            epsilon=epsilon,
+            grad=tf.cast(tf.convert_to_tensor(gradient), variable.dtype),
+        )
+    return True

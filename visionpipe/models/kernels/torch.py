@@ -62,6 +62,9 @@ def conv2d(
     dilation: tuple[int, int],
 ) -> torch.Tensor:
     """`kernel`: (height, width, channels in, channels out)."""
+    if kernel.shape[:2] == (1, 1) and kernel.shape[2] < 16:
+        # With a stride oneDNN's gradient writes outside its memory: AVX-512, torch 2.13, batches of 3, 5, 7 …
+        x, strides = x[:, :: strides[0], :: strides[1]], (1, 1)
     x, own = channels_first(x), (0, 0)
     if padding == "same":
         reach = [(side - 1) * step + 1 for side, step in zip(kernel.shape[:2], dilation, strict=True)]
@@ -69,6 +72,18 @@ def conv2d(
     kernel = filters_first(kernel)
     groups = x.shape[1] // kernel.shape[1]
     return channels_last(functional.conv2d(x, kernel, None, strides, own, dilation, groups))
+
+
+def dense(x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`x @ kernel + bias`, in one operation."""
+    return functional.linear(x, kernel.T, bias)
+
+
+def dense_in_parts(
+    parts: int, x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None = None
+) -> list[torch.Tensor]:
+    """`x @ kernel + bias` in `parts` equal parts of the last axis."""
+    return dense(x, kernel, bias).chunk(parts, -1)
 
 
 def max_pool(x: torch.Tensor, size: tuple[int, int], strides: tuple[int, int], padding: str) -> torch.Tensor:
@@ -108,3 +123,36 @@ def gelu(x: torch.Tensor) -> torch.Tensor:
 
 def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
     return functional.gelu(x, approximate="tanh")
+
+
+def adam(
+    variables: "Sequence[keras.Variable]",
+    gradients: Sequence[torch.Tensor],
+    momentums: "Sequence[keras.Variable]",
+    velocities: "Sequence[keras.Variable]",
+    step: torch.Tensor,
+    learning_rate: torch.Tensor,
+    beta_1: float,
+    beta_2: float,
+    epsilon: float,
+) -> bool:
+    """Adam's update of all `variables` and moments; `step` counts from 1. False: not on this device."""
+    tensors = [[variable.value for variable in kind] for kind in (variables, momentums, velocities)]
+    if not all(variable.is_cpu for variable in tensors[0]):  # `step` would have to come from there
+        return False
+    number = int(step)
+    torch._fused_adam_(
+        tensors[0],
+        list(gradients),
+        *tensors[1:],
+        [],
+        [torch.tensor(float(number))] * len(gradients),
+        lr=float(learning_rate),
+        beta1=beta_1,
+        beta2=beta_2,
+        weight_decay=0.0,
+        eps=epsilon / (1 - beta_2**number) ** 0.5,  # Keras adds it before the correction of the bias
+        amsgrad=False,
+        maximize=False,
+    )
+    return True

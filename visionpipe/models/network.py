@@ -1,0 +1,105 @@
+"""A Keras model that on torch spends its time in its layers, not between them."""
+
+import inspect
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+
+import visionpipe.models.attention  # noqa: F401  (registers, with layers.py, what a model's file names)
+
+
+class Step(NamedTuple):
+    """A call: `arguments` hold symbolic tensors in place of values; `results` and `last_used` are their ids."""
+
+    operation: Any
+    arguments: Any
+    direct: bool
+    takes_training: bool
+    results: list[int]
+    last_used: list[int]
+
+
+@keras.saving.register_keras_serializable("visionpipe")
+class Network(keras.Model):
+    """What `keras.Model(inputs, outputs)` makes, with the same results.
+
+    torch computes a layer when it is called, and what Keras does around each call (binding arguments, scopes,
+    checks of shapes that were made when the model was built) takes 0.2 ms, in which torch's other threads fall
+    asleep. Here one layer's own `call` follows upon the other, and a tensor goes after its last use.
+    """
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        if keras.backend.backend() != "torch":
+            return super().call(inputs, training=training, mask=mask)
+        inputs = self._standardize_inputs(inputs)
+        values = {id(symbol): value for symbol, value in zip(self.inputs, inputs, strict=True)}
+        del inputs
+        for operation, arguments, direct, takes_training, results, last_used in self.steps:
+            positional = [filled(argument, values) for argument in arguments.args]
+            named = {name: filled(argument, values) for name, argument in arguments.kwargs.items()}
+            if takes_training:
+                named["training"] = training
+            # A quantized layer computes with another method.
+            direct = direct and operation.quantization_mode is None
+            outcome = (operation.call if direct else operation)(*positional, **named)
+            values.update(
+                zip(results, keras.tree.flatten(outcome) if len(results) > 1 else [outcome], strict=True)
+            )
+            del positional, named, outcome
+            for symbol in last_used:
+                del values[symbol]
+        outputs = [values[id(symbol)] for symbol in self.outputs]
+        return outputs[0] if len(outputs) == 1 else keras.tree.pack_sequence_as(self.output, outputs)
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        """The graph in its order."""
+        nodes = [
+            node
+            for depth in sorted(self._nodes_by_depth, reverse=True)
+            for node in self._nodes_by_depth[depth]
+            if not node.is_input
+        ]
+        last_use = {id(symbol): number for number, node in enumerate(nodes) for symbol in node.input_tensors}
+        outputs = {id(symbol) for symbol in self.outputs}
+        last_used: list[list[int]] = [[] for _ in nodes]
+        for symbol, number in last_use.items():
+            last_used[number] += [] if symbol in outputs else [symbol]
+        return [
+            Step(
+                node.operation,
+                node.arguments,
+                self.is_direct(node),
+                "training" in inspect.signature(node.operation.call).parameters,
+                [id(symbol) for symbol in node.outputs],
+                last_used[number],
+            )
+            for number, node in enumerate(nodes)
+        ]
+
+    def is_direct(self, node: Any) -> bool:
+        """Whether Keras's own call would add nothing: no other precision, no loss of the layer's own."""
+        layer = node.operation
+        return (
+            isinstance(layer, keras.layers.Layer)
+            and layer.activity_regularizer is None
+            and {layer.compute_dtype, *(symbol.dtype for symbol in node.input_tensors)}
+            == {self.compute_dtype}
+        )
+
+
+def filled(argument: Any, values: dict[int, Any]) -> Any:
+    """`argument` with its symbolic tensors' values in place of them."""
+    if isinstance(argument, keras.KerasTensor):
+        return values[id(argument)]
+    if isinstance(argument, list | tuple):
+        return type(argument)([filled(item, values) for item in argument])
+    return argument
+
+
+def load_network(file: Path) -> Network:
+    """The model in a `.keras` file, not compiled."""
+    model = keras.models.load_model(file, compile=False)
+    return Network(model.input, model.output, name=model.name)
