@@ -78,8 +78,12 @@ def outcome(model, weights, images, targets):
 
 
 def updated(optimizer, gradients):
-    """Two variables after a step with each of the `gradients`, and the optimizer's moments."""
-    variables = [keras.Variable(np.ones(gradient.shape, "float32")) for gradient in gradients[0]]
+    """A convolution's two variables after a step with each of the `gradients`, and the optimizer's moments."""
+    layer = layers.Conv2D(3, (2, 4))  # torch has its kernel in another order in memory
+    layer.build((None, 9, 9, 5))
+    variables = layer.trainable_weights
+    for variable in variables:
+        variable.assign(np.ones(variable.shape, "float32"))
     for step in gradients:
         optimizer.apply([keras.ops.convert_to_tensor(gradient) for gradient in step], variables)
     return [keras.ops.convert_to_numpy(v) for v in (*variables, *optimizer.variables)]
@@ -88,7 +92,7 @@ def updated(optimizer, gradients):
 def adamw_difference(random):
     """Gradients so small that epsilon counts."""
     gradients = [
-        [random.normal(0, 1e-6, shape).astype("float32") for shape in ((6, 4), (4,))] for _ in range(5)
+        [random.normal(0, 1e-6, shape).astype("float32") for shape in ((2, 4, 5, 3), (3,))] for _ in range(5)
     ]
     options = {"learning_rate": 0.01, "beta_1": 0.8, "weight_decay": 0.1, "epsilon": 1e-6}
     ours, keras_own = (updated(kind(**options), gradients) for kind in (adamw.AdamW, keras.optimizers.AdamW))

@@ -15,6 +15,7 @@ from zoo import ZOO
 
 from visionpipe.models import build_model, layers
 from visionpipe.models.network import Network
+from visionpipe.models.surgery import attention_maps, features
 
 random = np.random.default_rng(0)
 
@@ -88,6 +89,9 @@ def structures():
     values = [random.normal(size=(3, 6)).astype("float32") for _ in range(2)]
     ours, keras_own = (kind([first, second], outputs)(values) for kind in (Network, keras.Model))
     assert list(ours) == list(keras_own)
+    one = [kind([first, second], {"left": left})(values)["left"] for kind in (Network, keras.Model)]
+    listed = [kind([first, second], [left])(values) for kind in (Network, keras.Model)]
+    assert all((value == ours["left"]).all() for value in (*one, *listed))
     return max(float((ours[name] - keras_own[name]).abs().max()) for name in ours)
 
 
@@ -97,6 +101,25 @@ def losses(kind):
     model = kind(inputs, keras.layers.Dense(3, activity_regularizer="l2")(inputs))
     model(np.ones((2, 6), "float32"))
     return [float(loss) for loss in model.losses]
+
+
+def explicit_training():
+    """Which a model whose own is not given leaves as it was."""
+    inputs = keras.Input((1000,))
+    model = Network(inputs, keras.layers.Dropout(0.5)(inputs, training=True))
+    ones = np.ones((1, 1000), "float32")
+    return [int((model(ones, **given) == 0).sum()) for given in ({}, {"training": False})]
+
+
+def attention_in_halves():
+    """The maps of a model in bfloat16, one of which is all that it has."""
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = build_model(
+        "ViT-S/16", 3, 16, patch_size=8, hidden_dim=8, depth=1, num_heads=2, mlp_dim=8, pool="gap"
+    )
+    keras.config.set_dtype_policy("float32")
+    (weights,) = attention_maps(model, np.ones((2, 16, 16, 3), "float32")).values()
+    return [list(weights.shape), list(features(model)(np.ones((2, 16, 16, 3), "float32")))]
 
 
 def quantized():
@@ -117,6 +140,8 @@ print(
             "structures": structures(),
             "losses": [losses(Network), losses(keras.Model)],
             "quantized": quantized(),
+            "explicit training": explicit_training(),
+            "attention": attention_in_halves(),
         }
     )
 )

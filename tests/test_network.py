@@ -57,6 +57,16 @@ def test_a_quantized_layer_computes_as_one(on_torch):
     assert from_keras == 0 < from_before
 
 
+def test_training_that_a_layer_was_told_is_overruled_by_the_models_own_alone(on_torch):
+    by_itself, overruled = on_torch["explicit training"]
+    assert 400 < by_itself < 600
+    assert overruled == 0
+
+
+def test_inner_outputs_are_named_where_there_is_one(on_torch):
+    assert on_torch["attention"] == [[2, 2, 4, 4], ["block_00"]]
+
+
 def test_a_models_file_makes_the_same_model(tmp_path):
     model = build_model("ViT-S/16", 3, 16, **SMALL)
     images = np.ones((2, 16, 16, 3), "float32")

@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from visionpipe.models.kernels import kernel
-from visionpipe.models.layers import product
+from visionpipe.models.layers import product, weights
 from visionpipe.models.positions import resize_positions, sincos_positions
 
 Shape = tuple[Any, ...]  # None where the size is not known
@@ -44,12 +44,12 @@ class MultiHeadSelfAttention(keras.layers.Layer):
     def heads(self, x: Any) -> list[Any]:
         """Query, scaled, key and value, each (batch, heads, tokens, head_dim)."""
         shape = (-1, math.prod(x.shape[1:-1]), self.num_heads, self.head_dim)
-        in_parts = kernel("dense_in_parts")
-        if in_parts:
-            parts = in_parts(3, x, *map(ops.convert_to_tensor, self.query_key_value.weights))
+        in_parts, dense = kernel("dense_in_parts"), self.query_key_value
+        if in_parts and dense.quantization_mode is None:
+            parts = in_parts(3, x, *weights(dense, x.dtype))
             query, key, value = (ops.transpose(ops.reshape(part, shape), (0, 2, 1, 3)) for part in parts)
         else:
-            qkv = ops.reshape(self.query_key_value(x), (*shape[:2], 3, *shape[2:]))
+            qkv = ops.reshape(dense(x), (*shape[:2], 3, *shape[2:]))
             query, key, value = ops.unstack(ops.transpose(qkv, (2, 0, 3, 1, 4)), 3)
         return [query * self.head_dim**-0.5, key, value]
 

@@ -99,9 +99,11 @@ class Dense(keras.layers.Dense):
     """Keras's dense layer, through the backend's kernel."""
 
     def call(self, x: Any, training: bool | None = None) -> Any:
-        if kernel("dense") is None or self.lora_enabled:
+        fused = kernel("dense")
+        if fused is None:
             return super().call(x, training=training)
-        return self.activation(product(x, self))
+        x = fused(x, *weights(self, x.dtype))
+        return x if self.activation is None else self.activation(x)
 
 
 @keras.saving.register_keras_serializable("visionpipe")
@@ -237,9 +239,14 @@ def gelu_tanh(x: Any) -> Any:
 
 
 def product(x: Any, dense: keras.layers.Dense) -> Any:
-    """What `dense` makes of `x`, before its activation."""
-    fused = kernel("dense")
-    return fused(x, *map(ops.convert_to_tensor, dense.weights)) if fused else dense(x)
+    """`dense(x)` for one without an activation, which is a part of another layer."""
+    fused = kernel("dense") if dense.quantization_mode is None else None
+    return fused(x, *weights(dense, x.dtype)) if fused else dense(x)
+
+
+def weights(dense: keras.layers.Dense, dtype: Any) -> list[Any]:
+    """Its kernel and, where it has one, its bias."""
+    return [ops.convert_to_tensor(w, dtype) for w in (dense.kernel, dense.bias) if w is not None]
 
 
 ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh}

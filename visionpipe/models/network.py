@@ -23,7 +23,7 @@ class Step(NamedTuple):
 
 @keras.saving.register_keras_serializable("visionpipe")
 class Network(keras.Model):
-    """What `keras.Model(inputs, outputs)` makes, with the same results.
+    """What `keras.Model(inputs, outputs)` makes, with the same results, but that no masks go along.
 
     torch computes a layer when it is called, and what Keras does around each call (binding arguments, scopes,
     checks of shapes that were made when the model was built) takes 0.2 ms, in which torch's other threads fall
@@ -39,19 +39,19 @@ class Network(keras.Model):
         for operation, arguments, direct, takes_training, results, last_used in self.steps:
             positional = [filled(argument, values) for argument in arguments.args]
             named = {name: filled(argument, values) for name, argument in arguments.kwargs.items()}
-            if takes_training:
+            if takes_training and (training is not None or "training" not in named):
                 named["training"] = training
             # A quantized layer computes with another method.
             direct = direct and operation.quantization_mode is None
             outcome = (operation.call if direct else operation)(*positional, **named)
-            values.update(
-                zip(results, keras.tree.flatten(outcome) if len(results) > 1 else [outcome], strict=True)
-            )
+            several = isinstance(outcome, list | tuple | dict)
+            values.update(zip(results, keras.tree.flatten(outcome) if several else [outcome], strict=True))
             del positional, named, outcome
             for symbol in last_used:
                 del values[symbol]
         outputs = [values[id(symbol)] for symbol in self.outputs]
-        return outputs[0] if len(outputs) == 1 else keras.tree.pack_sequence_as(self.output, outputs)
+        packed = keras.tree.pack_sequence_as(self.output, outputs)
+        return packed[0] if isinstance(packed, list | tuple) and len(packed) == 1 else packed
 
     @cached_property
     def steps(self) -> list[Step]:
@@ -80,7 +80,7 @@ class Network(keras.Model):
         ]
 
     def is_direct(self, node: Any) -> bool:
-        """Whether Keras's own call would add nothing: no other precision, no loss of the layer's own."""
+        """Whether Keras's own call would add nothing: no other precision, no penalty on outputs."""
         layer = node.operation
         return (
             isinstance(layer, keras.layers.Layer)
@@ -96,6 +96,8 @@ def filled(argument: Any, values: dict[int, Any]) -> Any:
         return values[id(argument)]
     if isinstance(argument, list | tuple):
         return type(argument)([filled(item, values) for item in argument])
+    if isinstance(argument, dict):
+        return {key: filled(item, values) for key, item in argument.items()}
     return argument
 
 

@@ -11,7 +11,7 @@ ON_THIS_BACKEND = type(keras.optimizers.AdamW())  # torch has a subclass, which 
 
 
 class AdamW(ON_THIS_BACKEND):  # type: ignore[misc, valid-type]
-    """Keras's AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), with the same numbers.
+    """Keras's AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), the same but for the last digits.
 
     Its chain of elementwise operations reads and writes each weight a dozen times, which with ResNet-50 is a
     sixth of a training step.
@@ -26,7 +26,7 @@ class AdamW(ON_THIS_BACKEND):  # type: ignore[misc, valid-type]
             super()._parallel_update_step(gradients, variables, learning_rate)
 
     def in_one_pass(self, gradients: Sequence[Any], variables: Sequence[Any], learning_rate: Any) -> bool:
-        """Updates them, unless it cannot."""
+        """Updates them, or says that it has not."""
         fused = kernel("adam")
         if fused is None or self.amsgrad:
             return False

@@ -125,6 +125,11 @@ def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
     return functional.gelu(x, approximate="tanh")
 
 
+def laid_out_like(other: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """`x` with its axes in memory in the order that `other` has, itself where it has it already."""
+    return x if x.stride() == other.stride() else torch.empty_like(other).copy_(x)
+
+
 def adam(
     variables: "Sequence[keras.Variable]",
     gradients: Sequence[torch.Tensor],
@@ -136,15 +141,19 @@ def adam(
     beta_2: float,
     epsilon: float,
 ) -> bool:
-    """Adam's update of all `variables` and moments; `step` counts from 1. False: not on this device."""
-    tensors = [[variable.value for variable in kind] for kind in (variables, momentums, velocities)]
-    if not all(variable.is_cpu for variable in tensors[0]):  # `step` would have to come from there
+    """Adam's update of all `variables` and moments, where that pays; `step` counts from 1."""
+    # A compiler makes one loop of Keras's own operations. On an accelerator the numbers below would be waited for.
+    if torch.compiler.is_compiling() or not step.is_cpu:
         return False
-    number = int(step)
+    number, tensors = int(step), [variable.value for variable in variables]
+    # torch's operation walks through the memory of all four side by side, whatever the order of their axes.
+    for moment, tensor in zip((*momentums, *velocities), tensors * 2, strict=True):
+        moment.value.data = laid_out_like(tensor, moment.value.data)
     torch._fused_adam_(
-        tensors[0],
-        list(gradients),
-        *tensors[1:],
+        tensors,
+        [laid_out_like(tensor, gradient) for tensor, gradient in zip(tensors, gradients, strict=True)],
+        [moment.value for moment in momentums],
+        [moment.value for moment in velocities],
         [],
         [torch.tensor(float(number))] * len(gradients),
         lr=float(learning_rate),
