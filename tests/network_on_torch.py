@@ -39,11 +39,12 @@ def outcome(model, images):
     return results
 
 
-def zoo_differences(policy):
+def zoo_differences(policy, names):
     """By model: the largest difference, which of one order of operations is 0."""
     keras.config.set_dtype_policy(policy)
     differences = {}
-    for name, (variant, image_size, overrides) in ZOO.items():
+    for name in names:
+        variant, image_size, overrides = ZOO[name]
         model = build_model(variant, 5, image_size, **overrides)
         for variable in model.trainable_weights:  # zeros would hide what is behind them
             variable.assign(variable + random.normal(0, 0.05, variable.shape).astype("float32"))
@@ -134,8 +135,8 @@ def quantized():
 print(
     json.dumps(
         {
-            "float32": zoo_differences("float32"),
-            "mixed_bfloat16": zoo_differences("mixed_bfloat16"),
+            "float32": zoo_differences("float32", ZOO),
+            "mixed_bfloat16": zoo_differences("mixed_bfloat16", list(ZOO)[::4]),
             "alive": [alive(Network), alive(keras.Model)],
             "structures": structures(),
             "losses": [losses(Network), losses(keras.Model)],

@@ -30,10 +30,10 @@ def on_torch():
     return json.loads(output.splitlines()[-1])
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-def test_every_kind_of_model_has_the_very_numbers_of_keras(on_torch, policy):
-    """Outputs in inference and training, gradients, batch norms' statistics."""
-    assert on_torch[policy] == dict.fromkeys(ZOO, 0.0)
+def test_every_kind_of_model_has_the_very_numbers_of_keras(on_torch):
+    """Outputs in inference and training, gradients, batch norms' statistics; in half precision every fourth kind."""
+    assert on_torch["float32"] == dict.fromkeys(ZOO, 0.0)
+    assert on_torch["mixed_bfloat16"] == dict.fromkeys(list(ZOO)[::4], 0.0)
 
 
 def test_a_tensor_goes_after_its_last_use(on_torch):
