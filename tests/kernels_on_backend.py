@@ -15,7 +15,8 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import keras
 import numpy as np
 
-from visionpipe.models import attention, kernels, layers
+from visionpipe.models import attention, chains, kernels, layers
+from visionpipe.models.network import Network
 from visionpipe.training import adamw
 
 
@@ -24,6 +25,12 @@ class SmallBatchNorm(layers.BatchNorm):
 
     def call(self, x, training=None):
         return super().call(x * 1e-3, training=training)
+
+
+def residual_branch(x):
+    """A convolution, norm and ReLU, which a Network takes together."""
+    x = layers.Conv2D(8, 3, padding="same", use_bias=False)(x)
+    return keras.layers.ReLU()(layers.BatchNorm()(x))
 
 
 IMAGE, WIDE, TOKENS = (9, 12, 8), (5, 6, 64), (10, 8)
@@ -43,6 +50,7 @@ CASES = {
     "pooling, unpadded": (IMAGE, lambda: layers.MaxPooling2D(3, 2)),
     "batch norm": (IMAGE, lambda: layers.BatchNorm()),
     "batch norm of small numbers": (IMAGE, lambda: SmallBatchNorm(epsilon=1e-6)),
+    "residual branch": (IMAGE, lambda: residual_branch),
     "layer norm": (TOKENS, lambda: layers.LayerNorm()),
     "layer norm on a grid": (IMAGE, lambda: layers.LayerNorm()),
     "attention": (TOKENS, lambda: attention.MultiHeadSelfAttention(2)),
@@ -64,7 +72,7 @@ def model_of(shape, make):
     x = keras.layers.Dense(shape[-1])(inputs)  # so that the gradient of the layer's input counts too
     y = make()(x)
     y = layers.Add()([x, y]) if y.shape == x.shape else y
-    return keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(y)))
+    return Network(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(y)))
 
 
 def outcome(model, weights, images, targets):
@@ -125,7 +133,7 @@ def main():
         used.update([name] if found else [])
         return found
 
-    layers.kernel = attention.kernel = adamw.kernel = recorded
+    layers.kernel = attention.kernel = chains.kernel = adamw.kernel = recorded
     random = np.random.default_rng(0)
     differences = {}
     for name, (shape, make) in CASES.items():

@@ -1,4 +1,4 @@
-"""What build_model makes, against keras.Model: on torch it calls the layers itself."""
+"""What build_model makes, against keras.Model: on torch and TensorFlow it calls the layers itself."""
 
 import importlib.util
 import json
@@ -19,52 +19,73 @@ TESTS = Path(__file__).parent
 SMALL = {"patch_size": 8, "hidden_dim": 8, "depth": 1, "num_heads": 2, "mlp_dim": 8}
 
 
-@pytest.fixture(scope="module")
-def on_torch():
-    if importlib.util.find_spec("torch") is None:
-        pytest.skip("torch is not installed")
+@pytest.fixture(scope="module", params=["torch", "tensorflow"])
+def network(request):
+    """What network_on_backend.py found."""
+    if importlib.util.find_spec(request.param) is None:
+        pytest.skip(f"{request.param} is not installed")
     output = subprocess.run(
-        [sys.executable, TESTS / "network_on_torch.py"],
+        [sys.executable, TESTS / "network_on_backend.py", request.param],
         env=os.environ | {"PYTHONPATH": str(TESTS.parent)}, capture_output=True, text=True, timeout=300, check=True,
     ).stdout  # fmt: skip
     return json.loads(output.splitlines()[-1])
 
 
-def test_every_kind_of_model_has_the_very_numbers_of_keras(on_torch):
-    """Outputs in inference and training, gradients, batch norms' statistics; in half precision every fourth kind."""
-    assert on_torch["float32"] == dict.fromkeys(ZOO, 0.0)
-    assert on_torch["mixed_bfloat16"] == dict.fromkeys(list(ZOO)[::4], 0.0)
+def test_every_kind_of_model_computes_what_keras_does(network):
+    """Outputs in inference and training, gradients, batch norms' statistics; in half precision every fourth kind.
+
+    A norm within its convolution rounds otherwise: by 6e-8 in float32, by 4e-3 in bfloat16, a layer.
+    """
+    assert {name: value for name, value in network["float32"].items() if not value < 1e-5} == {}
+    assert {name: value for name, value in network["mixed_bfloat16"].items() if not value < 3e-2} == {}
+    assert (list(network["float32"]), list(network["mixed_bfloat16"])) == (list(ZOO), list(ZOO)[::4])
 
 
-def test_a_tensor_goes_after_its_last_use(on_torch):
-    ours, keras_own = on_torch["alive"]
+def test_convolutions_are_taken_together_with_what_follows_upon_them_alone(network):
+    assert network["chains"]["difference"] < 1e-5
+    assert network["chains"]["found"] == [  # convolution, norm, what is read, whether a ReLU follows
+        ["a", "a_norm", 2, True], ["c", "c_norm", 1, False], ["i", None, 2, False]
+    ]  # fmt: skip
+
+
+def test_a_frozen_norm_keeps_its_averages(network):
+    assert network["frozen"] == 0
+
+
+def test_a_call_without_side_effects_has_none(network):
+    variables, given, returned = network["stateless"]
+    assert variables == given == 0 < returned
+
+
+def test_a_tensor_goes_after_its_last_use(network):
+    ours, keras_own = network["alive"]
     assert keras_own == [[], [True], [True, True]]
     assert ours == [[], [False], [False, False]]
 
 
-def test_any_graph_is_followed(on_torch):
-    assert on_torch["structures"] == 0
+def test_any_graph_is_followed(network):
+    assert network["structures"] == 0
 
 
-def test_a_layer_that_has_a_loss_of_its_own_keeps_it(on_torch):
-    ours, keras_own = on_torch["losses"]
+def test_a_layer_that_has_a_loss_of_its_own_keeps_it(network):
+    ours, keras_own = network["losses"]
     assert ours == keras_own
     assert ours[0] > 0
 
 
-def test_a_quantized_layer_computes_as_one(on_torch):
-    from_before, from_keras = on_torch["quantized"]
+def test_a_quantized_layer_computes_as_one(network):
+    from_before, from_keras = network["quantized"]
     assert from_keras == 0 < from_before
 
 
-def test_training_that_a_layer_was_told_is_overruled_by_the_models_own_alone(on_torch):
-    by_itself, overruled = on_torch["explicit training"]
+def test_training_that_a_layer_was_told_is_overruled_by_the_models_own_alone(network):
+    by_itself, overruled = network["explicit training"]
     assert 400 < by_itself < 600
     assert overruled == 0
 
 
-def test_inner_outputs_are_named_where_there_is_one(on_torch):
-    assert on_torch["attention"] == [[2, 2, 4, 4], ["block_00"]]
+def test_inner_outputs_are_named_where_there_is_one(network):
+    assert network["attention"] == [[2, 2, 4, 4], ["block_00"]]
 
 
 def test_a_models_file_makes_the_same_model(tmp_path):

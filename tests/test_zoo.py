@@ -28,6 +28,7 @@ from visionpipe.models.attention import (
     softmax,
 )
 from visionpipe.models.layers import StochasticDepth, WeightedSum, WeightStandardizedConv2D
+from visionpipe.models.network import load_network
 from visionpipe.models.positions import resize_positions, sincos_positions
 from visionpipe.models.surgery import attention_maps, features, with_image_size
 from visionpipe.models.variants import VARIANTS
@@ -272,7 +273,7 @@ def test_every_kind_answers_bytes_and_floats_from_its_file_and_from_onnx(name, t
     assert (logits.shape, logits.dtype) == ((32, 5), np.float32)
     np.testing.assert_array_equal(model(images.astype(np.float32)), logits)
     save_keras(model, tmp_path / "model.keras")
-    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(images), logits)
+    np.testing.assert_array_equal(load_network(tmp_path / "model.keras")(images), logits)
     session = onnxruntime.InferenceSession(onnx_bytes(model, 18), providers=["CPUExecutionProvider"])
     for count in (1, 7, 32):
         (received,) = session.run(["logits"], {"images": images[:count].astype(np.float32)})

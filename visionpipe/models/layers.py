@@ -48,14 +48,13 @@ class BatchNorm(keras.layers.BatchNormalization):
         fused = kernel("batch_norm_training" if training else "batch_norm_inference")
         if fused is None:
             return super().call(x, training=training, mask=mask)
-        gamma, beta = ops.convert_to_tensor(self.gamma), ops.convert_to_tensor(self.beta)
+        moving = (self.moving_mean, self.moving_variance)
+        weights = [ops.convert_to_tensor(v) for v in (self.gamma, self.beta, *moving)]
         if not training:
-            statistics = map(ops.convert_to_tensor, (self.moving_mean, self.moving_variance))
-            return fused(x, gamma, beta, *statistics, self.epsilon)
-        y, mean, variance = fused(x, gamma, beta, self.epsilon)
-        for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            old = ops.convert_to_tensor(moving)
-            moving.assign(old * self.momentum + batch * (1 - self.momentum))
+            return fused(x, *weights, self.epsilon)
+        y, *averages = fused(x, *weights, self.momentum, self.epsilon)
+        for variable, average in zip(moving, averages, strict=True):
+            variable.assign(average)
         return y
 
 

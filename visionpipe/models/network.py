@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 import visionpipe.models.attention  # noqa: F401  (registers, with layers.py, what a model's file names)
+from visionpipe.models.chains import Chain, chained
+from visionpipe.models.kernels import kernel
 
 
 class Step(NamedTuple):
@@ -31,7 +34,7 @@ class Network(keras.Model):
     """
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        if keras.backend.backend() != "torch":
+        if kernel("chain") is None or in_stateless_scope():  # where nothing may change but the scope's values
             return super().call(inputs, training=training, mask=mask)
         inputs = self._standardize_inputs(inputs)
         values = {id(symbol): value for symbol, value in zip(self.inputs, inputs, strict=True)}
@@ -62,6 +65,7 @@ class Network(keras.Model):
             for node in self._nodes_by_depth[depth]
             if not node.is_input
         ]
+        nodes = chained(nodes, self.outputs, self.is_direct)
         last_use = {id(symbol): number for number, node in enumerate(nodes) for symbol in node.input_tensors}
         outputs = {id(symbol) for symbol in self.outputs}
         last_used: list[list[int]] = [[] for _ in nodes]
@@ -82,6 +86,8 @@ class Network(keras.Model):
     def is_direct(self, node: Any) -> bool:
         """Whether Keras's own call would add nothing: no other precision, no penalty on outputs."""
         layer = node.operation
+        if isinstance(layer, Chain):
+            return True
         return (
             isinstance(layer, keras.layers.Layer)
             and layer.activity_regularizer is None

@@ -5,22 +5,47 @@ which is faster.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
+from keras import ops
+
+if TYPE_CHECKING:
+    from visionpipe.models import layers
 
 Tensor = Any  # TensorFlow ships no types
 
 
+def conv2d(
+    x: Tensor, kernel: Tensor, strides: tuple[int, int], padding: str, dilation: tuple[int, int]
+) -> Tensor:
+    """`kernel`: (height, width, channels in, channels out)."""
+    if kernel.shape[:2] == (1, 1) and kernel.shape[2] < 16:
+        # With a stride oneDNN's gradient writes outside its memory: AVX-512, TensorFlow 2.21, batches of 3, 5 …
+        x, strides = x[:, :: strides[0], :: strides[1]], (1, 1)
+    return ops.conv(x, kernel, strides, padding, dilation_rate=dilation)
+
+
 def batch_norm_training(
-    x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    moving_mean: Tensor,
+    moving_variance: Tensor,
+    momentum: float,
+    epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The result, the mean and the biased variance, each (channels,)."""
+    """The result and both averages with this batch's mean and biased variance in them."""
     y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, is_training=True
     )
     count = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), variance.dtype)
-    return y, mean, variance * (count - 1) / count  # the kernel reports the unbiased variance
+    variance *= (count - 1) / count  # the kernel reports the unbiased one
+    averages = [
+        old * momentum + batch * (1 - momentum)
+        for old, batch in ((moving_mean, mean), (moving_variance, variance))
+    ]
+    return y, *averages
 
 
 def batch_norm_inference(
@@ -29,6 +54,29 @@ def batch_norm_inference(
     return tf.raw_ops.FusedBatchNormV3(
         x=x, scale=gamma, offset=beta, mean=mean, variance=variance, epsilon=epsilon, is_training=False
     ).y
+
+
+def chain(
+    conv: "layers.Conv2D",
+    norm: "layers.BatchNorm | None",
+    relu: bool,
+    x: Tensor,
+    other: Tensor | None,
+    training: bool | None,
+) -> Tensor:
+    """What models/chains.py takes together; in inference the norm is a part of the convolution, for which
+    TensorFlow has an operation with a bias, a sum and a ReLU.
+    """
+    if norm is None or (training and norm.trainable):
+        x = conv.call(x)
+        x = norm.call(x, training=training) if norm else x
+    else:
+        scale = norm.gamma.value * tf.math.rsqrt(norm.moving_variance.value + norm.epsilon)
+        kernel = tf.cast(tf.cast(conv.kernel.value, scale.dtype) * scale, x.dtype)
+        bias = tf.cast(norm.beta.value - norm.moving_mean.value * scale, x.dtype)
+        x = tf.nn.bias_add(conv.convolution_op(x, kernel), bias)
+    x = x if other is None else x + other
+    return tf.nn.relu(x) if relu else x
 
 
 @tf.function(jit_compile=True, reduce_retracing=True)

@@ -4,7 +4,7 @@ to channels last, forward and backward; a view with torch's channels_last stride
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
@@ -12,8 +12,12 @@ from torch.nn import functional
 if TYPE_CHECKING:
     import keras
 
+    from visionpipe.models import layers
+
 # torch.compile takes any four axes for (batch, channels, height, width), and would transpose ours at every sum.
 os.environ.setdefault("TORCHINDUCTOR_LAYOUT_OPTIMIZATION", "0")
+# oneDNN's convolution with a sum and a ReLU, which torch has for its compiler. Not in every build.
+CONVOLUTION: Any = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
 
 
 def channels_first(x: torch.Tensor) -> torch.Tensor:
@@ -62,6 +66,18 @@ def conv2d(
     dilation: tuple[int, int],
 ) -> torch.Tensor:
     """`kernel`: (height, width, channels in, channels out)."""
+    x, kernel, *options = arguments(x, kernel, strides, padding, dilation)
+    return channels_last(functional.conv2d(x, kernel, None, *options))
+
+
+def arguments(
+    x: torch.Tensor,
+    kernel: torch.Tensor,
+    strides: tuple[int, int],
+    padding: str,
+    dilation: tuple[int, int],
+) -> tuple[Any, ...]:
+    """torch's own for a convolution: input, kernel, strides, padding, dilation, groups."""
     if kernel.shape[:2] == (1, 1) and kernel.shape[2] < 16:
         # With a stride oneDNN's gradient writes outside its memory: AVX-512, torch 2.13, batches of 3, 5, 7 …
         x, strides = x[:, :: strides[0], :: strides[1]], (1, 1)
@@ -70,8 +86,7 @@ def conv2d(
         reach = [(side - 1) * step + 1 for side, step in zip(kernel.shape[:2], dilation, strict=True)]
         x, own = pad(x, same_padding(x, reach, strides), value=0.0)
     kernel = filters_first(kernel)
-    groups = x.shape[1] // kernel.shape[1]
-    return channels_last(functional.conv2d(x, kernel, None, strides, own, dilation, groups))
+    return x, kernel, strides, own, dilation, x.shape[1] // kernel.shape[1]
 
 
 def dense(x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -94,15 +109,38 @@ def max_pool(x: torch.Tensor, size: tuple[int, int], strides: tuple[int, int], p
 
 
 def batch_norm_training(
-    x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor, epsilon: float
+    x: torch.Tensor,
+    gamma: torch.Tensor,
+    beta: torch.Tensor,
+    moving_mean: torch.Tensor,
+    moving_variance: torch.Tensor,
+    momentum: float,
+    epsilon: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The result, the mean and the biased variance, each (channels,)."""
-    mean, variance = torch.zeros_like(gamma), torch.ones_like(gamma)
+    """The result and both averages with this batch's mean and biased variance in them."""
+    averages = moving_mean.clone(), moving_variance.clone()
+    y = batch_norm(channels_first(x), gamma, beta, *averages, momentum, epsilon)
+    return channels_last(y), *averages
+
+
+def batch_norm(
+    x: torch.Tensor,
+    gamma: torch.Tensor,
+    beta: torch.Tensor,
+    moving_mean: torch.Tensor,
+    moving_variance: torch.Tensor,
+    momentum: float,
+    epsilon: float,
+) -> torch.Tensor:
+    """Of (batch, channels, height, width), in training; both averages are updated in place."""
+    old, count = moving_variance * momentum, x.numel() // x.shape[1]
     y = functional.batch_norm(
-        channels_first(x), mean, variance, gamma, beta, training=True, momentum=1.0, eps=epsilon
+        x, moving_mean, moving_variance, gamma, beta, training=True, momentum=1 - momentum, eps=epsilon
     )
-    count = x.shape[0] * x.shape[1] * x.shape[2]
-    return channels_last(y), mean, variance * (count - 1) / count  # it reports the unbiased variance
+    # torch takes the unbiased variance, count / (count - 1) times the one of Keras. `data`: autograd, which has
+    # seen the average go by, is not to wonder at the change.
+    moving_variance.data.lerp_(old, 1 / count)
+    return y
 
 
 def batch_norm_inference(
@@ -115,6 +153,59 @@ def batch_norm_inference(
 ) -> torch.Tensor:
     y = functional.batch_norm(channels_first(x), mean, variance, gamma, beta, training=False, eps=epsilon)
     return channels_last(y)
+
+
+def folded(
+    kernel: torch.Tensor,
+    gamma: torch.Tensor,
+    beta: torch.Tensor,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    epsilon: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The kernel and the bias of the convolution that computes a batch norm in inference too."""
+    scale = gamma * torch.rsqrt(variance + epsilon)
+    return kernel * scale, beta - mean * scale
+
+
+def chain(
+    conv: "layers.Conv2D",
+    norm: "layers.BatchNorm | None",
+    relu: bool,
+    x: torch.Tensor,
+    other: torch.Tensor | None,
+    training: bool | None,
+) -> torch.Tensor:
+    """What models/chains.py takes together, without a tensor in between that nobody reads."""
+    setting = conv.strides, conv.padding, conv.dilation_rate
+    kernel = conv.kernel.value
+    if norm:
+        weights = norm.gamma.value, norm.beta.value, norm.moving_mean.value, norm.moving_variance.value
+        training = training and norm.trainable
+    # An accelerator's, and those of half precision, are not there on every machine; a gradient they never have.
+    in_one = x.is_cpu and x.dtype == torch.float32 and CONVOLUTION is not None
+    if in_one and not (training or torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        kernel, bias = folded(kernel, *weights, norm.epsilon) if norm else (kernel, None)
+        x, kernel, strides, own, dilation, groups = arguments(x, kernel, *setting)
+        convolution = kernel, bias, own, strides, dilation, groups
+        if other is None:
+            x = CONVOLUTION(x, *convolution, "relu" if relu else "none", [], None)
+        else:
+            x = CONVOLUTION.binary(
+                x, channels_first(other), *convolution, "add", 1.0, "relu" if relu else None, [], None
+            )
+        return channels_last(x)
+
+    x, kernel, *options = arguments(x, kernel, *setting)
+    x = functional.conv2d(x, kernel, None, *options)
+    if norm and training:
+        x = batch_norm(x, *weights, norm.momentum, norm.epsilon)
+    elif norm:
+        gamma, beta, mean, variance = weights
+        x = functional.batch_norm(x, mean, variance, gamma, beta, training=False, eps=norm.epsilon)
+    if other is not None:
+        x.add_(channels_first(other))
+    return channels_last(x.relu_() if relu else x)
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,278 @@
+"""Run by test_network.py in a process of its own: python network_on_backend.py BACKEND, torch or tensorflow.
+
+What a Network computes, against Keras's own model of the same layers. Prints one JSON object.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import weakref
+
+os.environ["KERAS_BACKEND"] = sys.argv[1]
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+import keras
+import numpy as np
+from zoo import ZOO
+
+from visionpipe.models import build_model, layers
+from visionpipe.models.chains import Chain
+from visionpipe.models.network import Network
+from visionpipe.models.surgery import attention_maps, features
+
+random = np.random.default_rng(0)
+
+
+def plain(model):
+    return keras.Model(model.input, model.output)
+
+
+def without_gradients():
+    if keras.backend.backend() != "torch":
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.no_grad()
+
+
+def training_step(model, images):
+    """Outputs, and the gradients of the mean of their squares."""
+    weights = [variable.value for variable in model.trainable_weights]
+    if keras.backend.backend() == "torch":
+        outputs = model(images, training=True)
+        keras.ops.mean(keras.ops.cast(outputs, "float32") ** 2).backward()
+        gradients = [weight.grad for weight in weights]
+        for weight in weights:
+            weight.grad = None
+        return outputs, gradients
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        outputs = model(images, training=True)
+        loss = keras.ops.mean(keras.ops.cast(outputs, "float32") ** 2)
+    return outputs, list(map(tf.convert_to_tensor, tape.gradient(loss, weights)))
+
+
+def outcome(model, images):
+    """Outputs in inference, where nobody asks for gradients and where one might, and in training; all gradients;
+    what training changed besides. From one state.
+    """
+    start = [keras.ops.convert_to_numpy(variable).copy() for variable in model.variables]  # seeds too
+    keras.utils.set_random_seed(1)
+    with without_gradients():
+        results = [model(images, training=False)]
+    outputs, gradients = training_step(model, images)
+    seeds = [variable for variable in model.non_trainable_variables if variable.dtype == "uint32"]
+    averages = [variable for variable in model.non_trainable_variables if variable.dtype == "float32"]
+    results += [model(images, training=False), outputs, gradients, seeds, averages]
+    results = [flat(result) for result in results]
+    for variable, value in zip(model.variables, start, strict=True):
+        variable.assign(value)
+    return results
+
+
+def flat(tensors):
+    """One array of all numbers: many a gradient alone is nothing but the rounding of others."""
+    parts = [
+        keras.ops.convert_to_numpy(keras.ops.cast(x, "float32")).ravel() for x in keras.tree.flatten(tensors)
+    ]
+    return np.concatenate([np.zeros(1), *parts])
+
+
+def relative(ours, keras_own):
+    return float(abs(ours - keras_own).max() / max(abs(keras_own).max(), 1e-6))
+
+
+def zoo_differences(policy, names):
+    """By model: the largest difference, relative to the largest number of what is compared."""
+    keras.config.set_dtype_policy(policy)
+    differences = {}
+    for name in names:
+        variant, image_size, overrides = ZOO[name]
+        model = build_model(variant, 5, image_size, **overrides)
+        for variable in model.trainable_weights:  # zeros would hide what is behind them
+            variable.assign(variable + random.normal(0, 0.05, variable.shape).astype("float32"))
+        # An odd batch: with "resnet wide" oneDNN's own strided gradient would end the process (models/kernels/).
+        images = random.integers(0, 256, (3, *model.input.shape[1:])).astype("float32")
+        pairs = zip(outcome(model, images), outcome(plain(model), images), strict=True)
+        differences[name] = max(relative(ours, keras_own) for ours, keras_own in pairs)
+    keras.config.set_dtype_policy("float32")
+    return differences
+
+
+@keras.saving.register_keras_serializable("test")
+class Watching(keras.layers.Layer):
+    """The identity; which of the tensors that it has seen are alive."""
+
+    seen, alive = None, None
+
+    def call(self, x):
+        Watching.alive.append([ref() is not None for ref in Watching.seen])
+        Watching.seen.append(weakref.ref(x))
+        return x + 0.0
+
+
+def alive(kind):
+    """Which of the inputs of three layers are still there at each call."""
+    Watching.seen, Watching.alive = [], []
+    x = inputs = keras.Input((4,))
+    x = layers.Dense(4)(x)
+    for _ in range(3):
+        x = Watching()(x)
+    model = kind(inputs, x)
+    with without_gradients():
+        Watching.seen, Watching.alive = [], []
+        model(np.ones((2, 4), "float32"))
+    return Watching.alive
+
+
+def structures():
+    """Several inputs, outputs in a dictionary, an operation with several results, slices and keywords."""
+    first, second = keras.Input((6,), name="first"), keras.Input((6,), name="second")
+    left, right = keras.ops.split(layers.Dense(8)(keras.layers.Add()([first, second])), 2, axis=-1)
+    attended = keras.layers.Attention()([left[:, None], right[:, None]])
+    outputs = {"left": left, "attended": attended, "first": first[:, 1:3]}
+    values = [random.normal(size=(3, 6)).astype("float32") for _ in range(2)]
+    ours, keras_own = (kind([first, second], outputs)(values) for kind in (Network, keras.Model))
+    assert list(ours) == list(keras_own)
+    one = [kind([first, second], {"left": left})(values)["left"] for kind in (Network, keras.Model)]
+    listed = [kind([first, second], [left])(values) for kind in (Network, keras.Model)]
+    assert all(
+        relative(*map(keras.ops.convert_to_numpy, (value, ours["left"]))) == 0 for value in (*one, *listed)
+    )
+    return max(relative(*map(keras.ops.convert_to_numpy, (ours[name], keras_own[name]))) for name in ours)
+
+
+def chains():
+    """What is taken together of convolutions that others follow upon: their layers' names; how far the results
+    are from Keras's.
+    """
+    x = inputs = keras.Input((6, 6, 4))
+
+    def conv(x, name, **options):
+        return layers.Conv2D(4, 1, name=name, **{"use_bias": False} | options)(x)
+
+    a = layers.BatchNorm(name="a_norm")(conv(x, "a"))
+    a = keras.layers.ReLU(name="a_relu")(keras.layers.Add(name="a_add")([x, a]))  # all four
+    b = conv(a, "b")
+    b = keras.layers.ReLU(name="b_relu")(
+        keras.layers.Add(name="b_add")([b, layers.BatchNorm()(b)])
+    )  # read twice
+    c = keras.layers.ReLU(max_value=6)(
+        layers.BatchNorm(name="c_norm")(conv(b, "c"))
+    )  # not past a ReLU like this
+    d = layers.BatchNorm()(conv(c, "d_bias", use_bias=True))
+    e = layers.BatchNorm()(conv(d, "e_relu", activation="relu"))
+    pooled = keras.layers.GlobalAveragePooling2D(keepdims=True)(e)
+    f = keras.layers.Add()([pooled, conv(e, "f")])  # of two shapes
+    g = keras.layers.ReLU()(layers.BatchNorm(name="g_norm")(g_conv := conv(f, "g")))  # the graph gives g_conv
+    h = keras.layers.Add(name="hi_add")([conv(f, "h"), conv(f, "i")])  # one of the two takes the sum
+    twice = conv(f, "twice")
+    j = keras.layers.Add()([twice, twice])
+    outputs = [g, g_conv, h, j]
+    model, keras_own = Network(inputs, outputs), keras.Model(inputs, outputs)
+    for variable in model.weights:
+        variable.assign(random.uniform(0.5, 1.5, variable.shape))
+    images = random.normal(size=(3, 6, 6, 4)).astype("float32")
+    with without_gradients():
+        pairs = [
+            map(keras.ops.convert_to_numpy, pair)
+            for pair in zip(model(images), keras_own(images), strict=True)
+        ]
+    found = [step.operation for step in model.steps if isinstance(step.operation, Chain)]
+    return {
+        "difference": max(relative(*pair) for pair in pairs),
+        "found": sorted(
+            [
+                [chain.conv.name, chain.norm and chain.norm.name, len(chain.input_tensors), chain.relu]
+                for chain in found
+            ]
+        ),
+    }
+
+
+def frozen():
+    """What training changes of a batch norm's averages that does not train."""
+    model = build_model("ResNet-20", 3, 16, blocks_per_stage=(1,), filters=4)
+    norms = [layer for layer in model.layers if isinstance(layer, layers.BatchNorm)]
+    for norm in norms:
+        norm.trainable = False
+    before = [flat(norm.moving_mean) for norm in norms]
+    model(np.ones((2, 16, 16, 3), "float32"), training=True)
+    return max(
+        float(abs(flat(norm.moving_mean) - old).max()) for norm, old in zip(norms, before, strict=True)
+    )
+
+
+def stateless():
+    """What a call without side effects moves: the model's averages, those that it is given, those that it returns."""
+    model = build_model("ResNet-20", 3, 16, blocks_per_stage=(1,), filters=4)
+    before = flat(model.non_trainable_variables)
+    values = [
+        [keras.ops.copy(variable) for variable in variables]
+        for variables in (model.trainable_variables, model.non_trainable_variables)
+    ]
+    _, after = model.stateless_call(*values, np.ones((2, 16, 16, 3), "float32"), training=True)
+    return [float(abs(flat(x) - before).max()) for x in (model.non_trainable_variables, values[1], after)]
+
+
+def losses(kind):
+    inputs = keras.Input((6,))
+    keras.utils.set_random_seed(0)
+    model = kind(inputs, keras.layers.Dense(3, activity_regularizer="l2")(inputs))
+    model(np.ones((2, 6), "float32"))
+    return [float(loss) for loss in model.losses]
+
+
+def explicit_training():
+    """Which a model whose own is not given leaves as it was."""
+    inputs = keras.Input((1000,))
+    model = Network(inputs, keras.layers.Dropout(0.5)(inputs, training=True))
+    ones = np.ones((1, 1000), "float32")
+    return [
+        int((keras.ops.convert_to_numpy(model(ones, **given)) == 0).sum())
+        for given in ({}, {"training": False})
+    ]
+
+
+def attention_in_halves():
+    """The maps of a model in bfloat16, one of which is all that it has."""
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = build_model(
+        "ViT-S/16", 3, 16, patch_size=8, hidden_dim=8, depth=1, num_heads=2, mlp_dim=8, pool="gap"
+    )
+    keras.config.set_dtype_policy("float32")
+    (weights,) = attention_maps(model, np.ones((2, 16, 16, 3), "float32")).values()
+    return [list(weights.shape), list(features(model)(np.ones((2, 16, 16, 3), "float32")))]
+
+
+def quantized():
+    inputs = keras.Input((6,))
+    model = Network(inputs, keras.layers.Dense(3)(keras.layers.Dense(8)(inputs)))
+    values = random.normal(size=(3, 6)).astype("float32")
+    before = model(values)
+    model.quantize("int8")
+    return [
+        float(abs(keras.ops.convert_to_numpy(model(values) - other)).max())
+        for other in (before, plain(model)(values))
+    ]
+
+
+print(
+    json.dumps(
+        {
+            "float32": zoo_differences("float32", ZOO),
+            "mixed_bfloat16": zoo_differences("mixed_bfloat16", list(ZOO)[::4]),
+            "alive": [alive(Network), alive(keras.Model)],
+            "structures": structures(),
+            "chains": chains(),
+            "frozen": frozen(),
+            "stateless": stateless(),
+            "losses": [losses(Network), losses(keras.Model)],
+            "quantized": quantized(),
+            "explicit training": explicit_training(),
+            "attention": attention_in_halves(),
+        }
+    )
+)

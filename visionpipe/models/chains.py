@@ -1,0 +1,86 @@
+"""A convolution with what follows upon it alone, for a backend that computes all of it at once."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+
+from visionpipe.models.kernels import kernel
+from visionpipe.models.layers import BatchNorm, Conv2D
+
+
+class Chain:
+    """A convolution and, where they follow, a batch norm, a sum with another tensor and a ReLU.
+
+    It has a graph node's `operation` (itself), `arguments`, `input_tensors` and `outputs`.
+    """
+
+    quantization_mode = None  # as a layer has it: Keras quantizes no convolution
+
+    def __init__(self, links: Sequence[Any]):
+        """`links`: the nodes of these layers, in their order."""
+        layers = [node.operation for node in links]
+        inner = {id(symbol) for node in links for symbol in node.outputs}
+        self.conv = layers[0]
+        self.norm = next((layer for layer in layers if isinstance(layer, BatchNorm)), None)
+        self.relu = isinstance(layers[-1], keras.layers.ReLU)
+        self.operation, self.outputs = self, links[-1].outputs
+        self.input_tensors = [s for node in links for s in node.input_tensors if id(s) not in inner]
+        self.arguments = SimpleNamespace(args=self.input_tensors, kwargs={})
+
+    def call(self, x: Any, other: Any = None, training: bool | None = None) -> Any:
+        """`x` is what the convolution reads, `other` what is added: (batch, height, width, channels)."""
+        compute = kernel("chain")
+        assert compute is not None
+        return compute(self.conv, self.norm, self.relu, x, other, training)
+
+
+def chained(nodes: Sequence[Any], outputs: Sequence[Any], plain: Callable[[Any], bool]) -> list[Any]:
+    """`nodes`, in their order, with each Chain where the last of its own stood.
+
+    `outputs` are the symbolic tensors that the graph gives; only `plain` nodes are taken together.
+    """
+    read = [symbol for node in nodes for symbol in node.input_tensors]
+    uses = Counter(map(id, [*read, *outputs]))
+    reader = {id(symbol): node for node in nodes for symbol in node.input_tensors}
+    chains: dict[int, Chain] = {}  # by their last node
+    linked: set[int] = set()
+    for node in nodes:
+        if not (is_convolution(node) and plain(node)):
+            continue
+        links = [node]
+        for is_next in (is_norm, is_sum, is_relu):
+            (symbol,) = links[-1].outputs
+            follower = reader.get(id(symbol))
+            # A sum goes with the last of its convolutions, whatever the nodes' order, which a file does not keep.
+            alone = uses[id(symbol)] == 1 and follower and symbol is follower.input_tensors[-1]
+            if alone and is_next(follower) and plain(follower):
+                links.append(follower)
+        if len(links) > 1:
+            chains[id(links[-1])] = Chain(links)
+            linked.update(map(id, links))
+    return [chains.get(id(node), node) for node in nodes if id(node) in chains or id(node) not in linked]
+
+
+def is_convolution(node: Any) -> bool:
+    """Not one that a bias or an activation of its own follows."""
+    layer = node.operation
+    return type(layer) is Conv2D and not layer.use_bias and layer.activation is keras.activations.linear
+
+
+def is_norm(node: Any) -> bool:
+    return isinstance(node.operation, BatchNorm)
+
+
+def is_sum(node: Any) -> bool:
+    shapes = [symbol.shape for symbol in node.input_tensors]
+    return isinstance(node.operation, keras.layers.Add) and len(shapes) == 2 and shapes[0] == shapes[1]
+
+
+def is_relu(node: Any) -> bool:
+    layer = node.operation
+    return isinstance(layer, keras.layers.ReLU) and (
+        (layer.max_value, layer.negative_slope, layer.threshold) == (None, 0, 0)
+    )
