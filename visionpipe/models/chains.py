@@ -29,12 +29,19 @@ class Chain:
         self.operation, self.outputs = self, links[-1].outputs
         self.input_tensors = [s for node in links for s in node.input_tensors if id(s) not in inner]
         self.arguments = SimpleNamespace(args=self.input_tensors, kwargs={})
+        self.between: set[int] = set()  # ids of the symbols that only chains give and read
 
-    def call(self, x: Any, other: Any = None, training: bool | None = None) -> Any:
-        """`x` is what the convolution reads, `other` what is added: (batch, height, width, channels)."""
-        compute = kernel("chain")
+    def call(self, *inputs: Any, training: bool | None = None) -> Any:
+        """`inputs`: what the convolution reads and what is added, (batch, height, width, channels); between chains
+        the channels come first where the backend wants them so.
+        """
+        compute, enter, leave = kernel("chain"), kernel("channels_first"), kernel("channels_last")
         assert compute is not None
-        return compute(self.conv, self.norm, self.relu, x, other, training)
+        if enter:
+            symbols = zip(inputs, self.input_tensors, strict=True)
+            inputs = tuple(x if id(symbol) in self.between else enter(x) for x, symbol in symbols)
+        y = compute(self.conv, self.norm, self.relu, *inputs, training=training)
+        return leave(y) if leave and id(self.outputs[0]) not in self.between else y
 
 
 def chained(nodes: Sequence[Any], outputs: Sequence[Any], plain: Callable[[Any], bool]) -> list[Any]:
@@ -61,7 +68,13 @@ def chained(nodes: Sequence[Any], outputs: Sequence[Any], plain: Callable[[Any],
         if len(links) > 1:
             chains[id(links[-1])] = Chain(links)
             linked.update(map(id, links))
-    return [chains.get(id(node), node) for node in nodes if id(node) in chains or id(node) not in linked]
+    result = [chains.get(id(node), node) for node in nodes if id(node) in chains or id(node) not in linked]
+    seen = {id(s) for node in result if not isinstance(node, Chain) for s in node.input_tensors}
+    seen.update(map(id, outputs))
+    between = {id(s) for chain in chains.values() for s in chain.outputs} - seen
+    for chain in chains.values():
+        chain.between = between
+    return result
 
 
 def is_convolution(node: Any) -> bool:

@@ -61,7 +61,8 @@ def chain(
     norm: "layers.BatchNorm | None",
     relu: bool,
     x: Tensor,
-    other: Tensor | None,
+    other: Tensor | None = None,
+    *,
     training: bool | None,
 ) -> Tensor:
     """What models/chains.py takes together; in inference the norm is a part of the convolution, for which

@@ -66,7 +66,7 @@ def conv2d(
     dilation: tuple[int, int],
 ) -> torch.Tensor:
     """`kernel`: (height, width, channels in, channels out)."""
-    x, kernel, *options = arguments(x, kernel, strides, padding, dilation)
+    x, kernel, *options = arguments(channels_first(x), kernel, strides, padding, dilation)
     return channels_last(functional.conv2d(x, kernel, None, *options))
 
 
@@ -77,11 +77,13 @@ def arguments(
     padding: str,
     dilation: tuple[int, int],
 ) -> tuple[Any, ...]:
-    """torch's own for a convolution: input, kernel, strides, padding, dilation, groups."""
+    """torch's own for a convolution of (batch, channels, height, width): input, kernel, strides, padding, dilation,
+    groups.
+    """
     if kernel.shape[:2] == (1, 1) and kernel.shape[2] < 16:
         # With a stride oneDNN's gradient writes outside its memory: AVX-512, torch 2.13, batches of 3, 5, 7 …
-        x, strides = x[:, :: strides[0], :: strides[1]], (1, 1)
-    x, own = channels_first(x), (0, 0)
+        x, strides = x[:, :, :: strides[0], :: strides[1]], (1, 1)
+    own = (0, 0)
     if padding == "same":
         reach = [(side - 1) * step + 1 for side, step in zip(kernel.shape[:2], dilation, strict=True)]
         x, own = pad(x, same_padding(x, reach, strides), value=0.0)
@@ -173,10 +175,11 @@ def chain(
     norm: "layers.BatchNorm | None",
     relu: bool,
     x: torch.Tensor,
-    other: torch.Tensor | None,
+    other: torch.Tensor | None = None,
+    *,
     training: bool | None,
 ) -> torch.Tensor:
-    """What models/chains.py takes together, without a tensor in between that nobody reads."""
+    """What models/chains.py takes together, from and to (batch, channels, height, width)."""
     setting = conv.strides, conv.padding, conv.dilation_rate
     kernel = conv.kernel.value
     if norm:
@@ -191,10 +194,8 @@ def chain(
         if other is None:
             x = CONVOLUTION(x, *convolution, "relu" if relu else "none", [], None)
         else:
-            x = CONVOLUTION.binary(
-                x, channels_first(other), *convolution, "add", 1.0, "relu" if relu else None, [], None
-            )
-        return channels_last(x)
+            x = CONVOLUTION.binary(x, other, *convolution, "add", 1.0, "relu" if relu else None, [], None)
+        return x
 
     x, kernel, *options = arguments(x, kernel, *setting)
     x = functional.conv2d(x, kernel, None, *options)
@@ -204,8 +205,8 @@ def chain(
         gamma, beta, mean, variance = weights
         x = functional.batch_norm(x, mean, variance, gamma, beta, training=False, eps=norm.epsilon)
     if other is not None:
-        x.add_(channels_first(other))
-    return channels_last(x.relu_() if relu else x)
+        x.add_(other)
+    return x.relu_() if relu else x
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
