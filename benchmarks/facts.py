@@ -38,7 +38,10 @@ def code(model: Any, backend: str) -> str:
         digest.update(repr((type(layer).__name__, layer.output.shape, shapes)).encode())
     files = {Path(inspect.getfile(type(layer))) for layer in built(model).layers}
     kernels = [f"models/kernels/{name}.py" for name in ("__init__", backend)]
-    files |= {ROOT / "visionpipe" / name for name in (*kernels, "models/network.py", "training/adamw.py")}
+    files |= {
+        ROOT / "visionpipe" / name
+        for name in (*kernels, "models/network.py", "models/chains.py", "training/adamw.py")
+    }
     for file in sorted(file for file in files if file.is_relative_to(ROOT / "visionpipe")):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""A Keras model that on torch spends its time in its layers, not between them."""
+"""A Keras model that on torch and TensorFlow calls its layers itself."""
 
 import inspect
 from functools import cached_property
@@ -30,7 +30,8 @@ class Network(keras.Model):
 
     torch computes a layer when it is called, and what Keras does around each call (binding arguments, scopes,
     checks of shapes that were made when the model was built) takes 0.2 ms, in which torch's other threads fall
-    asleep. Here one layer's own `call` follows upon the other, and a tensor goes after its last use.
+    asleep. Here one layer's own `call` follows upon the other, and a tensor goes after its last use. There and on
+    TensorFlow a convolution is one operation with what follows upon it alone (chains.py).
     """
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:

@@ -179,13 +179,15 @@ def chain(
     *,
     training: bool | None,
 ) -> torch.Tensor:
-    """What models/chains.py takes together, from and to (batch, channels, height, width)."""
+    """What models/chains.py takes together, from and to (batch, channels, height, width): of views, the gradients of
+    a shortcut would not be added in place.
+    """
     setting = conv.strides, conv.padding, conv.dilation_rate
     kernel = conv.kernel.value
     if norm:
         weights = norm.gamma.value, norm.beta.value, norm.moving_mean.value, norm.moving_variance.value
         training = training and norm.trainable
-    # An accelerator's, and those of half precision, are not there on every machine; a gradient they never have.
+    # It has no gradient, and half precision on some processors only.
     in_one = x.is_cpu and x.dtype == torch.float32 and CONVOLUTION is not None
     if in_one and not (training or torch.is_grad_enabled() or torch.compiler.is_compiling()):
         kernel, bias = folded(kernel, *weights, norm.epsilon) if norm else (kernel, None)
