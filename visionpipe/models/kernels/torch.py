@@ -219,11 +219,6 @@ def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
     return functional.gelu(x, approximate="tanh")
 
 
-def laid_out_like(other: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """`x` with its axes in memory in the order that `other` has, itself where it has it already."""
-    return x if x.stride() == other.stride() else torch.empty_like(other).copy_(x)
-
-
 def adam(
     variables: "Sequence[keras.Variable]",
     gradients: Sequence[torch.Tensor],
@@ -239,15 +234,21 @@ def adam(
     # A compiler makes one loop of Keras's own operations. On an accelerator the numbers below would be waited for.
     if torch.compiler.is_compiling() or not step.is_cpu:
         return False
-    number, tensors = int(step), [variable.value for variable in variables]
+    number, gradients = int(step), list(gradients)
+    tensors, means, squares = ([v.value for v in group] for group in (variables, momentums, velocities))
     # torch's operation walks through the memory of all four side by side, whatever the order of their axes.
-    for moment, tensor in zip((*momentums, *velocities), tensors * 2, strict=True):
-        moment.value.data = laid_out_like(tensor, moment.value.data)
+    for position, tensor in enumerate(tensors):
+        order = tensor.stride()
+        if gradients[position].stride() != order:
+            gradients[position] = torch.empty_like(tensor).copy_(gradients[position])
+        for moment in (means[position], squares[position]):
+            if moment.stride() != order:
+                moment.data = torch.empty_like(tensor).copy_(moment)
     torch._fused_adam_(
         tensors,
-        [laid_out_like(tensor, gradient) for tensor, gradient in zip(tensors, gradients, strict=True)],
-        [moment.value for moment in momentums],
-        [moment.value for moment in velocities],
+        gradients,
+        means,
+        squares,
         [],
         [torch.tensor(float(number))] * len(gradients),
         lr=float(learning_rate),
