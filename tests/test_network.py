@@ -88,6 +88,31 @@ def test_inner_outputs_are_named_where_there_is_one(network):
     assert network["attention"] == [[2, 2, 4, 4], ["block_00"]]
 
 
+COMPILED = """
+import keras, numpy as np
+from visionpipe.models import build_model
+images = np.random.default_rng(0).normal(100, 50, (8, 32, 32, 3)).astype("float32")
+found = []
+for compiled in (True, False):
+    keras.utils.set_random_seed(0)
+    shape = {"blocks_per_stage": (1, 1), "hidden_dim": 8, "depth": 1, "num_heads": 2, "mlp_dim": 8}
+    model = build_model("R26+ViT-S/32", 3, 32, **shape)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1), loss, jit_compile=compiled)
+    model.fit(images, np.arange(8) % 3, verbose=0)
+    found.append(model.predict(images, verbose=0))
+np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
+"""
+
+
+@pytest.mark.slow
+def test_torch_compiles_a_network():
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("torch is not installed")
+    environment = os.environ | {"KERAS_BACKEND": "torch", "PYTHONPATH": str(TESTS.parent)}
+    subprocess.run([sys.executable, "-c", COMPILED], env=environment, timeout=600, check=True)
+
+
 def test_a_models_file_makes_the_same_model(tmp_path):
     model = build_model("ViT-S/16", 3, 16, **SMALL)
     images = np.ones((2, 16, 16, 3), "float32")

@@ -34,6 +34,10 @@ class Network(keras.Model):
     TensorFlow a convolution is one operation with what follows upon it alone (chains.py).
     """
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.steps  # noqa: B018  (now: torch.compile would follow how they come about)
+
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         if kernel("chain") is None or in_stateless_scope():  # where nothing may change but the scope's values
             return super().call(inputs, training=training, mask=mask)
