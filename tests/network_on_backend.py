@@ -144,6 +144,11 @@ def structures():
     return max(relative(*map(keras.ops.convert_to_numpy, (ours[name], keras_own[name]))) for name in ours)
 
 
+class HalvedNorm(layers.BatchNorm):
+    def call(self, x, training=None):
+        return super().call(x * 0.5, training=training)
+
+
 def chains():
     """What is taken together of convolutions that others follow upon: their layers' names; how far the results
     are from Keras's.
@@ -170,7 +175,11 @@ def chains():
     h = keras.layers.Add(name="hi_add")([conv(f, "h"), conv(f, "i")])  # one of the two takes the sum
     twice = conv(f, "twice")
     j = keras.layers.Add()([twice, twice])
-    outputs = [g, g_conv, h, j]
+    k = layers.BatchNorm(name="k_norm")(conv(f, "k"), training=True)  # always of the batch
+    shared = layers.BatchNorm(name="shared_norm")
+    m = keras.layers.Add()([k, shared(shared(conv(f, "m")))])  # what is called twice stands alone
+    halved = HalvedNorm(name="halved_norm")(conv(f, "n"))  # whose own call counts
+    outputs = [g, g_conv, h, j, m, halved]
     model, keras_own = Network(inputs, outputs), keras.Model(inputs, outputs)
     for variable in model.weights:
         variable.assign(random.uniform(0.5, 1.5, variable.shape))

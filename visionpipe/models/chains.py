@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from visionpipe.models.kernels import kernel
-from visionpipe.models.layers import BatchNorm, Conv2D
+from visionpipe.models.layers import Add, BatchNorm, Conv2D
 
 
 class Chain:
@@ -52,6 +52,7 @@ def chained(nodes: Sequence[Any], outputs: Sequence[Any], plain: Callable[[Any],
     read = [symbol for node in nodes for symbol in node.input_tensors]
     uses = Counter(map(id, [*read, *outputs]))
     reader = {id(symbol): node for node in nodes for symbol in node.input_tensors}
+    calls = Counter(id(node.operation) for node in nodes)
     chains: dict[int, Chain] = {}  # by their last node
     linked: set[int] = set()
     for node in nodes:
@@ -63,7 +64,7 @@ def chained(nodes: Sequence[Any], outputs: Sequence[Any], plain: Callable[[Any],
             follower = reader.get(id(symbol))
             # A sum goes with the last of its convolutions, whatever the nodes' order, which a file does not keep.
             alone = uses[id(symbol)] == 1 and follower and symbol is follower.input_tensors[-1]
-            if alone and is_next(follower) and plain(follower):
+            if alone and calls[id(follower.operation)] == 1 and is_next(follower) and plain(follower):
                 links.append(follower)
         if len(links) > 1:
             chains[id(links[-1])] = Chain(links)
@@ -84,16 +85,18 @@ def is_convolution(node: Any) -> bool:
 
 
 def is_norm(node: Any) -> bool:
-    return isinstance(node.operation, BatchNorm)
+    return type(node.operation) is BatchNorm and node.arguments.kwargs.get("training") is None
 
 
 def is_sum(node: Any) -> bool:
+    """Of two tensors of one shape."""
     shapes = [symbol.shape for symbol in node.input_tensors]
-    return isinstance(node.operation, keras.layers.Add) and len(shapes) == 2 and shapes[0] == shapes[1]
+    known = len(shapes) == 2 and shapes[0] == shapes[1] and None not in shapes[0][1:]
+    return known and type(node.operation) in (Add, keras.layers.Add)
 
 
 def is_relu(node: Any) -> bool:
     layer = node.operation
-    return isinstance(layer, keras.layers.ReLU) and (
-        (layer.max_value, layer.negative_slope, layer.threshold) == (None, 0, 0)
-    )
+    if type(layer) is not keras.layers.ReLU:
+        return False
+    return (layer.max_value, layer.negative_slope, layer.threshold) == (None, 0, 0)

@@ -20,8 +20,8 @@ def conv2d(
     x: Tensor, kernel: Tensor, strides: tuple[int, int], padding: str, dilation: tuple[int, int]
 ) -> Tensor:
     """`kernel`: (height, width, channels in, channels out)."""
-    if kernel.shape[:2] == (1, 1) and kernel.shape[2] < 16:
-        # With a stride oneDNN's gradient writes outside its memory: AVX-512, TensorFlow 2.21, batches of 3, 5 …
+    if kernel.shape[:2] == (1, 1) and kernel.shape[2] < 16 and strides != (1, 1):
+        # Here oneDNN's gradient writes outside its memory: AVX-512, TensorFlow 2.21, batches of 3, 5 …
         x, strides = x[:, :: strides[0], :: strides[1]], (1, 1)
     return ops.conv(x, kernel, strides, padding, dilation_rate=dilation)
 
@@ -68,12 +68,13 @@ def chain(
     """What models/chains.py takes together; in inference the norm is a part of the convolution, for which
     TensorFlow has an operation with a bias, a sum and a ReLU.
     """
-    if norm is None or (training and norm.trainable):
+    # In float16 a folded kernel could overflow.
+    if norm is None or (training and norm.trainable) or x.dtype == tf.float16:
         x = conv.call(x)
         x = norm.call(x, training=training) if norm else x
     else:
         scale = norm.gamma.value * tf.math.rsqrt(norm.moving_variance.value + norm.epsilon)
-        kernel = tf.cast(tf.cast(conv.kernel.value, scale.dtype) * scale, x.dtype)
+        kernel = tf.cast(tf.cast(conv.kernel, scale.dtype) * scale, x.dtype)
         bias = tf.cast(norm.beta.value - norm.moving_mean.value * scale, x.dtype)
         x = tf.nn.bias_add(conv.convolution_op(x, kernel), bias)
     x = x if other is None else x + other

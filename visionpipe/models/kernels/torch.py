@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from keras import ops
 from torch.nn import functional
 
 if TYPE_CHECKING:
@@ -80,8 +81,8 @@ def arguments(
     """torch's own for a convolution of (batch, channels, height, width): input, kernel, strides, padding, dilation,
     groups.
     """
-    if kernel.shape[:2] == (1, 1) and kernel.shape[2] < 16:
-        # With a stride oneDNN's gradient writes outside its memory: AVX-512, torch 2.13, batches of 3, 5, 7 …
+    if kernel.shape[:2] == (1, 1) and kernel.shape[2] < 16 and strides != (1, 1):
+        # Here oneDNN's gradient writes outside its memory: AVX-512, torch 2.13, batches of 3, 5, 7 …
         x, strides = x[:, :, :: strides[0], :: strides[1]], (1, 1)
     own = (0, 0)
     if padding == "same":
@@ -139,8 +140,8 @@ def batch_norm(
     y = functional.batch_norm(
         x, moving_mean, moving_variance, gamma, beta, training=True, momentum=1 - momentum, eps=epsilon
     )
-    # torch takes the unbiased variance, count / (count - 1) times the one of Keras. `data`: autograd, which has
-    # seen the average go by, is not to wonder at the change.
+    # torch takes the unbiased variance, count / (count - 1) times the one of Keras. `data`: autograd has kept the
+    # average and would refuse the change, though the gradient in training does not read it.
     moving_variance.data.lerp_(old, 1 / count)
     return y
 
@@ -179,15 +180,15 @@ def chain(
     *,
     training: bool | None,
 ) -> torch.Tensor:
-    """What models/chains.py takes together, from and to (batch, channels, height, width): of views, the gradients of
-    a shortcut would not be added in place.
+    """What models/chains.py takes together, from and to (batch, channels, height, width): autograd adds up a
+    shortcut's gradients in place, but not where they are permuted views.
     """
     setting = conv.strides, conv.padding, conv.dilation_rate
-    kernel = conv.kernel.value
+    kernel = ops.convert_to_tensor(conv.kernel)
     if norm:
         weights = norm.gamma.value, norm.beta.value, norm.moving_mean.value, norm.moving_variance.value
         training = training and norm.trainable
-    # It has no gradient, and half precision on some processors only.
+    # oneDNN's operation has no gradient, and half precision on some processors only.
     in_one = x.is_cpu and x.dtype == torch.float32 and CONVOLUTION is not None
     if in_one and not (training or torch.is_grad_enabled() or torch.compiler.is_compiling()):
         kernel, bias = folded(kernel, *weights, norm.epsilon) if norm else (kernel, None)
