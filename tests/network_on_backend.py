@@ -175,11 +175,10 @@ def chains():
     h = keras.layers.Add(name="hi_add")([conv(f, "h"), conv(f, "i")])  # one of the two takes the sum
     twice = conv(f, "twice")
     j = keras.layers.Add()([twice, twice])
-    k = layers.BatchNorm(name="k_norm")(conv(f, "k"), training=True)  # always of the batch
     shared = layers.BatchNorm(name="shared_norm")
-    m = keras.layers.Add()([k, shared(shared(conv(f, "m")))])  # what is called twice stands alone
-    halved = HalvedNorm(name="halved_norm")(conv(f, "n"))  # whose own call counts
-    outputs = [g, g_conv, h, j, m, halved]
+    k = shared(shared(conv(f, "k")))  # what is called twice stands alone
+    halved = HalvedNorm(name="halved_norm")(conv(f, "m"))  # whose own call counts
+    outputs = [g, g_conv, h, j, k, halved]
     model, keras_own = Network(inputs, outputs), keras.Model(inputs, outputs)
     for variable in model.weights:
         variable.assign(random.uniform(0.5, 1.5, variable.shape))
@@ -235,14 +234,20 @@ def losses(kind):
 
 
 def explicit_training():
-    """Which a model whose own is not given leaves as it was."""
+    """Which a model whose own is not given leaves as it was: what a dropout drops, the means behind a norm."""
     inputs = keras.Input((1000,))
     model = Network(inputs, keras.layers.Dropout(0.5)(inputs, training=True))
     ones = np.ones((1, 1000), "float32")
-    return [
+    dropped = [
         int((keras.ops.convert_to_numpy(model(ones, **given)) == 0).sum())
         for given in ({}, {"training": False})
     ]
+    inputs = keras.Input((5, 5, 3))
+    norm = layers.BatchNorm()(layers.Conv2D(4, 1, use_bias=False)(inputs), training=True)
+    images = random.uniform(1, 2, (3, 5, 5, 3)).astype("float32")
+    with without_gradients():
+        normal = keras.ops.convert_to_numpy(Network(inputs, norm)(images))
+    return [*dropped, float(abs(normal.mean((0, 1, 2))).max())]
 
 
 def attention_in_halves():

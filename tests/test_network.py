@@ -79,9 +79,10 @@ def test_a_quantized_layer_computes_as_one(network):
 
 
 def test_training_that_a_layer_was_told_is_overruled_by_the_models_own_alone(network):
-    by_itself, overruled = network["explicit training"]
+    by_itself, overruled, mean = network["explicit training"]
     assert 400 < by_itself < 600
     assert overruled == 0
+    assert mean < 1e-5
 
 
 def test_inner_outputs_are_named_where_there_is_one(network):

@@ -1,4 +1,8 @@
-"""A convolution with what follows upon it alone, for a backend that computes all of it at once."""
+"""A convolution with what follows upon it alone, for a backend that computes all of it at once.
+
+oneDNN's convolutions with a ReLU, as TensorFlow and torch have them for inference, make 0 of a NaN: what diverged shows
+in training's loss and in the head, which has no ReLU.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -61,10 +65,12 @@ def chained(nodes: Sequence[Any], outputs: Sequence[Any], plain: Callable[[Any],
         links = [node]
         for is_next in (is_norm, is_sum, is_relu):
             (symbol,) = links[-1].outputs
-            follower = reader.get(id(symbol))
+            if uses[id(symbol)] != 1 or id(symbol) not in reader:
+                continue
+            follower = reader[id(symbol)]
             # A sum goes with the last of its convolutions, whatever the nodes' order, which a file does not keep.
-            alone = uses[id(symbol)] == 1 and follower and symbol is follower.input_tensors[-1]
-            if alone and calls[id(follower.operation)] == 1 and is_next(follower) and plain(follower):
+            alone = symbol is follower.input_tensors[-1] and calls[id(follower.operation)] == 1
+            if alone and is_next(follower) and plain(follower):
                 links.append(follower)
         if len(links) > 1:
             chains[id(links[-1])] = Chain(links)
