@@ -23,7 +23,10 @@ class Rescaling(keras.layers.Layer):
         self.scale, self.offset = tuple(scale), tuple(offset)
 
     def call(self, x: Any) -> Any:
-        scale, offset = (ops.convert_to_tensor(v, self.compute_dtype) for v in (self.scale, self.offset))
+        scale, offset = (
+            v[0] if len(set(v)) == 1 else ops.convert_to_tensor(v, self.compute_dtype)
+            for v in (self.scale, self.offset)
+        )
         return ops.cast(x, self.compute_dtype) * scale + offset
 
     def compute_output_shape(self, shape: Shape) -> Shape:
