@@ -32,6 +32,8 @@ WRONG_PARAMETERS = [
     ("register.gate.acuracy", 0.5, "unknown key register.gate.acuracy (did you mean 'accuracy'?)"),
     ("models.vit.varient", "x", "unknown key models.vit.varient (did you mean 'variant'?)"),
     ("models.vit.train.epoch", 3, "unknown key models.vit.train.epoch (did you mean 'epochs'?)"),
+    ("models.vit.overrides.image_size", 64, "overrides: ViT-Mi/4 has no 'image_size'"),
+    ("models.vit.overrides.layer_scale", "1e-4", "above 0, received '1e-4' (YAML reads 1e-3 as text"),
     ("models.vit.overrides.dept", 3, "models.vit: overrides: ViT-Mi/4 has no 'dept' (did you mean 'depth'?)"),
     ("models.vit.variant", "ViT-Mi4", "models.vit: variant: no 'ViT-Mi4' (did you mean 'ViT-Mi/4'?)"),
     ("models.vit.overrides.num_heads", 3, "hidden_dim 16 is not divisible by num_heads 3"),

@@ -317,11 +317,22 @@ def test_what_cannot_be_built_is_refused_by_name(variant, size, overrides, messa
         ({"image_size": (28, 28, 3)}, r"received \(28, 28, 3\)"),
         ({"image_size": 28.0}, r"image_size: expected .* received 28.0"),
         ({"pixel_std": (1.0,)}, r"pixel_std: expected a number for each of 3 channels, received \(1.0,\)"),
+        ({"pixel_mean": 127.5}, r"pixel_mean: expected a number for each of 3 channels, received 127.5"),
+        ({"pixel_mean": (0.0, 0.0, float("nan"))}, "pixel_mean: expected a number for each of 3 channels"),
+        ({"variant": None}, "variant: no None"),
+        ({"variant": ["ViT-Mi/4"]}, r"variant: no \['ViT-Mi/4'\]"),
+        ({"name": "vit"}, "overrides: ViT-Mi/4 has no 'name'"),
     ],
 )
 def test_arguments_that_make_no_model_are_refused_by_name(arguments, message):
     with pytest.raises(ConfigError, match=message):
         build_model(**{"variant": "ViT-Mi/4", "num_classes": 5, "image_size": 28} | arguments)
+
+
+def test_numbers_of_numpy_are_numbers():
+    labels = np.array([0, 4])
+    model = build_model("ResNet-8", labels.max() + 1, np.int64(16), filters=4)
+    assert (model.input.shape[1:3], model.output.shape[-1]) == ((16, 16), 5)
 
 
 def test_overrides_do_not_change_the_table():

@@ -280,6 +280,21 @@ def test_every_kind_answers_bytes_and_floats_from_its_file_and_from_onnx(name, t
         agree(received, logits[:count], 1e-3)
 
 
+@pytest.mark.parametrize("name", ["vit gap", "cct", "interleaved, relative bias"])
+def test_a_model_of_bfloat16_comes_back_as_one(name, tmp_path):
+    variant, image_size, overrides = ZOO[name]
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = build_model(variant, 5, image_size, **overrides)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    model.save(tmp_path / "model.keras")
+    again, images = load_network(tmp_path / "model.keras"), images_for(model)
+    for layer in (layer for layer in again._flatten_layers(include_self=False) if layer.weights):
+        assert layer.compute_dtype == ("float32" if layer.name == "logits" else "bfloat16"), layer.path
+    np.testing.assert_array_equal(again(images), model(images))
+
+
 @pytest.mark.parametrize("name", kinds("vit gap"))
 def test_every_kind_trains_in_bfloat16_with_a_float32_head(name):
     variant, image_size, overrides = ZOO[name]
@@ -436,9 +451,19 @@ def test_resizing_a_grid_keeps_its_corners_and_straight_lines():
     np.testing.assert_allclose(resized, np.stack(expected, axis=-1), atol=1e-12)
 
 
-def test_a_size_that_does_not_fit_is_refused():
-    with pytest.raises(ConfigError, match="cannot take images of 4×4"):
-        with_image_size(small("vit token pre-logits"), 4)
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("vit token pre-logits", 4, "cannot take images of 4×4"),
+        ("resnet wide", (2, 64), "cannot take images of 2×64: too small for its strides"),
+        ("vit gap", 28.0, "image_size: expected pixels or"),
+        ("vit gap", (28, 28, 3), "image_size: expected pixels or"),
+        ("vit gap", (True, True), "image_size: expected pixels or"),
+    ],
+)
+def test_a_size_that_does_not_fit_is_refused(name, size, message):
+    with pytest.raises(ConfigError, match=message):
+        with_image_size(small(name), size)
 
 
 def test_patches_that_would_leave_out_a_border_are_refused():
@@ -465,6 +490,8 @@ def test_strides_have_their_names_at_sizes_that_they_do_not_divide(size):
 def test_a_hybrid_of_a_stem_alone_has_the_stride_of_its_stem():
     model = small("serial hybrid, stem only")
     assert list(features(model).output) == ["stride_4", "block_00", "block_01"]
+    small_images = build_model("R14+ViT-Mi", 5, 32, blocks_per_stage=(), stem_stride=2, depth=1)
+    assert list(features(small_images).output) == ["stride_2", "block_00"]
 
 
 @pytest.mark.parametrize(

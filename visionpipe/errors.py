@@ -15,6 +15,8 @@ VisionpipeError
 import signal
 from typing import Literal
 
+YAML_EXPONENT = " (YAML reads 1e-3 as text: write 1.0e-3)"  # where text stands in place of a number
+
 
 class VisionpipeError(Exception):
     """Base of all errors that carry a message for the user."""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
-from visionpipe.errors import ConfigError
+from visionpipe.errors import YAML_EXPONENT, ConfigError
 
 
 class UniqueKeys(yaml.SafeLoader):
@@ -100,7 +100,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         if origin is tuple
         else "a section",
     )
-    note = " (YAML reads 1e-3 as text: write 1.0e-3)" if hint is float and isinstance(value, str) else ""
+    note = YAML_EXPONENT if hint is float and isinstance(value, str) else ""
     raise ConfigError(f"params.yaml: {key}: expected {expected}, received {value!r}{note}")
 
 

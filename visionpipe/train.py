@@ -19,12 +19,12 @@ from visionpipe.evaluation.speed import peak_memory_mib
 from visionpipe.files import exclusive, write_bytes, write_json
 from visionpipe.lineage import lineage_id, sha256_file, sha256_json, stage_code, state_folder, train_key
 from visionpipe.models import model_from_spec
+from visionpipe.models.variants import shown
 from visionpipe.tracking.runs import LiveRun, flatten
 from visionpipe.tracking.trained import download_trained
 from visionpipe.training.memory import memory_errors_named
 from visionpipe.training.recipe import TrainConfig
 from visionpipe.weights import Checkpoint, Preprocessing, load_weights, resolve
-from visionpipe.weights.load import shown
 
 if TYPE_CHECKING:
     from visionpipe.training.teacher import Teacher

@@ -1,8 +1,10 @@
 """The models. `build_model` imports Keras only when it is called; the tables in variants.py need none."""
 
 import csv
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,26 +66,36 @@ def build_model(
     Raises:
         ConfigError: unknown variant or field, an impossible value or combination.
     """
-    check_arguments(num_classes, image_size, pixel_mean=pixel_mean, pixel_std=pixel_std)
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    return model_from_spec(
-        resolve_variant(variant, size, **overrides), num_classes, size, pixel_mean, pixel_std
-    )
-
-
-def check_arguments(num_classes: Any, image_size: Any, **pixels: tuple[float, ...]) -> None:
-    sides = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
     if not positive(num_classes):
         raise ConfigError(f"num_classes: expected a positive whole number, received {num_classes!r}")
+    size = height_and_width(image_size)
+    spec = resolve_variant(variant, size, **overrides)
+    pixels = [per_channel("pixel_mean", pixel_mean), per_channel("pixel_std", pixel_std)]
+    return model_from_spec(spec, int(num_classes), size, *pixels)
+
+
+def height_and_width(image_size: Any) -> tuple[int, int]:
+    """Of what callers give: both, or one number for square images; ConfigError for anything else."""
+    sides = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
     if len(sides) != 2 or not all(map(positive, sides)):
         raise ConfigError(f"image_size: expected pixels or (height, width), received {image_size!r}")
-    for name, values in pixels.items():
-        if len(values) != 3:
-            raise ConfigError(f"{name}: expected a number for each of 3 channels, received {values!r}")
+    height, width = map(int, sides)
+    return height, width
 
 
 def positive(number: Any) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and number > 0
+    """Whole numbers, NumPy's too."""
+    return isinstance(number, Integral) and not isinstance(number, bool) and int(number) > 0
+
+
+def per_channel(name: str, values: Any) -> tuple[float, ...]:
+    try:
+        numbers = tuple(map(float, values))
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+        raise ConfigError(f"{name}: expected a number for each of 3 channels, received {values!r}")
+    return numbers
 
 
 def model_from_spec(

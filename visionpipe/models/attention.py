@@ -1,6 +1,7 @@
 """Self-attention over tokens or feature grids, and what tells it where a token lies."""
 
 import math
+from functools import partial
 from typing import Any
 
 import keras
@@ -9,7 +10,7 @@ from keras import ops
 
 from visionpipe.models.kernels import kernel
 from visionpipe.models.layers import product, weights
-from visionpipe.models.positions import resize_positions, sincos_positions
+from visionpipe.models.positions import distance_index, resize_positions, sincos_positions
 
 Shape = tuple[Any, ...]  # None where the size is not known
 
@@ -32,13 +33,14 @@ class MultiHeadSelfAttention(keras.layers.Layer):
     def build(self, shape: Shape) -> None:
         hidden_dim = self.hidden_dim or shape[-1]
         self.head_dim = hidden_dim // self.num_heads
-        self.query_key_value = keras.layers.Dense(
-            3 * hidden_dim, use_bias=self.use_bias, name="query_key_value"
-        )
+        dense = partial(
+            keras.layers.Dense, dtype=self.dtype_policy
+        )  # not that of the hour: a file may be read
+        self.query_key_value = dense(3 * hidden_dim, use_bias=self.use_bias, name="query_key_value")
         self.query_key_value.build(shape)
         if self.projected:
             # Zeros make a new residual branch the identity, as the zero scales of the ResNet do.
-            self.output_projection = keras.layers.Dense(hidden_dim, kernel_initializer="zeros", name="output")
+            self.output_projection = dense(hidden_dim, kernel_initializer="zeros", name="output")
             self.output_projection.build((*shape[:-1], hidden_dim))
 
     def heads(self, x: Any) -> list[Any]:
@@ -273,7 +275,7 @@ class SequencePooling(keras.layers.Layer):
     """
 
     def build(self, shape: Shape) -> None:
-        self.score = keras.layers.Dense(1, name="score")
+        self.score = keras.layers.Dense(1, dtype=self.dtype_policy, name="score")
         self.score.build(shape)
 
     def call(self, x: Any) -> Any:
@@ -286,11 +288,6 @@ class SequencePooling(keras.layers.Layer):
 def softmax(x: Any, axis: int = -1) -> Any:
     """In float32, whatever the precision of `x`, which the result has again."""
     return ops.cast(ops.softmax(ops.cast(x, "float32"), axis), x.dtype)
-
-
-def distance_index(side: int) -> np.ndarray:
-    """(side, side): where the distance from position i to position j stands in a table of 2·side−1."""
-    return np.arange(side)[None, :] - np.arange(side)[:, None] + side - 1
 
 
 def take_weights(layer: keras.layers.Layer, other: keras.layers.Layer, except_for: str | None = None) -> None:

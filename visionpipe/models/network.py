@@ -26,7 +26,8 @@ class Step(NamedTuple):
 
 @keras.saving.register_keras_serializable("visionpipe")
 class Network(keras.Model):
-    """What `keras.Model(inputs, outputs)` makes, with the same results but for rounding; no masks go along.
+    """What `keras.Model(inputs, outputs)` makes, with the same results but for rounding, and for a NaN that a ReLU
+    reads in inference on torch (chains.py); no masks go along.
 
     torch computes a layer when it is called, and what Keras does around each call (binding arguments, scopes,
     checks of shapes that were made when the model was built) takes 0.2 ms, in which torch's other threads fall

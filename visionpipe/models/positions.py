@@ -64,3 +64,8 @@ def antialiased_bicubic(old: int, new: int) -> np.ndarray:
 
 
 MATRICES = {"linear": linear, "bicubic": bicubic, "bicubic, antialiased": antialiased_bicubic}
+
+
+def distance_index(side: int) -> np.ndarray:
+    """(side, side): where the distance from position i to position j stands in a table of 2·side−1."""
+    return np.arange(side)[None, :] - np.arange(side)[:, None] + side - 1

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from visionpipe.errors import ConfigError
+from visionpipe.models import height_and_width
 from visionpipe.models.attention import MultiHeadSelfAttention, take_weights
 from visionpipe.models.network import Network
 
@@ -17,9 +18,9 @@ def with_image_size(model: keras.Model, image_size: int | tuple[int, int]) -> ke
     the same. Computed in NumPy: equal on every backend.
 
     Raises:
-        ConfigError: the model's strides and patches do not fit the new size.
+        ConfigError: no size, or one that the model's strides and patches do not fit.
     """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    height, width = height_and_width(image_size)
     config = model.get_config()
     for layer in config["layers"]:
         layer.pop("build_config", None)  # the shapes of the old size
@@ -31,7 +32,11 @@ def with_image_size(model: keras.Model, image_size: int | tuple[int, int]) -> ke
         resized = Network.from_config(config)
     except ValueError as error:
         raise ConfigError(f"{model.name} cannot take images of {height}×{width}: {error}") from error
-    for layer in resized.layers:
+    for layer in (layer for layer in resized.layers if hasattr(layer, "strides")):
+        if any(side < step for side, step in zip(layer.input.shape[1:3], layer.strides, strict=True)):
+            raise ConfigError(
+                f"{model.name} cannot take images of {height}×{width}: too small for its strides"
+            )
         if isinstance(layer, keras.layers.Conv2D) and layer.strides == layer.kernel_size:  # patches
             rest = [side % stride for side, stride in zip(layer.input.shape[1:3], layer.strides, strict=True)]
             if any(rest):
@@ -58,8 +63,11 @@ def features(model: keras.Model) -> keras.Model:
     rows = model.input.shape[1]
     outputs: dict[str, Any] = {}
     blocks = 0
+    names = [layer.name for layer in model.layers]
+    stages = [name for name in names if re.fullmatch(r"stage\d+_block\d+(_fusion)?_output", name)]
+    stem = [name for name in names if name in ("stem_conv", "stem_relu", "stem_pool")]
     for layer in model.layers:
-        if re.fullmatch(r"stage\d+_block\d+(_fusion)?_output|stem_pool", layer.name):
+        if layer.name in (stages or stem[-1:]):
             outputs[f"stride_{stride(rows, layer.output.shape[1])}"] = layer.output
         elif re.fullmatch(r"(encoder_block_\d+|.*_encoder)_mlp_add", layer.name):
             outputs[f"block_{blocks:02d}"] = layer.output

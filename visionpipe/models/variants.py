@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from visionpipe.errors import ConfigError
+from visionpipe.errors import YAML_EXPONENT, ConfigError
 from visionpipe.models.specs import (
     BoTNetSpec,
     CoAtNetSpec,
@@ -218,10 +218,10 @@ VARIANTS: Mapping[str, Variant] = types.MappingProxyType(
 )
 
 
-def resolve_variant(name: str, image_size: Size, **overrides: Any) -> ModelSpec:
+def resolve_variant(name: str, image_size: Size, /, **overrides: Any) -> ModelSpec:
     """The spec of variant `name` with `overrides`; ConfigError for what cannot be built."""
-    if name not in VARIANTS:
-        raise ConfigError(f"variant: no {name!r}{closest(name, VARIANTS)}; visionpipe models lists them")
+    if not isinstance(name, str) or name not in VARIANTS:
+        raise ConfigError(f"variant: no {name!r}{closest(str(name), VARIANTS)}; visionpipe models lists them")
     spec = VARIANTS[name].spec
     for key, value in overrides.items():
         if key not in fields(spec):
@@ -263,8 +263,19 @@ def override(spec: ModelSpec, name: str, value: Any) -> Any:
         value = tuple(value) if valid else value
         expected = "a list of positive whole numbers"
     if not valid:
-        raise ConfigError(f"overrides: {name}: expected {expected}, received {value!r}")
+        note = YAML_EXPONENT if kind is float and isinstance(value, str) else ""
+        raise ConfigError(f"overrides: {name}: expected {expected}, received {value!r}{note}")
     return value
+
+
+def shown(value: Any) -> str:
+    """As YAML reads it back."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(shown(number) for number in value)}]"
+    if isinstance(value, float) and 0 < value < 1e-2:
+        mantissa, exponent = f"{value:.4e}".split("e")  # YAML wants the point
+        return f"{float(mantissa)}e{int(exponent)}"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def fields(spec: ModelSpec) -> list[str]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from visionpipe.models.variants import shown
+
 
 @dataclass(frozen=True)
 class Known:
@@ -125,7 +127,7 @@ def table() -> str:
         "| --- | --- | --- | ---: | ---: | --- | --- | --- | --- |",
     ]
     for name, row in KNOWN.items():
-        overrides = ", ".join(f"{key}: {value}" for key, value in row.overrides.items())
+        overrides = ", ".join(f"{key}: {shown(value)}" for key, value in row.overrides.items())
         accuracy = f"{row.accuracy:.2f}" if row.accuracy else "–"
         lines.append(
             f"| {name} | {row.variant} | {overrides or '–'} | {accuracy} | {row.size} | {row.licence} | "

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from visionpipe.errors import WeightsError
+from visionpipe.models.variants import shown
 from visionpipe.weights.checkpoint import OWN, Checkpoint
 from visionpipe.weights.options import options_of
 from visionpipe.weights.plan import Contents, Plan
@@ -116,12 +117,3 @@ def equal(wanted: Any, built: Any) -> bool:
     if isinstance(wanted, int | float | tuple) and not isinstance(wanted, bool):
         return np.shape(wanted) == np.shape(built) and np.allclose(wanted, built, rtol=1e-4, atol=1e-15)
     return bool(wanted == built)
-
-
-def shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"[{', '.join(shown(number) for number in value)}]"
-    if isinstance(value, float) and 0 < value < 1e-2:
-        mantissa, exponent = f"{value:.4e}".split("e")  # YAML wants the point
-        return f"{float(mantissa)}e{int(exponent)}"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

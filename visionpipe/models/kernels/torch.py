@@ -193,8 +193,9 @@ def chain(
     setting = conv.strides, conv.padding, conv.dilation_rate
     kernel = value(conv.kernel, x.dtype)
     if norm:
-        variables = norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance
-        weights = [value(variable, x.dtype) for variable in variables]
+        gamma, beta = value(norm.gamma, x.dtype), value(norm.beta, x.dtype)
+        mean, variance = value(norm.moving_mean, x.dtype), value(norm.moving_variance, x.dtype)
+        weights = gamma, beta, mean, variance
         training = training and norm.trainable
     # oneDNN's operation has no gradient, and half precision on some processors only.
     in_one = x.is_cpu and x.dtype == torch.float32 and CONVOLUTION is not None
@@ -213,7 +214,6 @@ def chain(
     if norm and training:
         x = batch_norm(x, *weights, norm.momentum, norm.epsilon)
     elif norm:
-        gamma, beta, mean, variance = weights
         x = functional.batch_norm(x, mean, variance, gamma, beta, training=False, eps=norm.epsilon)
     if other is not None:
         x.add_(other)
