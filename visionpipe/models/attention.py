@@ -33,9 +33,8 @@ class MultiHeadSelfAttention(keras.layers.Layer):
     def build(self, shape: Shape) -> None:
         hidden_dim = self.hidden_dim or shape[-1]
         self.head_dim = hidden_dim // self.num_heads
-        dense = partial(
-            keras.layers.Dense, dtype=self.dtype_policy
-        )  # not that of the hour: a file may be read
+        # Without it theirs would be the policy in force now, which need not be the one that the file was made with.
+        dense = partial(keras.layers.Dense, dtype=self.dtype_policy)
         self.query_key_value = dense(3 * hidden_dim, use_bias=self.use_bias, name="query_key_value")
         self.query_key_value.build(shape)
         if self.projected:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import torch
 from keras import ops
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 from torch.nn import functional
 
 if TYPE_CHECKING:
@@ -241,7 +242,8 @@ def adam(
 ) -> bool:
     """Adam's update of all `variables` and moments, where that pays; `step` counts from 1."""
     # A compiler makes one loop of Keras's own operations. On an accelerator the numbers below would be waited for.
-    if torch.compiler.is_compiling() or not step.is_cpu:
+    # In a stateless scope nothing may change but the scope's values, which `value` does not see.
+    if torch.compiler.is_compiling() or in_stateless_scope() or not step.is_cpu:
         return False
     number, gradients = int(step), list(gradients)
     groups = variables, momentums, velocities
