@@ -107,6 +107,21 @@ def adamw_difference(random):
     return max(float(abs(a - b).max() / abs(b).max()) for a, b in zip(ours, keras_own, strict=True))
 
 
+def stateless_difference():
+    """Of the values that a stateless step gives back, and of the variable, which it is not to change."""
+
+    def values(kind):
+        variable, optimizer = keras.Variable(np.ones((3, 2), "float32")), kind(0.1)
+        optimizer.build([variable])
+        state = [keras.ops.copy(v.value) for v in optimizer.variables]
+        gradient = keras.ops.full((3, 2), 0.5)
+        (new,), _ = optimizer.stateless_apply(state, [gradient], [keras.ops.copy(variable.value)])
+        return [keras.ops.convert_to_numpy(v).copy() for v in (new, variable)]
+
+    pairs = zip(values(adamw.AdamW), values(keras.optimizers.AdamW), strict=True)
+    return max(float(abs(ours - keras_own).max()) for ours, keras_own in pairs)
+
+
 def copied_filters():
     """How many kernels, of a model that was loaded and trained, `filters_first` does not find in its order."""
     from visionpipe.models.kernels.torch import filters_first
@@ -151,6 +166,7 @@ def main():
     differences["adamw"] = adamw_difference(random)
     if sys.argv[1] == "torch":
         differences["filters that are copied"] = copied_filters()
+        differences["adamw in a stateless scope"] = stateless_difference()
     print(json.dumps({"differences": differences, "used": sorted(used)}))
 
 
