@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 
 .DEFAULT_GOAL := help
-.PHONY: help repro ui serve test test-slow test-browser check audit format clean
+.PHONY: help repro ui serve test test-slow test-all test-browser check audit format clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -42,8 +42,12 @@ serve: $(VENV)/.installed ## serve the champion on http://127.0.0.1:8000
 test: $(VENV)/.installed-dev ## the suite on all three backends
 	pytest
 
-test-slow: $(VENV)/.installed-dev ## what takes longer: a fresh clone, the README, every backend through DVC
-	pytest -m slow
+test-slow: $(VENV)/.installed-dev ## the rest of what CI runs: the README in a fresh clone, all backends, kills
+	pytest -m 'slow and not rare'
+
+test-all: $(VENV)/.installed-dev ## what CI does not run: pipelines on JAX and torch, attacks at full length, the page
+	pytest -m rare
+	pytest -m browser --numprocesses=0
 
 test-browser: $(VENV)/.installed-dev ## the page in Chromium: apt-get install chromium chromium-driver
 	pytest -m browser --numprocesses=0

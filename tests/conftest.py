@@ -14,7 +14,10 @@ from servers import RunningServer, artifact_folder, running
 from visionpipe.data.prepared import PREPARED
 from visionpipe.serving.classifier import Classifier
 
-LONGEST = ("test_readme.py", "test_pipeline.py", "test_backends.py")
+LONGEST = (
+    "test_readme.py", "test_pipeline.py", "test_backends.py", "test_zoo.py", "test_weights_exact.py", "test_kernels.py",
+    "test_network.py", "test_training.py", "test_init.py", "test_promotion.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -67,22 +67,44 @@ CASES = {
 }
 
 
-def model_of(shape, make):
-    inputs = keras.Input(shape)
-    x = keras.layers.Dense(shape[-1])(inputs)  # so that the gradient of the layer's input counts too
-    y = make()(x)
-    y = layers.Add()([x, y]) if y.shape == x.shape else y
-    return Network(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(y)))
+def model_of_all_cases():
+    """One model with a branch for each case, so that a backend compiles one program instead of one for each."""
+    inputs = {shape: keras.Input(shape) for shape in (IMAGE, WIDE, TOKENS)}
+    outputs = []
+    for shape, make in CASES.values():
+        x = keras.layers.Dense(shape[-1])(
+            inputs[shape]
+        )  # so that the gradient of the layer's input counts too
+        y = make()(x)
+        y = layers.Add()([x, y]) if y.shape == x.shape else y
+        outputs.append(keras.layers.Dense(3)(keras.layers.Flatten()(y)))
+    return Network(list(inputs.values()), outputs)
 
 
 def outcome(model, weights, images, targets):
-    """Outputs in inference and, after one step, in training; what the step changed."""
+    """The outputs of each branch, and what one step of gradient descent changes of each variable."""
     model.set_weights(weights)
-    model.compile(keras.optimizers.SGD(0.1), "mse")
+    model.compile(keras.optimizers.SGD(0.1), ["mse"] * len(targets))
     outputs = model.predict(images, verbose=0)
-    loss = model.train_on_batch(images, targets)
-    after = [new - old for new, old in zip(model.get_weights(), weights, strict=True)]
-    return [outputs, np.asarray(loss), *after]
+    model.train_on_batch(images, targets)
+    return [*outputs, *(new - old for new, old in zip(model.get_weights(), weights, strict=True))]
+
+
+def case_differences(random):
+    """How far outputs and updates are from those of Keras's operations, by case and by variable."""
+    model = model_of_all_cases()
+    weights = [random.normal(0.3, 0.5, w.shape).astype("float32") for w in model.weights]
+    weights = [abs(w) + 0.5 if w.ndim == 1 else w for w in weights]  # variances are positive
+    images = [random.normal(0, 2, (5, *x.shape[1:])).astype("float32") for x in model.inputs]
+    targets = [random.normal(0, 1, (5, 3)).astype("float32") for _ in CASES]
+    ours = outcome(model, weights, images, targets)
+    with kernels.keras_operations_only():
+        keras_own = outcome(model_of_all_cases(), weights, images, targets)
+    names = [*CASES, *(f"{number}: {weight.path}" for number, weight in enumerate(model.weights))]
+    return {
+        name: float(abs(a - b).max() / max(abs(b).max(), 1e-6))
+        for name, a, b in zip(names, ours, keras_own, strict=True)
+    }
 
 
 def updated(optimizer, gradients):
@@ -150,19 +172,7 @@ def main():
 
     layers.kernel = attention.kernel = chains.kernel = adamw.kernel = recorded
     random = np.random.default_rng(0)
-    differences = {}
-    for name, (shape, make) in CASES.items():
-        model = model_of(shape, make)
-        weights = [random.normal(0.3, 0.5, w.shape).astype("float32") for w in model.weights]
-        weights = [abs(w) + 0.5 if w.ndim == 1 else w for w in weights]  # variances are positive
-        images = random.normal(0, 2, (5, *shape)).astype("float32")
-        targets = random.normal(0, 1, (5, 3)).astype("float32")
-        ours = outcome(model, weights, images, targets)
-        with kernels.keras_operations_only():
-            keras_own = outcome(model_of(shape, make), weights, images, targets)
-        differences[name] = max(
-            float(abs(a - b).max() / max(abs(b).max(), 1e-6)) for a, b in zip(ours, keras_own, strict=True)
-        )
+    differences = case_differences(random)
     differences["adamw"] = adamw_difference(random)
     if sys.argv[1] == "torch":
         differences["filters that are copied"] = copied_filters()

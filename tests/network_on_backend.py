@@ -1,6 +1,7 @@
-"""Run by test_network.py in a process of its own: python network_on_backend.py BACKEND, torch or tensorflow.
+"""Run by test_network.py in a process of its own: python network_on_backend.py BACKEND KINDS.
 
-What a Network computes, against Keras's own model of the same layers. Prints one JSON object.
+Compares what a Network computes with Keras's own model of the same layers, on torch or tensorflow, for every kind of
+the zoo or for every third one. Prints one JSON object.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from visionpipe.models.chains import Chain
 from visionpipe.models.network import Network
 from visionpipe.models.surgery import attention_maps, features
 
+KINDS = list(ZOO)[:: 1 if sys.argv[2] == "all" else 3]
 random = np.random.default_rng(0)
 
 
@@ -276,8 +278,8 @@ def quantized():
 print(
     json.dumps(
         {
-            "float32": zoo_differences("float32", ZOO),
-            "mixed_bfloat16": zoo_differences("mixed_bfloat16", list(ZOO)[::4]),
+            "float32": zoo_differences("float32", KINDS),
+            "mixed_bfloat16": zoo_differences("mixed_bfloat16", KINDS[::4]),
             "alive": [alive(Network), alive(keras.Model)],
             "structures": structures(),
             "chains": chains(),

@@ -85,7 +85,7 @@ def test_slow_clients_are_closed_and_good_ones_answered_beside_them(artifact):
     assert result["good requests"] > 100  # each of them a 200: the client asserts it
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_two_hundred_slow_clients_of_each_kind_hardly_slow_good_ones_down(artifact):
     """With the limits that the server has by default."""
     with running(artifact) as server:
@@ -95,14 +95,14 @@ def test_two_hundred_slow_clients_of_each_kind_hardly_slow_good_ones_down(artifa
     assert result["p99 ms, beside them"] <= 2 * result["p99 ms, alone"]
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_twenty_ends_under_load_lose_no_request(artifact):
     results = [end_under_load(artifact) for _ in range(20)]
     assert [result["lost"] for result in results] == [[]] * 20
     assert [result["exit code"] for result in results] == [0] * 20
 
 
-@pytest.mark.parametrize("cases", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cases", [300, pytest.param(10_000, marks=pytest.mark.rare)])
 def test_requests_made_from_the_openapi_document_find_no_error_of_the_server(artifact, tmp_path, cases):
     with running(artifact) as server:
         generated, failures = schemathesis(server, cases, tmp_path)

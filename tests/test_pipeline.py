@@ -31,8 +31,8 @@ EPOCHS_TO_INTERRUPT = 30
     scope="module",
     params=[
         "tensorflow",
-        pytest.param("jax", marks=pytest.mark.slow),
-        pytest.param("torch", marks=pytest.mark.slow),
+        pytest.param("jax", marks=pytest.mark.rare),
+        pytest.param("torch", marks=pytest.mark.rare),
     ],
 )
 def project(request, tmp_path_factory) -> Iterator[Project]:
@@ -249,6 +249,7 @@ def test_a_gate_that_no_model_passes_registers_nothing_and_fails_the_check_only(
 # A changed parameter, interrupted ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_changed_parameter_is_one_new_run_even_if_its_training_is_ended_three_times(project, first):
     before = state(project)
     project.change("models.vit.train", {"epochs": EPOCHS_TO_INTERRUPT})
@@ -341,6 +342,7 @@ def model_files(project: Project) -> dict[str, str]:
     return {str(path): sha256_file(path) for path in (project.root / "models").rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_parameter_changed_back_restores_from_the_run_cache_and_makes_nothing_new(project, first):
     before = state(project)
     project.change("models.vit.train", {})
@@ -403,6 +405,7 @@ def test_a_deleted_store_is_backfilled_by_register(clone):
     assert found.aliases == {"challenger": "1", "champion": "1"}
 
 
+@pytest.mark.slow
 def test_an_unreachable_tracking_server_stops_register_only_and_is_made_up_for_later(clone):
     before = state(clone)
     clone.change("models.resnet.overrides.filters", 5)
@@ -422,6 +425,7 @@ def test_an_unreachable_tracking_server_stops_register_only_and_is_made_up_for_l
 # A training that ends badly ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sigterm_leaves_a_checkpoint_of_the_very_step_and_the_status_of_the_signal(project, first):
     project.change("models.vit.train", {"epochs": EPOCHS_TO_INTERRUPT, "checkpoint_steps": 1000})
     command = [sys.executable, "-m", "visionpipe", "train", "vit"]
@@ -442,6 +446,7 @@ def test_sigterm_leaves_a_checkpoint_of_the_very_step_and_the_status_of_the_sign
     assert project.checkpoints() == []
 
 
+@pytest.mark.slow
 def test_a_training_whose_loss_is_no_number_ends_the_pipeline_and_registers_nothing(project, first):
     before = state(project)
     project.change(

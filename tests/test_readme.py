@@ -1,7 +1,7 @@
-"""A newcomer with a fresh clone follows the README to the letter. Takes most of the slow tier's time.
+"""A newcomer with a fresh clone follows the README to the letter.
 
-The first `make repro` is the real one, with the installation. After it, params.yaml is set to one epoch, so
-that the commands which train again take seconds; everything else is run as it stands.
+In CI the trainings are of two epochs, and the clone borrows the packages of this environment, which CI has just
+installed from the same files by `make`. `make test-all` runs the first command as it stands, with its installation.
 """
 
 import os
@@ -9,6 +9,8 @@ import re
 import signal
 import socket
 import subprocess
+import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -57,21 +59,39 @@ def shell(command, cwd, timeout=1200):
     return output
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory):
+def cloned(folder):
     """What a newcomer gets: a clone of what is committed, with the identity that git asks for."""
-    folder = tmp_path_factory.mktemp("newcomer") / "visionpipe"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
     shell("git config user.email newcomer@example.com && git config user.name Newcomer", folder)
     return folder
 
 
+def lend_packages(clone):
+    """Makes the clone's .venv, in which all but the project itself is that of this environment."""
+    subprocess.run([sys.executable, "-m", "venv", clone / ".venv"], check=True)
+    (packages,) = (clone / ".venv" / "lib").glob("python*/site-packages")
+    (packages / "lent.pth").write_text(sysconfig.get_path("purelib"))
+    for command in ("dvc", "mlflow"):
+        (clone / ".venv" / "bin" / command).symlink_to(Path(sys.executable).with_name(command))
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A clone with short trainings and without a demand on their accuracy."""
+    clone = cloned(tmp_path_factory.mktemp("newcomer") / "visionpipe")
+    lend_packages(clone)
+    params = yaml.safe_load((clone / "params.yaml").read_text())
+    for entry in [params, *params["models"].values()]:
+        entry["train"] = entry.get("train", {}) | {"epochs": 2}
+    params["register"]["gate"] = {"accuracy": 0.0, "worst_recall": 0.0}
+    (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    shell("git commit -qam 'Short trainings'", clone)
+    return clone
+
+
 @pytest.fixture(scope="module")
 def repro(clone):
-    start = time.perf_counter()
-    output = shell("make repro", clone)
-    print(f"make repro, with the installation: {(time.perf_counter() - start) / 60:.1f} minutes")
-    return output
+    return shell("make repro", clone)
 
 
 @pytest.fixture
@@ -113,6 +133,16 @@ def block(start):
     return found[0]
 
 
+@pytest.mark.rare
+def test_the_first_command_installs_all_and_trains_models_that_pass_the_gate(tmp_path):
+    clone = cloned(tmp_path / "visionpipe")
+    start = time.perf_counter()
+    output = shell("make repro", clone)
+    print(f"make repro, with the installation: {(time.perf_counter() - start) / 60:.1f} minutes")
+    assert re.search(r"\| (resnet|vit|hybrid) ★ \|", output)
+    shell("visionpipe check", clone)
+
+
 def test_make_repro_ends_with_the_table_and_what_to_do_next(repro):
     assert re.search(r"\| (resnet|vit|hybrid) ★ \|", repro)
     assert "make ui" in repro
@@ -136,7 +166,7 @@ def test_the_mlflow_ui_answers_and_has_three_named_runs(clone, repro, server):
 def test_the_served_champion_names_an_image_of_the_test_set(clone, repro, server):
     server("make serve")
     answer = shell(block("unzip"), clone)
-    assert '"label":"sandal"' in answer
+    assert re.search(r'"label":"[a-z -]+"', answer, re.IGNORECASE)
     assert "predictions.csv" in shell(block("visionpipe predict"), clone)
 
 
@@ -161,13 +191,6 @@ def test_the_probe_judges_all_trained_models(clone, repro):
 
 
 def test_a_quick_experiment_is_compared(clone, repro):
-    params = yaml.safe_load((clone / "params.yaml").read_text())
-    params["train"]["epochs"] = 1
-    for entry in params["models"].values():
-        entry["train"] = entry.get("train", {}) | {"epochs": 1}
-    params["register"]["gate"] = {"accuracy": 0.0, "worst_recall": 0.0}
-    (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    shell("git add -A && git commit -qm 'Short trainings'", clone)
     output = shell(block("dvc exp run -S models"), clone)
     assert "vit" in output
 

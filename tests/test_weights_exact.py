@@ -56,6 +56,9 @@ FORMATS = {
 
 def run(script, *arguments):
     environment = os.environ | {"PYTHONPATH": str(TESTS.parent), "HF_HUB_OFFLINE": "1"}
+    environment["XLA_FLAGS"] = (
+        "--xla_backend_optimization_level=0"  # compiling takes longer than running here
+    )
     environment.pop("KERAS_BACKEND", None)
     result = subprocess.run(
         [sys.executable, TESTS / script, *map(str, arguments)],
@@ -118,7 +121,7 @@ def test_every_format_gives_its_logits_on_the_other_backends(references, backend
     check_on(backend, references, FORMATS.keys() - HEAVY - FEW)
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 @pytest.mark.parametrize("backend", ["tensorflow", "torch", "jax"])
 def test_deep_models_give_their_logits(heavy_references, backend):
     check_on(backend, heavy_references, HEAVY)
@@ -173,7 +176,7 @@ SLOW_SWAPS = {
 
 @pytest.mark.parametrize(
     ("name", "among"),
-    [*SWAPS.items(), *(pytest.param(*swap, marks=pytest.mark.slow) for swap in sorted(SLOW_SWAPS.items()))],
+    [*SWAPS.items(), *(pytest.param(*swap, marks=pytest.mark.rare) for swap in sorted(SLOW_SWAPS.items()))],
 )
 def test_no_two_tensors_can_be_swapped_unnoticed(references, monkeypatch, name, among):
     """Any such swap moves the logits by more than the tolerance of the comparison."""
