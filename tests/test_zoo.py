@@ -5,6 +5,7 @@ import os
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
 import csv
+import functools
 import math
 import subprocess
 import sys
@@ -52,10 +53,12 @@ def kinds(*quick):
     return [pytest.param(name, marks=[] if name in quick else [pytest.mark.slow]) for name in ZOO]
 
 
-def small(name, **more):
+@functools.cache
+def small(name):
+    """The model of one kind, which all tests share: none of them may change it."""
     variant, image_size, overrides = ZOO[name]
     keras.utils.set_random_seed(0)
-    return perturbed(build_model(variant, 5, image_size, **(overrides | more)))
+    return perturbed(build_model(variant, 5, image_size, **overrides))
 
 
 def images_for(model, count=3):
