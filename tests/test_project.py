@@ -123,7 +123,7 @@ def test_the_tree_in_the_readme_is_the_one_on_disk():
 
 @pytest.mark.parametrize("file", sorted((ROOT / "visionpipe").rglob("*.py")), ids=lambda path: path.name)
 def test_no_file_is_longer_than_a_reader_holds_in_mind(file):
-    assert len(file.read_text().splitlines()) <= 300
+    assert len(file.read_text().splitlines()) <= 400
 
 
 def test_what_the_readme_shows_of_params_yaml_can_be_written_there(tmp_path):
