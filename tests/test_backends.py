@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -41,15 +40,18 @@ def prepared(tmp_path_factory):
     return folder / "data" / "prepared"
 
 
-def train(backend, folder, recipe=None, stop_before=0, start=None):
-    """What the training prints, or None where it was killed; its checkpoints stay where there are any."""
+def train(backend, folder, recipes, stop_before=0, start=None):
+    """What the trainings of these recipes print, in one process; None where it was killed."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment["XLA_FLAGS"] = (
+        "--xla_backend_optimization_level=0"  # compiling takes longer than running here
+    )
     environment.pop("KERAS_BACKEND", None)
     script = str(ROOT / "tests" / "train_on_backend.py")
-    command = [sys.executable, script, backend, str(folder), json.dumps(recipe or {}), str(stop_before)]
+    command = [sys.executable, script, backend, str(folder), json.dumps(recipes), str(stop_before)]
     command += [str(start)] if start else []
     result = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+        command, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     if stop_before:
         assert result.returncode == -9, result.stderr
@@ -58,21 +60,24 @@ def train(backend, folder, recipe=None, stop_before=0, start=None):
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def forget(backend, folder):
-    """Removes the checkpoints of the last training."""
-    shutil.rmtree(folder.parent / f"checkpoint-{backend}")
+EVERYTHING = {
+    "optimizer": "lamb",
+    "accumulate": 2,
+    "clip_norm": 1.0,
+    "layer_decay": 0.8,
+    "freeze": [{"epochs": 1, "train": ["logits"]}],
+    "loss": "sigmoid",
+    "class_weights": "balanced",
+    "keep": "best",
+    "precision": "bfloat16",
+}
+RECIPES = {"defaults": {}, "everything": EVERYTHING}
 
 
 @pytest.fixture(scope="module")
 def results(prepared):
-    """One uninterrupted training on each backend."""
-    trained = {}
-    for backend in BACKENDS:
-        trained[backend] = train(backend, prepared)
-        forget(backend, prepared)
-        path = prepared.parent / f"{backend}.keras"
-        trained[backend]["file"] = str(path.rename(path.with_stem(f"{backend}-uninterrupted")))
-    return trained
+    """Uninterrupted trainings of RECIPES on each backend."""
+    return {backend: train(backend, prepared, RECIPES) for backend in BACKENDS}
 
 
 def test_every_backend_sees_the_same_pixels_in_the_same_order_however_many_workers_make_them(prepared):
@@ -92,75 +97,65 @@ def test_every_backend_sees_the_same_pixels_in_the_same_order_however_many_worke
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_training_learns(results, backend):
-    losses = [row["loss"] for row in results[backend]["history"]]
+    losses = [row["loss"] for row in results[backend]["defaults"]["history"]]
     assert losses[-1] < losses[0]
 
 
+# Dropout, stochastic depth, mixup and the moving average are on in both: all their states must come back.
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_killed_within_an_epoch_and_after_one_it_ends_at_the_same_bytes(results, prepared, backend):
-    # Dropout, stochastic depth, mixup and the moving average are on: all their states must come back.
-    train(backend, prepared, stop_before=5)
-    train(backend, prepared, stop_before=15)
-    resumed = train(backend, prepared)
-    forget(backend, prepared)
-    assert resumed["steps"][0] == 14, "the checkpoint before step 15, not the beginning of the epoch"
-    assert resumed["history"] == results[backend]["history"]
-    assert resumed["model"] == results[backend]["model"]
-
-
-EVERYTHING = {
-    "optimizer": "lamb",
-    "accumulate": 2,
-    "clip_norm": 1.0,
-    "layer_decay": 0.8,
-    "freeze": [{"epochs": 1, "train": ["logits"]}],
-    "loss": "sigmoid",
-    "class_weights": "balanced",
-    "keep": "best",
-    "precision": "bfloat16",
-}
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_all_the_rest_of_a_recipe_survives_a_kill_too(prepared, backend):
-    whole = train(backend, prepared, EVERYTHING)
-    forget(backend, prepared)
-    train(backend, prepared, EVERYTHING, stop_before=8)  # with the checkpoint of the end of the frozen phase
-    train(backend, prepared, EVERYTHING, stop_before=10)
-    resumed = train(backend, prepared, EVERYTHING)
-    forget(backend, prepared)
-    assert resumed["steps"][0] == 10
+@pytest.mark.parametrize(
+    ("name", "kills", "resumed_before"),
+    [
+        ("defaults", (5, 15), 14),  # within an epoch, and after one; not from the beginning of the epoch
+        ("everything", (8, 10), 10),  # with the checkpoint of the end of the frozen phase
+    ],
+)
+def test_a_training_that_is_killed_twice_ends_at_the_same_bytes(
+    results, prepared, backend, name, kills, resumed_before
+):
+    recipe = {name: RECIPES[name]}
+    for step in kills:
+        train(backend, prepared, recipe, stop_before=step)
+    resumed, whole = train(backend, prepared, recipe)[name], results[backend][name]
+    assert resumed["steps"][0] == resumed_before
     assert resumed["history"] == whole["history"]
     assert resumed["model"] == whole["model"]
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        {"optimizer": "adamw", "accumulate": 2, "clip_norm": 1.0, "layer_decay": 0.8, "weight_decay": 0.1},
-        {"optimizer": "sgd", "learning_rate": 0.02, "rates": {"logits": 3.0}, "class_weights": "balanced"},
-        {"optimizer": "lamb", "loss": "sigmoid", "freeze": [{"epochs": 1, "train": ["logits", "encoder"]}]},
-        {"optimizer": "lion", "learning_rate": 0.001, "weight_decay": 0.1, "patience": 3},
-        {"optimizer": "muon", "weight_decay": 0.1, "schedule": "polynomial", "final_rate": 0.1},
-        {"distill": {"teacher": "the result on TensorFlow", "weight": 0.7}},
-    ],
-    ids=["adamw", "sgd", "lamb", "lion", "muon", "distilled"],
-)
-def test_the_same_recipe_trains_the_same_model_on_every_backend(prepared, results, tmp_path, recipe):
+SAME_EVERYWHERE = {
+    "adamw": {"accumulate": 2, "clip_norm": 1.0, "layer_decay": 0.8, "weight_decay": 0.1},
+    "sgd": {"optimizer": "sgd", "learning_rate": 0.02, "rates": {"logits": 3.0}, "class_weights": "balanced"},
+    "lamb": {
+        "optimizer": "lamb",
+        "loss": "sigmoid",
+        "freeze": [{"epochs": 1, "train": ["logits", "encoder"]}],
+    },
+    "lion": {"optimizer": "lion", "learning_rate": 0.001, "weight_decay": 0.1, "patience": 3},
+    "muon": {"optimizer": "muon", "weight_decay": 0.1, "schedule": "polynomial", "final_rate": 0.1},
+    "distilled": {"distill": {"teacher": "the result on TensorFlow", "weight": 0.7}},
+}
+
+
+@pytest.fixture(scope="module")
+def of_recipes(results, prepared, tmp_path_factory):
+    """What SAME_EVERYWHERE train on each backend, from the same weights."""
+    start = tmp_path_factory.mktemp("start") / "start.weights.h5"
+    teacher = {"teacher": results["tensorflow"]["defaults"]["file"], "weight": 0.7}
+    recipes = SAME_EVERYWHERE | {"distilled": {"distill": teacher}}
+    return {backend: train(backend, prepared, recipes, start=start) for backend in BACKENDS}
+
+
+@pytest.mark.parametrize("name", SAME_EVERYWHERE)
+def test_the_same_recipe_trains_the_same_model_on_every_backend(of_recipes, name):
     """From the same weights, through averages, accumulation and rates: all that differs is the order of sums."""
-    if "distill" in recipe:
-        recipe = {"distill": recipe["distill"] | {"teacher": results["tensorflow"]["file"]}}
-    found = {}
-    for backend in BACKENDS:
-        found[backend] = train(backend, prepared, recipe, start=tmp_path / "start.weights.h5")
-        forget(backend, prepared)
-    expected = np.array(found["tensorflow"]["logits"])
+    expected = np.array(of_recipes["tensorflow"][name]["logits"])
     assert np.ptp(expected) > 0.1
     for backend in ("jax", "torch"):
+        found = of_recipes[backend][name]
         np.testing.assert_allclose(
-            found[backend]["logits"], expected, atol=0.01 * np.abs(expected).max(), err_msg=backend
+            found["logits"], expected, atol=0.01 * np.abs(expected).max(), err_msg=backend
         )
-        for row, other in zip(found[backend]["history"], found["tensorflow"]["history"], strict=True):
+        for row, other in zip(found["history"], of_recipes["tensorflow"][name]["history"], strict=True):
             assert row["learning_rate"] == pytest.approx(other["learning_rate"], rel=1e-5)
             assert row["loss"] == pytest.approx(other["loss"], rel=0.01)
 
@@ -177,11 +172,11 @@ models = [keras.models.load_model(path) for path in sys.argv[2:]]
 print(json.dumps([numpy.asarray(model(images)).tolist() for model in models]))
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "KERAS_BACKEND": "tensorflow"}
-    files = [results[backend]["file"] for backend in BACKENDS]
+    files = [results[backend]["defaults"]["file"] for backend in BACKENDS]
     command = [sys.executable, "-c", script, str(prepared), *files]
     output = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=120, check=True
     ).stdout
     for backend, logits in zip(BACKENDS, json.loads(output.splitlines()[-1]), strict=True):
-        expected = np.array(results[backend]["logits"])
+        expected = np.array(results[backend]["defaults"]["logits"])
         np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max(), err_msg=backend)

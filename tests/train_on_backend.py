@@ -1,13 +1,16 @@
-"""Run by tests in a process of its own: trains a tiny model and prints what can be compared.
+"""Run by tests in a process of its own: trains tiny models and prints what can be compared.
 
-Usage: python train_on_backend.py BACKEND FOLDER RECIPE STOP_BEFORE [START]. FOLDER holds prepared images, RECIPE is
-JSON of what the recipe says beside its defaults here. The process dies by SIGKILL before step STOP_BEFORE, 0: never.
-With START, a file of initial weights that is written where it is not there, the model has no randomness of its own.
+Usage: python train_on_backend.py BACKEND FOLDER RECIPES STOP_BEFORE [START]. FOLDER holds prepared images. RECIPES is
+JSON: by name, what a recipe says beside its defaults here. The process dies by SIGKILL before step STOP_BEFORE of a
+training, 0: never. A recipe whose training a killed process has begun goes on from its checkpoint; the checkpoints of
+a finished training are removed. With START, a file of initial weights that is written where it does not exist, the
+models have no randomness of their own.
 """
 
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
 from dataclasses import replace
@@ -36,10 +39,19 @@ MODEL = {"filters": 4, "hidden_dim": 8, "depth": 2, "num_heads": 2, "mlp_dim": 1
 RANDOM = {"stochastic_depth_rate": 0.5, "dropout_rate": 0.2}
 
 
-def main(backend, folder, changes, stop_before, start=None):
+def main(backend, folder, recipes, stop_before, start=None):
     params = replace(load_params(Path(__file__).parents[1] / "params.yaml"), backend=backend, threads=2)
-    params = replace(params, train=layered(RECIPE, changes), models={"hybrid": ModelConfig("R14+ViT-Mi", "")})
     start_backend(params)
+    results = {}
+    for name, changes in recipes.items():
+        recipe = replace(
+            params, train=layered(RECIPE, changes), models={"hybrid": ModelConfig("R14+ViT-Mi", "")}
+        )
+        results[name] = train(recipe.train_config("hybrid"), backend, folder, name, stop_before, start)
+    print(json.dumps(results))
+
+
+def train(recipe, backend, folder, name, stop_before, start):
     import keras
 
     from visionpipe.canonical import save_keras
@@ -51,7 +63,6 @@ def main(backend, folder, changes, stop_before, start=None):
     from visionpipe.training.teacher import Teacher, load_teacher
 
     data = open_prepared(folder)
-    recipe = params.train_config("hybrid")
     keras.config.set_dtype_policy("mixed_bfloat16" if recipe.precision == "bfloat16" else "float32")
     model = build_model("R14+ViT-Mi", 2, 16, **MODEL, **({} if start else RANDOM))
     if start and Path(start).exists():
@@ -68,13 +79,17 @@ def main(backend, folder, changes, stop_before, start=None):
             os.kill(os.getpid(), signal.SIGKILL)
 
     watch.Watch.on_train_batch_begin = on_train_batch_begin
-    checkpoint = Checkpoint(folder.parent / f"checkpoint-{backend}")
+    checkpoints = folder.parent / f"checkpoints-{name}-{backend}"
+    checkpoint = Checkpoint(checkpoints)
     teacher = Teacher(load_teacher(Path(recipe.distill.teacher), data)) if recipe.distill else None
     history = fit(model, data, recipe, 5, checkpoint, lambda row: None, teacher)
-    path = folder.parent / f"{backend}.keras"
+    shutil.rmtree(checkpoints)
+    watch.Watch.on_train_batch_begin = before_step
+    path = folder.parent / f"{name}-{backend}.keras"
     save_keras(model, path)
     logits = np.asarray(keras.ops.convert_to_numpy(model(data.images("validation"))))
-    result = {
+    return {
+        "file": str(path),
         "model": hashlib.sha256(path.read_bytes()).hexdigest(),
         "history": [
             {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in history
@@ -82,7 +97,6 @@ def main(backend, folder, changes, stop_before, start=None):
         "steps": steps,
         "logits": logits.tolist(),
     }
-    print(json.dumps(result))
 
 
 if __name__ == "__main__":
