@@ -1,15 +1,22 @@
 """The command line: a user's mistake is one line and exit code 1, and help comes at once."""
 
+import contextlib
+import os
+import resource
+import sqlite3
 import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 from project import CHECKOUT, Project
 
 from visionpipe import __version__
 from visionpipe.cli import STAGES
+from visionpipe.errors import no_room
 
 SLOW_IMPORTS = ("jax", "keras", "keras_cv", "mlflow", "numpy", "onnxruntime", "tensorflow", "torch")
 
@@ -251,3 +258,72 @@ def test_models_prints_the_table_of_all_variants():
     command = [sys.executable, "-m", "visionpipe", "models"]
     output = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
     assert output.startswith(costs.table())
+
+
+@pytest.mark.parametrize("arguments", [["models"], ["--help"]])
+def test_a_reader_that_goes_ends_a_command_without_a_word(arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as pipe:
+        result = subprocess.run(
+            [sys.executable, "-m", "visionpipe", *arguments],
+            cwd=CHECKOUT,
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+        )
+    assert result.stderr == b""
+    assert result.returncode in (0, 141)  # argparse takes no notice
+
+
+def test_an_output_without_room_is_one_line():
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "visionpipe", "models"]
+        result = subprocess.run(command, cwd=CHECKOUT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 1
+    assert result.stderr == (
+        "visionpipe: a file cannot be written (No space left on device): "
+        "make room on the disk, then give the same command again\n"
+    )
+
+
+def test_names_that_a_terminal_has_no_letters_for_are_printed_all_the_same():
+    result = Project(CHECKOUT).visionpipe("models", PYTHONIOENCODING="ascii")
+    assert "\\u2013" in result.stdout
+
+
+def wrapped():
+    try:
+        Path("/dev/full").write_bytes(b"x")
+    except OSError as error:
+        raise RuntimeError("of a library") from error
+
+
+def too_large(folder):
+    """A file of more bytes than the process may write, through SQLite."""
+    with contextlib.closing(sqlite3.connect(folder / "store")) as store:
+        store.execute("CREATE TABLE t (x)")
+        store.execute("INSERT INTO t VALUES (zeroblob(400000))")
+        store.commit()
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda folder: Path("/dev/full").write_bytes(b"x"),
+        lambda folder: np.arange(1000).tofile("/dev/full"),
+        lambda folder: (folder / "large").write_bytes(bytes(300_000)),
+        lambda folder: wrapped(),
+        too_large,
+    ],
+    ids=["full", "numpy", "limit", "wrapped", "sqlite"],
+)
+def test_errors_of_a_full_disk_are_known_however_they_come(tmp_path, write):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        with pytest.raises(Exception) as caught:  # noqa: PT011
+            write(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert no_room(caught.value)
+    assert no_room(ValueError("something else")) is None

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import io
 import os
 import select
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from visionpipe import __version__
-from visionpipe.errors import Interrupted, VisionpipeError
+from visionpipe.errors import Interrupted, VisionpipeError, no_room
 from visionpipe.serving.settings import Settings
 
 STAGES = ("prepare", "train", "export", "evaluate", "register")
@@ -21,18 +22,61 @@ CHAMPION = "models:/visionpipe@champion"
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns 0, or 1 after a mistake that one line explains (argparse exits with 2)."""
-    options = parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # of names that the terminal has no letters for
+    debug = False
     try:
-        run(options)
+        try:
+            options = parser().parse_args(arguments)
+            debug = options.debug
+            run(options)
+        finally:
+            sys.stdout.flush()
     except VisionpipeError as error:
-        if options.debug:
-            traceback.print_exc()
-        print(f"visionpipe: {error}", file=sys.stderr)
-        return 128 + error.signal if isinstance(error, Interrupted) else 1
+        return failed(str(error), debug, 128 + error.signal if isinstance(error, Interrupted) else 1)
     except KeyboardInterrupt:
-        print("visionpipe: interrupted", file=sys.stderr)
-        return 130
+        return failed("interrupted", False, 130)
+    except BrokenPipeError:
+        if not reader_has_gone():
+            raise
+        discard_output()
+        return 128 + signal.SIGPIPE
+    except Exception as error:  # also from libraries that wrap the system's error in one of their own
+        reason = no_room(error)
+        if reason is None:
+            raise
+        discard_output()
+        file = str(error.filename) if isinstance(error, OSError) and error.filename else "a file"
+        advice = "make room on the disk, then give the same command again"
+        return failed(f"{file} cannot be written ({reason}): {advice}", debug, 1)
     return 0
+
+
+def failed(reason: str, debug: bool, code: int) -> int:
+    """Says why in one line."""
+    if debug:
+        traceback.print_exc()
+    print(f"visionpipe: {reason}", file=sys.stderr)
+    return code
+
+
+def reader_has_gone() -> bool:
+    """Whether nobody reads what this process prints, as after `| head`."""
+    ends = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        ends.register(stream.fileno(), 0)  # errors are reported without being asked for
+    return bool(ends.poll(0))
+
+
+def discard_output() -> None:
+    """Throws away what cannot be printed any more: Python would complain about it when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def parser() -> argparse.ArgumentParser:
