@@ -15,6 +15,7 @@ from visionpipe.evaluate import evaluate
 from visionpipe.evaluation import metrics
 from visionpipe.evaluation.comparison import COLUMNS, comparison, read_rows
 from visionpipe.evaluation.speed import measure, measurement_path
+from visionpipe.files import write_json
 from visionpipe.lineage import artifact_sha256, state_folder
 
 ROOT = Path(__file__).parents[1]
@@ -222,3 +223,77 @@ def test_rows_hold_what_is_known_and_none_for_the_rest(evaluated):
     }
     assert {value for key, value in absent.items() if key != "model"} == {None}
     assert comparison([linear, absent]).count("–") > len(COLUMNS)
+
+
+HOSTILE = ["</script><script>alert(1)</script>", "=1+1", "$5_$10", "a\rb", 'q"', "|x|"]
+
+
+def report_of(folder, monkeypatch, classes, images):
+    """The folder of a report on a linear model of noise, with so many test images."""
+    random = np.random.default_rng(0)
+    enter(folder, monkeypatch)
+    (folder / ".dvc").mkdir()
+    prepared = folder / "data" / "prepared"
+    prepared.mkdir(parents=True)
+    for split in SPLITS:
+        labels = random.integers(0, len(classes), images)
+        noise = random.integers(0, 256, (images, 4, 4, 3), np.uint8)
+        write_split(
+            prepared, split, noise, range(images), labels.tolist(), [f"-{i}.png" for i in range(images)]
+        )
+    statistics = {"channel_mean": [0.0] * 3, "channel_std": [1.0] * 3}
+    write_manifest(prepared, size=(4, 4), classes=classes, **statistics, quarantined=[], warnings=[])
+    artifact = write_artifact(folder / "artifacts" / "linear", classes, (4, 4))
+    write_json(measurement_path(artifact_sha256(artifact), 1, state_folder()), SPEED)
+    evaluate("linear", PARAMS)
+    return folder / REPORT
+
+
+SPEED = {"latency_p50_ms": 1.0, "latency_p95_ms": 1.0, "images_per_second": 1.0, "peak_memory_mib": 1.0}
+
+
+def test_names_of_classes_do_no_harm_in_tables_and_are_true_in_json(tmp_path, monkeypatch):
+    report = report_of(tmp_path, monkeypatch, HOSTILE, 40)
+    assert list(json.loads((report / "per_class.json").read_text())) == HOSTILE
+    predictions = rows(report / "predictions.csv")
+    assert {row["label"].removeprefix("'") for row in predictions} == set(HOSTILE)
+    assert not any(row["label"].startswith("=") or row["file"].startswith("-") for row in predictions)
+    plotted = (report / "confusion.csv").read_text()
+    assert "<" not in plotted
+    assert len({row["actual"] for row in rows(report / "confusion.csv")}) == len(HOSTILE)
+    from dvc_render import VegaRenderer
+    from dvc_render.html import render_html
+
+    plot = VegaRenderer(rows(report / "confusion.csv"), "p", template="confusion", x="actual", y="predicted")
+    page = render_html([plot], tmp_path / "page" / "index.html").read_text()
+    assert "alert(1)" in page
+    assert page.count("<script") == page.count("</script") == 4
+
+
+def test_of_many_classes_the_tables_hold_the_likeliest_and_the_most_confused(tmp_path, monkeypatch):
+    classes = [f"c{index}" for index in range(101)]
+    report = report_of(tmp_path, monkeypatch, classes, 150)
+    predictions = rows(report / "predictions.csv")
+    assert list(predictions[0])[4:9] == ["confidence", "p(label)", "second", "p(second)", "third"]
+    assert len(predictions) == 300
+    for row in predictions:
+        shares = [float(row[key]) for key in ("confidence", "p(second)", "p(third)", "p(fourth)", "p(fifth)")]
+        assert shares == sorted(shares, reverse=True)
+        assert float(row["p(label)"]) <= shares[0]
+    plotted = rows(report / "confusion.csv")
+    assert len({row["actual"] for row in plotted}) <= 100
+    assert {row["predicted"] for row in plotted} - set(classes) <= {"(other classes)"}
+
+
+def test_a_report_takes_the_place_of_links_and_does_not_write_through_them(project):
+    """As `dvc checkout` makes them into its cache."""
+    REPORT.mkdir(parents=True)
+    cached = Path("cached")
+    cached.write_text("in the cache")
+    names = ["calibration.png", "confusion.csv", "confusion.png", "metrics.json"]
+    names += ["mistakes.png", "per_class.json", "per_class.png", "predictions.csv"]
+    for place, name in enumerate(names):
+        (REPORT / name).symlink_to(cached.absolute()) if place % 2 else (REPORT / name).hardlink_to(cached)
+    evaluate("linear", PARAMS)
+    assert cached.read_text() == "in the cache"
+    assert sorted(path.name for path in REPORT.iterdir()) == names
