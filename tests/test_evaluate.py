@@ -1,22 +1,26 @@
 """Stage `evaluate` on a linear model whose right answers are known, and the comparison of models."""
 
 import csv
+import html
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 from onnx_models import write_artifact
 
 from visionpipe.config import ModelConfig, Params, PrepareConfig
 from visionpipe.data.prepared import SPLITS, write_manifest, write_split
 from visionpipe.errors import ArtifactError
+from visionpipe.escape import visible
 from visionpipe.evaluate import evaluate
 from visionpipe.evaluation import metrics
 from visionpipe.evaluation.comparison import COLUMNS, comparison, read_rows
 from visionpipe.evaluation.speed import measure, measurement_path
 from visionpipe.files import write_json
 from visionpipe.lineage import artifact_sha256, state_folder
+from visionpipe.tracking.card import model_card
 
 ROOT = Path(__file__).parents[1]
 ARTIFACT, REPORT = Path("artifacts/linear"), Path("reports/linear")
@@ -225,6 +229,7 @@ def test_rows_hold_what_is_known_and_none_for_the_rest(evaluated):
     assert comparison([linear, absent]).count("–") > len(COLUMNS)
 
 
+MANY = [f"c{index}" for index in range(102)]
 HOSTILE = ["</script><script>alert(1)</script>", "=1+1", "$5_$10", "a\rb", 'q"', "|x|"]
 
 
@@ -252,8 +257,20 @@ def report_of(folder, monkeypatch, classes, images):
 SPEED = {"latency_p50_ms": 1.0, "latency_p95_ms": 1.0, "images_per_second": 1.0, "peak_memory_mib": 1.0}
 
 
-def test_names_of_classes_do_no_harm_in_tables_and_are_true_in_json(tmp_path, monkeypatch):
-    report = report_of(tmp_path, monkeypatch, HOSTILE, 40)
+@pytest.fixture(scope="module")
+def hostile_report(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        return report_of(tmp_path_factory.mktemp("hostile"), patch, HOSTILE, 40)
+
+
+@pytest.fixture(scope="module")
+def large_report(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        return report_of(tmp_path_factory.mktemp("large"), patch, MANY, 150)
+
+
+def test_names_of_classes_do_no_harm_in_tables_and_are_true_in_json(hostile_report, tmp_path):
+    report = hostile_report
     assert list(json.loads((report / "per_class.json").read_text())) == HOSTILE
     predictions = rows(report / "predictions.csv")
     assert {row["label"].removeprefix("'") for row in predictions} == set(HOSTILE)
@@ -270,9 +287,8 @@ def test_names_of_classes_do_no_harm_in_tables_and_are_true_in_json(tmp_path, mo
     assert page.count("<script") == page.count("</script") == 4
 
 
-def test_of_many_classes_the_tables_hold_the_likeliest_and_the_most_confused(tmp_path, monkeypatch):
-    classes = [f"c{index}" for index in range(101)]
-    report = report_of(tmp_path, monkeypatch, classes, 150)
+def test_of_many_classes_the_tables_hold_the_likeliest_and_the_most_confused(large_report):
+    report = large_report
     predictions = rows(report / "predictions.csv")
     assert list(predictions[0])[4:9] == ["confidence", "p(label)", "second", "p(second)", "third"]
     assert len(predictions) == 300
@@ -282,7 +298,7 @@ def test_of_many_classes_the_tables_hold_the_likeliest_and_the_most_confused(tmp
         assert float(row["p(label)"]) <= shares[0]
     plotted = rows(report / "confusion.csv")
     assert len({row["actual"] for row in plotted}) <= 100
-    assert {row["predicted"] for row in plotted} - set(classes) <= {"(other classes)"}
+    assert {row["predicted"] for row in plotted} - set(MANY) <= {"(other classes)"}
 
 
 def test_a_report_takes_the_place_of_links_and_does_not_write_through_them(project):
@@ -297,3 +313,35 @@ def test_a_report_takes_the_place_of_links_and_does_not_write_through_them(proje
     evaluate("linear", PARAMS)
     assert cached.read_text() == "in the cache"
     assert sorted(path.name for path in REPORT.iterdir()) == names
+
+
+def card() -> str:
+    """Of the model whose report lies here, which starts from a file with an odd name."""
+    model = {"family": "linear", "init": "a|b.npz"}
+    lineage = {"parameters_count": 7, "versions": {"keras": "3"}, "init_sha256": "c", "data_sha256": "d"}
+    lineage |= {"params": {"model": model, "train": {}, "prepare": {"path": "<img>"}, "backend": "jax"}}
+    write_json(Path("models/linear/lineage.json"), lineage | {"model_sha256": "e", "lineage_id": "f"})
+    return model_card("linear", PARAMS, {"precision": "fp32"})
+
+
+def test_the_card_shows_any_names_as_they_are(hostile_report, monkeypatch):
+    monkeypatch.chdir(hostile_report.parents[1])
+    page = MarkdownIt("commonmark").enable("table").render(card())
+    assert "<script" not in page
+    assert "<img" not in page
+    for name in HOSTILE:
+        assert f"<td>{html.escape(visible(name))}</td>" in page
+    assert "<td>a|b.npz, sha256 <code>c</code></td>" in page
+
+
+def test_the_card_of_many_classes_shows_the_worst(large_report, monkeypatch):
+    monkeypatch.chdir(large_report.parents[1])
+    text = card()
+    assert "102 classes: c0, c1, " in text
+    assert "c99 and 2 more." in text
+    assert "These 100 of 102 classes have the lowest F1." in text
+    table = json.loads((large_report / "per_class.json").read_text())
+    shown = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| c")]
+    scores = [table[name]["f1"] for name in shown if name in table]
+    assert len(scores) == 100
+    assert [score for score in scores if score is not None] == sorted(s for s in scores if s is not None)

@@ -10,7 +10,8 @@ FORMULA = re.compile(
     r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]"
 )  # the last four are the wide forms of the first
 QUOTED = re.compile('[,"\r\n]')
-MARKUP = re.compile(r"[!-&(-+.:-@\[-`{-~]")  # of ASCII's punctuation all but what is harmless within a line
+# What may begin or end markup within a line; not the "_" within a word, nor what only marks the line's beginning.
+MARKUP = re.compile(r"[\\`*\[\]<>&|~$#@]|:(?=\S)|(?<=www)\.|(?<![^\W_])_|_(?![^\W_])", re.IGNORECASE)
 
 
 def csv_line(values: Iterable[object]) -> bytes:
