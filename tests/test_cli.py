@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from project import CHECKOUT, Project
 
 from visionpipe import __version__
 from visionpipe.cli import STAGES
-from visionpipe.errors import no_room
+from visionpipe.config import load_params
+from visionpipe.errors import ConfigError, no_room
 
 SLOW_IMPORTS = ("jax", "keras", "keras_cv", "mlflow", "numpy", "onnxruntime", "tensorflow", "torch")
 
@@ -327,3 +329,57 @@ def test_errors_of_a_full_disk_are_known_however_they_come(tmp_path, write):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert no_room(caught.value)
     assert no_room(ValueError("something else")) is None
+
+
+MODEL = {"needs": "data/prepared/manifest.json", "variant": "ResNet-8"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        *(
+            (
+                "tracking.model",
+                name,
+                "tracking.model: needs a name without '/' and ':', also without ' @ ?, of at most",
+            )
+            for name in ("it's", "a@b", "a?b", "a\nb", "..", "", " ", " \t", "x" * 251)
+        ),
+        (
+            "tracking.experiment",
+            "a\x1bb",
+            "tracking.experiment: needs a name without '/' and ':', of at most 250",
+        ),
+        *(
+            (
+                "models",
+                {name: MODEL},
+                f"models.{name}: a model's name may hold letters, digits, '-' and '_' only",
+            )
+            for name in ("-x", "--help", "a b", "a/b", "a%2Fb", "a$b", "a'b", "<b>", "", "é" * 101)
+        ),
+    ],
+)
+def test_a_name_that_could_not_be_used_everywhere_is_refused(tmp_path, key, value, message):
+    with pytest.raises(ConfigError) as caught:
+        load_changed(tmp_path, key, value)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("tracking.model", name) for name in ("a b", "a%2Fb", "a#b", "$x", 'q"q', "<b>", "é猫", "a.b")),
+        *(("tracking.experiment", name) for name in ("it's", "a?b", "a@b", "50 %")),
+        *(("models", {name: MODEL}) for name in ("a-b_c", "_x", "1", "é", "模型")),
+    ],
+)
+def test_a_name_that_can_be_used_everywhere_is_accepted(tmp_path, key, value):
+    load_changed(tmp_path, key, value)
+
+
+def load_changed(folder, key, value):
+    project = Project(folder)
+    shutil.copyfile(CHECKOUT / "params.yaml", folder / "params.yaml")
+    project.change(key, value)
+    return load_params(folder / "params.yaml")
