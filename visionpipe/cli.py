@@ -14,9 +14,11 @@ from typing import Any
 
 from visionpipe import __version__
 from visionpipe.errors import Interrupted, VisionpipeError, no_room
+from visionpipe.escape import visible
 from visionpipe.serving.settings import Settings
 
 STAGES = ("prepare", "train", "export", "evaluate", "register")
+ADVICE = "make room on the disk, then give the same command again"
 CHAMPION = "models:/visionpipe@champion"
 
 
@@ -32,8 +34,6 @@ def main(arguments: list[str] | None = None) -> int:
             run(options)
         finally:
             sys.stdout.flush()
-    except VisionpipeError as error:
-        return failed(str(error), debug, 128 + error.signal if isinstance(error, Interrupted) else 1)
     except KeyboardInterrupt:
         return failed("interrupted", False, 130)
     except BrokenPipeError:
@@ -41,15 +41,22 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         discard_output()
         return 128 + signal.SIGPIPE
-    except Exception as error:  # also from libraries that wrap the system's error in one of their own
-        reason = no_room(error)
-        if reason is None:
+    except Exception as error:  # a full disk comes as any error of any library
+        ours = isinstance(error, VisionpipeError)
+        reason = no_room(error.__cause__ if ours else error)
+        if reason is not None:
+            discard_output()
+            return failed(f"{file_of(error)} cannot be written ({reason}): {ADVICE}", debug, 1)
+        if not ours:
             raise
-        discard_output()
-        file = str(error.filename) if isinstance(error, OSError) and error.filename else "a file"
-        advice = "make room on the disk, then give the same command again"
-        return failed(f"{file} cannot be written ({reason}): {advice}", debug, 1)
+        return failed(str(error), debug, 128 + error.signal if isinstance(error, Interrupted) else 1)
     return 0
+
+
+def file_of(error: Exception) -> str:
+    """What the system's error was about: the second file where there are two, as of a copy."""
+    name = getattr(error, "filename2", None) or getattr(error, "filename", None)
+    return visible(os.fsdecode(name)) if isinstance(name, str | bytes) else "a file"
 
 
 def failed(reason: str, debug: bool, code: int) -> int:
