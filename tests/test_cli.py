@@ -1,15 +1,24 @@
 """The command line: a user's mistake is one line and exit code 1, and help comes at once."""
 
+import contextlib
+import os
+import resource
+import shutil
+import sqlite3
 import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 from project import CHECKOUT, Project
 
 from visionpipe import __version__
 from visionpipe.cli import STAGES, main
+from visionpipe.config import load_params
+from visionpipe.errors import ConfigError, no_room
 
 SLOW_IMPORTS = ("jax", "keras", "keras_cv", "mlflow", "numpy", "onnxruntime", "tensorflow", "torch")
 
@@ -258,3 +267,126 @@ def test_models_prints_the_table_of_all_variants():
     command = [sys.executable, "-m", "visionpipe", "models"]
     output = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
     assert output.startswith(costs.table())
+
+
+@pytest.mark.parametrize("arguments", [["models"], ["--help"]])
+def test_a_reader_that_goes_ends_a_command_without_a_word(arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as pipe:
+        result = subprocess.run(
+            [sys.executable, "-m", "visionpipe", *arguments],
+            cwd=CHECKOUT,
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+        )
+    assert result.stderr == b""
+    assert result.returncode in (0, 141)  # argparse takes no notice
+
+
+def test_an_output_without_room_is_one_line():
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "visionpipe", "models"]
+        result = subprocess.run(command, cwd=CHECKOUT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 1
+    assert result.stderr == (
+        "visionpipe: a file cannot be written (No space left on device): "
+        "make room on the disk, then give the same command again\n"
+    )
+
+
+def test_names_that_a_terminal_has_no_letters_for_are_printed_all_the_same():
+    result = Project(CHECKOUT).visionpipe("models", PYTHONIOENCODING="ascii")
+    assert "\\u2013" in result.stdout
+
+
+def wrapped():
+    try:
+        Path("/dev/full").write_bytes(b"x")
+    except OSError as error:
+        raise RuntimeError("of a library") from error
+
+
+def too_large(folder):
+    """A file of more bytes than the process may write, through SQLite."""
+    with contextlib.closing(sqlite3.connect(folder / "store")) as store:
+        store.execute("CREATE TABLE t (x)")
+        store.execute("INSERT INTO t VALUES (zeroblob(400000))")
+        store.commit()
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda folder: Path("/dev/full").write_bytes(b"x"),
+        lambda folder: np.arange(1000).tofile("/dev/full"),
+        lambda folder: (folder / "large").write_bytes(bytes(300_000)),
+        lambda folder: wrapped(),
+        too_large,
+    ],
+    ids=["full", "numpy", "limit", "wrapped", "sqlite"],
+)
+def test_errors_of_a_full_disk_are_known_however_they_come(tmp_path, write):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        with pytest.raises(Exception) as caught:  # noqa: PT011
+            write(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert no_room(caught.value)
+    assert no_room(ValueError("something else")) is None
+
+
+MODEL = {"needs": "data/prepared/manifest.json", "variant": "ResNet-8"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        *(
+            (
+                "tracking.model",
+                name,
+                "tracking.model: needs a name without '/' and ':', also without ' @ ?, of at most",
+            )
+            for name in ("it's", "a@b", "a?b", "a\nb", "..", "", " ", " \t", "x" * 251)
+        ),
+        (
+            "tracking.experiment",
+            "a\x1bb",
+            "tracking.experiment: needs a name without '/' and ':', of at most 250",
+        ),
+        *(
+            (
+                "models",
+                {name: MODEL},
+                f"models.{name}: a model's name may hold letters, digits, '-' and '_' only",
+            )
+            for name in ("-x", "--help", "a b", "a/b", "a%2Fb", "a$b", "a'b", "<b>", "", "é" * 101)
+        ),
+    ],
+)
+def test_a_name_that_could_not_be_used_everywhere_is_refused(tmp_path, key, value, message):
+    with pytest.raises(ConfigError) as caught:
+        load_changed(tmp_path, key, value)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("tracking.model", name) for name in ("a b", "a%2Fb", "a#b", "$x", 'q"q', "<b>", "é猫", "a.b")),
+        *(("tracking.experiment", name) for name in ("it's", "a?b", "a@b", "50 %")),
+        *(("models", {name: MODEL}) for name in ("a-b_c", "_x", "1", "é", "模型")),
+    ],
+)
+def test_a_name_that_can_be_used_everywhere_is_accepted(tmp_path, key, value):
+    load_changed(tmp_path, key, value)
+
+
+def load_changed(folder, key, value):
+    project = Project(folder)
+    shutil.copyfile(CHECKOUT / "params.yaml", folder / "params.yaml")
+    project.change(key, value)
+    return load_params(folder / "params.yaml")

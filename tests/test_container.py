@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -140,3 +141,31 @@ def test_the_pinned_requirements_alone_are_enough(context, tmp_path):
 
 def test_pins_follow_requirements_of_requirements():
     assert {line.split("==")[0] for line in pinned(("uvicorn",))} == {"uvicorn", "click", "h11"}
+
+
+def test_everybody_may_read_the_context_whatever_the_umask(tmp_path):
+    """The image's user is another one; and what a killed process has left beside the folder goes away."""
+    left = tmp_path / f".a context.{2**22 + 1}.tmp"  # of a process that cannot be: numbers end at 2**22
+    (left / "model").mkdir(parents=True)
+    before = os.umask(0o077)
+    try:
+        container(str(artifact_folder(tmp_path / "linear")), tmp_path / "a context")
+    finally:
+        os.umask(before)
+    context = tmp_path / "a context"
+    assert {path.stat().st_mode & 0o777 for path in context.rglob("*") if path.is_file()} == {0o644}
+    folders = [context, *(path for path in context.rglob("*") if path.is_dir())]
+    assert {path.stat().st_mode & 0o777 for path in folders} == {0o755}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a context", "linear"]
+
+
+def test_without_room_nothing_is_left_of_the_context(tmp_path):
+    artifact = str(artifact_folder(tmp_path / "linear"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            container(artifact, tmp_path / "context")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["linear"]

@@ -1,21 +1,26 @@
 """Stage `evaluate` on a linear model whose right answers are known, and the comparison of models."""
 
 import csv
+import html
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 from onnx_models import write_artifact
 
 from visionpipe.config import ModelConfig, Params, PrepareConfig
 from visionpipe.data.prepared import SPLITS, write_manifest, write_split
 from visionpipe.errors import ArtifactError
+from visionpipe.escape import visible
 from visionpipe.evaluate import evaluate
 from visionpipe.evaluation import metrics
 from visionpipe.evaluation.comparison import COLUMNS, comparison, read_rows
 from visionpipe.evaluation.speed import measure, measurement_path
+from visionpipe.files import write_json
 from visionpipe.lineage import artifact_sha256, state_folder
+from visionpipe.tracking.card import model_card
 
 ROOT = Path(__file__).parents[1]
 ARTIFACT, REPORT = Path("artifacts/linear"), Path("reports/linear")
@@ -222,3 +227,121 @@ def test_rows_hold_what_is_known_and_none_for_the_rest(evaluated):
     }
     assert {value for key, value in absent.items() if key != "model"} == {None}
     assert comparison([linear, absent]).count("–") > len(COLUMNS)
+
+
+MANY = [f"c{index}" for index in range(102)]
+HOSTILE = ["</script><script>alert(1)</script>", "=1+1", "$5_$10", "a\rb", 'q"', "|x|"]
+
+
+def report_of(folder, monkeypatch, classes, images):
+    """The folder of a report on a linear model of noise, with so many test images."""
+    random = np.random.default_rng(0)
+    enter(folder, monkeypatch)
+    (folder / ".dvc").mkdir()
+    prepared = folder / "data" / "prepared"
+    prepared.mkdir(parents=True)
+    for split in SPLITS:
+        labels = random.integers(0, len(classes), images)
+        noise = random.integers(0, 256, (images, 4, 4, 3), np.uint8)
+        write_split(
+            prepared, split, noise, range(images), labels.tolist(), [f"-{i}.png" for i in range(images)]
+        )
+    statistics = {"channel_mean": [0.0] * 3, "channel_std": [1.0] * 3}
+    write_manifest(prepared, size=(4, 4), classes=classes, **statistics, quarantined=[], warnings=[])
+    artifact = write_artifact(folder / "artifacts" / "linear", classes, (4, 4))
+    write_json(measurement_path(artifact_sha256(artifact), 1, state_folder()), SPEED)
+    evaluate("linear", PARAMS)
+    return folder / REPORT
+
+
+SPEED = {"latency_p50_ms": 1.0, "latency_p95_ms": 1.0, "images_per_second": 1.0, "peak_memory_mib": 1.0}
+
+
+@pytest.fixture(scope="module")
+def hostile_report(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        return report_of(tmp_path_factory.mktemp("hostile"), patch, HOSTILE, 40)
+
+
+@pytest.fixture(scope="module")
+def large_report(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        return report_of(tmp_path_factory.mktemp("large"), patch, MANY, 150)
+
+
+def test_names_of_classes_do_no_harm_in_tables_and_are_true_in_json(hostile_report, tmp_path):
+    report = hostile_report
+    assert list(json.loads((report / "per_class.json").read_text())) == HOSTILE
+    predictions = rows(report / "predictions.csv")
+    assert {row["label"].removeprefix("'") for row in predictions} == set(HOSTILE)
+    assert not any(row["label"].startswith("=") or row["file"].startswith("-") for row in predictions)
+    plotted = (report / "confusion.csv").read_text()
+    assert "<" not in plotted
+    assert len({row["actual"] for row in rows(report / "confusion.csv")}) == len(HOSTILE)
+    from dvc_render import VegaRenderer
+    from dvc_render.html import render_html
+
+    plot = VegaRenderer(rows(report / "confusion.csv"), "p", template="confusion", x="actual", y="predicted")
+    page = render_html([plot], tmp_path / "page" / "index.html").read_text()
+    assert "alert(1)" in page
+    assert page.count("<script") == page.count("</script") == 4
+
+
+def test_of_many_classes_the_tables_hold_the_likeliest_and_the_most_confused(large_report):
+    report = large_report
+    predictions = rows(report / "predictions.csv")
+    assert list(predictions[0])[4:9] == ["confidence", "p(label)", "second", "p(second)", "third"]
+    assert len(predictions) == 300
+    for row in predictions:
+        shares = [float(row[key]) for key in ("confidence", "p(second)", "p(third)", "p(fourth)", "p(fifth)")]
+        assert shares == sorted(shares, reverse=True)
+        assert float(row["p(label)"]) <= shares[0]
+    plotted = rows(report / "confusion.csv")
+    assert len({row["actual"] for row in plotted}) <= 100
+    assert {row["predicted"] for row in plotted} - set(MANY) <= {"(other classes)"}
+
+
+def test_a_report_takes_the_place_of_links_and_does_not_write_through_them(project):
+    """As `dvc checkout` makes them into its cache."""
+    REPORT.mkdir(parents=True)
+    cached = Path("cached")
+    cached.write_text("in the cache")
+    names = ["calibration.png", "confusion.csv", "confusion.png", "metrics.json"]
+    names += ["mistakes.png", "per_class.json", "per_class.png", "predictions.csv"]
+    for place, name in enumerate(names):
+        (REPORT / name).symlink_to(cached.absolute()) if place % 2 else (REPORT / name).hardlink_to(cached)
+    evaluate("linear", PARAMS)
+    assert cached.read_text() == "in the cache"
+    assert sorted(path.name for path in REPORT.iterdir()) == names
+
+
+def card() -> str:
+    """Of the model whose report lies here, which starts from a file with an odd name."""
+    model = {"family": "linear", "init": "a|b.npz"}
+    lineage = {"parameters_count": 7, "versions": {"keras": "3"}, "init_sha256": "c", "data_sha256": "d"}
+    lineage |= {"params": {"model": model, "train": {}, "prepare": {"path": "<img>"}, "backend": "jax"}}
+    write_json(Path("models/linear/lineage.json"), lineage | {"model_sha256": "e", "lineage_id": "f"})
+    return model_card("linear", PARAMS, {"precision": "fp32"})
+
+
+def test_the_card_shows_any_names_as_they_are(hostile_report, monkeypatch):
+    monkeypatch.chdir(hostile_report.parents[1])
+    page = MarkdownIt("commonmark").enable("table").render(card())
+    assert "<script" not in page
+    assert "<img" not in page
+    for name in HOSTILE:
+        assert f"<td>{html.escape(visible(name))}</td>" in page
+    assert "<td>a|b.npz, sha256 <code>c</code></td>" in page
+
+
+def test_the_card_of_many_classes_shows_the_worst(large_report, monkeypatch):
+    monkeypatch.chdir(large_report.parents[1])
+    text = card()
+    assert "102 classes: c0, c1, " in text
+    assert "c99 and 2 more." in text
+    assert "These 100 of 102 classes have the lowest F1." in text
+    table = json.loads((large_report / "per_class.json").read_text())
+    shown = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| c")]
+    scores = [table[name]["f1"] for name in shown if name in table]
+    assert len(scores) == 100
+    assert [score for score in scores if score is not None] == sorted(s for s in scores if s is not None)

@@ -139,3 +139,31 @@ def test_metrics_are_plain_json():
     probabilities, labels = random_predictions(50, 6)
     found = metrics.classification_metrics(probabilities.astype(np.float32), labels, names(6), bins=15)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_answers_of_batches_and_pairs_give_the_numbers_of_the_whole_table(classes):
+    probabilities, labels = random_predictions(70, classes)
+    probabilities[::7] = 1 / classes  # all the same
+    batches = [slice(start, start + 32) for start in range(0, 70, 32)]
+    found = metrics.joined(metrics.answers(probabilities[b], labels[b]) for b in batches)
+    np.testing.assert_array_equal(found.predicted, probabilities.argmax(axis=1))
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
+    np.testing.assert_array_equal(found.best, order)
+    np.testing.assert_array_equal(found.shares, np.take_along_axis(probabilities, order, axis=1))
+    assert metrics.classification_metrics(found, labels, names(classes), 15) == (
+        metrics.classification_metrics(probabilities, labels, names(classes), 15)
+    )
+    pairs = metrics.pairs(labels, found.predicted)
+    matrix = metrics.confusion_matrix(labels, found.predicted, classes)
+    assert metrics.per_class(pairs, names(classes)) == metrics.per_class(matrix, names(classes))
+    for one, other in zip(metrics.nonzero(matrix), pairs, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_most_confused_classes_are_those_of_the_most_frequent_mistakes():
+    matrix = np.diag([9, 9, 9, 9, 9])
+    matrix[3, 1], matrix[4, 0] = 5, 2
+    assert metrics.most_confused(matrix, 5, 2).tolist() == [1, 3]
+    assert metrics.most_confused(matrix, 5, 4).tolist() == [0, 1, 3, 4]
+    assert metrics.most_confused(matrix, 5, 9).tolist() == [0, 1, 2, 3, 4]

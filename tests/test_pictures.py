@@ -1,9 +1,11 @@
 """The pictures: what they show, that they open, and that equal reports are equal files."""
 
 import io
+import warnings
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 from visionpipe.evaluation import metrics, pictures
@@ -62,3 +64,56 @@ def test_the_confusion_picture_writes_the_counts_and_colours_by_row():
     axes = pictures.confusion(np.array([[3, 1], [0, 0]]), ["cat", "dog"]).axes[0]
     assert sorted(text.get_text() for text in axes.texts) == ["1", "3"]
     np.testing.assert_array_equal(axes.images[0].get_array(), [[0.75, 0.25], [0, 0]])
+
+
+HOSTILE = ["$5_$10", "a_$", "$\\foo$", "a\nb", "\u202eabc", "猫", "犬", "<b>x</b>", "{x}", "%s", "a" * 300]
+
+
+def test_any_name_is_drawn_as_it_is_or_by_the_numbers_of_its_letters(tmp_path):
+    random = np.random.default_rng(0)
+    labels, probabilities = np.arange(60) % len(HOSTILE), random.dirichlet(np.ones(len(HOSTILE)), 60)
+    matrix = metrics.confusion_matrix(labels, probabilities.argmax(axis=1), len(HOSTILE))
+    confusion = pictures.confusion(matrix, HOSTILE)
+    ticks = [text.get_text() for text in confusion.axes[0].get_yticklabels()]
+    shown = ["$5_$10", "a_$", "$\\foo$", "a\\nb", "\\u202eabc", "\\u732b", "\\u72ac", "<b>x</b>", "{x}", "%s"]
+    assert ticks == [*shown, "a" * 21 + "…"]
+    for figure in (
+        confusion,
+        pictures.per_class(metrics.per_class(matrix, HOSTILE)),
+        pictures.mistakes(np.zeros((60, 8, 8, 3), np.uint8), labels, probabilities, HOSTILE, 60),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            pictures.save(figure, tmp_path / "picture.png")
+        texts = figure.findobj(Text)
+        assert not any(text.get_parse_math() for text in texts if "$" in text.get_text())
+
+
+def test_of_many_classes_the_most_confused_are_drawn_and_the_title_says_so():
+    """The pairs of 20,000 classes: as a matrix they would be 3.2 GB."""
+    labels = np.repeat(np.arange(20_000), 2)
+    predicted = labels.copy()
+    predicted[[14_000, 14_001]] = 19_999  # class 7,000, both images
+    predicted[10] = 8
+    names = [f"class {index}" for index in range(20_000)]
+    found = metrics.pairs(labels, predicted)
+    axes = pictures.confusion(found, names).axes[0]
+    assert axes.get_title(loc="left") == (
+        "Confusion matrix of 40,000 images: 100 of 20,000 classes, those of the most frequent mistakes"
+    )
+    shown = [text.get_text() for text in axes.get_yticklabels()]
+    assert {"class 7000", "class 19999", "class 5", "class 8"} < set(shown)
+    row = np.asarray(axes.images[0].get_array())[shown.index("class 7000")]
+    assert row[shown.index("class 19999")] == 1
+    assert row.shape == (101,)
+    figure = pictures.per_class(metrics.per_class(found, names))
+    assert figure.get_suptitle() == "100 of 20,000 classes, those of the lowest F1; the means are of all"
+    assert figure.axes[0].get_yticklabels()[0].get_text() == "class 7000"
+
+
+def test_what_is_not_among_the_shown_classes_is_in_a_column_of_its_own():
+    matrix = np.zeros((101, 101), int)
+    matrix[0] = 1
+    axes = pictures.confusion(matrix, [f"{index}" for index in range(101)]).axes[0]
+    assert axes.get_xticklabels()[-1].get_text() == "(other classes)"
+    np.testing.assert_allclose(np.asarray(axes.images[0].get_array())[0], 1 / 101)

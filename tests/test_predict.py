@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import pickle
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -12,13 +14,15 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import orjson
 import psutil
 import pyarrow.parquet
 import pytest
 from servers import CHECKOUT, CLASSES, picture
 
-from visionpipe.data.paths import File
-from visionpipe.predict import answers, open_journal
+from visionpipe.data.paths import File, find_files, state
+from visionpipe.errors import DataError
+from visionpipe.predict import WRITERS, answers, open_journal
 from visionpipe.serving.classifier import Classifier
 
 
@@ -60,15 +64,18 @@ def run(artifact, *arguments, cwd, stdin=""):
     )
 
 
-def begin(artifact, *arguments, cwd):
+def begin(artifact, *arguments, cwd, most_bytes=resource.RLIM_INFINITY):
+    def limits():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the suite runs behind &
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, resource.RLIM_INFINITY))
+
     return psutil.Popen(
         command(artifact, *arguments),
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(CHECKOUT)},
         stderr=subprocess.PIPE,
         text=True,
-        # Ignored where the suite runs behind &.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=limits,
     )
 
 
@@ -151,24 +158,62 @@ def test_after_an_interruption_the_rest_is_done_and_no_more(artifact, many, tmp_
     assert "interrupted" in said
     kept = journal.read_bytes()
     assert not output.exists()
-    journal.write_bytes(kept[:-5])  # as if a power cut had torn the last line
-    for name in ("000.png", "001.png"):  # done already: not read again
-        (many / name).write_bytes(b"")
+    marked = re.sub(rb'"label":"\w+"', b'"label":"before"', kept)
+    journal.write_bytes(marked[:-5])  # as if a power cut had torn the last line
+    (many / "000.png").write_bytes(picture(width=901, height=900))  # another picture meanwhile
     result = run(artifact, "many", cwd=tmp_path)
     assert result.returncode == 0
     rows = read(output)
     assert [row["file"] for row in rows] == [f"many/{index:03d}.png" for index in range(200)]
-    assert all(row["label"] for row in rows)
+    before = [row["label"] == "before" for row in rows]
+    assert before == [False, *[True] * (kept.count(b"\n") - 3), *[False] * (202 - kept.count(b"\n"))]
 
 
 def test_rows_of_another_model_are_not_kept(tmp_path):
-    with open_journal(tmp_path / "j", {"artifact_sha256": "a", "columns": []}) as (lines, done):
-        assert done == set()
-        lines.write(b'{"file": "x"}\n')
-    with open_journal(tmp_path / "j", {"artifact_sha256": "a", "columns": []}) as (_, done):
-        assert done == {"x"}
-    with open_journal(tmp_path / "j", {"artifact_sha256": "b", "columns": []}) as (_, done):
-        assert done == set()
+    (tmp_path / "x").write_bytes(b"")
+    file = File("x", str(tmp_path / "x"))
+    row = orjson.dumps({"file": "x", "state": state(file), "error": None}) + b"\n"
+    one, other = {"artifact_sha256": "a", "columns": []}, {"artifact_sha256": "b", "columns": []}
+    with open_journal(tmp_path / "j", one, [file]) as (lines, places):
+        assert places == {}
+        lines.write(row)
+    with open_journal(tmp_path / "j", one, [file]) as (_, places):
+        assert list(places) == ["x"]
+    with open_journal(tmp_path / "j", other, [file]) as (_, places):
+        assert places == {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: path.write_bytes(b"longer"),
+        lambda path: os.utime(path, ns=(5, 5)),
+        lambda path: (path.write_bytes(b"seven"), os.utime(path, ns=(3, 3))),  # as cp -p does
+        lambda path: path.unlink(),
+    ],
+    ids=["size", "time", "content alone", "gone"],
+)
+def test_the_row_of_a_file_that_has_changed_is_not_kept(tmp_path, change):
+    files = [File(name, str(tmp_path / name)) for name in ("changed", "same")]
+    for file in files:
+        Path(file.path).write_bytes(b"three")
+        os.utime(file.path, ns=(3, 3))
+    with open_journal(tmp_path / "j", {}, files) as (lines, _):
+        for file in files:
+            lines.write(orjson.dumps({"file": file.name, "state": state(file)}) + b"\n")
+    before = state(files[0])
+    while state(files[0]) == before:  # the clock of the file system may stand still for some milliseconds
+        change(Path(files[0].path))
+    with open_journal(tmp_path / "j", {}, files) as (_, places):
+        assert list(places) == ["same"]
+
+
+@pytest.mark.parametrize("journal", [b"something else\n", b"", b"\0\0\n", b"{}\nsomething else\n", b"{}\n{"])
+def test_a_journal_that_is_none_begins_anew(tmp_path, journal):
+    (tmp_path / "j").write_bytes(journal)
+    with open_journal(tmp_path / "j", {}, []) as (_, places):
+        assert places == {}
+    assert (tmp_path / "j").read_bytes() == b"{}\n"
 
 
 def test_rows_come_in_the_order_of_the_files(artifact, tmp_path):
@@ -212,3 +257,82 @@ def test_a_worker_that_is_not_forked_loads_the_same_model(artifact):
     noise = np.random.default_rng(0).integers(0, 256, (3, *classifier.size, 3), np.uint8)
     sent = pickle.loads(pickle.dumps(classifier))
     np.testing.assert_array_equal(sent.probabilities(noise), classifier.probabilities(noise))
+
+
+def test_a_picture_is_never_an_archive_and_an_archive_given_on_purpose_is_one(artifact, tmp_path):
+    archive = tmp_path / "archive"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("inner.png", picture())
+    stub = tmp_path / "behind-a-stub.zip"
+    stub.write_bytes(b"MZ" + bytes(50) + archive.read_bytes())
+    for name, content in {
+        "archive.zip": archive.read_bytes(),
+        "zip.png": archive.read_bytes(),
+        "zip.JPG": archive.read_bytes(),
+        "both.png": picture() + archive.read_bytes(),
+        "both": picture() + archive.read_bytes(),
+    }.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "damaged.zip").write_bytes(archive.read_bytes().replace(b"PK\1\2", b"PK\0\0"))
+    found = {
+        path.name: [file.name for file in find_files([str(path)])]
+        for path in tmp_path.iterdir()
+        if path.name != "damaged.zip"
+    }
+    for name, files in found.items():
+        inner = "/inner.png" if name in ("archive", "archive.zip", "behind-a-stub.zip") else ""
+        assert files == [f"{tmp_path}/{name}{inner}"]
+    with pytest.raises(DataError, match="zip is a zip archive that is damaged"):
+        list(find_files([str(tmp_path / "damaged.zip")]))
+
+
+HOSTILE = [
+    '=HYPERLINK("x")',
+    "+1",
+    "-1",
+    "@SUM(1)",
+    "\tx",
+    "\rx",
+    "a\rb",
+    "a\nb",
+    'a"b',
+    "a,b",
+    "＝1",
+    "'=1",
+    "it's",
+]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_table_of_any_names_is_read_back_and_no_spreadsheet_executes_it(tmp_path, suffix):
+    rows = [[name, name, 0.5, 0.5, None] for name in HOSTILE]
+    columns = ["file", "label", "probability", "p(=1)", "error"]
+    with (tmp_path / f"t.{suffix}").open("wb") as file:
+        WRITERS[f".{suffix}"](iter(rows), columns, file)
+    found = read(tmp_path / f"t.{suffix}")
+    assert list(found[0]) == columns
+    for row, name in zip(found, HOSTILE, strict=True):
+        if suffix != "csv":
+            assert (row["file"], row["label"], row["p(=1)"]) == (name, name, 0.5)
+            continue
+        assert row["label"] in (name, f"'{name}")
+        assert row["label"][0] not in "=+-@\t\r＝"
+    if suffix == "csv":
+        assert len({row["label"] for row in found}) == len(HOSTILE)
+
+
+def test_without_room_for_the_rows_predict_says_so_and_goes_on_later(artifact, tmp_path):
+    (tmp_path / "many").mkdir()
+    for index in range(600):
+        (tmp_path / "many" / f"{index}.png").write_bytes(picture(width=9))
+    process = begin(artifact, "many", cwd=tmp_path, most_bytes=20_000)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert re.fullmatch(r"visionpipe: .* cannot be written \(File too large\): make room .*\n", said)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "many",
+        "predictions.csv.partial",
+        "predictions.csv.partial.lock",
+    ]
+    assert run(artifact, "many", cwd=tmp_path).returncode == 0
+    assert len(read(tmp_path / "predictions.csv")) == 600

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tracemalloc
 from contextlib import redirect_stderr
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -66,6 +67,21 @@ def test_the_linear_probe_is_ridge_regression_onto_the_classes(clusters):
         weights = np.linalg.solve(x.T @ x + penalty, x.T @ targets)
         answers = (np.concatenate([scaled["validation"], np.ones((40, 1))], axis=1) @ weights).argmax(1)
         assert (ridge, accuracy) == (wanted, {"validation": (answers == labels["validation"]).mean()})
+
+
+def test_the_probes_take_no_memory_for_classes_times_images():
+    """20,000 classes of 40,000 images: a number for each pair would be 6.4 GB."""
+    labels = {"train": np.arange(20_000).repeat(2), "validation": np.arange(0, 20_000, 40)}
+    centres = np.random.default_rng(1).normal(size=(20_000, 24)).astype(np.float32)
+    found = {split: centres[y] for split, y in labels.items()}
+    tracemalloc.start()
+    (_, accuracy), *_ = nearest_neighbours(
+        {k: x[:4000] for k, x in found.items()}, {k: y[:4000] for k, y in labels.items()}, 20_000
+    )
+    assert accuracy["validation"] == 0.1
+    next(least_squares(found, labels, 20_000))
+    assert tracemalloc.get_traced_memory()[1] < 400 * 2**20
+    tracemalloc.stop()
 
 
 def test_pixels_are_averaged_down():

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import io
 import os
 import select
 import signal
@@ -12,27 +13,77 @@ from pathlib import Path
 from typing import Any
 
 from visionpipe import __version__
-from visionpipe.errors import Interrupted, VisionpipeError
+from visionpipe.errors import Interrupted, VisionpipeError, no_room
+from visionpipe.escape import visible
 from visionpipe.serving.settings import Settings
 
 STAGES = ("prepare", "train", "export", "evaluate", "register")
+ADVICE = "make room on the disk, then give the same command again"
 CHAMPION = "models:/visionpipe@champion"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns 0, or 1 after a mistake that one line explains (argparse exits with 2)."""
-    options = parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # of names that the terminal has no letters for
+    debug = False
     try:
-        run(options)
-    except VisionpipeError as error:
-        if options.debug:
-            traceback.print_exc()
-        print(f"visionpipe: {error}", file=sys.stderr)
-        return 128 + error.signal if isinstance(error, Interrupted) else 1
+        try:
+            options = parser().parse_args(arguments)
+            debug = options.debug
+            run(options)
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
-        print("visionpipe: interrupted", file=sys.stderr)
-        return 130
+        return failed("interrupted", False, 130)
+    except BrokenPipeError:
+        if not reader_has_gone():
+            raise
+        discard_output()
+        return 128 + signal.SIGPIPE
+    except Exception as error:  # a full disk comes as any error of any library
+        ours = isinstance(error, VisionpipeError)
+        reason = no_room(error.__cause__ if ours else error)
+        if reason is not None:
+            discard_output()
+            return failed(f"{file_of(error)} cannot be written ({reason}): {ADVICE}", debug, 1)
+        if not ours:
+            raise
+        return failed(str(error), debug, 128 + error.signal if isinstance(error, Interrupted) else 1)
     return 0
+
+
+def file_of(error: Exception) -> str:
+    """What the system's error was about: the second file where there are two, as of a copy."""
+    name = getattr(error, "filename2", None) or getattr(error, "filename", None)
+    return visible(os.fsdecode(name)) if isinstance(name, str | bytes) else "a file"
+
+
+def failed(reason: str, debug: bool, code: int) -> int:
+    """Says why in one line."""
+    if debug:
+        traceback.print_exc()
+    print(f"visionpipe: {reason}", file=sys.stderr)
+    return code
+
+
+def reader_has_gone() -> bool:
+    """Whether nobody reads what this process prints, as after `| head`."""
+    ends = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        ends.register(stream.fileno(), 0)  # errors are reported without being asked for
+    return bool(ends.poll(0))
+
+
+def discard_output() -> None:
+    """Throws away what cannot be printed any more: Python would complain about it when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def parser() -> argparse.ArgumentParser:

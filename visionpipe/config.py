@@ -1,6 +1,7 @@
 """params.yaml as frozen dataclasses. This module imports no framework, so mistakes surface at once."""
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -181,12 +182,22 @@ def check(params: Params) -> None:
     require(13 <= export.opset <= 18, "export.opset", "must lie between 13 and 18")
     require(export.max_logit_difference > 0, "export.max_logit_difference", "must be positive")
     for name, value in dataclasses.asdict(params.tracking).items():
-        require(value and not set("/:") & set(value), f"tracking.{name}", "needs a name without '/' and ':'")
+        # MLflow puts the model's name into addresses (models:/NAME@ALIAS) and into conditions (name = 'NAME').
+        unfit = "" if name == "experiment" else "'@?"
+        require(
+            not set("/:" + unfit) & set(value)
+            and value.isprintable()
+            and value.strip(" .")
+            and len(value) <= 250,
+            f"tracking.{name}",
+            f"needs a name without '/' and ':'{unfit and ', also without '}{' '.join(unfit)}, "
+            "of at most 250 characters that can be printed",
+        )
     for name in params.models:
         require(
-            name.replace("-", "").replace("_", "").isalnum(),
+            re.fullmatch(r"[\w][\w-]*", name) and len(name.encode()) <= 200,
             f"models.{name}",
-            "a model's name may hold letters, digits, '-' and '_' only",
+            "a model's name may hold letters, digits, '-' and '_' only, no '-' at its beginning, and 200 bytes",
         )
         recipe, where = params.train_config(name), f"models.{name}.train"
         check_augmentation(recipe.augmentation, f"{where}.augmentation")

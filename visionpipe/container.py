@@ -1,5 +1,6 @@
 """`visionpipe container`: a folder to build an image of the server from, with the model inside."""
 
+import shlex
 import shutil
 from importlib.metadata import distribution, version
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from visionpipe.errors import ConfigError
+from visionpipe.files import making_folder
 from visionpipe.lineage import ARTIFACT_FILES
 from visionpipe.serving.versions import RECORD, load, write_record
 from visionpipe.tracking.lookup import find_version
@@ -38,6 +40,8 @@ COPY requirements.txt .
 RUN pip install --no-deps -r requirements.txt
 COPY visionpipe visionpipe
 COPY model model
+# Whoever copied this folder may have taken from others the right to read it.
+RUN find . ! -perm -o=r -exec chmod a+rX {{}} +
 RUN python -m compileall -q visionpipe && useradd --no-create-home --uid 10001 visionpipe
 # Nothing is written at run time, so the root file system may be read-only.
 ENV PYTHONDONTWRITEBYTECODE=1
@@ -57,21 +61,23 @@ def container(target: str, output: Path) -> None:
     """
     if output.exists():
         raise ConfigError(f"{output} is there already: remove it, or choose another --output")
-    with find_version(target) as found:
-        load(found)
-        partial = output.with_name(f".{output.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        (partial / "model").mkdir(parents=True)
-        for name in ARTIFACT_FILES:
-            shutil.copyfile(found.folder / name, partial / "model" / name)
-        write_record(found, partial / "model" / RECORD)
-    shutil.copytree(PACKAGE, partial / "visionpipe", ignore=shutil.ignore_patterns("__pycache__"))
-    (partial / "requirements.txt").write_text("\n".join(pinned(REQUIREMENTS)) + "\n")
-    command = ", ".join(f'"{word}"' for word in COMMAND)
-    (partial / "Dockerfile").write_text(DOCKERFILE.format(check=CHECK, command=command))
-    (partial / ".dockerignore").write_text("**/__pycache__\n")
-    partial.replace(output)
-    print(f"{found.name} version {found.number}: docker build -t visionpipe {output}")
+    with making_folder(output) as folder:
+        with find_version(target) as found:
+            load(found)
+            (folder / "model").mkdir()
+            for name in ARTIFACT_FILES:
+                shutil.copyfile(found.folder / name, folder / "model" / name)
+            write_record(found, folder / "model" / RECORD)
+        for file in sorted(PACKAGE.rglob("*")):
+            if file.is_file() and "__pycache__" not in file.parts:
+                copy = folder / "visionpipe" / file.relative_to(PACKAGE)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
+        (folder / "requirements.txt").write_text("\n".join(pinned(REQUIREMENTS)) + "\n")
+        command = ", ".join(f'"{word}"' for word in COMMAND)
+        (folder / "Dockerfile").write_text(DOCKERFILE.format(check=CHECK, command=command))
+        (folder / ".dockerignore").write_text("**/__pycache__\n")
+    print(f"{found.name} version {found.number}: docker build -t visionpipe {shlex.quote(str(output))}")
 
 
 def pinned(names: tuple[str, ...]) -> list[str]:

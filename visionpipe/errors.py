@@ -12,6 +12,9 @@ VisionpipeError
 └── RegistryError   the tracking store or the model registry refuses
 """
 
+import errno
+import os
+import re
 import signal
 from typing import Literal
 
@@ -69,3 +72,26 @@ class ArtifactError(VisionpipeError):
 
 class RegistryError(VisionpipeError):
     pass
+
+
+# What the system, NumPy and SQLite say where a file cannot grow: the disk, the quota or `ulimit -f` has an end.
+FULL = re.compile(
+    "|".join(
+        [
+            *(re.escape(os.strerror(number)) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)),
+            r"\d+ requested and \d+ written",
+            "database or disk is full",
+            "disk I/O error",
+        ]
+    ),
+    re.IGNORECASE,
+)
+
+
+def no_room(error: BaseException | None) -> str | None:
+    """The words that say so where the error, or one that led to it, is of a full disk."""
+    while error is not None:
+        if found := FULL.search(str(error)):
+            return found[0]
+        error = error.__cause__ or error.__context__
+    return None

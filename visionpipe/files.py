@@ -4,6 +4,7 @@ import fcntl
 import glob
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedRandom
@@ -16,13 +17,7 @@ def replacing(path: Path) -> Iterator[BufferedRandom]:
     """A new file to write and read, which takes the place of `path`, synced, when the block ends well. What a
     killed process has left of another such file goes away.
     """
-    import psutil  # not above: the image of the server has none, and reads only
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        if not psutil.pid_exists(int(left.name.split(".")[-2])):
-            left.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         with temporary.open("w+b") as file:
             yield file
@@ -32,6 +27,35 @@ def replacing(path: Path) -> Iterator[BufferedRandom]:
         flush_to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def making_folder(path: Path) -> Iterator[Path]:
+    """A new folder to fill, which becomes `path` when the block ends well, and which everybody may read. What a
+    killed process has left of another such folder goes away.
+    """
+    temporary = temporary_beside(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for inner in (temporary, *temporary.rglob("*")):
+            inner.chmod(0o755 if inner.is_dir() else 0o644)
+            flush_to_disk(inner)
+        temporary.rename(path)
+        flush_to_disk(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name for this process beside `path`; removes what processes that are dead have left under theirs."""
+    import psutil  # not above: the image of the server has none, and reads only
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if not psutil.pid_exists(int(left.name.split(".")[-2])):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def flush_to_disk(path: Path) -> None:

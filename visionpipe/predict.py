@@ -1,7 +1,6 @@
 """`visionpipe predict`: labels for any number of image files, in one table."""
 
 import contextlib
-import csv
 import itertools
 import multiprocessing
 import os
@@ -10,7 +9,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -20,16 +19,20 @@ import numpy as np
 import orjson
 from tqdm import tqdm
 
-from visionpipe.data.paths import File, find_files, is_small, read
+from visionpipe import __version__
+from visionpipe.data.paths import File, find_files, is_small, read, state
 from visionpipe.errors import ConfigError, DataError, ImageError
-from visionpipe.files import exclusive
+from visionpipe.escape import csv_line, visible
+from visionpipe.files import exclusive, replacing
 from visionpipe.lineage import artifact_sha256
 from visionpipe.serving.classifier import BATCH, Classifier
 from visionpipe.serving.versions import load
 from visionpipe.tracking.lookup import find_version
 
-ROWS_AT_ONCE = 10_000  # of a Parquet row group
-Row = dict[str, Any]
+ROWS_AT_ONCE = 10_000  # of a Parquet row group, if these are at most
+NUMBERS_AT_ONCE = 10_000_000  # of a row group; a worker hands over a fiftieth of these at most
+Row = dict[str, Any]  # of the journal
+Values = list[Any]  # of the table, in the order of its columns
 
 
 def predict(paths: list[str], output: Path, target: str, probabilities: bool) -> None:
@@ -50,26 +53,28 @@ def predict(paths: list[str], output: Path, target: str, probabilities: bool) ->
         classifier, sha256 = load(version, threads=1), artifact_sha256(version.folder)
     columns = ["file", "label", "probability"]
     columns += [f"p({label})" for label in classifier.labels] if probabilities else []
+    columns.append("error")
     files = list(find_files(paths))
     journal = Path(f"{output}.partial")
     output.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(Path(f"{journal}.lock"), f"waiting for another process that writes {output}"):
-        header = {"artifact_sha256": sha256, "columns": columns}
-        with open_journal(journal, header) as (lines, done):
-            left, start = [file for file in files if file.name not in done], time.perf_counter()
+        header = {"artifact_sha256": sha256, "columns": columns, "visionpipe": __version__}
+        with open_journal(journal, header, files) as (lines, places):
+            left, start = [file for file in files if file.name not in places], time.perf_counter()
+            names = iter([file.name for file in left])
             tqdm.monitor_interval = 0  # no thread of its own, which processes must not be forked beside
             bar = tqdm(total=len(files), initial=len(files) - len(left), unit=" images", disable=None)
-            with bar:
-                for rows in answers(left, classifier, probabilities):
-                    lines.write(rows)
+            with bar, contextlib.closing(answers(left, classifier, probabilities)) as tasks:
+                for rows in tasks:
+                    for row in rows.splitlines(keepends=True):
+                        places[next(names)] = lines.tell()
+                        lines.write(row)
                     lines.flush()
                     bar.update(rows.count(b"\n"))
             rate = len(left) / (time.perf_counter() - start)
-        wanted = {file.name for file in files}
-        partial_output = output.with_name(f".{output.name}.tmp")
         broken = Broken()
-        WRITERS[output.suffix](broken.seen(rows_of(journal, wanted)), [*columns, "error"], partial_output)
-        partial_output.replace(output)
+        with replacing(output) as table:
+            WRITERS[output.suffix](broken.seen(values(journal, places, files, columns)), columns, table)
         journal.unlink()
     Path(f"{journal}.lock").unlink(missing_ok=True)
     speed = f", {rate:,.0f} images/s" if left else ""
@@ -84,18 +89,19 @@ class Broken:
     def __init__(self) -> None:
         self.count, self.first = 0, ""
 
-    def seen(self, rows: Iterable[Row]) -> Iterator[Row]:
+    def seen(self, rows: Iterable[Values]) -> Iterator[Values]:
         for row in rows:
-            if row["error"] is not None:
+            file, *_, error = row
+            if error is not None:
                 self.count += 1
-                self.first = self.first or f"{row['file']}: {row['error']}"
+                self.first = self.first or f"{visible(file)}: {error}"
             yield row
 
 
 # Answers -----------------------------------------------------------------------------------------------
 
 
-def answers(files: list[File], classifier: Classifier, probabilities: bool) -> Iterator[bytes]:
+def answers(files: list[File], classifier: Classifier, probabilities: bool) -> Generator[bytes]:
     """Rows as lines of JSON, in the order of the files, a task at a time.
 
     A process for each core decodes and classifies: decoding a small file is mostly Python, of which
@@ -103,6 +109,8 @@ def answers(files: list[File], classifier: Classifier, probabilities: bool) -> I
     """
     # Handing a task over takes as long as some small images.
     size = 4 * BATCH if files and is_small(files[0]) else BATCH
+    if probabilities:
+        size = max(1, min(size, NUMBERS_AT_ONCE // 50 // len(classifier.labels)))
     workers = os.cpu_count() or 1
     # A fork shares the model's memory. Elsewhere its system libraries do not survive one.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
@@ -146,84 +154,110 @@ def answer(files: list[File]) -> bytes:
     images: list[np.ndarray] = []
     rows: list[Row] = []
     for file in files:
-        rows.append({"file": file.name, "error": None})
+        rows.append(
+            {"file": file.name, "state": state(file), "error": None}
+        )  # a file that changes now is read anew
         try:
             images.append(_classifier.preprocess(read(file)))
         except ImageError as error:
             rows[-1]["error"] = error.reason
-    table = _classifier.probabilities(np.stack(images)).tolist() if images else []
-    for row, values in zip((row for row in rows if row["error"] is None), table, strict=True):
-        best = max(range(len(values)), key=values.__getitem__)
-        row |= {"label": _classifier.labels[best], "probability": values[best]}
+    table: Any = _classifier.probabilities(np.stack(images)) if images else []
+    for row, numbers in zip((row for row in rows if row["error"] is None), table, strict=True):
+        best = numbers.argmax()
+        row |= {"label": _classifier.labels[best], "probability": numbers[best]}
         if _probabilities:
-            row |= {f"p({label})": value for label, value in zip(_classifier.labels, values, strict=True)}
-    return b"".join(orjson.dumps(row) + b"\n" for row in rows)
+            row["probabilities"] = numbers
+    return b"".join(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n" for row in rows)
 
 
 # The journal and the table -----------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def open_journal(path: Path, header: Row) -> Iterator[tuple[BinaryIO, set[str]]]:
-    """The journal to append to, and the files that it has already. One of another model begins anew.
+def open_journal(path: Path, header: Row, files: list[File]) -> Iterator[tuple[BinaryIO, dict[str, int]]]:
+    """The journal to append to, and by the names of the files the places of their rows in it.
 
-    A last line that was cut off is removed.
+    A journal of another model or of other columns begins anew. The row of a file that has changed since has no
+    place, and a last line that was cut off is removed.
     """
-    done: set[str] = set()
-    with path.open("a+b") as file:
-        file.seek(0)
-        first = file.readline()
-        if not first.endswith(b"\n") or orjson.loads(first) != header:
-            file.truncate(0)
-            file.write(orjson.dumps(header) + b"\n")
+    wanted = {file.name: file for file in files}
+    places: dict[str, int] = {}
+    with path.open("a+b") as lines:
+        lines.seek(0)
+        if parsed(lines.readline()) != header:
+            lines.truncate(0)
+            lines.write(orjson.dumps(header) + b"\n")
         else:
-            end = file.tell()
-            for line in file:
-                if not line.endswith(b"\n"):
+            place = lines.tell()
+            for line in lines:
+                row = parsed(line)
+                if row is None:
                     break
-                done.add(orjson.loads(line)["file"])
-                end += len(line)
-            file.truncate(end)
-        file.flush()
-        yield file, done
+                file = wanted.get(row["file"])
+                if file and row["state"] and row["state"] == state(file):
+                    places[file.name] = place
+                place += len(line)
+            lines.truncate(place)
+        lines.flush()
+        lines.seek(0, os.SEEK_END)
+        yield lines, places
 
 
-def rows_of(journal: Path, wanted: set[str]) -> Iterator[Row]:
-    """The rows of the files that were asked for: an interrupted run may have been asked for others."""
-    with journal.open("rb") as file:
-        file.readline()
-        for line in file:
-            row = orjson.loads(line)
-            if row["file"] in wanted:
-                yield row
+def parsed(line: bytes) -> Row | None:
+    """A line of the journal; None where it was cut off, or is no line of a journal."""
+    try:
+        return orjson.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
 
 
-def write_csv(rows: Iterator[Row], columns: list[str], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([row.get(name) for name in columns] for row in rows)
+def values(journal: Path, places: dict[str, int], files: list[File], columns: list[str]) -> Iterator[Values]:
+    """The rows of the table, in the order of the files."""
+    unknown = [None] * (len(columns) - 4)
+    with journal.open("rb") as lines:
+        for file in files:
+            lines.seek(places[file.name])
+            row = orjson.loads(lines.readline())
+            numbers = row.get("probabilities", unknown)
+            yield [row["file"], row.get("label"), row.get("probability"), *numbers, row["error"]]
 
 
-def write_jsonl(rows: Iterator[Row], columns: list[str], path: Path) -> None:
-    with path.open("wb") as file:
-        for row in rows:
-            file.write(orjson.dumps({name: row.get(name) for name in columns}) + b"\n")
+def write_csv(rows: Iterator[Values], columns: list[str], file: BinaryIO) -> None:
+    file.write(csv_line(columns))
+    file.writelines(map(csv_line, rows))
 
 
-def write_parquet(rows: Iterator[Row], columns: list[str], path: Path) -> None:
+def write_jsonl(rows: Iterator[Values], columns: list[str], file: BinaryIO) -> None:
+    for row in rows:
+        file.write(orjson.dumps(dict(zip(columns, row, strict=True))) + b"\n")
+
+
+def write_parquet(rows: Iterator[Values], columns: list[str], file: BinaryIO) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    text = ("file", "label", "error")
+    text = ["file", "label", "error"]
     types = [(name, pyarrow.string() if name in text else pyarrow.float64()) for name in columns]
     schema = pyarrow.schema(types)
-    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-        while group := list(itertools.islice(rows, ROWS_AT_ONCE)):
-            writer.write_table(pyarrow.Table.from_pylist(group, schema))
+    at_once = max(1, min(ROWS_AT_ONCE, NUMBERS_AT_ONCE // len(columns)))
+    # A dictionary and the extremes of each group cost more than the numbers that they describe.
+    options: Any = {"use_dictionary": text, "write_statistics": text}
+    with pyarrow.parquet.ParquetWriter(file, schema, **options) as writer:
+        while group := [compact(row) for row in itertools.islice(rows, at_once)]:
+            files, labels, numbers, errors = zip(*group, strict=True)
+            table = np.ascontiguousarray(np.transpose(numbers))
+            arrays = [pyarrow.array(column, from_pandas=True) for column in table]  # NaN becomes null
+            ends = [pyarrow.array(column, pyarrow.string()) for column in (files, labels, errors)]
+            writer.write_table(pyarrow.Table.from_arrays([*ends[:2], *arrays, ends[2]], schema=schema))
 
 
-WRITERS: dict[str, Callable[[Iterator[Row], list[str], Path], None]] = {
+def compact(row: Values) -> tuple[str, str | None, np.ndarray, str | None]:
+    """With the numbers as float64: of many classes a list would take four times as much."""
+    file, label, *numbers, error = row
+    return file, label, np.array(numbers, np.float64), error
+
+
+WRITERS: dict[str, Callable[[Iterator[Values], list[str], BinaryIO], None]] = {
     ".csv": write_csv,
     ".jsonl": write_jsonl,
     ".parquet": write_parquet,

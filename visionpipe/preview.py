@@ -41,8 +41,7 @@ def preview(name: str | None, params: Params) -> Path:
         columns.append(tuple(tensor.numpy() for tensor in augmented))
     kinds = ", ".join(entry["name"] for entry in entries) or "no augmentation"
     path = state_folder() / "previews" / f"{name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save(contact_sheet(columns, data.classes, f"{name}: {kinds}"), path)
+    save(contact_sheet(columns, data.classes, f"{short(name)}: {kinds}"), path)
     print(path)
     return path
 

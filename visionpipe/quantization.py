@@ -131,4 +131,6 @@ def calibration_images(images: np.ndarray) -> np.ndarray:
 
 
 def accuracy(classifier: Classifier, images: np.ndarray, labels: np.ndarray) -> float:
-    return float((classifier.logits(images).argmax(axis=1) == labels).mean())
+    starts = range(0, len(images), BATCH)  # all logits at once would be images times classes
+    right = [classifier.logits(images[i : i + BATCH]).argmax(axis=1) == labels[i : i + BATCH] for i in starts]
+    return float(np.concatenate(right).mean())

@@ -77,7 +77,12 @@ def convert(value: Any, hint: Any, key: str) -> Any:
             f"{value!r}{suggest(str(value), arguments)}"
         )
     if origin is dict and isinstance(value, dict):
-        return {str(k): convert(v, arguments[1], f"{key}.{k}") for k, v in value.items()}
+        for k in value:
+            if not isinstance(k, str):  # DVC would take an entry of models: with such a name for no stage
+                raise ConfigError(
+                    f"params.yaml: {key}.{k}: expected text as a name: write it in quotes, '{k}'"
+                )
+        return {k: convert(v, arguments[1], f"{key}.{k}") for k, v in value.items()}
     if origin is tuple and isinstance(value, list | tuple):
         if arguments[-1] is Ellipsis:
             return tuple(convert(v, arguments[0], f"{key}[{i}]") for i, v in enumerate(value))

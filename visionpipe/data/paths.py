@@ -5,18 +5,22 @@ import functools
 import glob
 import itertools
 import os
+import re
 import stat
 import sys
 import zipfile
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from visionpipe.data.decode import SIGNATURES
 from visionpipe.data.listing import is_hidden
 from visionpipe.data.sources import MAX_FILE_BYTES, member_name, member_refusal, read_member
 from visionpipe.errors import DataError, ImageError
 
 STDIN = "-"
 SMALL = 16 * 2**10  # bytes of an image that is decoded in a fraction of a millisecond
+PICTURE = re.compile(r"\.(a?png|jpe?g?|jfif|gif|bmp|dib|tiff?|webp|p[bfgnp]m|avif|hei[cf])", re.IGNORECASE)
+State = list[int]  # of a file on the disk: what changes whenever its content does
 
 
 class File(NamedTuple):
@@ -48,7 +52,7 @@ def expand(path: str) -> Iterator[File]:
             for name in sorted(names):
                 if not is_hidden(name):
                     yield plain_file(os.path.join(folder, name))
-    elif os.path.isfile(path) and zipfile.is_zipfile(path):
+    elif os.path.isfile(path) and is_archive(path):
         yield from members(path)
     elif os.path.lexists(path):
         yield plain_file(path)
@@ -58,14 +62,33 @@ def expand(path: str) -> Iterator[File]:
         raise DataError(f"{path}: there is no such file or folder, and nothing matches it as a pattern")
 
 
+def is_archive(path: str) -> bool:
+    """Whether the file is a zip archive, and neither its name nor its beginning is a picture's: a picture may carry
+    an archive behind its end.
+    """
+    if PICTURE.fullmatch(os.path.splitext(path)[1]):
+        return False
+    try:
+        with open(path, "rb") as file:
+            begins = file.read(16)
+            return not any(re.match(start, begins) for start in SIGNATURES.values()) and zipfile.is_zipfile(
+                file
+            )
+    except OSError:  # a file that cannot be read has a row that says so
+        return False
+
+
 def plain_file(path: str) -> File:
     return File(os.fsencode(path).decode(errors="backslashreplace"), path)
 
 
 def members(path: str) -> Iterator[File]:
     """The files of an archive, as ARCHIVE/MEMBER; nothing is unpacked."""
-    with zipfile.ZipFile(path) as archive:
-        content = archive.infolist()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            content = archive.infolist()
+    except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, OSError):
+        raise DataError(f"{path} is a zip archive that is damaged") from None
     for member in sorted(content, key=lambda member: member.filename):
         name = member_name(member) or member.filename
         refusal = member_refusal(member)
@@ -79,6 +102,17 @@ def is_small(file: File) -> bool:
         return (file.member.file_size if file.member else os.path.getsize(file.path)) <= SMALL
     except OSError:
         return False
+
+
+def state(file: File) -> State | None:
+    """Size and times of the file, or of the archive that holds it; None where there is none. The time of the last
+    change cannot be set, as that of the last writing can.
+    """
+    try:
+        found = os.stat(file.path)
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 
 def read(file: File) -> bytes:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from visionpipe.escape import markdown
 from visionpipe.evaluation.speed import measurement_path
 from visionpipe.lineage import artifact_sha256
 
@@ -49,8 +50,13 @@ def comparison(rows: list[Row], chosen: str | None = None) -> str:
     lines = [head, ["---", *("---:" for _ in COLUMNS)]]
     best = {column.key: best_value(column, rows) for column in COLUMNS}
     for row in rows:
-        name = f"{row['model']} ★" if row["model"] == chosen else row["model"]
-        lines.append([name, *(column.cell(row, best[column.key]) for column in COLUMNS)])
+        name = markdown(row["model"])
+        lines.append(
+            [
+                f"{name} ★" if row["model"] == chosen else name,
+                *(column.cell(row, best[column.key]) for column in COLUMNS),
+            ]
+        )
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

@@ -1,17 +1,22 @@
 """The pictures of a report. Every function returns a matplotlib Figure; pyplot's global state is not used.
 
-`classes` are names, in the order of the rows of `confusion` and of the columns of `probabilities`.
+`classes` are names, in the order of the rows of `confusion` and of the columns of `probabilities`. A picture of more
+than MOST_SHOWN shows the worst of them, and says so.
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from visionpipe.evaluation.metrics import Calibration
+from visionpipe.escape import visible
+from visionpipe.evaluation.metrics import Answers, Calibration, Pairs, answers, most_confused, nonzero
+from visionpipe.files import replacing
 
 INK, ACCENT, PALE = "#2f5d8a", "#d9713c", "#c9d6e3"
 STYLE: Any = {
@@ -22,35 +27,46 @@ STYLE: Any = {
     "axes.titlepad": 10,
     "figure.constrained_layout.use": True,
     "savefig.dpi": 120,
+    "text.parse_math": False,  # two dollars in a name are no formula
 }
+MOST_SHOWN = 100  # classes; the matrix of 1,000 would take 11 GiB to draw, and nobody could read it
+OTHERS = "(other classes)"
 MOST_ANNOTATED = 30  # classes; beyond that numbers would be too small to read
 MOST_LETTERS = 22  # of a class name
 
 
 @matplotlib.rc_context(STYLE)
-def confusion(matrix: np.ndarray, classes: list[str]) -> Figure:
-    """`matrix` int (classes, classes): numbers are counts, the colour is the share of the row."""
-    count = len(classes)
+def confusion(matrix: np.ndarray | Pairs, classes: list[str]) -> Figure:
+    """`matrix` int (classes, classes), or its Pairs: numbers are counts, the colour is the share of the row."""
+    found = nonzero(matrix)
+    shown = most_confused(found, len(classes), MOST_SHOWN)
+    title = f"Confusion matrix of {found.counts.sum():,} images"
+    cells, names = gathered(found, shown, len(classes)), [*(classes[index] for index in shown), OTHERS]
+    if len(shown) == len(classes):
+        cells, names = cells[:, :-1], classes
+    else:
+        title += f": {len(shown)} of {len(classes):,} classes, those of the most frequent mistakes"
+    count = len(names)
     cell = max(0.17, min(0.55, 12 / count))
     figure = Figure(figsize=(count * cell + 2.8, count * cell + 2.2), layout="compressed")
     axes = figure.add_subplot()
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    shares = cells / np.maximum(cells.sum(axis=1, keepdims=True), 1)
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     size = max(5.5, min(10.0, cell * 26))
-    axes.set_xticks(range(count), [short(name) for name in classes], rotation=90, fontsize=size)
-    axes.set_yticks(range(count), [short(name) for name in classes], fontsize=size)
+    axes.set_xticks(range(count), [short(name) for name in names], rotation=90, fontsize=size)
+    axes.set_yticks(range(len(cells)), [short(name) for name in names[: len(cells)]], fontsize=size)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("actual")
-    axes.set_title(f"Confusion matrix of {matrix.sum():,} images")
+    axes.set_title(title)
     if count <= MOST_ANNOTATED:
-        for row, column in zip(*np.nonzero(matrix), strict=True):
+        for row, column in zip(*np.nonzero(cells), strict=True):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(
                 column,
                 row,
-                str(matrix[row, column]),
+                str(cells[row, column]),
                 ha="center",
                 va="center",
                 color=colour,
@@ -61,19 +77,36 @@ def confusion(matrix: np.ndarray, classes: list[str]) -> Figure:
     return figure
 
 
+def gathered(found: Pairs, shown: np.ndarray, classes: int) -> np.ndarray:
+    """int64 (shown, shown + 1): the rows and columns of these classes, and the sum of all other columns."""
+    most = len(shown)
+    place = np.full(classes, most)
+    place[shown] = np.arange(most)
+    cells = np.zeros((most + 1, most + 1), np.int64)
+    np.add.at(cells, (place[found.actual], place[found.predicted]), found.counts)
+    return cells[:most]
+
+
 @matplotlib.rc_context(STYLE)
 def per_class(table: dict[str, dict[str, Any]]) -> Figure:
-    """`table` as metrics.per_class gives it. Dashed: the mean. The worst class stands out."""
-    count = len(table)
+    """`table` as metrics.per_class gives it. Dashed: the mean of all classes. The worst class stands out."""
+    tested = [name for name, row in table.items() if row["f1"] is not None]
+    worst = sorted(tested, key=lambda name: table[name]["f1"])[:MOST_SHOWN]
+    shown = list(table) if len(table) <= MOST_SHOWN else worst
+    count = len(shown)
     height = max(0.16, min(0.34, 14 / count))
     figure = Figure(figsize=(11, count * height + 1.3))
+    if count < len(table):
+        title = f"{count} of {len(table):,} classes, those of the lowest F1; the means are of all"
+        figure.suptitle(title, x=0.005, ha="left", fontsize=11)
     panels = figure.subplots(1, 3, sharey=True)
     places = np.arange(count)
     for axes, key in zip(panels, ["precision", "recall", "f1"], strict=True):
-        values = np.array([np.nan if row[key] is None else row[key] for row in table.values()])
-        axes.barh(places, values, height=0.72, color=np.where(values == np.nanmin(values), ACCENT, INK))
-        axes.axvline(np.nanmean(values), color="black", linewidth=0.8, linestyle="--")
-        axes.set_title(f"{key.replace('f1', 'F1')}, mean {np.nanmean(values):.3f}")
+        everything = np.array([table[name][key] for name in tested])
+        values = np.array([np.nan if table[name][key] is None else table[name][key] for name in shown])
+        axes.barh(places, values, height=0.72, color=np.where(values == everything.min(), ACCENT, INK))
+        axes.axvline(everything.mean(), color="black", linewidth=0.8, linestyle="--")
+        axes.set_title(f"{key.replace('f1', 'F1')}, mean {everything.mean():.3f}")
         axes.set_xlim(0, 1)
         axes.xaxis.set_major_formatter("{x:.1f}")
         axes.tick_params(axis="y", length=0)
@@ -83,7 +116,7 @@ def per_class(table: dict[str, dict[str, Any]]) -> Figure:
                 axes.text(
                     0.015, place, text, va="center", fontsize=8, color="grey" if not value > 0.1 else "white"
                 )
-    panels[0].set_yticks(places, [short(name) for name in table], fontsize=min(9.0, height * 34))
+    panels[0].set_yticks(places, [short(name) for name in shown], fontsize=min(9.0, height * 34))
     panels[0].set_ylim(count - 0.4, -0.6)
     return figure
 
@@ -114,13 +147,14 @@ def calibration(bins: Calibration) -> Figure:
 
 @matplotlib.rc_context(STYLE)
 def mistakes(
-    images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, classes: list[str], most: int
+    images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray | Answers, classes: list[str], most: int
 ) -> Figure:
     """The wrong predictions with the highest confidence, at most `most` of them, worst first.
 
-    `images` uint8 (n, height, width, 3), `labels` int (n,), `probabilities` float (n, classes).
+    `images` uint8 (n, height, width, 3), `labels` int (n,), `probabilities` float (n, classes) or Answers.
     """
-    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    found = answers(probabilities, labels)
+    predicted, confidence = found.predicted, found.confidence
     wrong = np.flatnonzero(predicted != labels)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
     columns = max(3, int(np.ceil(np.sqrt(len(worst)))))
@@ -149,9 +183,19 @@ def mistakes(
 
 
 def short(name: str) -> str:
-    return name if len(name) <= MOST_LETTERS else name[: MOST_LETTERS - 1] + "…"
+    """A name as a label; letters that the font lacks are given by their numbers, or all would be the same box."""
+    text = "".join(c if ord(c) in glyphs() else ascii(c)[1:-1] for c in visible(name))
+    return text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…"
 
 
+@functools.cache
+def glyphs() -> frozenset[int]:
+    """Numbers of the letters that matplotlib's own font has: every machine draws the same pictures."""
+    return frozenset(font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap())
+
+
+@matplotlib.rc_context({"text.parse_math": False})  # some labels are made when they are drawn
 def save(figure: Figure, path: Path) -> None:
     """A PNG file without the software's version in it: equal figures give equal bytes."""
-    figure.savefig(path, format="png", metadata={"Software": None})
+    with replacing(path) as file:
+        figure.savefig(file, format="png", metadata={"Software": None})

@@ -6,6 +6,9 @@ from typing import Any
 
 from visionpipe.config import Params
 from visionpipe.data.prepared import PREPARED, open_prepared
+from visionpipe.escape import markdown
+
+MOST_SHOWN = 100  # classes; of more the card names the first and judges the worst
 
 
 def model_card(name: str, params: Params, precision: dict[str, Any]) -> str:
@@ -18,22 +21,27 @@ def model_card(name: str, params: Params, precision: dict[str, Any]) -> str:
     counts = {split: sum(classes.values()) for split, classes in data.manifest["counts"].items()}
     test, validation = metrics["test"], metrics["validation"]
     settings = "\n".join(
-        f"| {section} | {', '.join(f'{key} {value}' for key, value in lineage['params'][section].items())} |"
-        for section in ("model", "train", "prepare")
+        f"| {section} | {listed(lineage['params'][section])} |" for section in ("model", "train", "prepare")
     )
+    worst = sorted(table, key=lambda label: (table[label]["f1"] is None, table[label]["f1"] or 0))
+    few = len(table) <= MOST_SHOWN
     per_class = "\n".join(
-        f"| {label} | {' | '.join(number(row[key]) for key in ('precision', 'recall', 'f1'))} "
+        f"| {markdown(label)} | {' | '.join(number(row[key]) for key in ('precision', 'recall', 'f1'))} "
         f"| {row['support']} |"
-        for label, row in table.items()
+        for label, row in ((label, table[label]) for label in (table if few else worst[:MOST_SHOWN]))
     )
+    names = ", ".join(map(markdown, data.classes[:MOST_SHOWN]))
+    if not few:
+        names += f" and {len(table) - MOST_SHOWN:,} more"
+        per_class += f"\n\nThese {MOST_SHOWN} of {len(table):,} classes have the lowest F1."
     init = lineage["params"]["model"].get("init")
-    started = f"| started from | {init}, sha256 `{lineage['init_sha256']}` |\n" if init else ""
+    started = f"| started from | {markdown(init)}, sha256 `{lineage['init_sha256']}` |\n" if init else ""
     versions = ", ".join(f"{package} {version}" for package, version in lineage["versions"].items())
-    return f"""# {name}
+    return f"""# {markdown(name)}
 
-An image classifier of the {lineage["params"]["model"]["family"]} family with
+An image classifier of the {markdown(lineage["params"]["model"]["family"])} family with
 {lineage["parameters_count"]:,} parameters for images of {height}×{width} pixels and
-{len(data.classes)} classes: {", ".join(data.classes)}.
+{len(data.classes):,} classes: {names}.
 
 ## How good it is
 
@@ -67,9 +75,13 @@ resizing and normalisation are inside.
 
 ## Limits
 
-It answers with one of its {len(data.classes)} classes for every image, also for one that shows none of
+It answers with one of its {len(data.classes):,} classes for every image, also for one that shows none of
 them. It was measured on images that come from where its training images come from; elsewhere expect less.
 """
+
+
+def listed(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {markdown(str(value))}" for key, value in settings.items())
 
 
 def precision_sentence(precision: dict[str, Any]) -> str:

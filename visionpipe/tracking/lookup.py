@@ -8,6 +8,7 @@ stays: `python -m visionpipe.tracking.lookup NAME`.
 import contextlib
 import json
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -221,4 +222,7 @@ def answer_questions(name: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    answer_questions(sys.argv[1], Path(sys.argv[2]))
+    try:
+        answer_questions(sys.argv[1], Path(sys.argv[2]))
+    finally:  # a parent that was killed cannot remove it
+        shutil.rmtree(sys.argv[2], ignore_errors=True)

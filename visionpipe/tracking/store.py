@@ -42,6 +42,8 @@ def connect(tracking: TrackingConfig) -> Store:
 
     for name in ("alembic", "mlflow"):  # they tell every step of making the tables
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It prints the traceback of an error, such as a full disk, that it raises too.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
     uri = tracking_uri()
     mlflow.set_tracking_uri(uri)  # loading a model by `models:/` address reads it from here

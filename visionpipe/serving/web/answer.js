@@ -68,7 +68,9 @@ export class Answer {
     this.find(".unsure").hidden = !unsure;
     this.element.classList.toggle("is-unsure", unsure);
     this.find(".when").textContent += `\nversion ${version}`;
-    const bars = Object.entries(probabilities).map(([name, share]) => {
+    // By share anew: names that are numbers come first in every object.
+    const likeliest = Object.entries(probabilities).sort(([, one], [, other]) => other - one);
+    const bars = likeliest.map(([name, share]) => {
       const bar = document.createElement("li");
       for (const [kind, text] of [["name", name], ["bar", ""], ["share", percent(share)]]) {
         bar.append(Object.assign(document.createElement("span"), { className: kind, textContent: text }), " ");
