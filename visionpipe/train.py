@@ -167,7 +167,8 @@ def written_pixels(model: ModelConfig) -> Pixels:
 
 def normalisation(model: ModelConfig, seen: Preprocessing, manifest: dict[str, Any]) -> Pixels:
     """As params.yaml has it, else as the weights to start from were trained, else of the training images."""
-    images = {"pixel_mean": tuple(manifest["channel_mean"]), "pixel_std": tuple(manifest["channel_std"])}
+    std = tuple(max(deviation, 1.0) for deviation in manifest["channel_std"])  # a constant channel has 0
+    images = {"pixel_mean": tuple(manifest["channel_mean"]), "pixel_std": std}
     theirs = {"pixel_mean": seen.mean, "pixel_std": seen.std}
     return images | {key: value for key, value in theirs.items() if value} | written_pixels(model)
 

@@ -121,16 +121,18 @@ def refusal(
     """Why the checkpoint is not the model's, and what to build the model with. Overrides are named only where a model
     with all of them is the checkpoint's.
     """
-    refused = [name for name in refused if name not in plan.needs]
+    refused = [
+        name for name in refused if name not in plan.needs or plan.needs[name] != contents.options[name]
+    ]
     trained = f"trained with {'; '.join(said[name] for name in refused)}" if refused else ""
     wanted = {**plan.needs, **{name: contents.options.get(name) for name in refused}}
-    impossible = [name for name, value in wanted.items() if not is_possible(model, name, value)]
+    impossible = [f"{name} {shown(v)}" for name, v in wanted.items() if not is_possible(model, name, v)]
     if plan.wrong:
         text = f": {plan.refusal()}{f'; and it was {trained}' if trained else ''}"
     else:
         text = f" ({contents.format}) was {trained}"
     if impossible:
-        return f"{text}; no model here has {', '.join(impossible)} like that"
+        return f"{text}; no model of this family has {', '.join(impossible)}"
     if plan.unexplained or not wanted:
         return text
     overrides = [f"{name}: {shown(value)}" for name, value in wanted.items() if not name.startswith("pixel_")]

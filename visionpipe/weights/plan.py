@@ -72,25 +72,31 @@ class Plan:
         self.place_head(heads, zero_head)
         self.place(body)
         left = self.left_over()
-        self.wrong = self.misplaced
+        self.wrong = self.differences(left)
+        if self.notes or self.unexplained or not self.explains(left):
+            self.unexplained, self.needs = True, {}
+
+    def differences(self, left: list[str]) -> list[str]:
+        """In what model and checkpoint are not each other's; `left` are the tensors that have no place."""
+        wrong = self.misplaced
         if self.absent:
-            count, first = len(self.absent), self.absent[0]
-            self.wrong.append(f"{count} weights of the model are not in it, the first {first}")
+            wrong.append(f"{len(self.absent)} weights of the model are not in it, the first {self.absent[0]}")
         if self.misshapen:
-            count, first = len(self.misshapen), self.misshapen[0]
-            self.wrong.append(f"{count} tensors have another shape, the first: {first}")
-        if left and not self.wrong:
-            self.wrong.append(
-                f"{len(left)} of its tensors have no place in the model, the first {left[0]} of shape "
-                f"{contents.tensors[left[0]].shape}"
+            wrong.append(f"{len(self.misshapen)} tensors have another shape, the first: {self.misshapen[0]}")
+        if left and not wrong:
+            shape = self.contents.tensors[left[0]].shape
+            wrong.append(
+                f"{len(left)} of its tensors have no place in the model, the first {left[0]} of shape {shape}"
             )
-        explained = [pattern for pattern, name, _ in THEIRS if name in self.needs]
-        if (
-            self.notes
-            or self.unexplained
-            or not all(any(re.search(p, name) for p in explained) for name in left)
-        ):
-            self.needs = {}
+        return wrong
+
+    def explains(self, left: list[str]) -> bool:
+        """Whether a model of what is needed has a place for these tensors."""
+        patterns = [pattern for pattern, name, _ in THEIRS if name in self.needs]
+        if self.needs.get("distillation_token") is False:  # then there is one head
+            heads = [*self.candidates("logits/kernel"), *self.candidates("logits/bias")]
+            patterns += [re.escape(name) for names, _ in heads for name in names]
+        return all(any(re.search(pattern, name) for pattern in patterns) for name in left)
 
     def candidates(self, path: str) -> list[tuple[tuple[str, ...], Row]]:
         """The rows for a variable, with the names of their tensors."""
@@ -121,7 +127,10 @@ class Plan:
             if name != "position" and any(values):
                 needs[name] = next(filter(None, values))
         notes = [note for pattern, note in NOTES if any(re.search(pattern, name) for name in placeless)]
-        if needs.get("distillation_token"):
+        pooler = self.contents.options.get("pooler_act", "tanh")
+        if needs.get("representation_dim") and pooler != "tanh":
+            notes.append(f"its pooler_act is {pooler}, which no model here has")
+        if needs.get("distillation_token", self.tokens is not None and self.tokens.has_distillation_token):
             if needs.get("representation_dim"):
                 notes.append("it has a pooler beside a distillation token, which no model here has")
             if self.has("logits/kernel") and not self.has("logits_distillation/kernel"):
@@ -230,6 +239,9 @@ class Plan:
                     f"{name} has {count} positions, which are not grid={self.grid} with {first} other tokens"
                 )
                 self.unexplained = True
+            elif self.old_grid(count, theirs + self.needs.get("register_tokens", tokens.register_count)):
+                if self.old_grid(count, theirs) is None:
+                    self.notes.append("its register tokens have positions, which no model here has")
             elif self.old_grid(count, theirs) is None:
                 wrong += ", and no square: give grid=(rows, columns)"
             self.misplaced.append(wrong)
