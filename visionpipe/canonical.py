@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visionpipe.errors import ArtifactError
+from visionpipe.errors import ArtifactError, ConfigError
 from visionpipe.files import write_bytes
 
 if TYPE_CHECKING:
@@ -19,6 +19,17 @@ if TYPE_CHECKING:
     import onnx
 
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
+# Of float32 in one ONNX file: Protobuf ends at 2 GiB, and the graph beside the weights takes less than 16 MiB of it.
+MOST_PARAMETERS = (2**31 - 2**24) // 4
+
+
+def check_parameters(count: int) -> None:
+    """Raises ConfigError for a model with at least `count` parameters that is too large to be exported."""
+    if count > MOST_PARAMETERS:
+        raise ConfigError(
+            f"a model of {count:,} parameters, {count * 4 / 2**30:.1f} GiB, cannot be exported: an ONNX file ends at "
+            f"2 GiB; take a smaller variant"
+        )
 
 
 def save_keras(model: "keras.Model", path: Path) -> None:

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 import yaml
 
+from visionpipe.canonical import check_parameters
 from visionpipe.data.augmentation import AUGMENTATIONS, Mixing, OutOfRange
 from visionpipe.data.dice import MOST_ENTRIES
 from visionpipe.errors import ConfigError
-from visionpipe.models.specs import ModelSpec
+from visionpipe.models.specs import Encoder, ModelSpec
 from visionpipe.models.variants import resolve_variant
 from visionpipe.schema import UniqueKeys, build, converted, require, suggest
 from visionpipe.training.presets import PRESETS
@@ -138,10 +139,12 @@ class Params:
         return recipe
 
     def model_spec(self, name: str) -> ModelSpec:
-        """The variant with its overrides, checked against the image size."""
+        """The variant with its overrides, checked against the image size and for what an ONNX file can hold."""
         model = self.model(name)
         try:
-            return resolve_variant(model.variant, self.prepare.size, **model.overrides)
+            spec = resolve_variant(model.variant, self.prepare.size, **model.overrides)
+            check_parameters(spec.kernel_parameters if isinstance(spec, Encoder) else 0)
+            return spec
         except ConfigError as error:
             raise ConfigError(f"params.yaml: models.{name}: {error}") from None
 

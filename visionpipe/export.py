@@ -3,12 +3,12 @@
 import tempfile
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from visionpipe.backend import start_backend, thread_count
-from visionpipe.canonical import canonical_onnx
+from visionpipe.canonical import canonical_onnx, check_parameters
 from visionpipe.config import Params
 from visionpipe.data.prepared import PREPARED, Prepared, open_prepared
 from visionpipe.errors import ArtifactError
@@ -86,14 +86,64 @@ def choose_precision(folder: Path, data: Prepared, params: Params) -> Decision:
 
 
 def onnx_bytes(model: "keras.Model", opset: int) -> bytes:
-    """The same bytes for the same model in every process; the batch is dynamic."""
+    """The same bytes for the same model in every process; the batch is dynamic.
+
+    Raises:
+        ConfigError: the model is larger than an ONNX file can be.
+    """
     import onnx
 
     from visionpipe.models.kernels import keras_operations_only
 
+    check_parameters(model.count_params())
     with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
         raw = Path(temporary) / "model.onnx"
         warnings.simplefilter("ignore", FutureWarning)  # Keras asks NumPy 2 for np.object while exporting
         with keras_operations_only():
             model.export(raw, format="onnx", opset_version=opset, verbose=False)
-        return canonical_onnx(onnx.load(raw), "images", "logits")
+        exported = onnx.load(raw)
+    keep_paddings(exported.graph)
+    return canonical_onnx(exported, "images", "logits")
+
+
+def keep_paddings(graph: Any) -> None:
+    """Keeps ONNX Runtime from making a Pad of zeros a part of the pooling behind it: max pooling's own padding is
+    minus infinity, and no pooling takes more of it than its window is wide.
+
+    A maximum with minus infinity, which changes no number, goes in between; but not where zeros surround what a ReLU
+    gives: they never win there, and one operation is faster than two.
+    """
+    from onnx import helper, numpy_helper
+
+    producers = {name: node for node in graph.node for name in node.output}
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+
+    def origin(value: str) -> Any:
+        """The node that computed `value`, before it was laid out in another way."""
+        node = producers.get(value)
+        return origin(node.input[0]) if node and node.op_type in ("Transpose", "Identity") else node
+
+    nodes, lowest = [], "lowest_of_padded"
+    for node in graph.node:
+        if node.op_type in ("MaxPool", "AveragePool"):
+            pad = origin(node.input[0])
+            if pad and pad.op_type == "Pad" and not fuses_rightly(pad, origin(pad.input[0]), node, constants):
+                unfused = f"{node.output[0]}_unfused"
+                nodes.append(helper.make_node("Max", [node.input[0], lowest], [unfused]))
+                node.input[0] = unfused
+        nodes.append(node)
+    if len(nodes) > len(graph.node):
+        graph.initializer.append(numpy_helper.from_array(np.array(-np.inf, np.float32), lowest))
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+
+def fuses_rightly(pad: Any, padded: Any, pooling: Any, constants: dict[str, np.ndarray]) -> bool:
+    """Whether `pooling` gives the same where the zeros that `pad` puts around the result of `padded` become its own
+    padding. ONNX Runtime counts these in an average.
+    """
+    settings = {attribute.name: attribute.ints for attribute in pooling.attribute}
+    widths, window = constants.get(pad.input[1]), settings["kernel_shape"]
+    if widths is None or max(widths) + max(settings.get("pads", [0])) >= min(window):
+        return False
+    return pooling.op_type == "AveragePool" or (padded is not None and padded.op_type == "Relu")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visionpipe.backend import backend_versions, device_name, start_backend, thread_count
-from visionpipe.canonical import save_keras
+from visionpipe.canonical import check_parameters, save_keras
 from visionpipe.config import ModelConfig, Params
 from visionpipe.data.prepared import PREPARED, Prepared, open_prepared
 from visionpipe.evaluation.speed import peak_memory_mib
@@ -62,6 +62,7 @@ def train(name: str, params: Params) -> None:
         keras.config.set_dtype_policy("mixed_bfloat16" if recipe.precision == "bfloat16" else "float32")
         with memory_errors_named(recipe):
             model = build()
+            check_parameters(model.count_params())
             teacher = make_teacher(recipe, data, identity)
         if start:
             report = load_weights(model, start, head=entry.init_head, permitted=written_pixels(entry))
@@ -166,7 +167,8 @@ def written_pixels(model: ModelConfig) -> Pixels:
 
 def normalisation(model: ModelConfig, seen: Preprocessing, manifest: dict[str, Any]) -> Pixels:
     """As params.yaml has it, else as the weights to start from were trained, else of the training images."""
-    images = {"pixel_mean": tuple(manifest["channel_mean"]), "pixel_std": tuple(manifest["channel_std"])}
+    std = tuple(max(deviation, 1.0) for deviation in manifest["channel_std"])  # a constant channel has 0
+    images = {"pixel_mean": tuple(manifest["channel_mean"]), "pixel_std": std}
     theirs = {"pixel_mean": seen.mean, "pixel_std": seen.std}
     return images | {key: value for key, value in theirs.items() if value} | written_pixels(model)
 

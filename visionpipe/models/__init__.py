@@ -56,7 +56,7 @@ def build_model(
 
     Args:
         image_size: (height, width) in pixels, or one number for square images.
-        pixel_mean, pixel_std: per channel, in [0, 255]; normalisation is part of the model. A deviation below 1
+        pixel_mean, pixel_std: per channel, in [0, 255]; normalisation is part of the model. A deviation of 0
             counts as 1.
 
     Returns:
@@ -125,7 +125,7 @@ def model_from_spec(
         "conformer": conformer,
     }
     images = keras.Input((*image_size, 3), name="images")
-    scale = [1 / max(deviation, 1.0) for deviation in pixel_std]  # a constant channel has deviation 0
+    scale = [1 / (deviation or 1.0) for deviation in pixel_std]
     offset = [-mean * factor for mean, factor in zip(pixel_mean, scale, strict=True)]
     # Not keras.layers.Normalization: its constants become extra inputs of the exported ONNX graph.
     x = Rescaling(scale, offset, name="normalisation")(images)

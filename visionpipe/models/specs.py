@@ -115,6 +115,11 @@ class Encoder:
     dropout_rate: float = 0.0
     stochastic_depth_rate: float = 0.0
 
+    @property
+    def kernel_parameters(self) -> int:
+        """Those of the blocks' matrices: nearly all that a large model has."""
+        return self.depth * self.hidden_dim * (4 * self.hidden_dim + 2 * self.mlp_dim)
+
     def check_encoder(self) -> None:
         check_heads(self.hidden_dim, self.num_heads)
         if self.position == "sincos" and (self.hidden_dim % 4 or self.hidden_dim < 8):

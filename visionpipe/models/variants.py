@@ -270,6 +270,8 @@ def override(spec: ModelSpec, name: str, value: Any) -> Any:
 
 def shown(value: Any) -> str:
     """As YAML reads it back."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, tuple):
         return f"[{', '.join(shown(number) for number in value)}]"
     if isinstance(value, float) and 0 < value < 1e-2:

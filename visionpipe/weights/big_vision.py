@@ -36,7 +36,8 @@ FORMAT = Format(
     rows=(*VIT, Row("tokens/position_embedding", ("pos_embedding",), same)),
     options=options,
     positions="linear",
-    class_position=False,
+    class_position=lambda companions: False,
+    square=True,
     preprocessing=lambda companions: Preprocessing((127.5,) * 3, (127.5,) * 3),
     unpack=unscanned,
 )

@@ -13,7 +13,7 @@ import numpy as np
 from visionpipe.errors import WeightsError
 from visionpipe.lineage import sha256_file, sha256_json
 from visionpipe.weights import big_vision, google_npz, huggingface, keras_applications, kerashub, timm
-from visionpipe.weights.layout import Companions, Format, Tensors
+from visionpipe.weights.layout import Assumed, Companions, Format, Size, Tensors
 from visionpipe.weights.read import is_keras_archive, read_tensors
 from visionpipe.weights.report import Preprocessing
 
@@ -28,7 +28,8 @@ FORMATS: tuple[Format, ...] = (
 T = TypeVar("T")
 OWN = "visionpipe .keras"
 COMPANIONS = (
-    "config.json", "preprocessor_config.json", "preprocessor.json", "image_converter.json", "lineage.json",
+    "config.json", "preprocessor_config.json", "task.json", "preprocessor.json", "image_converter.json",
+    "lineage.json",
 )  # fmt: skip
 
 
@@ -91,10 +92,32 @@ class Checkpoint:
     def tensors(self) -> Tensors:
         return self._contents[1]
 
-    @cached_property
+    @property
     def options(self) -> dict[str, Any]:
-        """What the model must have been built with, as far as the checkpoint says."""
+        """What the model must have been built with: as the checkpoint says, or its format's code has it."""
+        return {
+            name: value.value if isinstance(value, Assumed) else value
+            for name, value in self._options.items()
+        }
+
+    @property
+    def assumed(self) -> frozenset[str]:
+        """Those of the options that the checkpoint leaves open."""
+        return frozenset(name for name, value in self._options.items() if isinstance(value, Assumed))
+
+    @cached_property
+    def _options(self) -> dict[str, Any]:
         return self._understood(lambda: self.format.options(self.tensors, self.companions))
+
+    @property
+    def image_size(self) -> Size | None:
+        """(height, width) of the images that the positions are for, where the checkpoint says it."""
+        return self._understood(lambda: self.format.image_size(self.companions))
+
+    @property
+    def class_position(self) -> bool | None:
+        """Whether the tokens before the image's have positions; null where the checkpoint leaves it open."""
+        return self._understood(lambda: self.format.class_position(self.companions))
 
     @cached_property
     def preprocessing(self) -> Preprocessing | None:

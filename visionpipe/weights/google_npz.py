@@ -82,6 +82,8 @@ def encoder_options(tensors: Tensors) -> dict[str, Any]:
         "layer_norm_epsilon": 1e-6,
         "pixel_mean": (127.5,) * 3,
         "pixel_std": (127.5,) * 3,
+        "pooler_act": "tanh",
+        **({"pool": "token"} if "cls" in tensors else {}),
         **({"num_heads": query.shape[1]} if query is not None and query.ndim == 3 else {}),
     }
 
@@ -94,6 +96,9 @@ def options(tensors: Tensors, companions: Companions) -> dict[str, Any]:
         "shortcut": "projection",
         "stride_on": "3x3",
         "padding": "same",
+        "act_layer": "relu",
+        "aa_layer": "none",
+        "stage_strides": (1, 2, 2, 2),
     }
     return (
         encoder_options(tensors) | {"position": "learned"} | (stages if "conv_root/kernel" in tensors else {})
@@ -111,6 +116,7 @@ FORMAT = Format(
     ),
     options=options,
     positions="linear",
+    square=True,
     # Evaluated on images resized to the full size, without a crop (vit_jax/input_pipeline.py).
     preprocessing=lambda companions: Preprocessing((127.5,) * 3, (127.5,) * 3, "bilinear", 1.0),
 )

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 
 from visionpipe.weights.layout import (
+    Assumed,
     Companions,
     Format,
     Row,
+    Size,
     Tensors,
     biases_in,
     same,
@@ -73,52 +75,134 @@ RESNET = (
 )
 
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+ACTIVATIONS = {  # to those of specs.py
+    "gelu": "gelu", "gelu_python": "gelu", "gelu_accurate": "gelu_tanh", "gelu_fast": "gelu_tanh",
+    "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_python_tanh": "gelu_tanh",
+}  # fmt: skip
+PLAIN = {
+    "vit",
+    "deit",
+    "vit_mae",
+    "vit_msn",
+    "resnet",
+}  # model types that compute what the tensors' names promise
 
 
 def preprocessing(companions: Companions) -> Preprocessing | None:
-    config = companions.get("preprocessor_config.json", {})
-    if not config.get("do_normalize", True) or "image_mean" not in config or "image_std" not in config:
+    config = companions.get("preprocessor_config.json")
+    if config is None:
         return None
-    scale = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1
-    size = config.get("crop_size") or config.get("size")
-    if isinstance(size, int):
-        size = {"height": size, "width": size}
-    elif isinstance(size, dict) and "shortest_edge" in size:
-        size = {"height": size["shortest_edge"], "width": size["shortest_edge"]}
+    if config.get("do_flip_channel_order"):
+        raise ValueError("do_flip_channel_order: the channels are in the order B, G, R")
+    scale = float(config.get("rescale_factor") or 1 / 255) if config.get("do_rescale", True) else 1.0
+    offset = 1.0 if config.get("rescale_offset") and config.get("do_rescale", True) else 0.0
+    mean: Any = 0.0
+    std: Any = 1.0
+    if config.get("do_normalize", True):
+        mean, std = config.get("image_mean"), config.get("image_std")
+    size, crop_ratio = framing(config)
     return Preprocessing(
-        mean=tuple(float(value) / scale for value in config["image_mean"]),
-        std=tuple(float(value) / scale for value in config["image_std"]),
-        interpolation=RESAMPLING.get(config.get("resample")),
-        crop_ratio=config.get("crop_pct"),
-        size=(size["height"], size["width"]) if size else None,
+        mean=None if mean is None or std is None else per_channel((np.asarray(mean, float) + offset) / scale),
+        std=None if mean is None or std is None else per_channel(np.asarray(std, float) / scale),
+        interpolation=RESAMPLING.get(config.get("resample")) if config.get("do_resize", True) else None,
+        crop_ratio=crop_ratio,
+        size=size,
     )
 
 
-def vit_options(tensors: Tensors, companions: Companions) -> dict[str, Any]:
-    """Where there is no config.json: what transformers takes by default."""
+def per_channel(value: np.ndarray) -> tuple[float, ...]:
+    return tuple(float(number) for number in np.broadcast_to(value, 3))
+
+
+def framing(config: dict[str, Any]) -> tuple[Size | None, float | None]:
+    """Size of the images after the crop, and the side of the crop of the resized short side; null where the file does
+    not say.
+    """
+    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type"))
+    resized, crop = sides(config.get("size")), sides(config.get("crop_size"))
+    if not config.get("do_center_crop", crop is not None):
+        crop = None
+    size = crop or resized
+    if size is None or resized is None or not config.get("do_resize", True):
+        return size, None
+    if crop is None:
+        cut = ("ConvNext" in kind or config.get("crop_pct")) and min(
+            resized
+        ) < 384  # larger ones it takes whole
+        return size, float(config.get("crop_pct") or 224 / 256) if cut else 1.0
+    ratios = [side / whole for side, whole in zip(crop, resized, strict=True)]
+    return size, min(ratios) if max(ratios) <= 1 else None
+
+
+def sides(size: Any) -> Size | None:
+    """(height, width) of a number, or of a dictionary of both or of the shorter one."""
+    if isinstance(size, dict):
+        short = size.get("shortest_edge")
+        size = (size.get("height", short), size.get("width", short))
+    elif isinstance(size, int | float):
+        size = (size, size)
+    return None if not size or None in size else (int(size[0]), int(size[1]))
+
+
+def image_size(companions: Companions) -> Size | None:
+    size = sides(companions.get("config.json", {}).get("image_size"))
+    found = None if size else preprocessing(companions)
+    return size or (found.size if found else None)
+
+
+def taken(companions: Companions, **options: tuple[str, Any]) -> dict[str, Any]:
+    """Options by their keys in config.json, each with what transformers takes where the file lacks it."""
     config = companions.get("config.json", {})
-    activation = config.get("hidden_act", "gelu")
+    found = {name: config.get(key, Assumed(default)) for name, (key, default) in options.items()}
+    other = config.get("model_type", "vit") not in PLAIN
+    return found | ({"model_type": config["model_type"]} if other else {})
+
+
+def vit_options(tensors: Tensors, companions: Companions) -> dict[str, Any]:
+    options = taken(
+        companions,
+        activation=("hidden_act", "gelu"),
+        layer_norm_epsilon=("layer_norm_eps", 1e-12),
+        pooler_act=("pooler_act", "tanh"),
+    )
+    if isinstance(options["activation"], str):
+        options["activation"] = ACTIVATIONS.get(options["activation"], options["activation"])
+    config = companions.get("config.json", {})
     return {
-        "activation": ACTIVATIONS.get(activation, activation),
-        "layer_norm_epsilon": config.get("layer_norm_eps", 1e-12),
+        **options,
         "position": "learned",
+        "pool": "token",
         **({"num_heads": config["num_attention_heads"]} if "num_attention_heads" in config else {}),
         **pixel_options(preprocessing(companions)),
     }
 
 
 def resnet_options(tensors: Tensors, companions: Companions) -> dict[str, Any]:
-    config = companions.get("config.json", {})
+    """transformers' ResNet knows no other epsilon, and its pooling no other kind."""
+    options = taken(
+        companions,
+        act_layer=("hidden_act", "relu"),
+        stage_strides=("downsample_in_first_stage", False),
+        stride_on=("downsample_in_bottleneck", False),
+    )
+    first = {False: (1, 2, 2, 2), True: (2, 2, 2, 2)}
     return {
+        **options,
+        "stage_strides": with_value(options["stage_strides"], first),
+        "stride_on": with_value(options["stride_on"], {False: "3x3", True: "1x1"}),
         "norm": "batch",
         "norm_epsilon": 1e-5,
         "preactivation": False,
         "shortcut": "projection",
-        "stride_on": "1x1" if config.get("downsample_in_bottleneck") else "3x3",
         "padding": "symmetric",
+        "aa_layer": "none",
+        "global_pool": "avg",
         **pixel_options(preprocessing(companions)),
     }
+
+
+def with_value(option: Any, values: dict[Any, Any]) -> Any:
+    return Assumed(values[option.value]) if isinstance(option, Assumed) else values[bool(option)]
 
 
 def prefixed(*models: str) -> tuple[str, ...]:
@@ -135,6 +219,7 @@ FORMATS = (
         options=vit_options,
         positions="bicubic",
         preprocessing=preprocessing,
+        image_size=image_size,
         ignored=r"embeddings\.mask_token",
     ),
     Format(

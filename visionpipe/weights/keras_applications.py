@@ -41,6 +41,10 @@ def options(tensors: Tensors, companions: Companions) -> dict[str, Any]:
         "shortcut": "projection",
         "stride_on": "1x1",
         "padding": "symmetric",
+        "act_layer": "relu",
+        "aa_layer": "none",
+        "stage_strides": (1, 2, 2, 2),
+        **({"global_pool": "avg"} if tensors.keys() & {"predictions/kernel", "probs/kernel"} else {}),
         "pixel_mean": MEAN,
         "pixel_std": (1.0,) * 3,
     }

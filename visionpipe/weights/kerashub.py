@@ -6,7 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from visionpipe.weights.layout import Companions, Format, Row, Tensors, biases_in, heads_in, heads_out, same
+from visionpipe.weights.layout import (
+    Assumed,
+    Companions,
+    Format,
+    Row,
+    Size,
+    Tensors,
+    biases_in,
+    heads_in,
+    heads_out,
+    same,
+)
 from visionpipe.weights.report import Preprocessing
 from visionpipe.weights.timm import pixel_options
 
@@ -118,10 +129,11 @@ def preprocessing(companions: Companions) -> Preprocessing | None:
     converter = companions.get("image_converter.json")
     if converter is None:
         converter = companions.get("preprocessor.json", {}).get("config", {}).get("image_converter")
-    config = (converter or {}).get("config", {})
-    scale, offset = config.get("scale"), config.get("offset")
-    if scale is None or offset is None:
+    if converter is None:
         return None
+    config = converter["config"]
+    scale = 1.0 if config.get("scale") is None else config["scale"]
+    offset = 0.0 if config.get("offset") is None else config["offset"]
     scales, offsets = np.broadcast_to(scale, 3), np.broadcast_to(offset, 3)
     size = config.get("image_size")
     return Preprocessing(
@@ -137,18 +149,32 @@ def backbone(companions: Companions) -> dict[str, Any]:
     return companions.get("config.json", {}).get("config", {})
 
 
+def pooling(companions: Companions) -> Any:
+    """What the head reads; null where the preset has none, or does not say."""
+    return companions.get("task.json", {}).get("config", {}).get("pooling")
+
+
 def vit_options(tensors: Tensors, companions: Companions) -> dict[str, Any]:
+    config, pool = backbone(companions), pooling(companions)
+    has_class_token = "vit_patching_and_embedding/0" in tensors
+    if pool == "gap" and has_class_token:
+        pool = "gap of all tokens"
+    if pool == "token" and not has_class_token:
+        pool = "token, the first of the image"
     return {
         "activation": "gelu",
-        "layer_norm_epsilon": backbone(companions).get("layer_norm_epsilon", 1e-6),
+        "layer_norm_epsilon": config.get("layer_norm_epsilon", Assumed(1e-6)),
         "position": "learned",
         "num_heads": tensors["vit_encoder/transformer_block_1/mha/query/0"].shape[1],
+        "pool": pool or Assumed("token" if has_class_token else "gap"),
+        "pooler_act": "tanh",
         **pixel_options(preprocessing(companions)),
     }
 
 
 def resnet_options(tensors: Tensors, companions: Companions) -> dict[str, Any]:
     config = backbone(companions)
+    strides = config.get("stackwise_num_strides")
     return {
         "norm": "batch",
         "norm_epsilon": 1e-5,
@@ -156,8 +182,17 @@ def resnet_options(tensors: Tensors, companions: Companions) -> dict[str, Any]:
         "shortcut": "pool" if "_vd" in config.get("block_type", "") else "projection",
         "stride_on": "3x3",
         "padding": "symmetric",
+        "act_layer": "relu",
+        "aa_layer": "none",
+        "stage_strides": tuple(strides) if strides else Assumed((1, 2, 2, 2)),
+        "global_pool": pooling(companions) or Assumed("avg"),
         **pixel_options(preprocessing(companions)),
     }
+
+
+def image_size(companions: Companions) -> Size | None:
+    height, width, *_ = backbone(companions).get("image_shape") or (None, None)
+    return (int(height), int(width)) if height and width else None
 
 
 FORMATS = (
@@ -170,6 +205,7 @@ FORMATS = (
         rows=VIT,
         options=vit_options,
         positions="bicubic",  # KerasHub has no code for it; the weights come from Hugging Face's models
+        image_size=image_size,
         preprocessing=preprocessing,
     ),
     Format(

@@ -10,7 +10,15 @@ import numpy as np
 from visionpipe.weights.report import Preprocessing
 
 Tensors = Mapping[str, np.ndarray]
+Size = tuple[int, int]
 Companions = Mapping[str, Any]  # the JSON files that were published beside the weights, by name
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """An option as the format's own code has it by default, where the file does not say."""
+
+    value: Any
 
 
 @dataclass(frozen=True)
@@ -41,9 +49,13 @@ class Row:
 class Format:
     """`signature`: tensors that every file of this format has, behind one of `prefixes`.
     `rows`: the table; of two rows for one variable the first counts whose tensors are there.
-    `options`: what a model must have been built with to compute what the checkpoint's own code computes.
+    `options`: what a model must have been built with to compute what the checkpoint's own code computes; Assumed
+    where the file leaves it open.
+    `image_size`: (height, width) of the images that the positions are for, where the companions say it.
     `positions`: how that code resizes position embeddings (positions.py).
     `class_position`: whether the tokens before the image's have positions; null: some files' have.
+    `square`: the images of files that do not say their size are square, even where the positions would fit a model
+    of others.
     `ignored`: pattern of tensors that no forward pass reads.
     `unpack`: the tensors as the table names them.
     """
@@ -53,7 +65,9 @@ class Format:
     rows: tuple[Row, ...]
     options: Callable[[Tensors, Companions], dict[str, Any]]
     positions: str = "linear"
-    class_position: bool | None = True
+    class_position: Callable[[Companions], bool | None] = lambda companions: True
+    square: bool = False
+    image_size: Callable[[Companions], Size | None] = lambda companions: None
     prefixes: tuple[str, ...] = ("",)
     ignored: str = r"(?!)"
     preprocessing: Callable[[Companions], Preprocessing | None] = lambda companions: None

@@ -1,19 +1,19 @@
 """Puts a checkpoint into a model: everything is checked first, then everything is assigned."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from visionpipe.errors import WeightsError
-from visionpipe.models.variants import shown
+from visionpipe.errors import ConfigError, WeightsError
+from visionpipe.models.variants import VARIANTS, fields, override, shown
 from visionpipe.weights.checkpoint import OWN, Checkpoint
-from visionpipe.weights.options import options_of
+from visionpipe.weights.options import is_option, options_of
 from visionpipe.weights.plan import Contents, Plan
 from visionpipe.weights.report import Report
 from visionpipe.weights.sources import resolve
-from visionpipe.weights.visionpipe_keras import open_own
+from visionpipe.weights.visionpipe_keras import Own, layer_differences, open_own, place_sines
 
 if TYPE_CHECKING:
     import keras
@@ -49,23 +49,20 @@ def load_weights(
             a NaN.
     """
     checkpoint = source if isinstance(source, Checkpoint) else resolve(source, sha256=sha256, offline=offline)
-    if checkpoint.is_own:
-        contents = own_contents(checkpoint, model)
-    else:
-        contents = Contents(
-            checkpoint.format.name,
-            checkpoint.tensors,
-            checkpoint.format.rows,
-            checkpoint.options,
-            checkpoint.format.positions,
-            checkpoint.format.class_position,
-            checkpoint.format.ignored,
-            size=checkpoint.preprocessing.size if checkpoint.preprocessing else None,
-        )
-    differences, assumed = compare_options(contents, options_of(model), checkpoint.source, strict, permitted)
+    own = open_own(checkpoint.path, model.input.shape[1:3]) if checkpoint.is_own else None
+    contents = contents_of_own(own) if own else contents_of(checkpoint)
+    built = options_of(model)
     plan = Plan(model, contents, checkpoint.source, grid, zero_head=head == "zero")
+    said = differences(contents.options, built)
+    if own and not said and not plan.wrong:
+        said = layer_differences(own.model, model)
+    refused = [name for name in said if strict and name not in permitted]
+    if plan.wrong or refused:
+        raise WeightsError(f"{checkpoint.source}{refusal(model, contents, plan, said, refused)}")
     for variable, value in plan.values:
         variable.assign(value)
+    if own:
+        place_sines(own, model)
     return Report(
         source=checkpoint.source,
         path=checkpoint.path,
@@ -77,43 +74,91 @@ def load_weights(
         resized=plan.resized | contents.resized,
         head=plan.head,
         preprocessing=checkpoint.preprocessing,
-        assumed=assumed,
-        differences=differences,
+        assumed=tuple(
+            f"{name} {shown(value)}"
+            for name, value in built.items()
+            if name not in said and (name in contents.assumed or name not in contents.options)
+        ),
+        differences=tuple(said.values()),
     )
 
 
-def own_contents(checkpoint: Checkpoint, model: "keras.Model") -> Contents:
-    own = open_own(checkpoint.path, model.input.shape[1:3])
+def contents_of(checkpoint: Checkpoint) -> Contents:
     return Contents(
-        OWN, own.tensors, tuple(own.rows), options_of(own.model), "linear", True, r"(?!)", own.resized
+        checkpoint.format.name,
+        checkpoint.tensors,
+        checkpoint.format.rows,
+        checkpoint.options,
+        checkpoint.format.positions,
+        checkpoint.class_position,
+        checkpoint.format.ignored,
+        checkpoint.format.square,
+        checkpoint.image_size,
+        checkpoint.assumed,
     )
 
 
-def compare_options(
-    contents: Contents, built: dict[str, Any], source: str, strict: bool, permitted: Collection[str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Where model and checkpoint differ, and what the checkpoint leaves open; WeightsError with `strict`."""
-    wanted = {name: value for name, value in contents.options.items() if name in built}
-    wrong = {name: value for name, value in wanted.items() if not equal(value, built[name])}
-    said = {
-        name: f"{name} {shown(value)}, the model has {shown(built[name])}" for name, value in wrong.items()
-    }
-    differences = tuple(said.values())
-    wrong = {name: value for name, value in wrong.items() if strict and name not in permitted}
-    if wrong:
-        pixels = [name for name in wrong if name.startswith("pixel_")]
-        overrides = [f"{name}: {shown(value)}" for name, value in wrong.items() if name not in pixels]
-        advice = [f"overrides: {{{', '.join(overrides)}}}"] if overrides else []
-        advice += [f"{name}={shown(wrong[name])}" for name in pixels]
-        raise WeightsError(
-            f"{source} ({contents.format}) was trained with {'; '.join(said[name] for name in wrong)}: build it with "
-            f"{' and '.join(advice)}"
-        )
-    open_ones = [name for name in built if name not in contents.options]
-    return differences, tuple(f"{name} {shown(built[name])}" for name in open_ones)
+def contents_of_own(own: Own) -> Contents:
+    return Contents(OWN, own.tensors, tuple(own.rows), options_of(own.model), resized=own.resized)
+
+
+def differences(options: Mapping[str, Any], built: Mapping[str, Any]) -> dict[str, str]:
+    """The options in which the model is not the checkpoint's, each with both values. Of what the model has no part
+    for, that is for the tensors to show; what no model has is always a difference.
+    """
+    said = {}
+    for name, wanted in options.items():
+        if name not in built and not is_option(name):
+            said[name] = f"{name} {shown(wanted)}"
+        elif name in built and not equal(wanted, built[name]):
+            said[name] = f"{name} {shown(wanted)}, the model has {shown(built[name])}"
+    return said
+
+
+def refusal(
+    model: "keras.Model", contents: Contents, plan: Plan, said: Mapping[str, str], refused: Collection[str]
+) -> str:
+    """Why the checkpoint is not the model's, and what to build the model with. Overrides are named only where a model
+    with all of them is the checkpoint's.
+    """
+    refused = [
+        name for name in refused if name not in plan.needs or plan.needs[name] != contents.options[name]
+    ]
+    trained = f"trained with {'; '.join(said[name] for name in refused)}" if refused else ""
+    wanted = {**plan.needs, **{name: contents.options.get(name) for name in refused}}
+    impossible = [f"{name} {shown(v)}" for name, v in wanted.items() if not is_possible(model, name, v)]
+    if plan.wrong:
+        text = f": {plan.refusal()}{f'; and it was {trained}' if trained else ''}"
+    else:
+        text = f" ({contents.format}) was {trained}"
+    if impossible:
+        return f"{text}; no model of this family has {', '.join(impossible)}"
+    if plan.unexplained or not wanted:
+        return text
+    overrides = [f"{name}: {shown(value)}" for name, value in wanted.items() if not name.startswith("pixel_")]
+    advice = [f"overrides: {{{', '.join(overrides)}}}"] if overrides else []
+    advice += [f"{name}={shown(value)}" for name, value in wanted.items() if name.startswith("pixel_")]
+    return f"{text}: build it with {' and '.join(advice)}"
+
+
+def is_possible(model: "keras.Model", name: str, value: Any) -> bool:
+    """Whether a model of this one's family can be built with the option."""
+    if name.startswith("pixel_"):
+        return True
+    spec = next((row.spec for row in VARIANTS.values() if row.spec.family == model.name), None)
+    if spec is None or name not in fields(spec):
+        return False
+    try:
+        override(spec, name, value)
+    except ConfigError:
+        return False
+    return True
 
 
 def equal(wanted: Any, built: Any) -> bool:
+    """Of strides per stage, as many as both have: how many stages there are is for the tensors to show."""
+    if isinstance(wanted, tuple) and isinstance(built, tuple):
+        wanted, built = zip(*zip(wanted, built, strict=False), strict=True)
     if isinstance(wanted, int | float | tuple) and not isinstance(wanted, bool):
         return np.shape(wanted) == np.shape(built) and np.allclose(wanted, built, rtol=1e-4, atol=1e-15)
     return bool(wanted == built)

@@ -1,6 +1,7 @@
 """Which tensor goes where: everything is found and checked before anything is assigned."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,8 @@ import numpy as np
 
 from visionpipe.errors import WeightsError
 from visionpipe.models.positions import resize_positions
-from visionpipe.weights.layout import Row, Tensors
+from visionpipe.models.variants import shown
+from visionpipe.weights.layout import Row, Size, Tensors
 from visionpipe.weights.read import bfloat16
 
 if TYPE_CHECKING:
@@ -19,23 +21,28 @@ HEADS = ("logits", "logits_class", "logits_distillation")
 
 @dataclass(frozen=True)
 class Contents:
-    """A checkpoint as far as the import reads it; see `Format` for the fields. `size`: (height, width) of the
-    images that it was trained on, where it says so.
+    """A checkpoint as far as the import reads it; see `Format` for the fields. `image_size`: (height, width) of the
+    images that its positions are for, where it says so. `assumed`: names of the options that it leaves open.
     """
 
     format: str
     tensors: Tensors
     rows: tuple[Row, ...]
     options: dict[str, Any]
-    positions: str
-    class_position: bool | None
-    ignored: str
+    positions: str = "linear"
+    class_position: bool | None = True
+    ignored: str = r"(?!)"
+    square: bool = False
+    image_size: Size | None = None
+    assumed: frozenset[str] = frozenset()
     resized: dict[str, str] = field(default_factory=dict)
-    size: tuple[int, int] | None = None
 
 
 class Plan:
-    """What will be assigned, and the report of it. Making it changes nothing."""
+    """What will be assigned, and the report of it. Making it changes nothing. Where model and checkpoint do not belong
+    together, `wrong` says in what, and `needs` has the overrides of a model that would: none where no such model
+    can be told, or exists.
+    """
 
     def __init__(
         self,
@@ -53,21 +60,82 @@ class Plan:
         self.unused: dict[str, str] = {}
         self.missing: list[str] = []
         self.resized: dict[str, str] = {}
+        self.seen: set[str] = set()
+        self.absent: list[str] = []
+        self.misshapen: list[str] = []
+        self.misplaced: list[str] = []
+        self.unexplained = False
         variables = [variable for variable in model.variables if "seed_generator" not in variable.path]
-        wanted = {
-            name for variable in variables for names, _ in self.candidates(variable.path) for name in names
-        }
-        self.placeless = [name for name in contents.tensors if name not in wanted]
+        self.needs, self.notes = self.other_model([variable.path for variable in variables])
         heads = [variable for variable in variables if variable.path.split("/")[0] in HEADS]
         body = [variable for variable in variables if variable.path.split("/")[0] not in HEADS]
         self.place_head(heads, zero_head)
         self.place(body)
-        self.check_unused()
+        left = self.left_over()
+        self.wrong = self.differences(left)
+        if self.notes or self.unexplained or not self.explains(left):
+            self.unexplained, self.needs = True, {}
+
+    def differences(self, left: list[str]) -> list[str]:
+        """In what model and checkpoint are not each other's; `left` are the tensors that have no place."""
+        wrong = self.misplaced
+        if self.absent:
+            wrong.append(f"{len(self.absent)} weights of the model are not in it, the first {self.absent[0]}")
+        if self.misshapen:
+            wrong.append(f"{len(self.misshapen)} tensors have another shape, the first: {self.misshapen[0]}")
+        if left and not wrong:
+            shape = self.contents.tensors[left[0]].shape
+            wrong.append(
+                f"{len(left)} of its tensors have no place in the model, the first {left[0]} of shape {shape}"
+            )
+        return wrong
+
+    def explains(self, left: list[str]) -> bool:
+        """Whether a model of what is needed has a place for these tensors."""
+        patterns = [pattern for pattern, name, _ in THEIRS if name in self.needs]
+        if self.needs.get("distillation_token") is False:  # then there is one head
+            heads = [*self.candidates("logits/kernel"), *self.candidates("logits/bias")]
+            patterns += [re.escape(name) for names, _ in heads for name in names]
+        return all(any(re.search(pattern, name) for pattern in patterns) for name in left)
 
     def candidates(self, path: str) -> list[tuple[tuple[str, ...], Row]]:
         """The rows for a variable, with the names of their tensors."""
         named = [(row.tensors(path), row) for row in self.contents.rows]
         return [(names, row) for names, row in named if names is not None]
+
+    def has(self, path: str) -> bool:
+        """Whether the checkpoint has what a variable is made of."""
+        return any(all(name in self.contents.tensors for name in names) for names, _ in self.candidates(path))
+
+    def other_model(self, paths: list[str]) -> tuple[dict[str, Any], list[str]]:
+        """Overrides of a model with a place for every tensor, and without weights that the checkpoint lacks, as far as
+        they are about parts that models have or have not; and in what no model is like it.
+        """
+        tensors = self.contents.tensors
+        wanted = {name for path in paths for names, _ in self.candidates(path) for name in names}
+        placeless = [name for name in tensors if name not in wanted]
+        needs = {
+            name: value
+            for pattern, name, value in OURS
+            if any(re.fullmatch(pattern, path) and not self.has(path) for path in paths)
+        }
+        position = self.contents.options.get("position")
+        if self.tokens is not None and position not in (None, self.tokens.position):
+            needs["position"] = position
+        for pattern, name, read in THEIRS:
+            values = [read(tensors[tensor]) for tensor in placeless if re.search(pattern, tensor)]
+            if name != "position" and any(values):
+                needs[name] = next(filter(None, values))
+        notes = [note for pattern, note in NOTES if any(re.search(pattern, name) for name in placeless)]
+        pooler = self.contents.options.get("pooler_act", "tanh")
+        if needs.get("representation_dim") and pooler != "tanh":
+            notes.append(f"its pooler_act is {pooler}, which no model here has")
+        if needs.get("distillation_token", self.tokens is not None and self.tokens.has_distillation_token):
+            if needs.get("representation_dim"):
+                notes.append("it has a pooler beside a distillation token, which no model here has")
+            if self.has("logits/kernel") and not self.has("logits_distillation/kernel"):
+                notes.append("it has a distillation token without a head of its own, which no model here has")
+        return needs, notes
 
     def find(self, path: str) -> tuple[tuple[str, ...], np.ndarray] | None:
         """The tensors for a variable and its value from them, or None where one of them is not there."""
@@ -123,47 +191,62 @@ class Plan:
                 self.unused |= dict.fromkeys(item[0], reason)
 
     def place(self, variables: list[Any]) -> None:
-        absent: list[str] = []
-        misshapen: list[str] = []
         for variable in variables:
-            found = self.find(variable.path)
+            path = variable.path
+            found = self.find(path)
             if found is None:
-                candidates = self.candidates(variable.path)
-                absent.append(f"{variable.path} ({candidates[0][0][0]})" if candidates else variable.path)
-                continue
-            names, value = found
-            if variable.path == "tokens/position_embedding":
-                value = self.at_grid(value, names[0])
-            if value.shape != tuple(variable.shape):
-                stored = " and ".join(str(self.contents.tensors[name].shape) for name in names)
-                misshapen.append(
-                    f"{' and '.join(names)} has shape {stored}, for {variable.path} of shape "
-                    f"{tuple(variable.shape)}"
+                candidates = self.candidates(path)
+                self.absent.append(f"{path} ({candidates[0][0][0]})" if candidates else path)
+                self.unexplained |= not any(
+                    re.fullmatch(p, path) for p, name, _ in (*OURS, POSITION) if name in self.needs
                 )
                 continue
+            names, value = found
+            self.seen.update(names)
+            if path == "tokens/position_embedding":
+                positions = self.at_grid(value, names[0])
+                if positions is None:
+                    continue
+                value = positions
+            if value.shape != tuple(variable.shape):
+                stored = " and ".join(str(self.contents.tensors[name].shape) for name in names)
+                self.misshapen.append(
+                    f"{' and '.join(names)} has shape {stored}, for {path} of shape {tuple(variable.shape)}"
+                )
+                head = path.split("/")[0] in HEADS and "representation_dim" in self.needs
+                self.unexplained |= not head
+                continue
             self.values.append((variable, value))
-            self.used[variable.path] = names
-        if absent or misshapen:
-            wrong = (
-                [f"{len(absent)} weights of the model are not in it, the first {absent[0]}"] if absent else []
-            )
-            if misshapen:
-                wrong.append(f"{len(misshapen)} tensors have another shape, the first: {misshapen[0]}")
-            raise self.refusal("; ".join(wrong))
+            self.used[path] = names
 
-    def at_grid(self, value: np.ndarray, name: str) -> np.ndarray:
-        """Positions (1, tokens, channels) at the model's grid; tokens that have none there have zeros."""
+    def at_grid(self, value: np.ndarray, name: str) -> np.ndarray | None:
+        """Positions (1, tokens, channels) at the model's grid; tokens that have none there have zeros. None where
+        the checkpoint's grid cannot be told.
+        """
         tokens = self.tokens
         assert tokens is not None
         if value.ndim != 3:
             return value
         count, first, new = value.shape[1], tokens.first, tuple(tokens.grid)
-        old, kept = self.old_grid(count, first, new)
-        if old is None:
-            raise self.refusal(
-                f"{name} has {count} positions, which are no square grid with {first} other tokens: "
-                f"give grid=(rows, columns)"
-            )
+        told = self.old_grid(count, first)
+        if told is None:
+            wrong = f"{name} has {count} positions, which are no grid of the model with {first} other tokens"
+            # With the tokens that the checkpoint's model has before those of the image.
+            pool = self.needs.get("pool", "token" if tokens.has_class_token else "gap")
+            theirs = (pool == "token") + self.needs.get("distillation_token", tokens.has_distillation_token)
+            if self.grid:
+                wrong = (
+                    f"{name} has {count} positions, which are not grid={self.grid} with {first} other tokens"
+                )
+                self.unexplained = True
+            elif self.old_grid(count, theirs + self.needs.get("register_tokens", tokens.register_count)):
+                if self.old_grid(count, theirs) is None:
+                    self.notes.append("its register tokens have positions, which no model here has")
+            elif self.old_grid(count, theirs) is None:
+                wrong += ", and no square: give grid=(rows, columns)"
+            self.misplaced.append(wrong)
+            return None
+        old, kept = told
         before = value[0, :kept] if kept else np.zeros((first, value.shape[2]), np.float32)
         image = value[0, kept:].reshape(*old, -1)
         if old != new:
@@ -173,55 +256,67 @@ class Plan:
             )
         return np.concatenate([before, image.reshape(-1, value.shape[2])])[None]
 
-    def old_grid(self, count: int, first: int, new: tuple[int, ...]) -> tuple[tuple[int, ...] | None, int]:
-        """The checkpoint's grid, and how many positions stand before it: given, told by its images' size, a
-        square, or that of the model.
+    def old_grid(self, count: int, first: int) -> tuple[tuple[int, ...], int] | None:
+        """The checkpoint's grid, and how many positions stand before it: given, told by its images' size, that of the
+        model, or a square. A square without positions for the tokens before it must be told, where it could have them:
+        13·13 is 1 + 12·14, too.
         """
+        assert self.tokens is not None
+        new, said = tuple(self.tokens.grid), self.contents.image_size
         before = {True: [first], False: [0], None: [first, 0]}[self.contents.class_position]
-        told: list[tuple[int, ...]] = [self.grid] if self.grid else []
-        if not told:
-            square = {count - kept: round(max(count - kept, 0) ** 0.5) for kept in before}
-            told = [(side, side) for image, side in square.items() if side * side == image]
-            if self.contents.size:
-                pixels = [image // side for image, side in zip(self.image_size, new, strict=True)]
-                told.insert(0, tuple(n // p for n, p in zip(self.contents.size, pixels, strict=True)))
-            told.append(new)
-        for grid in told:
-            for kept in before:
-                if grid[0] * grid[1] == count - kept:
-                    return grid, kept
-        return None, 0
+        side = round(max(count - before[0], 0) ** 0.5)
+        square, own = ((side, side), before[:1]), (new, before)
+        told: list[tuple[tuple[int, ...], list[int]]] = (
+            [square, own] if self.contents.square else [own, square]
+        )
+        if said:
+            pixels = [image // side for image, side in zip(self.image_size, new, strict=True)]
+            told.insert(0, (tuple(n // p for n, p in zip(said, pixels, strict=True)), before))
+        if self.grid:
+            told = [(self.grid, before)]
+        fitting = [(grid, n) for grid, counts in told for n in counts if grid[0] * grid[1] == count - n > 0]
+        return fitting[0] if fitting else None
 
-    def check_unused(self) -> None:
-        known = {name for names in self.used.values() for name in names} | self.unused.keys()
+    def left_over(self) -> list[str]:
+        """Tensors with no place in the model, but for those that no forward pass reads."""
+        known = self.seen | self.unused.keys()
         left = [name for name in self.contents.tensors if name not in known]
         for name in left:
             if re.fullmatch(self.contents.ignored, name):
                 self.unused[name] = "no weight"
-        left = [name for name in left if name not in self.unused]
-        if left:
-            raise self.refusal(
-                f"{len(left)} of its tensors have no place in the model, the first {left[0]} of shape "
-                f"{self.contents.tensors[left[0]].shape}"
-            )
+        return [name for name in left if name not in self.unused]
 
-    def refusal(self, what: str) -> WeightsError:
-        """With what to build the model with, where tensors that it has no place for tell."""
-        advice = [
-            advice for pattern, advice in HINTS if any(re.search(pattern, name) for name in self.placeless)
-        ]
-        hint = f" ({'; '.join(advice)})" if advice else ""
-        return WeightsError(
-            f"{self.source}: a {self.contents.format} checkpoint, but not of this model: {what}{hint}"
-        )
+    def refusal(self) -> str:
+        """With what to build the model with, where the tensors tell."""
+        needs = [f"it needs {name}: {shown(value)}" for name, value in self.needs.items()]
+        hint = f" ({'; '.join([*needs, *self.notes])})" if needs or self.notes else ""
+        return f"a {self.contents.format} checkpoint, but not of this model: {'; '.join(self.wrong)}{hint}"
 
 
-HINTS = (
-    (r"dist_token|distillation_token", "it needs distillation_token: true"),
-    (r"pre_logits|pooler", "it needs representation_dim"),
-    (r"reg_token", "it needs register_tokens"),
-    (r"(^|\.)ls1\.", "it needs layer_scale"),
-    (r"^cls$|cls_token", "it needs pool: token"),
+# Tensors that the model has no place for: the override that gives them one, whose value is made of the tensor.
+THEIRS: tuple[tuple[str, str, Callable[[np.ndarray], Any]], ...] = (
+    (r"dist_token|distillation_token|head_dist|(cls|distillation)_classifier|logits_(class|distillation)/",
+     "distillation_token", lambda x: True),
+    (r"pre_logits|pooler", "representation_dim", lambda x: x.shape[0] if x.ndim == 1 else None),
+    (r"reg_token|register_tokens", "register_tokens", lambda x: x.shape[1]),
+    (r"(^|\.)ls[12]\.|(attention|mlp)_scale/scale", "layer_scale", lambda x: 1e-5),
+    (r"^cls$|cls_token|class_token|vit_patching_and_embedding/0$", "pool", lambda x: "token"),
+    (r"(qkv|query|key|value)[./](bias|1)$|query_key_value/bias$", "query_key_value_bias", lambda x: True),
+    (r"pos_?embed|position_embedding", "position", lambda x: None),
+)  # fmt: skip
+# Weights that the checkpoint does not have: the override of a model without them.
+OURS: tuple[tuple[str, str, Any], ...] = (
+    (r"tokens/distillation_token", "distillation_token", False),
+    (r"pre_logits/.*", "representation_dim", None),
+    (r"tokens/register_tokens", "register_tokens", 0),
+    (r".*_(attention|mlp)_scale/scale", "layer_scale", None),
+    (r"tokens/class_token|pool/score/.*", "pool", "gap"),
+    (r".*query_key_value/bias", "query_key_value_bias", False),
+)
+POSITION = (r"tokens/position_embedding", "position", None)
+NOTES = (
     (r"fc_norm", "its norm stands behind the pooling, which no model here has"),
     (r"MAPHead|attn_pool", "it pools with attention, which no model here does"),
+    (r"norm_pre", "a norm stands before its blocks, which no model here has"),
+    (r"[qk]_norm", "it normalises queries and keys, which no model here does"),
 )

@@ -95,7 +95,13 @@ def from_kerashub(preset: str, offline: bool) -> Path:
     host = os.environ.get("KAGGLE_API_ENDPOINT", KAGGLE).rstrip("/")
     base = f"{host}/api/v1/models/{KERASHUB_PRESETS[preset]}/download"
     folder = fetch(f"{base}/model.weights.h5", offline=offline).parent
-    for companion in ("config.json", "task.weights.h5", "preprocessor.json", "image_converter.json"):
+    for companion in (
+        "config.json",
+        "task.json",
+        "task.weights.h5",
+        "preprocessor.json",
+        "image_converter.json",
+    ):
         beside(folder / "model.weights.h5", f"{base}/{companion}", offline)
     return folder
 

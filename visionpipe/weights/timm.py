@@ -13,6 +13,7 @@ from visionpipe.weights.layout import (
     torch_norm,
 )
 from visionpipe.weights.report import Preprocessing
+from visionpipe.weights.timm_config import embeds_class, encoder_arguments, image_size, resnet_arguments
 
 PREFIXES = ("", "module.", "model.")
 
@@ -96,9 +97,9 @@ def pixel_options(found: Preprocessing | None) -> dict[str, Any]:
 
 def encoder_options(tensors: Tensors, companions: Companions) -> dict[str, Any]:
     return {
-        "activation": "gelu",
-        "layer_norm_epsilon": 1e-6,
-        "position": "learned",
+        "position": "learned" if "pos_embed" in tensors else "none",
+        "pooler_act": "tanh",
+        **encoder_arguments(companions, "cls_token" in tensors),
         **pixel_options(preprocessing(companions)),
     }
 
@@ -111,17 +112,18 @@ def hybrid_options(tensors: Tensors, companions: Companions) -> dict[str, Any]:
         "shortcut": "projection",
         "stride_on": "3x3",
         "padding": "same",
+        "act_layer": "relu",
+        "aa_layer": "none",
+        "stage_strides": (1, 2, 2, 2),
     }
 
 
 def torch_resnet_options(tensors: Tensors, companions: Companions) -> dict[str, Any]:
+    stages = sum(f"layer{stage}.0.conv1.weight" in tensors for stage in range(1, 9))
     return {
         "norm": "batch",
-        "norm_epsilon": 1e-5,
         "preactivation": False,
-        "shortcut": "projection",
-        "stride_on": "3x3",
-        "padding": "symmetric",
+        **resnet_arguments(companions, stages),
         **pixel_options(preprocessing(companions)),
     }
 
@@ -135,7 +137,8 @@ FORMATS = (
             rows=rows,
             options=options,
             positions="bicubic, antialiased",
-            class_position=None,
+            class_position=embeds_class,
+            image_size=image_size,
             preprocessing=preprocessing,
         )
         for name, stem, rows, options in (
