@@ -15,7 +15,7 @@ from visionpipe import __version__
 from visionpipe.errors import ImageError
 from visionpipe.serving import page, protocol_v2
 from visionpipe.serving.batching import Job
-from visionpipe.serving.bodies import Question, Refusal, number, read_body, set_option, take_apart
+from visionpipe.serving.bodies import QUICK, Question, Refusal, number, read_body, set_option, take_apart
 from visionpipe.serving.guard import Direct, Guard, answer_failure
 from visionpipe.serving.service import STATUS, Live, Service
 from visionpipe.serving.settings import Settings
@@ -97,13 +97,15 @@ def make_app(service: Service) -> ASGIApp:
         live = service.present()
         service.make_room(1)
         body = await read_body(request, service.settings.max_body)
-        question = take_apart(body, request.headers.get("content-type", ""), service.settings)
+        content_type = request.headers.get("content-type", "")
+        question = await service.aside(len(body) > QUICK, take_apart, body, content_type, service.settings)
         del body
         if request.scope["query_string"]:
             for name, value in request.query_params.items():
                 set_option(question, name, number(value.encode()))
         jobs = await service.answer(live, question.images)
-        predictions = [prediction(job, live, question, service) for job in jobs]
+        count_predictions(jobs, live, question, service)
+        predictions = await service.aside(live.is_large(jobs), write_predictions, jobs, live, question)
         content = {
             "predictions": predictions,
             "model": {"name": live.name, "version": live.number},
@@ -157,18 +159,32 @@ def make_app(service: Service) -> ASGIApp:
     )
 
 
-def prediction(job: Job, live: Live, question: Question, service: Service) -> dict[str, Any]:
-    """One entry of the answer. A request of one image has its error as the answer's status instead."""
+def count_predictions(jobs: list[Job], live: Live, question: Question, service: Service) -> None:
+    """In the metrics. A request of one image has its error as the answer's status instead."""
+    for job in jobs:
+        error = job.future.exception()
+        if error is None:
+            label = live.batcher.classifier.labels[int(job.future.result().argmax())]
+            service.metrics.predictions.labels(label, live.number).inc()
+        elif isinstance(error, ImageError) and not question.several:
+            raise Refusal(STATUS[error.code], error.code, error.reason)
+
+
+def write_predictions(jobs: list[Job], live: Live, question: Question) -> list[orjson.Fragment]:
+    """An entry of the answer for each image, as JSON: as objects those of many classes would be ten times as large."""
+    return [
+        orjson.Fragment(orjson.dumps(prediction(job, live.batcher.classifier.labels, question)))
+        for job in jobs
+    ]
+
+
+def prediction(job: Job, labels: list[str], question: Question) -> dict[str, Any]:
     error = job.future.exception()
     if isinstance(error, ImageError):
-        if not question.several:
-            raise Refusal(STATUS[error.code], error.code, error.reason)
         return {"error": {"code": error.code, "reason": error.reason}}
-    probabilities, labels = job.future.result(), live.batcher.classifier.labels
+    probabilities = job.future.result()
     order = (-probabilities).argsort(kind="stable")[: question.top_k]
-    best = labels[order[0]]
-    service.metrics.predictions.labels(best, live.number).inc()
-    answer: dict[str, Any] = {"label": best, "probability": float(probabilities[order[0]])}
+    answer: dict[str, Any] = {"label": labels[order[0]], "probability": float(probabilities[order[0]])}
     if question.unsure_below is not None:
         answer["unsure"] = answer["probability"] < question.unsure_below
     answer["probabilities"] = {labels[index]: float(probabilities[index]) for index in order}

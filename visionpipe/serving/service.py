@@ -6,8 +6,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -20,9 +22,12 @@ from visionpipe.serving.settings import Settings
 from visionpipe.serving.versions import Version, load
 
 RETRY_SECONDS = 60  # before a candidate that was refused is looked at again
+QUICK_NUMBERS = 20_000  # probabilities that are sorted and written in a moment
+READERS = 2  # threads that take large bodies apart and write large answers
 STATUS = {"unsupported": 415, "broken": 422, "too_large": 413}  # of an image that cannot be decoded
 
 log = logging.getLogger("visionpipe")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,10 @@ class Live:
     def number(self) -> str:
         return self.version.number
 
+    def is_large(self, jobs: list[Job]) -> bool:
+        """Whether their answer is too long to be written between two others."""
+        return len(jobs) * len(self.batcher.classifier.labels) > QUICK_NUMBERS
+
 
 class Service:
     """The state of a server. `live` is replaced as a whole; everything else belongs to the event loop."""
@@ -49,6 +58,7 @@ class Service:
         self.settings = settings
         self.metrics = Metrics()
         self.queue = Queue(settings)
+        self.readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
         self.metrics.queue.set_function(lambda: self.queue.waiting)
         self.live: Live | None = None
         self.draining = False
@@ -83,6 +93,18 @@ class Service:
                 "too many images are waiting",
                 **{"Retry-After": str(self.queue.retry_after())},
             )
+
+    async def aside(self, large: bool, work: Callable[..., Result], *arguments: Any) -> Result:
+        """What `work` returns; where it is large, from another thread, so that the event loop answers others
+        meanwhile. Refuses after `request_seconds`.
+        """
+        if not large:
+            return work(*arguments)
+        running = asyncio.get_running_loop().run_in_executor(self.readers, work, *arguments)
+        try:
+            return await asyncio.wait_for(running, self.settings.request_seconds)
+        except TimeoutError:
+            raise self.late() from None
 
     async def answer(self, live: Live, images: list[bytes] | list[np.ndarray]) -> list[Job]:
         """Waits for all images, each with its own outcome in `future`; refuses after `request_seconds`."""
