@@ -16,7 +16,6 @@ from visionpipe.serving.settings import Settings
 
 STEP = 2**20  # bytes that are searched or decoded before another thread may run
 QUICK = 2**16  # bytes of a form or JSON that are read in a moment, whatever they are
-MAX_BESIDE = 2**16  # bytes of JSON outside of its texts
 MAX_PART_HEADERS = 8 * 2**10  # bytes, of each part of a form
 TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a header's name
 
@@ -166,12 +165,11 @@ def from_json(body: bytes, settings: Settings) -> Question:
 
 
 def read_json(body: bytes, texts: int) -> Any:
-    """What JSON says, of so many texts at most and little else: the parser lets no other thread run before it is done,
-    and makes a hundred bytes out of every two.
+    """What JSON says. A long one holds so many texts at most, and little else: the parser lets no other thread run
+    before it is done, and makes a hundred bytes out of every two.
     """
-    spans = between_texts(body, texts)
-    if sum(stop - start for start, stop in spans) > MAX_BESIDE:
-        raise invalid(f"more than {MAX_BESIDE} bytes of JSON beside its texts")
+    if len(body) > QUICK and sum(stop - start for start, stop in between_texts(body, texts)) > QUICK:
+        raise invalid(f"more than {QUICK} bytes of JSON beside its texts")
     try:
         return orjson.loads(body)
     except ValueError:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from visionpipe.serving.bodies import MAX_BESIDE, between_texts, find, invalid
+from visionpipe.serving.bodies import QUICK, between_texts, find, invalid
 
 CUT = secrets.token_hex(16)  # stands where the text was cut out; no client can know it
 PIECE = 2**16  # bytes that are parsed at a time
@@ -21,9 +21,9 @@ DEPTH = 32  # lists in lists: as many as an array of NumPy had dimensions
 
 def cut_numbers(body: bytes, texts: int) -> tuple[bytes, bytes]:
     """JSON with CUT in place of its longest list of anything but texts, where it is long, and that list."""
-    start, stop = max(between_texts(body, texts), key=lambda span: span[1] - span[0])
-    if stop - start <= MAX_BESIDE:
+    if len(body) <= QUICK:
         return body, b""
+    start, stop = max(between_texts(body, texts), key=lambda span: span[1] - span[0])
     brace = find(body, b"}", start)  # behind the list, unless a text comes first
     stop = brace if start <= brace < stop else stop
     first, last = body.find(b"[", start, start + PIECE), body.rfind(b"]", start, stop)
@@ -62,11 +62,9 @@ def read_numbers(text: bytes, dtype: np.dtype[Any], count: int) -> np.ndarray:
 def is_regular(skeleton: bytes) -> bool:
     """Whether all lists of a depth are equal. skeleton: brackets and commas, without the numbers."""
     depth = len(skeleton) - len(skeleton.lstrip(b"["))
+    one = b""  # what each list of a depth would be if all were as the first
     for level in range(min(depth, DEPTH)):
-        stop = skeleton.find(b"]")
-        inner = skeleton[skeleton.rfind(b"[", 0, stop) : stop + 1]
-        commas, item = inner.count(b","), b"x" if level else b""
-        if inner != b"[" + b",".join([item] * (commas + 1)) + b"]":
-            return False
-        skeleton = skeleton.replace(inner, b"x")
-    return skeleton == b"x"
+        start = depth - level
+        commas = (skeleton.find(one + b"]", start) - start) // (len(one) + 1)
+        one = b"[" + (one + b",") * commas + one + b"]"
+    return depth > 0 and skeleton == one
