@@ -124,7 +124,9 @@ def make_app(service: Service) -> ASGIApp:
         if service.draining:
             raise Refusal(503, "draining", "the server is ending")
         service.present()
-        return {"status": "ready"}
+        if service.unfollowed is None:
+            return {"status": "ready"}
+        return {"status": "ready", "alias": service.unfollowed or "followed"}
 
     @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics() -> Response:

@@ -36,6 +36,15 @@ class Metrics:
         self.swaps = Counter("model_swaps", "Versions that took over", **common)
         self.refused = Counter("model_refused", "Candidates that did not verify", ["version"], **common)
         self.store_errors = Counter("registry_errors", "Looks at the alias that failed", **common)
+        self.store_answered = Gauge(
+            "registry_answered_timestamp_seconds", "The last look at the alias that did not fail", **common
+        )
+        self.following = Gauge(
+            "following",
+            "1 while the version that the alias is on answers, 0 while that fails",
+            ["name"],
+            **common,
+        )
 
     def observe_batch(self, images: int, seconds: float) -> None:
         self.batches.observe(images)

@@ -52,7 +52,8 @@ def serve(target: str, settings: Settings) -> None:
             follower.stop()
         if lookup:
             lookup.close()
-        service.queue.pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (service.queue.pool, service.readers):
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def load_first(target: str, settings: Settings) -> "tuple[Service, Lookup | None]":
