@@ -105,13 +105,8 @@ def make_app(service: Service) -> ASGIApp:
                 set_option(question, name, number(value.encode()))
         jobs = await service.answer(live, question.images)
         count_predictions(jobs, live, question, service)
-        predictions = await service.aside(live.is_large(jobs), write_predictions, jobs, live, question)
-        content = {
-            "predictions": predictions,
-            "model": {"name": live.name, "version": live.number},
-            "milliseconds": milliseconds(jobs, start),
-        }
-        return Response(orjson.dumps(content), media_type="application/json")
+        content = await service.aside(live.is_large(jobs), write_answer, jobs, live, question, start)
+        return Response(content, media_type="application/json")
 
     app.include_router(protocol_v2.router(service))
 
@@ -130,7 +125,8 @@ def make_app(service: Service) -> ASGIApp:
 
     @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics() -> Response:
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        text = await service.aside(True, service.metrics.text)  # with many classes it is long
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.post(
         "/view", summary="An image as the model sees it", response_class=PNG, openapi_extra=VIEW_INTERFACE
@@ -142,8 +138,13 @@ def make_app(service: Service) -> ASGIApp:
         return PNG(await service.view(live, body))
 
     @app.get("/model", summary="The version that answers: lineage, classes, metrics")
-    async def model() -> dict[str, Any]:
-        return describe(service.present(), service.settings)
+    async def model(request: Request) -> Response:
+        live = service.present()
+        tag = f'"{live.number}-{live.since}"'
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers={"ETag": tag})
+        content = orjson.dumps(describe(live, service.settings))
+        return Response(content, headers={"ETag": tag}, media_type="application/json")
 
     app.include_router(page.router())
 
@@ -172,12 +173,16 @@ def count_predictions(jobs: list[Job], live: Live, question: Question, service: 
             raise Refusal(STATUS[error.code], error.code, error.reason)
 
 
-def write_predictions(jobs: list[Job], live: Live, question: Question) -> list[orjson.Fragment]:
-    """An entry of the answer for each image, as JSON: as objects those of many classes would be ten times as large."""
-    return [
-        orjson.Fragment(orjson.dumps(prediction(job, live.batcher.classifier.labels, question)))
-        for job in jobs
-    ]
+def write_answer(jobs: list[Job], live: Live, question: Question, start: float) -> bytes:
+    """As JSON, image by image: as objects the probabilities of many classes would be ten times as large."""
+    labels = live.batcher.classifier.labels
+    predictions = [orjson.Fragment(orjson.dumps(prediction(job, labels, question))) for job in jobs]
+    content = {
+        "predictions": predictions,
+        "model": {"name": live.name, "version": live.number},
+        "milliseconds": milliseconds(jobs, start),
+    }
+    return orjson.dumps(content)
 
 
 def prediction(job: Job, labels: list[str], question: Question) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import uvicorn
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from visionpipe.serving.chunks import Chunks
 from visionpipe.serving.service import Service
 from visionpipe.serving.settings import Settings
 
@@ -49,6 +50,7 @@ class Connection(HttpToolsProtocol):
         self._in_headers = True
         self._received = 0  # bytes of the present request's headers, then of its body
         self._length: int | None = None  # bytes that the body still lacks; None: it comes in chunks
+        self._chunks = Chunks()
         self._empty = 0  # bytes of a body in chunks since its last content
         self._upgrade = self._refused = False
         self._ended = False  # the client sends nothing more
@@ -112,15 +114,17 @@ class Connection(HttpToolsProtocol):
             self._finish()
 
     def _next_piece(self) -> bytearray:
-        """What waits, no further than this request: its head, and its body in chunks, end with an empty line."""
-        if self._length is not None and not self._in_headers:
-            end = min(self._length, len(self._waiting))
-            self._length -= end
-        else:
+        """What waits, no further than this request, whose head ends with an empty line."""
+        if self._in_headers:
             seen = self._tail + self._waiting[:TURN]
             found = seen.find(END)
             end = (len(seen) if found < 0 else found + len(END)) - len(self._tail)
             self._tail = bytes(seen[1 - len(END) :]) if found < 0 else b""
+        elif self._length is not None:
+            end = min(self._length, len(self._waiting))
+            self._length -= end
+        else:
+            end = self._chunks.end(self._waiting[:TURN])
         piece = self._waiting[:end]
         del self._waiting[:end]
         return piece
@@ -170,6 +174,7 @@ class Connection(HttpToolsProtocol):
             self.url += b"/"
         super().on_headers_complete()
         self._in_headers, self._received, self._empty = False, 0, 0
+        self._chunks = Chunks()
         self._length = next((int(value) for name, value in self.headers if name == b"content-length"), None)
         self._expect("body", self.settings.body_seconds)
 

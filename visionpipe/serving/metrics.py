@@ -12,12 +12,14 @@ from prometheus_client import (
     generate_latest,
 )
 
+KEPT = 2  # versions whose predictions by class are told
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 
 class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.versions: list[str] = []  # that answer or did, the last one now
         disable_created_metrics()  # twice the lines, and no use
         ProcessCollector(registry=self.registry)
         common: dict[str, Any] = {"namespace": "visionpipe", "registry": self.registry}
@@ -53,6 +55,10 @@ class Metrics:
     def now_serving(self, name: str, number: str) -> None:
         self.version.clear()
         self.version.labels(name, number).set(1)
+        self.versions = [*(other for other in self.versions if other != number), number]
+        for old in self.versions[:-KEPT]:
+            self.predictions.remove_by_labels({"version": old})
+        self.versions = self.versions[-KEPT:]
 
     def text(self) -> bytes:
         return bytes(generate_latest(self.registry))
