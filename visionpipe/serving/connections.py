@@ -57,7 +57,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.transport, self.flow = Lingering(transport, self._is_sending, self._discard), Flow(transport)
+        self.transport, self.flow = Lingering(transport, self._is_sending, self._linger), Flow(transport)
         self._expect("headers", self.settings.header_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -68,9 +68,17 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
         if self.transport.is_closing():
-            self._count(len(data))
-        else:
+            return self._discard(data)
+        if self._waiting:  # it is parsed later, and so is this
             self._waiting += data
+            return
+        for _ in range(2):  # a head and a body: almost always that is all
+            if data and not self._answering() and not self.transport.is_closing():
+                data = data[self._take(data) :]
+        if data and not self.transport.is_closing():
+            self._waiting += data
+            self.flow.full = True
+            self.flow.pause_reading()
             self._feed()
 
     def eof_received(self) -> bool:  # type: ignore[override]
@@ -89,58 +97,72 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
         if self.expect_100_continue and not self._in_headers and not self._received:
             self.transport.close()  # refused before its body, which may come or not
-        self._feed()
+        if self._waiting or self._ended:
+            self._feed()
 
     def _feed(self) -> None:
         """Parses what waits up to the end of a request, and no more than TURN bytes before others have their turn."""
         left = TURN
         while self._waiting and left > 0 and not self._answering() and not self.transport.is_closing():
-            piece = self._next_piece()
-            left -= len(piece)
-            if self._deadline is None:  # the first byte of another request
-                self._expect("headers", self.settings.header_seconds)
-            if self._count(len(piece)):
-                self._parse(piece)
+            end = self._take(self._waiting)
+            del self._waiting[:end]
+            left -= end
         if self.transport.is_closing():
             return
-        self.flow.full = bool(self._waiting)
-        if self._waiting:
-            self.flow.pause_reading()
-            if not self._answering():
-                self.loop.call_soon(self._feed)
-        elif self.cycle is None or len(self.cycle.body) <= HIGH_WATER_LIMIT:
-            self.flow.resume_reading()
-        if self._ended and not self._waiting and not self._answering():
-            self._finish()
+        if self._waiting and not self._answering():
+            self.loop.call_soon(self._feed)
+        elif not self._waiting:
+            self.flow.full = False
+            if self.cycle is None or len(self.cycle.body) <= HIGH_WATER_LIMIT:
+                self.flow.resume_reading()
+            if self._ended and not self._answering():
+                self._finish()
 
-    def _next_piece(self) -> bytearray:
-        """What waits, no further than this request, whose head ends with an empty line."""
+    def _take(self, data: bytes | bytearray) -> int:
+        """Parses the beginning of `data`, no further than this request, whose head ends with an empty line; returns
+        how many bytes that were.
+        """
+        if self._deadline is None:  # the first byte of another request
+            self._expect("headers", self.settings.header_seconds)
         if self._in_headers:
-            seen = self._tail + self._waiting[:TURN]
+            seen = self._tail + data[:TURN]
             found = seen.find(END)
             end = (len(seen) if found < 0 else found + len(END)) - len(self._tail)
             self._tail = bytes(seen[1 - len(END) :]) if found < 0 else b""
-        elif self._length is not None:
-            end = min(self._length, len(self._waiting))
-            self._length -= end
+        elif self._length is None:
+            end = self._chunks.end(data[:TURN])
         else:
-            end = self._chunks.end(self._waiting[:TURN])
-        piece = self._waiting[:end]
-        del self._waiting[:end]
-        return piece
+            end = min(self._length, len(data))
+            self._length -= end
+        if self._has_room(end):
+            self._parse(data if end == len(data) else data[:end])
+        return end
 
-    def _count(self, size: int) -> bool:
-        """False where a limit is passed, and the request refused."""
+    def _has_room(self, size: int) -> bool:
+        """Whether the request may have so many bytes more; refuses it where not."""
         self._received += size
-        self._empty += size
-        if self.transport.is_closing() or self._answered():
+        if self._in_headers:
+            if self._received > MAX_HEADERS:
+                self.refuse(431, "headers_too_large", f"more than {MAX_HEADERS} bytes of headers")
+                return False
+        elif self.cycle.response_complete:
             if self._received > 2 * self.settings.max_body:
                 self.transport.finish()  # it was refused long ago, and goes on sending
-        elif self._in_headers and self._received > MAX_HEADERS:
-            self.refuse(431, "headers_too_large", f"more than {MAX_HEADERS} bytes of headers")
-        elif not self._in_headers and self._length is None and self._empty > MAX_HEADERS:
-            self.refuse(400, "invalid_request", f"more than {MAX_HEADERS} bytes of chunks without content")
-        return not self.transport.is_closing()
+                return False
+        elif self._length is None:
+            self._empty += size
+            if self._empty > MAX_HEADERS:
+                self.refuse(
+                    400, "invalid_request", f"more than {MAX_HEADERS} bytes of chunks without content"
+                )
+                return False
+        return True
+
+    def _discard(self, data: bytes) -> None:
+        """What a client goes on sending after the last answer."""
+        self._received += len(data)
+        if self._received > 2 * self.settings.max_body:
+            self.transport.finish()
 
     def _parse(self, piece: bytes | bytearray) -> None:
         try:
@@ -162,20 +184,20 @@ class Connection(HttpToolsProtocol):
         self.parser = httptools.HttpRequestParser(self)
         self._parse(b"\r\n".join(lines) + END)
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_headers:  # what follows a body in chunks is ignored
-            super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
         self._upgrade = self.parser.should_upgrade()
         if self._upgrade:
             return
-        if ABSOLUTE.fullmatch(self.url):
+        if not self.url.startswith(b"/") and ABSOLUTE.fullmatch(self.url):
             self.url += b"/"
         super().on_headers_complete()
-        self._in_headers, self._received, self._empty = False, 0, 0
-        self._chunks = Chunks()
-        self._length = next((int(value) for name, value in self.headers if name == b"content-length"), None)
+        self._in_headers, self._received, self._empty, self._length = False, 0, 0, None
+        for name, value in self.headers:
+            if name == b"content-length":
+                self._length = int(value)
+        if self._length is None:
+            self._chunks = Chunks()
+        self.headers = []  # for what follows a body in chunks, which is ignored
         self._expect("body", self.settings.body_seconds)
 
     def on_body(self, body: bytes) -> None:
@@ -218,14 +240,10 @@ class Connection(HttpToolsProtocol):
         """Whether a request is complete, and its answer is not."""
         return self._in_headers and self.cycle is not None and not self.cycle.response_complete
 
-    def _answered(self) -> bool:
-        """Whether the answer is complete, and its request is not."""
-        return not self._in_headers and self.cycle.response_complete
-
     def _is_sending(self) -> bool:
         return not self._ended and (self._refused or not self._in_headers)
 
-    def _discard(self) -> None:
+    def _linger(self) -> None:
         """Reads what the client goes on sending, and parses no more."""
         self._waiting.clear()
         self.flow.full = False
@@ -271,9 +289,9 @@ class Lingering:
     """
 
     def __init__(
-        self, transport: asyncio.Transport, is_sending: Callable[[], bool], discard: Callable[[], None]
+        self, transport: asyncio.Transport, is_sending: Callable[[], bool], linger: Callable[[], None]
     ):
-        self._transport, self._is_sending, self._discard = transport, is_sending, discard
+        self._transport, self._is_sending, self._linger = transport, is_sending, linger
         self._lingers = False
 
     def __getattr__(self, name: str) -> Any:
@@ -289,7 +307,7 @@ class Lingering:
             return self.finish()
         self._lingers = True
         self._transport.write_eof()
-        self._discard()
+        self._linger()
 
     def finish(self) -> None:
         """Closes both halves."""
