@@ -293,6 +293,7 @@ class Lingering:
     ):
         self._transport, self._is_sending, self._linger = transport, is_sending, linger
         self._lingers = False
+        self.write = transport.write  # what every answer calls
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
