@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import attacks  # noqa: E402
 import linear_models  # noqa: E402
 from hostile import every_case  # noqa: E402
-from hostile_requests import PNG, malformed  # noqa: E402
+from hostile_requests import PNG, heavy, malformed  # noqa: E402
 from hostile_sets import is_right, judge, measure_bombs, watched_prepare, write_folder, write_zip  # noqa: E402
 from servers import artifact_folder, form, running  # noqa: E402
 
@@ -155,6 +155,18 @@ def oversize(folder: Path) -> dict[str, Any]:
         return attacks.send_too_much(server, mebibytes=1024) | {"limit MiB": 20}
 
 
+def pipelined(folder: Path) -> dict[str, Any]:
+    with running(artifact_folder(folder / "linear")) as server:
+        server.predict(PNG)
+        return attacks.pipeline(server, connections=20, seconds=15)
+
+
+def stalls(folder: Path) -> dict[str, Any]:
+    """/healthz beside bodies of 19 MiB."""
+    with running(artifact_folder(folder / "linear")) as server:
+        return {"rows": attacks.beside(server, heavy(19 * 2**20))}
+
+
 def slow(folder: Path) -> dict[str, Any]:
     with running(artifact_folder(folder / "linear")) as server:
         return attacks.slow_clients(server.port, count=200, quiet_seconds=20)
@@ -242,7 +254,10 @@ def png(image: np.ndarray) -> bytes:
 
 TASKS: dict[str, Callable[[Path], dict[str, Any]]] = {
     task.__name__: task
-    for task in (images, bombs, prepare, requests, fuzz, document, oversize, slow, ends, moves, corrupt)
+    for task in (
+        *(images, bombs, prepare, requests, fuzz, document, oversize, pipelined, stalls, slow),
+        *(ends, moves, corrupt),
+    )
 }
 
 

@@ -63,6 +63,25 @@ def oversize(task: dict[str, Any]) -> list[str]:
     ]
 
 
+def pipelined(task: dict[str, Any]) -> list[str]:
+    return [
+        f"Requests without end on {task['connections']} connections, whose answers nobody reads: "
+        f"{task['extra memory MiB']:.0f} MiB more memory at the peak, the slowest `/healthz` beside them "
+        f"{task['slowest ms']:.0f} ms."
+    ]
+
+
+def stalls(task: dict[str, Any]) -> list[str]:
+    lines = [
+        "| 19 MiB of | status | p99 of `/healthz` beside it, ms | slowest |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    return lines + [
+        f"| {name} | {row['status']} | {row['p99 ms']:.1f} | {row['slowest ms']:.1f} |"
+        for name, row in task["rows"].items()
+    ]
+
+
 def slow(task: dict[str, Any]) -> list[str]:
     return [
         f"{task['slow headers']} slow headers and {task['slow bodies']} slow bodies at once: closed within "
@@ -111,7 +130,7 @@ def unchanged(task: dict[str, Any]) -> str:
 
 TABLES = {
     "Files": (images, bombs, prepare),
-    "Requests": (requests, fuzz, document, oversize, slow),
+    "Requests": (requests, fuzz, document, oversize, pipelined, stalls, slow),
     "Changes under load": (ends, moves, corrupt),
 }
 

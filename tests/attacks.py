@@ -4,6 +4,7 @@ Each attack returns what happened; the tests run short ones, benchmarks/hardenin
 """
 
 import asyncio
+import contextlib
 import http.client
 import json
 import random
@@ -43,6 +44,24 @@ def status_of(answer: bytes) -> int:
     """The status of the first answer; 0 where the connection was closed without one."""
     found = re.match(rb"HTTP/1\.1 (\d{3}) ", answer)
     return int(found[1]) if found else 0
+
+
+def converse(port: int, parts: list[bytes], half: bool = False, patience: float = 0.5) -> list[int]:
+    """The statuses of all answers to what is sent in so many packets; `half`: nothing more is sent after it."""
+    received = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=patience) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            for part in parts:
+                client.sendall(part)
+                time.sleep(0.01 if len(parts) < 5 else 0)
+            if half:
+                client.shutdown(socket.SHUT_WR)
+            while chunk := client.recv(65536):
+                received += chunk
+        except TimeoutError:
+            pass
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", received)]
 
 
 # Fuzz --------------------------------------------------------------------------------------------------
@@ -268,6 +287,50 @@ def move_under_load(
         "versions": sorted(seen),
         "slowest move, seconds": longest,
     }
+
+
+def beside(server: RunningServer, requests: dict[str, bytes]) -> dict[str, dict[str, float]]:
+    """Sends one after the other; how long /healthz takes meanwhile, asked every few milliseconds."""
+    found = {}
+    for name, request in requests.items():
+        answers: list[bytes] = []
+        sender = threading.Thread(
+            target=lambda data, to: to.append(send(server.port, data, 60)), args=(request, answers)
+        )
+        connection, times = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60), []
+        sender.start()
+        while sender.is_alive():
+            start = time.perf_counter()
+            connection.request("GET", "/healthz")
+            connection.getresponse().read()
+            times.append(time.perf_counter() - start)
+            time.sleep(0.003)
+        connection.close()
+        found[name] = {
+            "status": status_of(answers[0]),
+            "p99 ms": 1000 * percentile(times, 0.99),
+            "slowest ms": 1000 * max(times),
+        }
+    return found
+
+
+def pipeline(server: RunningServer, connections: int, seconds: float) -> dict[str, Any]:
+    """Requests without end on each connection, whose answers nobody reads."""
+    before, slowest, peak = memory(server, "VmRSS"), 0.0, 0.0
+    block = http_request(b"", method="GET", path="/page/main.js", Connection="keep-alive") * 5000
+    clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(connections)]
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for client in clients:
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                client.send(block)
+        start = time.perf_counter()
+        server.get("/healthz")
+        slowest, peak = max(slowest, time.perf_counter() - start), max(peak, memory(server, "VmRSS"))
+    for client in clients:
+        client.close()
+    return {"connections": connections, "extra memory MiB": peak - before, "slowest ms": 1000 * slowest}
 
 
 def send_too_much(server: RunningServer, mebibytes: int) -> dict[str, Any]:

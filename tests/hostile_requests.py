@@ -1,5 +1,7 @@
 """Requests that a server must refuse, byte for byte, and well-formed ones to damage."""
 
+import base64
+import gzip
 import json
 import random
 import struct
@@ -113,15 +115,99 @@ def malformed() -> dict[str, bytes]:
         "a header without a name": b"GET / HTTP/1.1\r\nHost: x\r\n: b\r\n\r\n",
         "an address of 100,000 letters": http_request(b"", method="GET", path="/" + "a" * 100_000),
         "a path that climbs": http_request(b"", method="GET", path="/page/../../../etc/passwd"),
+        "a gzipped image": http_request(gzip.compress(PNG), Content_Encoding="gzip"),
+        "a gzipped view": http_request(gzip.compress(PNG), path="/view", Content_Encoding="gzip"),
+        "gzipped JSON for v2": as_json(gzip.compress(b"{}"), files, Content_Encoding="deflate, br"),
+        "chunks of gzip": chunked(gzip.compress(PNG), "gzip, chunked"),
+        "gzip without chunks": chunked(gzip.compress(PNG), "gzip"),
+        "chunks, folded": chunked(PNG, "\r\n chunked"),
+        "a folded header": http_request(PNG, a="b\r\n c"),
+        "line feeds alone": http_request(PNG).replace(b"\r\n", b"\n"),
+        "CONNECT": b"CONNECT example.org:443 HTTP/1.1\r\nHost: example.org:443\r\n\r\nGET /healthz HTTP/1.1\r\n\r\n",
+        "OPTIONS of all": http_request(b"", path="*", method="OPTIONS"),
+        "OPTIONS": http_request(b"", method="OPTIONS"),
+        "a request as the body of an upgrade": upgrading(http_request(b"", method="GET", path="/model")),
+        "the same, to a WebSocket": upgrading(http_request(b"", method="GET", path="/model"), "websocket"),
+        "chunks with endless extensions": chunked(b"")[:-5] + b"1;" + b"a" * 200_000,
+        "chunks with endless trailers": chunked(b"")[:-2] + b"a: b\r\n" * 20_000,
+        "a body beyond the limit, then closed": http_request(bytes(21 * 2**20)),
+        "a form with a line before its end": multipart(part + PNG + b"\r\n--x-\r\n"),
+        "a form of 10,000 headers": multipart(b"--x\r\n" + b"a: b\r\n" * 10_000 + b"\r\n\r\n--x--\r\n"),
+        "100,000 empty images": as_json(b'{"images": [' + b'"",' * 100_000 + b'""]}'),
+        "100,000 empty objects": as_json(b'{"images": [' + b"{}," * 100_000 + b"{}]}"),
+        "padding within base64": as_json({"image": "QQ==" * 2**19}),
+        "v2: 100,000 empty files": infer(
+            {"name": "files", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 400_000}},
+            bytes(400_000),
+        ),
+        "v2: 100,000 lists": infer({"data": [[0]] * 100_000}),
+        "v2: many numbers, one missing": infer({"shape": [40, 16, 20, 3], "data": [0] * (40 * 960 - 1)}),
+        "v2: many numbers and a text": infer(
+            {"shape": [40, 16, 20, 3], "data": [0] * (40 * 960 - 1) + ["0"]}
+        ),
+        "v2: lists of different lengths": infer(
+            {"shape": [40, 16, 20, 3], "data": [[0] * 20_000, [0] * 18_400]}
+        ),
+        "v2: many numbers as the shape": infer({"shape": [0] * 40_000, "data": []}),
+        "v2: an output ten times": infer({"data": [0] * 960}, outputs=[{"name": "labels"}] * 10),
         "a path with nulls": http_request(b"", method="GET", path="/%00%ff%2e"),
     }
+
+
+def heavy(size: int) -> dict[str, bytes]:
+    """Requests of about `size` bytes that cost a parser the most, in every content type."""
+    part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    noise, end, files = random.Random(0).randbytes(size), b"\r\n--x--\r\n", "/v2/models/linear/infer"
+    binary = {"name": "files", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": size}}
+    tensor = b'{"inputs":[{"name":"images","datatype":"FP32","shape":[%d,16,20,3],"data":['
+    return {
+        "JSON of empty texts": as_json(b'{"images":[' + b'"",' * (size // 3) + b'""]}'),
+        "JSON of escaped quotes": as_json(b'{"image":"' + b'\\"' * (size // 2) + b'"}'),
+        "JSON of escaped letters": as_json(b'{"image":"' + b"\\u0041" * (size // 6) + b'"}'),
+        "JSON, nested": as_json(b'{"images":' + b"[" * size),
+        "JSON of objects": as_json(b'{"images":[' + b"{}," * (size // 3) + b"{}]}"),
+        "JSON of numbers": as_json(b'{"images":[' + b"0," * (size // 2) + b"0]}"),
+        "JSON of one number": as_json(b'{"top_k":' + b"9" * size + b"}"),
+        "JSON of base64": as_json({"image": base64.b64encode(noise[: 3 * size // 4]).decode()}),
+        "a form of headers": multipart(b"--x\r\n" + b"a:b\r\n" * (size // 5)),
+        "a form of almost ends": multipart(part + b"\r\n--" * (size // 4) + end),
+        "a form of line ends": multipart(part + b"\r" * size + end),
+        "a form of one file": multipart(part + noise + end),
+        "v2: empty files": infer(binary, bytes(size)),
+        "v2: lists of one number": as_json(tensor % 1 + b"[0]," * (size // 4) + b"[0]]}]}", files),
+        "v2: numbers": as_json(tensor % 64 + b",".join([b"%d" % 10**17] * (64 * 960)) + b"]}]}", files),
+        "v2: texts": as_json(b'{"inputs":[' + b'"",' * (size // 3) + b'""]}', files),
+        "a form of a page": http_request(b"a=b&" * (size // 4), "application/x-www-form-urlencoded"),
+        "noise": http_request(noise, "application/octet-stream"),
+        "noise to be viewed": http_request(noise, path="/view"),
+        "chunks of empty lines": chunked(b"\r\n" * (size // 2)),
+    }
+
+
+def chunked(body: bytes, coding: str = "chunked") -> bytes:
+    """A request whose body is one chunk, in this transfer coding."""
+    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: {coding}\r\n\r\n"
+    chunk = b"%x\r\n" % len(body) + body + b"\r\n" if body else b""
+    return head.encode() + chunk + b"0\r\n\r\n"
+
+
+def upgrading(body: bytes, protocol: str = "h2c") -> bytes:
+    """A request that wishes for another protocol, as Java's client and `curl --http2` send."""
+    return http_request(body, Connection="Upgrade, HTTP2-Settings", Upgrade=protocol, HTTP2_Settings="AAMA")
 
 
 def seeds(routes: list[tuple[str, str]]) -> list[bytes]:
     """Well-formed requests of every route and every way to ask, to be damaged."""
     plain = [http_request(PNG, path=path, method=method) for method, path in routes]
     tensor = infer({"datatype": "UINT8", "parameters": {"binary_data_size": 960}}, bytes(960))
-    return [*plain, multipart(form(PNG, top_k="2")[0]), as_json({"image": "aaaa", "top_k": 1}), tensor]
+    framed = [
+        upgrading(PNG),
+        chunked(PNG),
+        upgrading(b"") + chunked(PNG),
+        http_request(b"", method="HEAD", path="/"),
+    ]
+    bodies = [multipart(form(PNG, top_k="2")[0]), as_json({"image": "aaaa", "top_k": 1}), tensor]
+    return [*plain, *framed, *bodies]
 
 
 def damage(data: bytes, dice: random.Random) -> bytes:

@@ -7,20 +7,27 @@ import time
 
 import pytest
 from attacks import (
+    beside,
+    converse,
     end_under_load,
     fuzz,
     open_files_and_threads,
+    pipeline,
     schemathesis,
     send,
     send_too_much,
     slow_clients,
     status_of,
 )
-from hostile_requests import PNG, malformed
+from hostile_requests import PNG, chunked, heavy, http_request, malformed, upgrading
 from project import CHECKOUT
 from servers import running
 
 MALFORMED = malformed()
+ALIVE = http_request(b"", method="GET", path="/healthz", Connection="keep-alive")
+ASKED = http_request(PNG, Connection="keep-alive")
+TWO = chunked(b"ab").replace(b"Connection: close\r\n", b"") + ALIVE
+EXPECTING = http_request(PNG, Expect="100-continue")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -110,6 +117,71 @@ def test_requests_made_from_the_openapi_document_find_no_error_of_the_server(art
     assert failures == []
     assert generated >= cases
     assert server.log == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "half", "statuses"),
+    [
+        ([upgrading(PNG)], False, [200]),
+        ([upgrading(PNG)[: -len(PNG)], PNG], False, [200]),
+        ([upgrading(PNG) + ALIVE], False, [200, 200]),
+        ([upgrading(PNG, "websocket")], False, [200]),
+        ([chunked(PNG, "chunked\r\nConnection: Upgrade\r\nUpgrade: websocket")], False, [200]),
+        ([ASKED + ALIVE + http_request(b"x", Connection="keep-alive") + ALIVE], False, [200, 200, 415, 200]),
+        ([ASKED + b"no HTTP\r\n\r\n"], False, [200, 400]),
+        ([http_request(PNG) + ALIVE], False, [200]),
+        ([ASKED], True, [200]),
+        ([ASKED + ALIVE * 3], True, [200] * 4),
+        ([ASKED[:-5]], True, [400]),
+        ([b"GET /hea"], True, [400]),
+        ([b""], True, []),
+        ([TWO[i : i + 1] for i in range(len(TWO))], False, [415, 200]),
+        ([chunked(b"\r\n\r\n" * 10_000).replace(b"close", b"keep-alive") + ALIVE], False, [415, 200]),
+        ([b"\r\n\r\n" + ALIVE], False, [200]),
+        ([b"GET /healthz HTTP/1.0\r\nConnection: keep-alive\r\n\r\n" + ALIVE], False, [200]),
+        ([b"GET http://example.org/healthz HTTP/1.1\r\nHost: x\r\n\r\n" + ALIVE], False, [200, 200]),
+        ([b"GET http://example.org HTTP/1.1\r\nHost: x\r\n\r\n" + ALIVE], False, [200, 200]),
+        ([b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n" + ALIVE], False, [200, 200]),
+        ([EXPECTING[: -len(PNG)], PNG], False, [100, 200]),
+        ([http_request(b"", Expect="100-continue", Content_Length="90000000"), ALIVE], False, [413]),
+        ([http_request(bytes(21 * 2**20), Connection="keep-alive") + ALIVE], False, [413, 200]),
+    ],
+)
+def test_each_request_has_one_answer_however_it_is_framed(server, parts, half, statuses):
+    assert converse(server.port, parts, half, patience=0.2) == statuses
+
+
+def test_pipelined_requests_are_answered_in_order_and_each_with_its_own_answer(server):
+    names = [f"request-{number}" for number in range(40)]
+    requests = [
+        http_request(PNG if number % 2 else b"", Connection="keep-alive", X_Request_ID=name)
+        for number, name in enumerate(names)
+    ]
+    answers = send(server.port, b"".join(requests), patience=0.5).split(b"HTTP/1.1 ")[1:]
+    assert [answer[:3] for answer in answers] == [b"415", b"200"] * 20
+    assert all(name.encode() in answer for name, answer in zip(names, answers, strict=True))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_pipelined_requests_pile_up_nowhere(server):
+    result = pipeline(server, connections=20, seconds=1)
+    assert result["extra memory MiB"] < 50
+    assert result["slowest ms"] < 1000
+
+
+def test_nobody_waits_while_large_bodies_of_every_kind_are_read(server):
+    """They wait for 2 to 7 seconds where 19 MiB are parsed at once; benchmarks/hardening.py sends so much."""
+    for name, result in beside(server, heavy(8 * 2**20)).items():
+        assert result["status"] // 100 == 4 or name == "v2: numbers", name
+        assert result["slowest ms"] < 500, name
+
+
+@pytest.mark.parametrize("name", ["a gzipped image", "a gzipped view", "chunks of gzip"])
+def test_the_refusal_of_an_encoded_body_names_the_encoding(server, name):
+    answer = send(server.port, MALFORMED[name])
+    assert status_of(answer) == 415
+    assert b"gzip" in answer
+    assert b"accept-encoding: identity" in answer
 
 
 def test_bandit_finds_nothing_that_is_not_explained():

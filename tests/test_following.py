@@ -4,10 +4,12 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -24,7 +26,7 @@ from visionpipe.serving.classifier import Classifier
 from visionpipe.serving.service import Follower, Service
 from visionpipe.serving.settings import Settings
 from visionpipe.serving.versions import load, version_in, write_record
-from visionpipe.tracking.lookup import Lookup, MLflowChild, artifact_in
+from visionpipe.tracking.lookup import Lookup, MLflowChild, artifact_in, claim_folder, find
 from visionpipe.tracking.registry import all_versions
 from visionpipe.tracking.store import connect
 
@@ -247,3 +249,103 @@ def test_a_packed_version_keeps_its_name_and_is_compared_with_its_digest(registe
     (packed.folder / "labels.json").write_text(json.dumps(labels[::-1]))
     with pytest.raises(ArtifactError, match="version 1 of followed is damaged"):
         load(packed)
+
+
+def test_a_store_made_anew_is_noticed_though_its_numbers_begin_again(store):
+    service = Service(Settings(threads=1))
+    first, other = (Lookup(f"models:/{NAME}/{number}").current() for number in (1, 2))
+    answers = iter([first, first, dataclasses.replace(other, number="1")])
+    follower = Follower(service, lambda: next(answers))
+    lives = []
+    for _ in range(3):
+        follower.look()
+        lives.append(service.present())
+    assert lives[0] is lives[1]
+    assert [live.number for live in lives] == ["1", "1", "1"]
+    assert lives[2].version.tags["artifact_sha256"] == other.tags["artifact_sha256"]
+    service.queue.pool.shutdown()
+
+
+def test_metrics_and_readiness_tell_whether_the_alias_is_followed(store, tmp_path, caplog):
+    service = Service(Settings(threads=1))
+    one, two = (Lookup(f"models:/{NAME}/{number}").current() for number in (1, 2))
+    gone = dataclasses.replace(two, folder=tmp_path / "gone")
+    answers = iter([one, RegistryError("no route"), RegistryError("no route"), one, gone, two])
+
+    def current():
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    follower, told = Follower(service, current), []
+    for _ in range(6):
+        follower.look()
+        metric = re.search(r'visionpipe_following{name="followed"} (\S+)', service.metrics.text().decode())
+        told.append((service.unfollowed, float(metric[1])))
+    silent, refused = "the registry does not answer", "version 2 is refused"
+    assert told[:4] == [("", 1), (silent, 0), (silent, 0), ("", 1)]
+    assert told[4] == (refused, 0)
+    assert told[5] == (refused, 0)  # looked at again after a minute only
+    assert [record.message for record in caplog.records].count(f"{silent}: no route") == 1  # not every second
+    service.queue.pool.shutdown()
+
+
+def test_a_database_that_does_not_answer_is_said_and_the_process_that_asks_replaced(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://user:secret@127.0.0.1:1/mlflow")
+    child = MLflowChild(NAME)
+    try:
+        for _ in range(2):
+            with pytest.raises(RegistryError, match="does not answer") as said:
+                child.ask("champion", None)
+            assert "secret" not in str(said.value)
+            child._process.kill()
+            child._process.wait()
+    finally:
+        child.close()
+    with pytest.raises(RegistryError, match="was ended"):
+        child.ask("champion", None)
+
+
+def test_a_process_that_dies_again_and_again_is_tried_less_and_less_often(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    child, pauses = MLflowChild(NAME), []
+    try:
+        for _ in range(5):
+            with pytest.raises(RegistryError, match="has ended"):
+                child.ask("champion", None)
+            pauses.append(child._not_before - time.monotonic())
+            child._not_before = 0.0
+    finally:
+        child.close()
+    np.testing.assert_allclose(pauses, [0, 1, 2, 4, 8], atol=0.5)
+
+
+def test_folders_of_killed_processes_are_removed_and_those_of_others_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (left, claim), (used, _) = claim_folder(), claim_folder()
+    (left / "model").mkdir()
+    os.close(claim)  # as the kernel does for a killed process
+    mine, _ = claim_folder()
+    assert sorted(tmp_path.iterdir()) == sorted([used, mine])
+
+
+def test_a_damaged_download_is_made_again_after_a_minute(registered, store, tmp_path):
+    model = next(Path("mlartifacts").rglob(all_versions(store)["1"].source.rsplit("/", 1)[1])).rglob(
+        "model.onnx"
+    )
+    path, downloads = next(model), []
+    whole = path.read_bytes()
+    ask = functools.partial(find, store.client, NAME, None, "1", tmp_path, lambda: downloads.append(1))
+    try:
+        path.write_bytes(whole[:-1])
+        for _ in range(2):
+            damaged = Path(ask()["folder"])
+    finally:
+        path.write_bytes(whole)
+    assert len(downloads) == 1
+    assert (damaged / "model.onnx").read_bytes() != whole
+    os.utime(damaged.parents[1] / "damaged", (0, 0))
+    assert (Path(ask()["folder"]) / "model.onnx").read_bytes() == whole
+    ask()
+    assert len(downloads) == 2

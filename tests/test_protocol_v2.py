@@ -1,6 +1,7 @@
 """The Open Inference Protocol, spoken by Triton's own client and by hand."""
 
 import json
+import random
 import struct
 
 import numpy as np
@@ -8,6 +9,9 @@ import pytest
 import tritonclient.http as http
 from servers import CLASSES, SIZE, picture
 from tritonclient.utils import InferenceServerException
+
+from visionpipe.serving.bodies import Refusal
+from visionpipe.serving.numbers import DIGITS, is_regular, read_numbers
 
 
 @pytest.fixture
@@ -142,3 +146,57 @@ def test_a_request_made_by_hand_answers_json_with_the_version(server):
     assert answer.status == 200
     assert answer.json["model_version"] == server.get("/model").json["version"]
     assert [output["name"] for output in answer.json["outputs"]] == ["probabilities", "labels"]
+
+
+@pytest.mark.parametrize("shape", [(-1,), (64, -1), (64, *SIZE, 3)])
+@pytest.mark.parametrize("last", ["data", "name"])
+def test_a_large_tensor_in_json_nested_or_not_is_the_one_in_binary(server, shape, last):
+    values = np.random.default_rng(1).integers(0, 256, (64, *SIZE, 3), np.uint8)
+    (tensor,) = images(shape=list(values.shape), data=values.reshape(shape).tolist())
+    tensor[last] = tensor.pop(last)  # what stands behind the numbers is read too
+    wanted = {"outputs": [{"name": "probabilities"}]}
+    plain = ask(server, [tensor], id="7", **wanted)
+    binary = ask(server, sized(values.size, shape=list(values.shape)), binary=values.tobytes(), **wanted)
+    assert plain.json["id"] == "7"
+    assert plain.json["outputs"] == binary.json["outputs"]
+
+
+def test_lists_are_regular_where_numpy_takes_them():
+    dice = random.Random(0)
+
+    def nest(depth):
+        if depth == 0 or dice.random() < 0.2:
+            return 1
+        return [nest(depth - 1) for _ in range(dice.randint(1, 2))]
+
+    found = set()
+    for _ in range(5000):
+        values = [nest(3)]
+        try:
+            np.array(values, float)
+            expected = True
+        except ValueError:
+            expected = False
+        found.add(expected)
+        assert is_regular(json.dumps(values).encode().translate(None, DIGITS)) == expected, values
+    assert found == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("text", "dtype"),
+    [
+        *(
+            (text, "<f4")
+            for text in (b"[1,2,]", b"[,1,2]", b"[1][2]", b"[1],[2]", b"[[1],2]", b"[1 2]", b"[1,2]]")
+        ),
+        *(
+            (text, "<f4")
+            for text in (b"[1]", b"[1,2,3]", b"[]", b"[[],[]]", b'[1,"2"]x', b"[1,1e999]", b"[1,nan]")
+        ),
+        *((text, "u1") for text in (b"[1,300]", b"[1,-1]", b"[1,null]")),
+    ],
+)
+def test_two_numbers_are_two_numbers_in_a_list(text, dtype):
+    np.testing.assert_array_equal(read_numbers(b"[ 1 ,\n2 ]", np.dtype(dtype), 2), [1, 2])
+    with pytest.raises(Refusal):
+        read_numbers(text, np.dtype(dtype), 2)

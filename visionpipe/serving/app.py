@@ -15,7 +15,7 @@ from visionpipe import __version__
 from visionpipe.errors import ImageError
 from visionpipe.serving import page, protocol_v2
 from visionpipe.serving.batching import Job
-from visionpipe.serving.bodies import Question, Refusal, number, read_body, set_option, take_apart
+from visionpipe.serving.bodies import QUICK, Question, Refusal, number, read_body, set_option, take_apart
 from visionpipe.serving.guard import Direct, Guard, answer_failure
 from visionpipe.serving.service import STATUS, Live, Service
 from visionpipe.serving.settings import Settings
@@ -97,19 +97,16 @@ def make_app(service: Service) -> ASGIApp:
         live = service.present()
         service.make_room(1)
         body = await read_body(request, service.settings.max_body)
-        question = take_apart(body, request.headers.get("content-type", ""), service.settings)
+        content_type = request.headers.get("content-type", "")
+        question = await service.aside(len(body) > QUICK, take_apart, body, content_type, service.settings)
         del body
         if request.scope["query_string"]:
             for name, value in request.query_params.items():
                 set_option(question, name, number(value.encode()))
         jobs = await service.answer(live, question.images)
-        predictions = [prediction(job, live, question, service) for job in jobs]
-        content = {
-            "predictions": predictions,
-            "model": {"name": live.name, "version": live.number},
-            "milliseconds": milliseconds(jobs, start),
-        }
-        return Response(orjson.dumps(content), media_type="application/json")
+        count_predictions(jobs, live, question, service)
+        content = await service.aside(live.is_large(jobs), write_answer, jobs, live, question, start)
+        return Response(content, media_type="application/json")
 
     app.include_router(protocol_v2.router(service))
 
@@ -122,11 +119,14 @@ def make_app(service: Service) -> ASGIApp:
         if service.draining:
             raise Refusal(503, "draining", "the server is ending")
         service.present()
-        return {"status": "ready"}
+        if service.unfollowed is None:
+            return {"status": "ready"}
+        return {"status": "ready", "alias": service.unfollowed or "followed"}
 
     @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics() -> Response:
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        text = await service.aside(True, service.metrics.text)  # with many classes it is long
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.post(
         "/view", summary="An image as the model sees it", response_class=PNG, openapi_extra=VIEW_INTERFACE
@@ -138,8 +138,13 @@ def make_app(service: Service) -> ASGIApp:
         return PNG(await service.view(live, body))
 
     @app.get("/model", summary="The version that answers: lineage, classes, metrics")
-    async def model() -> dict[str, Any]:
-        return describe(service.present(), service.settings)
+    async def model(request: Request) -> Response:
+        live = service.present()
+        tag = f'"{live.number}-{live.since}"'
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers={"ETag": tag})
+        content = orjson.dumps(describe(live, service.settings))
+        return Response(content, headers={"ETag": tag}, media_type="application/json")
 
     app.include_router(page.router())
 
@@ -157,18 +162,36 @@ def make_app(service: Service) -> ASGIApp:
     )
 
 
-def prediction(job: Job, live: Live, question: Question, service: Service) -> dict[str, Any]:
-    """One entry of the answer. A request of one image has its error as the answer's status instead."""
+def count_predictions(jobs: list[Job], live: Live, question: Question, service: Service) -> None:
+    """In the metrics. A request of one image has its error as the answer's status instead."""
+    for job in jobs:
+        error = job.future.exception()
+        if error is None:
+            label = live.batcher.classifier.labels[int(job.future.result().argmax())]
+            service.metrics.predictions.labels(label, live.number).inc()
+        elif isinstance(error, ImageError) and not question.several:
+            raise Refusal(STATUS[error.code], error.code, error.reason)
+
+
+def write_answer(jobs: list[Job], live: Live, question: Question, start: float) -> bytes:
+    """As JSON, image by image: as objects the probabilities of many classes would be ten times as large."""
+    labels = live.batcher.classifier.labels
+    predictions = [orjson.Fragment(orjson.dumps(prediction(job, labels, question))) for job in jobs]
+    content = {
+        "predictions": predictions,
+        "model": {"name": live.name, "version": live.number},
+        "milliseconds": milliseconds(jobs, start),
+    }
+    return orjson.dumps(content)
+
+
+def prediction(job: Job, labels: list[str], question: Question) -> dict[str, Any]:
     error = job.future.exception()
     if isinstance(error, ImageError):
-        if not question.several:
-            raise Refusal(STATUS[error.code], error.code, error.reason)
         return {"error": {"code": error.code, "reason": error.reason}}
-    probabilities, labels = job.future.result(), live.batcher.classifier.labels
+    probabilities = job.future.result()
     order = (-probabilities).argsort(kind="stable")[: question.top_k]
-    best = labels[order[0]]
-    service.metrics.predictions.labels(best, live.number).inc()
-    answer: dict[str, Any] = {"label": best, "probability": float(probabilities[order[0]])}
+    answer: dict[str, Any] = {"label": labels[order[0]], "probability": float(probabilities[order[0]])}
     if question.unsure_below is not None:
         answer["unsure"] = answer["probability"] < question.unsure_below
     answer["probabilities"] = {labels[index]: float(probabilities[index]) for index in order}

@@ -2,15 +2,22 @@
 
 import base64
 import math
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-import python_multipart
-from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from visionpipe.serving.settings import Settings
+
+STEP = 2**20  # bytes that are searched or decoded before another thread may run
+QUICK = 2**16  # bytes of a form or JSON that are read in a moment, whatever they are
+MAX_PART_HEADERS = 8 * 2**10  # bytes, of each part of a form
+TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a header's name
 
 
 class Refusal(Exception):
@@ -19,6 +26,10 @@ class Refusal(Exception):
     def __init__(self, status: int, code: str, reason: str, **headers: str):
         super().__init__(reason)
         self.status, self.code, self.reason, self.headers = status, code, reason, headers
+
+
+def invalid(reason: str) -> Refusal:
+    return Refusal(400, "invalid_request", reason)
 
 
 @dataclass
@@ -33,6 +44,7 @@ class Question:
 
 async def read_body(request: Request, limit: int) -> bytes:
     """The whole body; refused as soon as it is known to be longer than `limit`, without keeping the rest."""
+    refuse_encodings(request.headers)
     too_long = Refusal(413, "too_large", f"the body is longer than {limit:,} bytes")
     if int(request.headers.get("content-length", 0)) > limit:
         raise too_long
@@ -44,17 +56,26 @@ async def read_body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
+def refuse_encodings(headers: Headers) -> None:
+    """A body comes as it is, perhaps in chunks: to unpack one would let few bytes become many."""
+    for name, plain in (("content-encoding", "identity"), ("transfer-encoding", "chunked")):
+        for coding in ",".join(headers.getlist(name)).split(","):
+            if coding.strip().lower() not in ("", plain):
+                reason = f"the body has the {name} {coding.strip()[:20]}: send it without"
+                raise Refusal(415, "unsupported", reason, **{"Accept-Encoding": "identity"})
+
+
 def take_apart(body: bytes, content_type: str, settings: Settings) -> Question:
     """A multipart form and JSON are what they say they are; anything else is taken for an image file."""
     kind = content_type.split(";")[0].strip().lower()
     if kind == "multipart/form-data":
         question = from_multipart(body, content_type, settings)
     elif kind == "application/json":
-        question = from_json(body)
+        question = from_json(body, settings)
     else:
         question = Question([body])
     if not question.images:
-        raise Refusal(400, "invalid_request", "no image in the request")
+        raise invalid("no image in the request")
     if len(question.images) > settings.max_images:
         raise Refusal(413, "too_large", f"{len(question.images)} images, more than {settings.max_images}")
     return question
@@ -62,67 +83,80 @@ def take_apart(body: bytes, content_type: str, settings: Settings) -> Question:
 
 def from_multipart(body: bytes, content_type: str, settings: Settings) -> Question:
     """Every part with a file name is an image; parts `top_k` and `unsure_below` are options."""
-    _, parameters = python_multipart.multipart.parse_options_header(content_type)
+    _, parameters = parse_options_header(content_type[:1000])
     boundary = parameters.get(b"boundary")
     if not boundary:
-        raise Refusal(400, "invalid_request", "multipart without a boundary")
-    parts: list[tuple[dict[bytes, bytes], bytearray]] = []
-    header = [bytearray(), bytearray()]  # name and value of the one that is being read
-    complete = False
-
-    def begin() -> None:
-        if len(parts) > settings.max_images + 2:
-            raise Refusal(413, "too_large", f"more than {settings.max_images} images")
-        parts.append(({}, bytearray()))
-
-    def end_header() -> None:
-        parts[-1][0][bytes(header[0]).lower()] = bytes(header[1])
-        header[:] = bytearray(), bytearray()
-
-    def end() -> None:
-        nonlocal complete
-        complete = True
-
-    callbacks: Any = {
-        "on_part_begin": begin,
-        "on_header_field": lambda data, start, stop: header[0].extend(data[start:stop]),
-        "on_header_value": lambda data, start, stop: header[1].extend(data[start:stop]),
-        "on_header_end": end_header,
-        "on_part_data": lambda data, start, stop: parts[-1][1].extend(data[start:stop]),
-        "on_end": end,
-    }
-    try:
-        python_multipart.MultipartParser(boundary, callbacks).write(body)
-    except FormParserError:
-        complete = False
-    if not complete:
-        raise Refusal(400, "invalid_request", "malformed multipart body")
+        raise invalid("multipart without a boundary")
     question = Question()
-    for headers, content in parts:
-        _, names = python_multipart.multipart.parse_options_header(headers.get(b"content-disposition"))
+    for number_, (start, stop) in enumerate(part_spans(body, boundary)):
+        if number_ > settings.max_images + 2:
+            raise Refusal(413, "too_large", f"more than {settings.max_images} images")
+        disposition, start = read_part(body, start, stop)
+        _, names = parse_options_header(disposition)
         if b"filename" in names:
-            question.images.append(bytes(content))
+            question.images.append(body[start:stop])
         elif names.get(b"name") in (b"top_k", b"unsure_below"):
-            set_option(question, names[b"name"].decode(), number(bytes(content)))
+            set_option(question, names[b"name"].decode(), number(body[start:stop]))
     question.several = len(question.images) > 1
     return question
 
 
-def from_json(body: bytes) -> Question:
+def part_spans(body: bytes, boundary: bytes) -> Iterator[tuple[int, int]]:
+    """Where each part starts and stops (RFC 2046, section 5.1.1); refuses a body without an end."""
+    line, malformed = b"\r\n--" + boundary, invalid("malformed multipart body")
+    if len(boundary) > 70:
+        raise malformed
+    stop = -2 if body.startswith(line[2:]) else find(body, line, 0)
+    start = None
+    while stop != -1:
+        if start is not None:
+            yield start, stop
+        end = body.find(b"\r\n", stop + len(line), stop + len(line) + 100)
+        rest = body[stop + len(line) : end if end >= 0 else stop + len(line) + 2]
+        if rest.startswith(b"--"):
+            return
+        if rest.strip(b" \t") or end < 0:
+            break
+        start = end + 2
+        stop = find(body, line, start)
+    raise malformed
+
+
+def read_part(body: bytes, start: int, stop: int) -> tuple[bytes | None, int]:
+    """A part's Content-Disposition, and where its content starts."""
+    if body.startswith(b"\r\n", start):
+        return None, start + 2
+    end = body.find(b"\r\n\r\n", start, min(stop, start + MAX_PART_HEADERS))
+    headers = {}
+    for row in re.sub(rb"\r\n[ \t]+", b" ", body[start : max(start, end)]).split(b"\r\n"):
+        name, colon, value = row.partition(b":")
+        if not colon or not TOKEN.fullmatch(name):
+            raise invalid("malformed multipart body")
+        headers[name.lower()] = value.strip()
+    return headers.get(b"content-disposition"), end + 4
+
+
+def find(body: bytes, what: bytes, start: int) -> int:
+    """As `bytes.find`, which lets no other thread run before it returns, in steps."""
+    for step in range(start, len(body), STEP):
+        found = body.find(what, step, step + STEP + len(what) - 1)
+        if found >= 0:
+            return found
+    return -1
+
+
+def from_json(body: bytes, settings: Settings) -> Question:
     """`{"image": base64}` or `{"images": [base64, …]}`, with `top_k` and `unsure_below`."""
-    try:
-        content = orjson.loads(body)
-    except ValueError:
-        raise Refusal(400, "invalid_request", "malformed JSON") from None
+    content = read_json(body, settings.max_images + 8)
     if not isinstance(content, dict):
-        raise Refusal(400, "invalid_request", 'expected {"image": base64} or {"images": [base64, …]}')
+        raise invalid('expected {"image": base64} or {"images": [base64, …]}')
     unknown = content.keys() - {"image", "images", "top_k", "unsure_below"}
     if unknown:
-        raise Refusal(400, "invalid_request", "unknown key: known are image, images, top_k, unsure_below")
+        raise invalid("unknown key: known are image, images, top_k, unsure_below")
     question = Question(several="images" in content)
     texts = content.get("images", [])
     if not isinstance(texts, list):
-        raise Refusal(400, "invalid_request", "images is not a list")
+        raise invalid("images is not a list")
     question.images = [decoded(text) for text in ([content["image"]] if "image" in content else []) + texts]
     for name in ("top_k", "unsure_below"):
         if content.get(name) is not None:
@@ -130,13 +164,51 @@ def from_json(body: bytes) -> Question:
     return question
 
 
-def decoded(text: object) -> bytes:
+def read_json(body: bytes, texts: int) -> Any:
+    """What JSON says. A long one holds so many texts at most, and little else: the parser lets no other thread run
+    before it is done, and makes a hundred bytes out of every two.
+    """
+    if len(body) > QUICK and sum(stop - start for start, stop in between_texts(body, texts)) > QUICK:
+        raise invalid(f"more than {QUICK} bytes of JSON beside its texts")
     try:
-        if isinstance(text, str):
-            return base64.b64decode(text, validate=True)
+        return orjson.loads(body)
     except ValueError:
-        pass
-    raise Refusal(400, "invalid_request", "an image is not plain base64 (no line breaks, no data: prefix)")
+        raise invalid("malformed JSON") from None
+
+
+def between_texts(body: bytes, texts: int) -> list[tuple[int, int]]:
+    """Where JSON has anything but texts; refuses more than `texts` of these."""
+    quotes = sum(body.count(b'"', step, step + STEP) for step in range(0, len(body), STEP))
+    if quotes > 2 * texts:
+        raise Refusal(413, "too_large", f"more than {texts} texts in JSON")
+    spans, start = [], 0
+    while (quote := find(body, b'"', start)) >= 0:
+        spans.append((start, quote))
+        start = end_of_text(body, quote + 1)
+    return [*spans, (start, len(body))]
+
+
+def end_of_text(body: bytes, start: int) -> int:
+    """Where the text ends whose first byte is at `start`: after a quote with an even number of \\ before it."""
+    while (quote := find(body, b'"', start)) >= 0:
+        before = body[start:quote]
+        if (len(before) - len(before.rstrip(b"\\"))) % 2 == 0:
+            return quote + 1
+        start = quote + 1
+    return len(body)
+
+
+def decoded(text: object) -> bytes:
+    refused = invalid("an image is not plain base64 (no line breaks, no data: prefix)")
+    if not isinstance(text, str):
+        raise refused
+    pieces = [text[start : start + STEP] for start in range(0, len(text), STEP)]
+    if any("=" in piece for piece in pieces[:-1]):
+        raise refused
+    try:
+        return b"".join(base64.b64decode(piece, validate=True) for piece in pieces)
+    except ValueError:
+        raise refused from None
 
 
 def number(text: bytes) -> object:
@@ -149,7 +221,7 @@ def number(text: bytes) -> object:
 def set_option(question: Question, name: str, value: object) -> None:
     """Sets `top_k` or `unsure_below`; refuses other names and values."""
     if name not in ("top_k", "unsure_below"):
-        raise Refusal(400, "invalid_request", "unknown option: known are top_k and unsure_below")
+        raise invalid("unknown option: known are top_k and unsure_below")
     valid = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if name == "top_k" and valid and value >= 1 and value == int(value):  # type: ignore[operator, call-overload]
         question.top_k = int(value)  # type: ignore[call-overload]
@@ -157,4 +229,4 @@ def set_option(question: Question, name: str, value: object) -> None:
         question.unsure_below = float(value)  # type: ignore[arg-type]
     else:
         expected = "a whole number, at least 1" if name == "top_k" else "a number in [0, 1]"
-        raise Refusal(400, "invalid_request", f"{name} must be {expected}")
+        raise invalid(f"{name} must be {expected}")

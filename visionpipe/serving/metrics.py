@@ -12,12 +12,14 @@ from prometheus_client import (
     generate_latest,
 )
 
+KEPT = 2  # versions whose predictions by class are told
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 
 class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.versions: list[str] = []  # that answer or did, the last one now
         disable_created_metrics()  # twice the lines, and no use
         ProcessCollector(registry=self.registry)
         common: dict[str, Any] = {"namespace": "visionpipe", "registry": self.registry}
@@ -36,6 +38,15 @@ class Metrics:
         self.swaps = Counter("model_swaps", "Versions that took over", **common)
         self.refused = Counter("model_refused", "Candidates that did not verify", ["version"], **common)
         self.store_errors = Counter("registry_errors", "Looks at the alias that failed", **common)
+        self.store_answered = Gauge(
+            "registry_answered_timestamp_seconds", "The last look at the alias that did not fail", **common
+        )
+        self.following = Gauge(
+            "following",
+            "1 while the version that the alias is on answers, 0 while that fails",
+            ["name"],
+            **common,
+        )
 
     def observe_batch(self, images: int, seconds: float) -> None:
         self.batches.observe(images)
@@ -44,6 +55,10 @@ class Metrics:
     def now_serving(self, name: str, number: str) -> None:
         self.version.clear()
         self.version.labels(name, number).set(1)
+        self.versions = [*(other for other in self.versions if other != number), number]
+        for old in self.versions[:-KEPT]:
+            self.predictions.remove_by_labels({"version": old})
+        self.versions = self.versions[-KEPT:]
 
     def text(self) -> bytes:
         return bytes(generate_latest(self.registry))

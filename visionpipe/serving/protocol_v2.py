@@ -15,12 +15,15 @@ from fastapi import APIRouter, Request, Response
 
 from visionpipe import __version__
 from visionpipe.errors import ImageError
-from visionpipe.serving.bodies import Refusal, decoded, read_body
+from visionpipe.serving.batching import Job
+from visionpipe.serving.bodies import QUICK, Refusal, decoded, invalid, read_body, read_json
+from visionpipe.serving.numbers import CUT, cut_numbers, read_numbers
 from visionpipe.serving.service import STATUS, Live, Service
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 FLOATS: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
 OUTPUTS = ("probabilities", "labels")
+TEXTS = 256  # of a request's JSON beside its files: names, the id, parameters
 SIZES = {"type": "array", "items": {"type": "integer", "minimum": 0}}
 TENSOR = {
     "type": "object",
@@ -117,45 +120,48 @@ def router(service: Service) -> APIRouter:
         live = named(name, version)
         service.make_room(1)
         body = await read_body(request, service.settings.max_body)
-        header, binary = split(body, request.headers.get(HEADER_LENGTH))
-        images = read_input(header, binary, live, service.settings.max_images)
+        length = request.headers.get(HEADER_LENGTH)
+        header, images = await service.aside(
+            len(body) > QUICK, read_request, body, length, live, service.settings.max_images
+        )
+        del body
         jobs = await service.answer(live, images)
         for job in jobs:
             error = job.future.exception()
             if isinstance(error, ImageError):
                 raise Refusal(STATUS[error.code], error.code, error.reason)
-        table = np.stack([job.future.result() for job in jobs])
-        labels = [live.batcher.classifier.labels[index] for index in table.argmax(axis=1)]
+        labels = [live.batcher.classifier.labels[int(job.future.result().argmax())] for job in jobs]
         for label in labels:
             service.metrics.predictions.labels(label, live.number).inc()
-        values = {"probabilities": table.astype("<f4"), "labels": labels}
-        return respond(header, values, live)
+        return await service.aside(live.is_large(jobs), respond, header, jobs, labels, live)
 
     return routes
 
 
-def invalid(reason: str) -> Refusal:
-    return Refusal(400, "invalid_request", reason)
+def read_request(
+    body: bytes, header_length: str | None, live: Live, most: int
+) -> tuple[dict[str, Any], list[bytes] | list[np.ndarray]]:
+    """The JSON part, and the images; refuses more than `most` of them."""
+    header, numbers, binary = split(body, header_length, most)
+    return header, read_input(header, numbers, binary, live, most)
 
 
-def split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], memoryview]:
-    """The JSON part, and the tensors that follow it."""
+def split(body: bytes, header_length: str | None, most: int) -> tuple[dict[str, Any], bytes, memoryview]:
+    """The JSON part, the text of the tensor that was cut out of it, and the tensors that follow it."""
     if header_length is not None and not (header_length.isascii() and header_length.isdigit()):
         raise invalid(f"{HEADER_LENGTH} is not a number")
     length = len(body) if header_length is None else int(header_length[:12])
     if length > len(body):
         raise invalid(f"{HEADER_LENGTH} is longer than the body")
-    try:
-        header = orjson.loads(memoryview(body)[:length])
-    except ValueError:
-        raise invalid("malformed JSON") from None
+    text, numbers = cut_numbers(body if length == len(body) else body[:length], most + TEXTS)
+    header = read_json(text, most + TEXTS)
     if not isinstance(header, dict):
         raise invalid("expected a JSON object with inputs")
-    return header, memoryview(body)[length:]
+    return header, numbers, memoryview(body)[length:]
 
 
 def read_input(
-    header: dict[str, Any], binary: memoryview, live: Live, most: int
+    header: dict[str, Any], numbers: bytes, binary: memoryview, live: Live, most: int
 ) -> list[bytes] | list[np.ndarray]:
     """The one input as image files, or as float32 or uint8 (height, width, 3) images."""
     match header.get("inputs"):
@@ -175,7 +181,7 @@ def read_input(
     if name == "files":
         if datatype != "BYTES" or len(shape) != 1:
             raise invalid("files is BYTES with one dimension")
-        files = strings(binary) if size is not None else [decoded(text) for text in listed(tensor)]
+        files = strings(binary, shape[0]) if size is not None else [decoded(text) for text in listed(tensor)]
         if len(files) != shape[0]:
             raise invalid(f"shape says {shape[0]} files, {len(files)} are there")
         return files
@@ -187,11 +193,10 @@ def read_input(
         if size != count * dtype.itemsize:
             raise invalid(f"{count} values of {datatype} are not {size} bytes")
         values = np.frombuffer(binary, dtype)
+    elif tensor.get("data") == CUT:
+        values = read_numbers(numbers, dtype, count)
     else:
-        try:
-            values = np.array(listed(tensor), dtype).ravel()
-        except (ValueError, TypeError, OverflowError):
-            raise invalid(f"data does not hold {datatype} values only") from None
+        values = as_array(listed(tensor), dtype).ravel()
         if len(values) != count:
             raise invalid(f"shape says {count} values, {len(values)} are there")
     if not np.isfinite(values).all():
@@ -213,10 +218,20 @@ def listed(tensor: dict[str, Any]) -> list[Any]:
     return data
 
 
-def strings(binary: memoryview) -> list[bytes]:
+def as_array(values: list[Any], dtype: np.dtype[Any]) -> np.ndarray:
+    try:
+        return np.array(values, dtype)
+    except (ValueError, TypeError, OverflowError):
+        raise invalid("data does not hold numbers of the tensor's type only, as many in each list") from None
+
+
+def strings(binary: memoryview, count: int) -> list[bytes]:
     """BYTES elements: each after its length, four bytes little endian."""
-    found, position = [], 0
+    found: list[bytes] = []
+    position = 0
     while position < len(binary):
+        if len(found) == count:
+            raise invalid(f"shape says {count} files, more are there")
         if position + 4 > len(binary):
             raise invalid("a length of a BYTES element is cut off")
         (length,) = struct.unpack_from("<I", binary, position)
@@ -227,30 +242,30 @@ def strings(binary: memoryview) -> list[bytes]:
     return found
 
 
-def respond(header: dict[str, Any], values: dict[str, Any], live: Live) -> Response:
+def respond(header: dict[str, Any], jobs: list[Job], labels: list[str], live: Live) -> Response:
     """The outputs that were asked for, all by default, as JSON or binary as asked for."""
     wanted = header.get("outputs") or [{"name": name} for name in OUTPUTS]
     all_binary = parameters(header).get("binary_data_output", False)
-    outputs, blobs = [], []
+    table = np.stack([job.future.result() for job in jobs]).astype("<f4")
+    outputs: dict[str, dict[str, Any]] = {}
+    blobs = []
     for output in wanted if isinstance(wanted, list) else [None]:
-        if not isinstance(output, dict) or output.get("name") not in OUTPUTS:
-            raise invalid("outputs are probabilities and labels")
+        if not isinstance(output, dict) or output.get("name") not in OUTPUTS or output["name"] in outputs:
+            raise invalid("outputs are probabilities and labels, each once")
         name = output["name"]
-        value = values[name]
-        described = {
-            "name": name,
-            "datatype": "BYTES" if name == "labels" else "FP32",
-            "shape": [len(value)] if name == "labels" else list(value.shape),
-        }
+        named: dict[str, Any] = {"name": name, "datatype": "BYTES", "shape": [len(labels)]}
+        if name == "probabilities":
+            named |= {"datatype": "FP32", "shape": list(table.shape)}
         if parameters(output).get("binary_data", all_binary):
-            encoded = [label.encode() for label in value] if name == "labels" else []
-            blob = b"".join(struct.pack("<I", len(e)) + e for e in encoded) if encoded else value.tobytes()
-            described["parameters"] = {"binary_data_size": len(blob)}
+            encoded = [label.encode() for label in labels]
+            lengths = [struct.pack("<I", len(text)) + text for text in encoded]
+            blob = b"".join(lengths) if name == "labels" else table.tobytes()
+            named["parameters"] = {"binary_data_size": len(blob)}
             blobs.append(blob)
         else:
-            described["data"] = value if name == "labels" else value.ravel().tolist()
-        outputs.append(described)
-    content = {"model_name": live.name, "model_version": live.number, "outputs": outputs}
+            named["data"] = labels if name == "labels" else orjson.Fragment(as_json(table))
+        outputs[name] = named
+    content = {"model_name": live.name, "model_version": live.number, "outputs": list(outputs.values())}
     if isinstance(header.get("id"), str):
         content["id"] = header["id"]
     answer = orjson.dumps(content)
@@ -258,3 +273,9 @@ def respond(header: dict[str, Any], values: dict[str, Any], live: Live) -> Respo
         return Response(answer, media_type="application/json")
     headers = {HEADER_LENGTH: str(len(answer))}
     return Response(b"".join([answer, *blobs]), media_type="application/octet-stream", headers=headers)
+
+
+def as_json(table: np.ndarray) -> bytes:
+    """One list of all numbers, written row by row: one call would keep other threads waiting."""
+    rows = (orjson.dumps(row.astype(np.float64), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for row in table)
+    return b"[" + b",".join(rows) + b"]"

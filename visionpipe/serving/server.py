@@ -6,11 +6,10 @@ import os
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from visionpipe.errors import ConfigError
-from visionpipe.serving.settings import TOKEN_VARIABLE, Settings
+from visionpipe.serving.settings import Settings, complete
 
 if TYPE_CHECKING:
     from visionpipe.serving.service import Service
@@ -24,7 +23,7 @@ def serve(target: str, settings: Settings) -> None:
     """
     logging.basicConfig(format="visionpipe: %(message)s", level=logging.WARNING)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of what clients are told
-    settings = replace(settings, token=os.environ.get(TOKEN_VARIABLE) or None)
+    settings = complete(settings, os.environ)
     bound = listen(settings)
     # The model loads while FastAPI is being imported: each takes a good part of a second.
     with ThreadPoolExecutor(1) as loader:
@@ -40,8 +39,8 @@ def serve(target: str, settings: Settings) -> None:
     if follower:
         follower.start()
     host, port = bound.getsockname()[:2]
-    live = service.present()
-    print(f"{live.name} version {live.number} answers on http://{host}:{port}/predict", flush=True)
+    shown, live = f"[{host}]" if ":" in host else host, service.present()
+    print(f"{live.name} version {live.number} answers on http://{shown}:{port}/predict", flush=True)
     sys.setswitchinterval(0.001)  # worker threads keep the event loop waiting for less
     # What was imported stays: looking for garbage among it would stop every answer for 40 ms about once a second.
     gc.collect()
@@ -53,7 +52,8 @@ def serve(target: str, settings: Settings) -> None:
             follower.stop()
         if lookup:
             lookup.close()
-        service.queue.pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (service.queue.pool, service.readers):
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def load_first(target: str, settings: Settings) -> "tuple[Service, Lookup | None]":
@@ -73,10 +73,14 @@ def load_first(target: str, settings: Settings) -> "tuple[Service, Lookup | None
 
 
 def listen(settings: Settings) -> socket.socket:
+    """A socket on the host's first address, IPv4 before IPv6. `::` is all of both, where the system can do that."""
+    host, passive = settings.host, socket.AI_PASSIVE
     try:
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
+        found = socket.getaddrinfo(host, settings.port, type=socket.SOCK_STREAM, flags=passive)
+        family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+        both = host == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server(address, family=family, backlog=2048, dualstack_ipv6=both)
+    except (OSError, ValueError) as error:  # ValueError: a name that is none
         raise ConfigError(
-            f"cannot listen on {settings.host} port {settings.port}: {error}; choose another --host or --port"
+            f"cannot listen on {host} port {settings.port}: {error}; choose another --host or --port"
         ) from None

@@ -6,8 +6,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -20,9 +22,12 @@ from visionpipe.serving.settings import Settings
 from visionpipe.serving.versions import Version, load
 
 RETRY_SECONDS = 60  # before a candidate that was refused is looked at again
+QUICK_NUMBERS = 20_000  # probabilities that are sorted and written in a moment
+READERS = 2  # threads that take large bodies apart and write large answers
 STATUS = {"unsupported": 415, "broken": 422, "too_large": 413}  # of an image that cannot be decoded
 
 log = logging.getLogger("visionpipe")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,10 @@ class Live:
     def number(self) -> str:
         return self.version.number
 
+    def is_large(self, jobs: list[Job]) -> bool:
+        """Whether their answer is too long to be written between two others."""
+        return len(jobs) * len(self.batcher.classifier.labels) > QUICK_NUMBERS
+
 
 class Service:
     """The state of a server. `live` is replaced as a whole; everything else belongs to the event loop."""
@@ -49,9 +58,14 @@ class Service:
         self.settings = settings
         self.metrics = Metrics()
         self.queue = Queue(settings)
+        self.readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
         self.metrics.queue.set_function(lambda: self.queue.waiting)
         self.live: Live | None = None
         self.draining = False
+        self.unfollowed: str | None = (
+            None  # why the alias is not followed; "" where it is, None where there is none
+        )
+        self._said = ""
 
     @property
     def ready(self) -> bool:
@@ -65,6 +79,15 @@ class Service:
         )
         self.live = Live(version, batcher)
         self.metrics.now_serving(version.name, version.number)
+
+    def follow(self, problem: str, details: str = "") -> None:
+        """Notes whether the version that answers is the one that the alias is on, and logs a problem once."""
+        self.unfollowed = problem
+        if self.live is not None:
+            self.metrics.following.labels(self.live.name).set(problem == "")
+        if details and details != self._said:
+            log.warning("%s", details)
+        self._said = details
 
     def present(self) -> Live:
         if self.live is None:
@@ -83,6 +106,18 @@ class Service:
                 "too many images are waiting",
                 **{"Retry-After": str(self.queue.retry_after())},
             )
+
+    async def aside(self, large: bool, work: Callable[..., Result], *arguments: Any) -> Result:
+        """What `work` returns; where it is large, from another thread, so that the event loop answers others
+        meanwhile. Refuses after `request_seconds`.
+        """
+        if not large:
+            return work(*arguments)
+        running = asyncio.get_running_loop().run_in_executor(self.readers, work, *arguments)
+        try:
+            return await asyncio.wait_for(running, self.settings.request_seconds)
+        except TimeoutError:
+            raise self.late() from None
 
     async def answer(self, live: Live, images: list[bytes] | list[np.ndarray]) -> list[Job]:
         """Waits for all images, each with its own outcome in `future`; refuses after `request_seconds`."""
@@ -134,9 +169,10 @@ class Follower:
         self.service, self.current = service, current
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
-        self._refused: tuple[str, float] = ("", 0.0)
+        self._refused: tuple[tuple[str, str | None] | None, float] = (None, 0.0)
 
     def start(self) -> None:
+        self.service.follow("")
         self._thread.start()
 
     def stop(self) -> None:
@@ -147,28 +183,31 @@ class Follower:
             self.look()
 
     def look(self) -> None:
-        """One look. Whatever fails leaves the present version answering, and shows in the metrics."""
+        """One look. Whatever fails leaves the present version answering, and shows in the metrics and in /readyz."""
         metrics = self.service.metrics
         try:
             found = self.current()
         except Exception as error:  # whatever it is, the present version answers and the next look follows
-            metrics.store_errors.inc()
-            log.warning("the registry does not answer: %s", error)
+            if not self._stop.is_set():
+                metrics.store_errors.inc()
+                self.service.follow("the registry does not answer", f"the registry does not answer: {error}")
             return
-        number, since = self._refused
+        metrics.store_answered.set_to_current_time()
+        refused, since = self._refused
         live = self.service.live
-        if live is not None and found.number == live.number:
+        if live is not None and found.identity == live.version.identity:
+            self.service.follow("")
             return
-        if found.number == number and time.monotonic() - since < RETRY_SECONDS:
+        if found.identity == refused and time.monotonic() - since < RETRY_SECONDS:
             return
         try:
             self.service.serve(found)
         except Exception as error:
-            self._refused = (found.number, time.monotonic())
+            self._refused = (found.identity, time.monotonic())
             metrics.refused.labels(found.number).inc()
-            log.error(
-                "version %s is refused, version %s goes on: %s", found.number, live and live.number, error
-            )
+            what = f"version {found.number} is refused"
+            self.service.follow(what, f"{what}, version {live and live.number} goes on: {error}")
             return
         metrics.swaps.inc()
+        self.service.follow("")
         log.warning("version %s answers now", found.number)

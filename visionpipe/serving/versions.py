@@ -26,6 +26,11 @@ class Version:
     tags: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def identity(self) -> tuple[str, str | None]:
+        """What makes it another one: a store that was made anew numbers from 1 again."""
+        return self.number, self.tags.get("artifact_sha256")
+
 
 def version_in(folder: Path) -> Version:
     """The version in a folder: an artifact (`artifacts/NAME`), an MLflow model around one, or a container's.

@@ -6,24 +6,39 @@ stays: `python -m visionpipe.tracking.lookup NAME`.
 """
 
 import contextlib
+import fcntl
 import json
+import os
 import re
+import selectors
 import shutil
 import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from visionpipe.errors import RegistryError
+from visionpipe.errors import RegistryError, VisionpipeError
+from visionpipe.lineage import artifact_sha256
 from visionpipe.serving.versions import Version, version_in
 from visionpipe.tracking.store import tracking_uri
 
 ADDRESS = re.compile(r"models:/(?P<name>[^/@:]+)(@(?P<alias>[^/@:]+)|/(?P<number>\d+))")
 QUALITY = ("validation.", "test.")  # the metrics that `evaluate` made
+PREFIX = "visionpipe-follow-"  # of the folders with what was downloaded
+PARTIAL = "partial."  # of what is being downloaded
+DAMAGED = "damaged"  # a file beside a download that is not what was registered
+LOOK_AGAIN = 60  # seconds before such a one is downloaded again
+KEPT = 4  # downloads: the version that answers, those before it, and one that was refused
+PATIENCE = 90  # seconds for an answer: MLflow is imported first, and asks an unreachable server three times
+DOWNLOAD_PATIENCE = 3600
+LONGEST_PAUSE = 60  # seconds between two processes that die
+DOWNLOADING = "downloading"  # what the child says instead of an answer that takes longer
 
 
 class Lookup:
@@ -119,8 +134,13 @@ def find_version(target: str) -> Iterator[Version]:
 
 
 def missing(name: str, alias: str | None, number: str | None) -> RegistryError:
-    wanted = f"alias {alias}" if alias else f"version {number}"
-    return RegistryError(f"{name} has no {wanted} in {tracking_uri()}: run dvc repro, then visionpipe check")
+    wanted, store = f"alias {alias}" if alias else f"version {number}", without_password(tracking_uri())
+    return RegistryError(f"{name} has no {wanted} in {store}: run dvc repro, then visionpipe check")
+
+
+def without_password(text: str) -> str:
+    """User and password of an address are left out."""
+    return re.sub(r"://[^/\s]*@", "://", text)
 
 
 def artifact_in(model: Path) -> Path:
@@ -132,46 +152,169 @@ def artifact_in(model: Path) -> Path:
 
 
 class MLflowChild:
-    """A process that imports MLflow, asks the store, and downloads each version once."""
+    """A process that imports MLflow, asks the store, and downloads each version once.
+
+    A process that has died, or does not answer, is replaced at the next question: at once, then after one, two, four
+    seconds, and so on up to LONGEST_PAUSE. What was downloaded stays.
+    """
 
     def __init__(self, name: str):
-        self._folder = tempfile.TemporaryDirectory(prefix="visionpipe-")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, name, self._folder.name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self.name = name
+        self._folder, self._claim = claim_folder()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._failures, self._not_before = 0, 0.0
+        self._lock, self._closed = (
+            threading.Lock(),
+            False,
+        )  # for `close`, which may come while a question waits
 
     def ask(self, alias: str | None, number: str | None) -> Version:
-        assert self._process.stdin
-        assert self._process.stdout
+        process = self._start()
         try:
-            self._process.stdin.write(json.dumps([alias, number]) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except OSError:
-            line = ""
-        if not line:
-            raise RegistryError("the process that asks MLflow has died: start the server again")
-        answer = json.loads(line)
+            answer = converse(process, [alias, number])
+        except (OSError, EOFError) as error:
+            process.kill()
+            self._failures += 1
+            pause = min(LONGEST_PAUSE, 2 ** (self._failures - 2)) if self._failures > 1 else 0
+            self._not_before = time.monotonic() + pause
+            why = str(error) or f"has ended (exit code {process.wait()})"
+            raise RegistryError(f"the process that asks MLflow {why}; another one is tried") from None
+        self._failures = 0
         if "error" in answer:
             raise RegistryError(answer["error"])
         return Version(**answer | {"folder": Path(answer["folder"])})
 
+    def _start(self) -> "subprocess.Popen[bytes]":
+        """The process that runs, or a new one; raises RegistryError before its time has come."""
+        with self._lock:
+            if self._closed:
+                raise RegistryError("the process that asks MLflow was ended")
+            if self._process is not None and self._process.poll() is None:
+                return self._process
+            if time.monotonic() < self._not_before:
+                raise RegistryError(
+                    f"the process that asks MLflow has ended {self._failures} times; it is tried again soon"
+                )
+            self._end()
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, self.name, str(self._folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+            )
+            return self._process
+
     def close(self) -> None:
         """Ends the process and removes what it downloaded."""
+        with self._lock:
+            self._closed = True
+            self._end()
+            shutil.rmtree(self._folder, ignore_errors=True)
+            os.close(self._claim)
+
+    def _end(self) -> None:
+        if self._process is None:
+            return
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe:
                 with contextlib.suppress(OSError):
                     pipe.close()
-        self._folder.cleanup()
+        self._process = None
 
 
-def find(client: Any, name: str, alias: str | None, number: str | None, folder: Path) -> dict[str, Any]:
-    """What `Version` is made of, downloaded to `folder` where it is not there yet."""
+def converse(process: "subprocess.Popen[bytes]", question: list[str | None]) -> dict[str, Any]:
+    """One question and its answer; raises EOFError or OSError where the process does not give one in time."""
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write(json.dumps(question).encode() + b"\n")
+    line, deadline = bytearray(), time.monotonic() + PATIENCE
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while True:
+            if not selector.select(max(0.0, deadline - time.monotonic())):
+                raise TimeoutError("does not answer")
+            received = os.read(process.stdout.fileno(), 2**16)
+            if not received:
+                raise EOFError
+            line += received
+            while b"\n" in line:
+                first, _, rest = line.partition(b"\n")
+                line = bytearray(rest)
+                answer = json.loads(first)
+                if answer != DOWNLOADING:
+                    return dict(answer)
+                deadline = time.monotonic() + DOWNLOAD_PATIENCE
+
+
+def claim_folder() -> tuple[Path, int]:
+    """A temporary folder, and an open file whose lock says that its process lives. Those of killed ones are removed."""
+    for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # of another user, in use, or removed by another process
+            claim = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left)
+            finally:
+                os.close(claim)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        with contextlib.suppress(FileNotFoundError):  # removed by another process, as it was not locked yet
+            claim = os.open(folder, os.O_RDONLY)
+            fcntl.flock(claim, fcntl.LOCK_SH)
+            if folder.exists():
+                return folder, claim
+            os.close(claim)
+
+
+# In the child's process ------------------------------------------------------------------------------------
+
+
+def answer_questions(name: str, folder: Path) -> None:
+    """One line of JSON in, one out, until the parent closes the pipe. Where the parent was killed, nobody else removes
+    the folder.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print would be taken for an answer
+
+    def say(answer: Any) -> None:
+        print(json.dumps(answer), file=answers, flush=True)
+
+    uri, client = tracking_uri(), None
+    for line in sys.stdin:
+        try:
+            alias, number = json.loads(line)
+            client = client or make_client(uri)
+            say(find(client, name, alias, number, folder, lambda: say(DOWNLOADING)))
+        except RegistryError as error:
+            say({"error": str(error)})
+        except Exception as error:  # of the network, the server, the artifact store's own client
+            reason = without_password(" ".join(str(error).split()))
+            say({"error": f"the tracking store {without_password(uri)} does not answer: {reason}"})
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_client(uri: str) -> Any:
+    """A `mlflow.MlflowClient`; raises at once where a database does not answer, which MLflow would try for minutes."""
+    from visionpipe.tracking.store import SETTINGS
+
+    for variable, value in (SETTINGS | {"PGCONNECT_TIMEOUT": "10"}).items():
+        os.environ.setdefault(variable, value)
+    if re.match(r"(postgresql|mysql|mssql)\b", uri):
+        import sqlalchemy
+
+        sqlalchemy.create_engine(uri).connect().close()
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    return mlflow.MlflowClient(uri, uri)
+
+
+def find(
+    client: Any, name: str, alias: str | None, number: str | None, folder: Path, downloads: Callable[[], None]
+) -> dict[str, Any]:
+    """What `Version` is made of. Calls `downloads` before it downloads what `folder` does not hold yet."""
     import mlflow
 
     try:
@@ -184,11 +327,13 @@ def find(client: Any, name: str, alias: str | None, number: str | None, folder: 
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise missing(name, alias, number) from None
         raise
-    target = folder / str(version.version)
+    digest = version.tags.get("artifact_sha256", "")
+    target = folder / f"{version.version}-{digest[:16]}"  # a store made anew has another version 1
+    if is_old(target / DAMAGED):
+        shutil.rmtree(target)  # perhaps it was repaired
     if not target.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as partial:
-            uri = f"models:/{name}/{version.version}"
-            Path(mlflow.artifacts.download_artifacts(uri, dst_path=partial)).rename(target)
+        downloads()
+        download(f"models:/{name}/{version.version}", target, digest)
     metrics = client.get_run(version.run_id).data.metrics if version.run_id else {}
     return {
         "name": name,
@@ -199,30 +344,27 @@ def find(client: Any, name: str, alias: str | None, number: str | None, folder: 
     }
 
 
-def answer_questions(name: str, folder: Path) -> None:
-    """One line of JSON in, one out, until the parent closes the pipe."""
-    import os
-
-    from visionpipe.tracking.store import SETTINGS
-
-    for variable, value in SETTINGS.items():
-        os.environ.setdefault(variable, value)
+def download(uri: str, target: Path, digest: str) -> None:
+    """Downloads a version; removes the oldest ones, and what a killed process has begun to download."""
     import mlflow
 
-    uri = tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    client = mlflow.MlflowClient(uri, uri)
-    for line in sys.stdin:
-        try:
-            alias, number = json.loads(line)
-            answer = find(client, name, alias, number, folder)
-        except Exception as error:  # of the network, the server, the artifact store's own client
-            answer = {"error": " ".join(str(error).split())}
-        print(json.dumps(answer), flush=True)
+    for begun in target.parent.glob(f"{PARTIAL}*"):
+        shutil.rmtree(begun, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=PARTIAL) as partial:
+        Path(mlflow.artifacts.download_artifacts(uri, dst_path=partial)).rename(target)
+    try:
+        whole = artifact_sha256(artifact_in(target)) == digest
+    except VisionpipeError:
+        whole = False
+    if not whole:
+        (target / DAMAGED).touch()
+    for old in sorted(target.parent.glob("*-*"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def is_old(mark: Path) -> bool:
+    return mark.exists() and time.time() - mark.stat().st_mtime > LOOK_AGAIN
 
 
 if __name__ == "__main__":
-    try:
-        answer_questions(sys.argv[1], Path(sys.argv[2]))
-    finally:  # a parent that was killed cannot remove it
-        shutil.rmtree(sys.argv[2], ignore_errors=True)
+    answer_questions(sys.argv[1], Path(sys.argv[2]))

@@ -12,6 +12,7 @@ export class Failure extends Error {
 }
 
 let token = "";
+let known = { tag: null, model: null }; // what /model said last: of many classes it is long, and asked for often
 
 export function useToken(value) {
   token = value;
@@ -24,7 +25,7 @@ export function hasToken() {
 /** The response; a busy server (503) is asked again when it says so. */
 export async function call(path, options = {}) {
   const headers = { ...options.headers };
-  if (token) headers.Authorization = `Bearer ${token}`;
+  if (token) headers.Authorization = `Bearer ${String.fromCharCode(...new TextEncoder().encode(token))}`; // any letters
   for (let attempt = 1; ; attempt++) {
     let response;
     try {
@@ -32,7 +33,7 @@ export async function call(path, options = {}) {
     } catch {
       throw new Failure("unreachable", "The server does not answer.");
     }
-    if (response.ok) return response;
+    if (response.ok || response.status === 304) return response;
     const { code, reason } = await response.json().catch(() => ({}));
     const wait = Number(response.headers.get("retry-after"));
     if (response.status !== 503 || !wait || attempt === PATIENCE) {
@@ -43,7 +44,9 @@ export async function call(path, options = {}) {
 }
 
 export async function getModel() {
-  return (await call("model")).json();
+  const response = await call("model", { headers: known.tag ? { "If-None-Match": known.tag } : {} });
+  if (response.status !== 304) known = { tag: response.headers.get("etag"), model: await response.json() };
+  return known.model;
 }
 
 export function predictPath(threshold, top) {

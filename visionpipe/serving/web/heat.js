@@ -24,7 +24,7 @@ export async function occlusion(pixels, model, ask, report) {
   const room = Math.floor(Math.min(REQUEST, model.max_body - HEAD) / pixels.length);
   const count = Math.max(1, Math.min(model.max_batch, model.max_images, room));
   const [whole] = await ask([pixels]);
-  const best = whole.indexOf(Math.max(...whole));
+  const best = whole.indexOf(whole.reduce((a, b) => Math.max(a, b))); // not Math.max(...whole): they may be too many
   const sum = new Float64Array(height * width);
   const times = new Float64Array(height * width);
   for (let start = 0; start < covers.length; start += count) {

@@ -7,6 +7,7 @@ import { setUpCamera } from "./camera.js";
 const AT_ONCE = 4; // questions
 const KEPT = 200; // answers in the history
 const SPOKEN = 20; // sentences kept for screen readers
+const NAMED = 1000; // classes whose names are drawn
 const LOOK_SECONDS = 3; // between two looks at what serves
 
 const find = (selector) => document.querySelector(selector);
@@ -146,13 +147,15 @@ function showModel(model) {
     ]),
   );
   find("#classes summary").textContent = `${model.classes.length} classes`;
-  find("#classes p").textContent = model.classes.join(", ");
+  const more = model.classes.length - NAMED;
+  const rest = more > 0 ? `, and ${more.toLocaleString("en")} more, which /model lists` : "";
+  find("#classes p").textContent = model.classes.slice(0, NAMED).join(", ") + rest;
   find("#classes").hidden = false;
 }
 
 find("#token").addEventListener("submit", async (event) => {
   event.preventDefault();
-  useToken(find("#token-value").value);
+  useToken(find("#token-value").value.trim());
   await look();
   for (const answer of answers.filter((one) => one.failed)) answer.ask();
 });
