@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedRandom
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 @contextmanager
@@ -57,10 +57,18 @@ def write_json(path: Path, content: Any) -> None:
 def exclusive(lock: Path, waiting: str) -> Iterator[None]:
     """Holds `lock` against other processes; prints `waiting` when it has to wait. Death releases it."""
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
+    with open_lock(lock) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(waiting, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def open_lock(path: Path) -> BinaryIO:
+    """Another user's lock may be readable only, which is enough to hold it."""
+    try:
+        return path.open("ab")
+    except PermissionError:
+        return path.open("rb")
