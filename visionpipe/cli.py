@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import io
 import os
 import select
 import signal
@@ -15,12 +16,16 @@ from visionpipe import __version__
 from visionpipe.errors import Interrupted, VisionpipeError
 from visionpipe.serving.settings import Settings
 
+STORE_COMMANDS = ("register", "check", "promote", "rollback", "lineage", "prune")
 STAGES = ("prepare", "train", "export", "evaluate", "register")
 CHAMPION = "models:/visionpipe@champion"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns 0, or 1 after a mistake that one line explains (argparse exits with 2)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a locale may lack the letters of a message
     options = parser().parse_args(arguments)
     try:
         run(options)
@@ -32,7 +37,27 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("visionpipe: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        said = explained(error, options.command)
+        if options.debug or said is None:
+            raise
+        print(f"visionpipe: {said}; visionpipe --debug {options.command} shows where", file=sys.stderr)
+        return 1
     return 0
+
+
+def explained(error: Exception, command: str) -> str | None:
+    """A sentence about what the machine refuses, or what people have put into the tracking store; None for a mistake
+    of ours, whose traceback should be seen.
+    """
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+    if command in STORE_COMMANDS:
+        from visionpipe.tracking.store import tracking_uri
+
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return f"{command} has failed at what is in the tracking store {tracking_uri()} ({reason})"
+    return None
 
 
 def parser() -> argparse.ArgumentParser:
@@ -206,7 +231,7 @@ def run(options: argparse.Namespace) -> None:
         case "check":
             from visionpipe.inspection import check
 
-            check()
+            check(params)
         case "promote":
             from visionpipe.promotion import promote
 

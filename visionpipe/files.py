@@ -4,11 +4,16 @@ import fcntl
 import glob
 import json
 import os
+import shutil
+import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedRandom
 from pathlib import Path
 from typing import Any, BinaryIO
+
+TEMPORARY = "visionpipe.part-"  # starts the names of temporary folders
 
 
 @contextmanager
@@ -72,3 +77,46 @@ def open_lock(path: Path) -> BinaryIO:
         return path.open("ab")
     except PermissionError:
         return path.open("rb")
+
+
+@contextmanager
+def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
+    """A new folder, by default where the system has such, that is gone after the block. What a killed process has left
+    of one goes away: its death has released the lock that a process holds on each.
+    """
+    parent = parent or Path(tempfile.gettempdir())
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob(f"{TEMPORARY}*"):
+        remove_abandoned(left)
+    folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=parent))
+    descriptor = os.open(folder, os.O_RDONLY)
+    with suppress(OSError):  # some file systems lock no folders
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """A folder that is a minute old: a younger one may not be locked yet."""
+    try:
+        state = folder.stat()
+        if state.st_uid != os.getuid() or time.time() - state.st_mtime < 60:
+            return
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except OSError:
+        pass  # somebody works in it
+    finally:
+        os.close(descriptor)
+
+
+def copied(source: Path, target: Path) -> Path:
+    """Copies a folder's files by their content alone: what a link leads to, with this process's permissions."""
+    return Path(shutil.copytree(source, target, copy_function=shutil.copyfile))

@@ -55,7 +55,9 @@ def failures_named(uri: str, doing: str) -> Iterator[None]:
         yield
     except VisionpipeError:
         raise
-    except Exception as error:  # of MLflow, the database, the network, an artifact store: without a common base
+    except (
+        Exception
+    ) as error:  # of MLflow, the database, the network, an artifact store: without a common base
         raise StoreError(uri, doing, error) from error
 
 
