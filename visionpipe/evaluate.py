@@ -1,6 +1,9 @@
 """Stage `evaluate`: the exported model's answers on the validation and test images → reports/NAME/."""
 
 import csv
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from visionpipe.data.prepared import PREPARED, Prepared, open_prepared
 from visionpipe.errors import ArtifactError
 from visionpipe.evaluation import metrics, pictures
 from visionpipe.evaluation.speed import measure
-from visionpipe.files import write_json
+from visionpipe.files import replacing, write_json
 from visionpipe.lineage import artifact_sha256, state_folder
 from visionpipe.serving.classifier import Classifier
 
@@ -66,11 +69,19 @@ def predict(artifact: Path, classifier: Classifier, images: np.ndarray) -> np.nd
     return probabilities
 
 
+@contextmanager
+def written(path: Path) -> Iterator[Any]:
+    """A writer of CSV rows whose file replaces `path`: what lies there may be a link into DVC's cache."""
+    with replacing(path) as file:
+        text = io.TextIOWrapper(file, "utf-8", newline="")
+        yield csv.writer(text, lineterminator="\n")
+        text.detach()  # flushed, and not closed
+
+
 def write_predictions(path: Path, prepared: Prepared, probabilities: dict[str, np.ndarray]) -> None:
     """One line per image of both splits: what it is, what the model said, and how sure it was."""
     classes = prepared.classes
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
+    with written(path) as writer:
         writer.writerow(["split", "file", "label", "predicted", "confidence", *(f"p({c})" for c in classes)])
         for split, table in probabilities.items():
             for name, label, row in zip(prepared.files(split), prepared.labels(split), table, strict=True):
@@ -82,8 +93,7 @@ def write_test_report(report: Path, prepared: Prepared, probabilities: np.ndarra
     """What DVC plots (confusion.csv), the table by class, and the pictures: all of the test split."""
     classes, labels, images = prepared.classes, prepared.labels("test"), prepared.images("test")
     predicted = probabilities.argmax(axis=1)
-    with (report / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
+    with written(report / "confusion.csv") as writer:
         writer.writerow(["actual", "predicted"])
         writer.writerows((classes[a], classes[p]) for a, p in zip(labels, predicted, strict=True))
     confusion = metrics.confusion_matrix(labels, predicted, len(classes))

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from visionpipe.evaluation.metrics import Calibration
+from visionpipe.files import replacing
 
 INK, ACCENT, PALE = "#2f5d8a", "#d9713c", "#c9d6e3"
 STYLE: Any = {
@@ -154,4 +155,5 @@ def short(name: str) -> str:
 
 def save(figure: Figure, path: Path) -> None:
     """A PNG file without the software's version in it: equal figures give equal bytes."""
-    figure.savefig(path, format="png", metadata={"Software": None})
+    with replacing(path) as file:  # what lies there may be a link into DVC's cache
+        figure.savefig(file, format="png", metadata={"Software": None})

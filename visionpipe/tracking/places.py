@@ -34,7 +34,10 @@ def relocate(database: Path) -> int:
     """Lets all locations in the store follow it to where it lies now; returns how many have changed."""
     with contextlib.closing(sqlite3.connect(database, timeout=20)) as store:
         changes = []
+        tables = {name for (name,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         for table, column in COLUMNS:
+            if table not in tables:
+                continue  # MLflow will say that the file is of an older version of it, or no store
             names = f"{table} SET {column} = ? WHERE {column} = ?"  # nosec B608: constants of this module
             for (old,) in store.execute(f"SELECT DISTINCT {column} FROM {table}"):  # nosec B608
                 new = present_location(old or "", database)

@@ -98,6 +98,16 @@ class Store:
 
 def connect(tracking: TrackingConfig) -> Store:
     """Opens the store and makes the experiment where it is missing; raises RegistryError."""
+    uri = tracking_uri()
+    database = database_of(uri)
+    client = open_client(uri)
+    with failures_named(uri, "cannot be opened"):
+        location = artifact_root(database).as_uri() if database else None
+        return Store(client, open_experiment(client, tracking.experiment, location), tracking.model, uri)
+
+
+def open_client(uri: str) -> Client:
+    """A client of the store at `uri`. A SQLite file is made where it is missing, and has its artifacts beside it."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     import mlflow
@@ -106,23 +116,17 @@ def connect(tracking: TrackingConfig) -> Store:
     for name in ("alembic", "mlflow"):  # they tell every step of making the tables
         logging.getLogger(name).setLevel(logging.WARNING)
     mlflow.store.db.utils.MAX_RETRY_COUNT = 2  # ten attempts at a database that is not there take two minutes
-
-    uri = tracking_uri()
     database = database_of(uri)
     with failures_named(uri, "cannot be opened"):
         mlflow.set_tracking_uri(uri)  # loading a model by `models:/` address reads it from here
         mlflow.set_registry_uri(uri)
         reach(uri)
-        # Two processes that create the tables of one SQLite file at once corrupt it for good.
-        with alone(uri, "store", "waiting for another process to open the tracking store"):
-            if database:
+        if database:
+            # Two processes that create the tables of one SQLite file at once corrupt it for good.
+            with alone(uri, "store", "waiting for another process to open the tracking store"):
                 make_database(database)
-            client = Client(mlflow.MlflowClient(uri, uri), uri)
-            location = artifact_root(database).as_uri() if database else None
-            experiment_id = open_experiment(client, tracking.experiment, location)
-            if database:
                 relocate(database)
-    return Store(client, experiment_id, tracking.model, uri)
+        return Client(mlflow.MlflowClient(uri, uri), uri)
 
 
 def reach(uri: str) -> None:
