@@ -30,6 +30,8 @@ from visionpipe.tracking.store import Store, StoreError, alone, checkouts, conne
 from visionpipe.tracking.verification import made_of
 from visionpipe.train import training_identity
 
+REFS = ("refs/heads", "refs/remotes", "refs/exps")  # whose models people come back to; a tag is history
+
 
 @dataclass(frozen=True)
 class Waste:
@@ -88,7 +90,7 @@ class Needs:
 
 def read_needs(store: Store, params: Params) -> Needs:
     """Needed is what has an alias, what a rollback would go back to, what made the models that lie in a checkout that
-    uses the store, or that a commit of a branch, a tag or an experiment has in its dvc.lock, and the versions that a
+    uses the store, or that the tip of a branch or an experiment has in its dvc.lock, and the versions that a
     params.yaml of those starts from or learns from.
     """
     versions, on = all_versions(store), aliases(store)
@@ -217,10 +219,10 @@ def addresses(content: Any) -> set[str]:
 
 
 def every_version_of(name: str, root: Path) -> Iterator[dict[str, Any]]:
-    """A YAML file as it lies in a checkout, and as the tip of each branch, tag, experiment and worktree has it."""
+    """A YAML file as it lies in a checkout, and as the tip of each branch, experiment and worktree has it."""
     texts = [(root / name).read_bytes()] if (root / name).is_file() else []
     with contextlib.suppress(NoGit):
-        listed = git("for-each-ref", "--format=%(objectname)", folder=root).split()
+        listed = git("for-each-ref", "--format=%(objectname)", *REFS, folder=root).split()
         listed += [
             line.split()[1]
             for line in git("worktree", "list", "--porcelain", folder=root).splitlines()
