@@ -55,9 +55,7 @@ def failures_named(uri: str, doing: str) -> Iterator[None]:
         yield
     except VisionpipeError:
         raise
-    except (
-        Exception
-    ) as error:  # of MLflow, the database, the network, an artifact store: without a common base
+    except Exception as error:  # MLflow, databases, networks, artifact stores: no common base
         raise StoreError(uri, doing, error) from error
 
 
@@ -186,8 +184,6 @@ def make_database(path: Path) -> None:
 
     if path.exists():
         return
-    if not path.parent.is_dir():
-        raise RegistryError(f"the tracking store {path} cannot be made: there is no folder {path.parent}")
     real = Path(os.path.realpath(path))
     unfinished = real.with_name(f"{real.name}.new")
     unfinished.unlink(missing_ok=True)
