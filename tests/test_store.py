@@ -237,7 +237,7 @@ def test_a_failure_of_the_store_is_a_sentence_that_names_it(params):
 @pytest.mark.parametrize(
     ("uri", "says"),
     [
-        ("sqlite:////dev/null/mlflow.db", "cannot be opened: .*Not a directory"),
+        ("sqlite:////dev/null/mlflow.db", "cannot be opened: .*File exists"),
         ("http://127.0.0.1:9", "cannot be opened"),
         ("nonsense://store", "cannot be opened"),
     ],
