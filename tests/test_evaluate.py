@@ -222,3 +222,16 @@ def test_rows_hold_what_is_known_and_none_for_the_rest(evaluated):
     }
     assert {value for key, value in absent.items() if key != "model"} == {None}
     assert comparison([linear, absent]).count("–") > len(COLUMNS)
+
+
+def test_reports_replace_what_dvc_has_linked_into_its_cache(project, tmp_path_factory):
+    evaluate("linear", PARAMS)
+    cache = tmp_path_factory.mktemp("cache")
+    for position, file in enumerate(sorted(REPORT.iterdir())):
+        cached = cache / file.name
+        file.rename(cached)
+        cached.write_bytes(b"what DVC keeps")
+        (file.symlink_to if position % 2 else file.hardlink_to)(cached)
+    evaluate("linear", PARAMS)
+    assert {file.read_bytes() for file in cache.iterdir()} == {b"what DVC keeps"}
+    assert not any(file.is_symlink() or b"DVC" in file.read_bytes() for file in REPORT.iterdir())

@@ -52,7 +52,10 @@ def explained(error: Exception, command: str) -> str | None:
     """
     if isinstance(error, OSError):
         return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
-    if command in STORE_COMMANDS:
+    of_mlflow = type(error).__module__.startswith("mlflow.")
+    if of_mlflow or (
+        command in STORE_COMMANDS and isinstance(error, LookupError | StopIteration | ValueError)
+    ):
         from visionpipe.tracking.store import tracking_uri
 
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
