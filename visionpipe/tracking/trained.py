@@ -24,7 +24,7 @@ def download_trained(address: str) -> Path:
     uri = tracking_uri()
     database = database_of(uri)
     if database and not database.exists():
-        raise RegistryError(f"{address}: there is no tracking store {uri} yet: run dvc repro")
+        raise RegistryError(f"{address}: there is no tracking store {uri}: run dvc repro, or visionpipe register where its model lies")
     client = open_client(uri)
     try:
         version = (
