@@ -27,6 +27,7 @@ WITHOUT_EFFECT = {
     "evaluation/comparison": "writes a table that is no output",
     "tracking/store": "opens MLflow, whose content is no output",
     "tracking/trained": "fetches a model whose sha256 is part of the key",
+    "tracking/commits": "names a commit in MLflow, whose content is no output",
     "tracking/runs": "fills MLflow, whose content is no output",
     "backend": "for stages that only ask it for the number of threads",
 }

@@ -1,6 +1,9 @@
 """Three versions and two aliases: which one serves, how that changes, and what is no longer needed."""
 
+import dataclasses
 import json
+import os
+import shutil
 import sqlite3
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,14 +16,15 @@ from project import CLASSES
 from visionpipe.data.prepared import PREPARED
 from visionpipe.errors import RegistryError
 from visionpipe.files import exclusive, write_json
-from visionpipe.inspection import lineage
+from visionpipe.inspection import check, lineage
 from visionpipe.lineage import train_key
-from visionpipe.promotion import promote, rollback
+from visionpipe.promotion import Move, champions_before, promote, rollback
 from visionpipe.prune import prune
 from visionpipe.register import RECEIPT, alias_summary, golden, register, version_tags
-from visionpipe.tracking.registry import all_versions, move_aliases, publish
+from visionpipe.tracking.registry import all_versions, logged_model_id, move_aliases, publish
 from visionpipe.tracking.runs import record
 from visionpipe.tracking.store import connect
+from visionpipe.tracking.verification import compare_answers
 from visionpipe.train import training_identity
 
 pytestmark = pytest.mark.usefixtures("in_workspace")
@@ -46,6 +50,8 @@ def registry(registered, tmp_path, monkeypatch):
     with sqlite3.connect("mlflow.db") as source, sqlite3.connect(tmp_path / "mlflow.db") as target:
         source.backup(target)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    # A process that imports MLflow takes seconds: one test lets it answer.
+    monkeypatch.setattr("visionpipe.tracking.verification.compare_answers", lambda *_: None)
     store = connect(registered.params.tracking)
     set_alias(store, "champion", "1")
     set_alias(store, "challenger", "2")
@@ -311,3 +317,146 @@ def test_prune_spares_trainings_that_run_or_would_be_taken_up_again(params, caps
     assert left == {keys["going"], keys["interrupted"]}
     prune(params, delete=True)
     assert [run.info.run_name for run in state(params).runs] == ["interrupted"]
+
+
+# What serves is verified --------------------------------------------------------------------------------
+
+
+def damage(folder: Path) -> str:
+    (file,) = folder.glob("artifacts/*/model.onnx")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    return "version 2 .* is damaged"
+
+
+def remove_files(folder: Path) -> str:
+    shutil.rmtree(folder)
+    return "has no files"
+
+
+def break_code(folder: Path) -> str:
+    (code,) = folder.rglob("serving/classifier.py")
+    code.write_text("raise RuntimeError('no such instruction')")
+    return "version 2 .* does not load: .*no such instruction"
+
+
+@pytest.mark.parametrize("spoil", [damage, remove_files, break_code])
+def test_neither_promote_nor_rollback_puts_a_version_in_charge_that_is_not_what_was_registered(
+    registry, registered, tmp_path, monkeypatch, spoil
+):
+    folder = tmp_path / "files" / "2"
+    shutil.copytree(downloaded(all_versions(registry)["2"]), folder)
+    with sqlite3.connect(tmp_path / "mlflow.db") as store:
+        store.execute(
+            "UPDATE model_versions SET storage_location = ? WHERE name = ? AND version = '2'",
+            (str(folder), registry.model_name),
+        )
+    if spoil is break_code:  # which only a process that loads it notices
+        monkeypatch.setattr("visionpipe.tracking.verification.compare_answers", compare_answers)
+    reason = spoil(folder)
+    with pytest.raises(RegistryError, match=reason):
+        promote(registered.params)
+    assert champion(registry) == "1"
+    assert registry.client.get_registered_model(registry.model_name).tags == {}
+    if spoil is not break_code:
+        set_alias(registry, "champion", "3")
+        entry = {"action": "promote", "from": "2", "to": "3"}
+        registry.client.set_registered_model_tag(registry.model_name, "promotion.0001", json.dumps(entry))
+        with pytest.raises(RegistryError, match=reason):
+            rollback(registered.params)
+        assert champion(registry) == "3"
+
+
+def test_a_user_without_a_name_promotes(registry, registered, monkeypatch):
+    def nobody():
+        raise OSError("No username set in the environment")
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    promote(registered.params)
+    (entry,) = registry.client.get_registered_model(registry.model_name).tags.values()
+    assert json.loads(entry)["by"] == f"user {os.getuid()}"
+
+
+@pytest.mark.parametrize(
+    ("log", "champion", "expected"),
+    [
+        ([], None, []),
+        ([("promote", "1", "2"), ("promote", "2", "3")], "3", ["1", "2"]),
+        ([("promote", "1", "2"), ("promote", "2", "3"), ("rollback", "3", "2")], "2", ["1"]),
+        ([("promote", "1", "2")], "1", []),  # interrupted: a rollback would lead from 1 to 1
+        ([("promote", "1", "2"), ("promote", "1", "2")], "2", ["1"]),  # and repeated
+        ([("promote", "1", "2"), ("rollback", "2", "1")], "2", ["1"]),  # a rollback that was interrupted
+        ([("promote", "1", "2"), ("promote", "5", "6")], "6", ["1", "5"]),  # 5 was given the alias by hand
+        ([("promote", None, "1")], "1", []),
+    ],
+)
+def test_a_rollback_goes_back_through_the_moves_that_really_happened(log, champion, expected):
+    moves = [Move(action, before, to, "", "") for action, before, to in log]
+    assert champions_before(moves, champion) == expected
+
+
+# What people make and delete in the MLflow UI -------------------------------------------------------------
+
+
+def test_a_version_of_the_ui_is_one_clear_sentence_in_every_command(registry, registered, capsys):
+    two = all_versions(registry)["2"]
+    made = registry.client.create_model_version(registry.model_name, source=two.source, run_id=two.run_id)
+    set_alias(registry, "challenger", str(made.version))
+    lineage("challenger", registered.params)
+    assert "was not made by visionpipe register" in capsys.readouterr().out
+    with pytest.raises(RegistryError, match=r"was not made by visionpipe register.* run visionpipe register"):
+        promote(registered.params)
+    assert champion(registry) == "1"
+    assert move_aliases(registry, two) == ["challenger"]
+    assert "has no validation accuracy" in capsys.readouterr().out
+    set_alias(registry, "champion", str(made.version))
+    assert "not of visionpipe register" in alias_summary(registry, [])
+    promote(registered.params, new_data=True)
+    assert champion(registry) == "2"
+
+
+def test_lineage_of_a_version_whose_run_was_deleted_for_good_says_so(registry, registered, capsys):
+    with sqlite3.connect(os.environ["MLFLOW_TRACKING_URI"].removeprefix("sqlite:///")) as store:
+        run_id = all_versions(registry)["1"].run_id
+        store.execute("DELETE FROM runs WHERE run_uuid = ?", (run_id,))
+    lineage("1", registered.params)
+    said = capsys.readouterr().out
+    assert f"{run_id}: deleted" in said
+    assert all_versions(registry)["1"].tags["model_sha256"] in said
+
+
+def test_a_tag_that_is_no_entry_of_the_log_is_one_clear_sentence(registry, registered):
+    registry.client.set_registered_model_tag(registry.model_name, "promotion.0001", "by hand")
+    with pytest.raises(RegistryError, match=r"tag promotion.0001 of .* delete the tag"):
+        rollback(registered.params)
+
+
+def test_check_fails_after_the_registered_model_was_deleted_and_register_makes_it_anew(
+    registry, registered, capsys
+):
+    write_model("one", registered.params)
+    register(registered.params)
+    check(registered.params)
+    registry.client.delete_registered_model(registry.model_name)
+    with pytest.raises(RegistryError, match=r"has no version of it .* run visionpipe register"):
+        check(registered.params)
+    register(registered.params)
+    check(registered.params)
+    assert len(all_versions(registry)) == 1
+
+
+def test_prune_keeps_what_params_yaml_starts_from_or_learns_from(registry, registered, capsys):
+    set_alias(registry, "champion", "2")
+    write_model("one", registered.params, mistaken=3)
+    models = {
+        "one": dataclasses.replace(registered.params.models["one"], init=f"models:/{registry.model_name}/1")
+    }
+    distill = {"distill": {"teacher": f"models:/{registry.model_name}/3"}}
+    prune(dataclasses.replace(registered.params, models=models, train=distill), delete=True)
+    assert sorted(all_versions(registry)) == ["1", "2", "3"]
+    prune(registered.params, delete=True)
+    assert sorted(all_versions(registry)) == ["2"]
+    logged = registry.client.search_logged_models([registry.experiment_id])
+    assert {model.model_id for model in logged} == {logged_model_id(all_versions(registry)["2"])}
+    assert "mlflow gc --backend-store-uri sqlite:///" in capsys.readouterr().out

@@ -103,7 +103,7 @@ def test_a_history_whose_logging_was_cut_off_is_completed(params, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(store.client._tracking_client.store, "log_batch", cut_off)
-        with pytest.raises(ConnectionError):
+        with pytest.raises(RegistryError, match="cut off"):
             record(store, Path("models/one"))
     assert sum(sent[:3]) > 0
     run_id = record(store, Path("models/one"))

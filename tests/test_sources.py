@@ -444,3 +444,22 @@ def test_damaged_idx_files_are_one_line(idx_folder, damage, message):
     damage(idx_folder)
     with pytest.raises(DataError, match=message):
         list_idx(PrepareConfig("idx", str(idx_folder)))
+
+
+def test_files_that_dvc_has_linked_into_its_cache_are_read_and_other_links_out_of_the_folder_are_not(
+    tmp_path,
+):
+    root = write_files(tmp_path / "images", "cat/1.png", "dog/1.png")
+    cached = tmp_path / "cache" / "files" / "md5" / "ab" / ("0" * 30)
+    write_files(tmp_path, str(cached.relative_to(tmp_path)), "secret/0.png")
+    (root / "cat/2.png").symlink_to(cached)
+    (root / "cat/3.png").symlink_to(cached.with_name("1" * 30))
+    (root / "dog/2.png").symlink_to(tmp_path / "secret/0.png")
+    listing = folder_listing(root)
+    assert [file for *_, file in records(listing)] == ["cat/1.png", "cat/2.png", "dog/1.png"]
+    (linked,) = (entry for entry in listing.entries if entry.file == "cat/2.png")
+    assert linked.read() == cached.read_bytes()
+    assert rejections(listing) == {
+        "cat/3.png": "not in DVC's cache: run dvc pull",
+        "dog/2.png": "symbolic link that leaves the folder",
+    }

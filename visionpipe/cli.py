@@ -17,6 +17,7 @@ from visionpipe.errors import Interrupted, VisionpipeError, no_room
 from visionpipe.escape import visible
 from visionpipe.serving.settings import Settings
 
+STORE_COMMANDS = ("register", "check", "promote", "rollback", "lineage", "prune")
 STAGES = ("prepare", "train", "export", "evaluate", "register")
 ADVICE = "make room on the disk, then give the same command again"
 CHAMPION = "models:/visionpipe@champion"
@@ -24,33 +25,55 @@ CHAMPION = "models:/visionpipe@champion"
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns 0, or 1 after a mistake that one line explains (argparse exits with 2)."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # of names that the terminal has no letters for
-    debug = False
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a locale may lack the letters of a name
+    command, debug = "", False
     try:
         try:
             options = parser().parse_args(arguments)
-            debug = options.debug
+            command, debug = options.command, options.debug
             run(options)
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt:
         return failed("interrupted", False, 130)
-    except BrokenPipeError:
-        if not reader_has_gone():
-            raise
-        discard_output()
-        return 128 + signal.SIGPIPE
-    except Exception as error:  # a full disk comes as any error of any library
-        ours = isinstance(error, VisionpipeError)
-        reason = no_room(error.__cause__ if ours else error)
-        if reason is not None:
+    except Interrupted as error:
+        return failed(str(error), debug, 128 + error.signal)
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and reader_has_gone():
             discard_output()
-            return failed(f"{file_of(error)} cannot be written ({reason}): {ADVICE}", debug, 1)
-        if not ours:
+            return 128 + signal.SIGPIPE
+        reason = explained(error, command)
+        if reason is None:
             raise
-        return failed(str(error), debug, 128 + error.signal if isinstance(error, Interrupted) else 1)
+        return failed(reason, debug, 1)
     return 0
+
+
+def explained(error: Exception, command: str) -> str | None:
+    """A sentence about a user's mistake, about what the machine refuses, or about what people have put into the
+    tracking store. None for a mistake of this program, whose traceback should be seen.
+    """
+    ours = isinstance(error, VisionpipeError)
+    full = no_room(error.__cause__ if ours else error)  # a full disk comes as any error of any library
+    if full is not None:
+        discard_output()
+        return f"{file_of(error)} cannot be written ({full}): {ADVICE}"
+    if ours:
+        return str(error)
+    where = f"visionpipe --debug {command} shows where"
+    if isinstance(error, OSError):
+        file = f": {visible(os.fsdecode(error.filename))}" if isinstance(error.filename, str | bytes) else ""
+        return f"{error.strerror or error}{file}; {where}"
+    of_mlflow = type(error).__module__.startswith("mlflow.")
+    of_the_store = command in STORE_COMMANDS and isinstance(error, LookupError | StopIteration | ValueError)
+    if of_mlflow or of_the_store:
+        from visionpipe.tracking.store import tracking_uri
+
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return f"{command} has failed at what is in the tracking store {tracking_uri()} ({reason}); {where}"
+    return None
 
 
 def file_of(error: Exception) -> str:
@@ -257,7 +280,7 @@ def run(options: argparse.Namespace) -> None:
         case "check":
             from visionpipe.inspection import check
 
-            check()
+            check(params)
         case "promote":
             from visionpipe.promotion import promote
 

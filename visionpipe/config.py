@@ -152,7 +152,7 @@ class Params:
 def load_params(path: Path = PARAMS_FILE) -> Params:
     """Reads and checks params.yaml; raises ConfigError with the key's path."""
     try:
-        content = yaml.load(path.read_text(), UniqueKeys)  # nosec B506: a SafeLoader
+        content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)  # nosec B506: a SafeLoader
     except FileNotFoundError:
         raise ConfigError(f"no {path} here: run visionpipe in the folder that holds dvc.yaml") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -2,14 +2,20 @@
 
 import fcntl
 import glob
+import hashlib
 import json
 import os
 import shutil
+import socket
+import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedRandom
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+TEMPORARY = "visionpipe.part-"  # starts the names of temporary folders
 
 
 @contextmanager
@@ -48,14 +54,15 @@ def making_folder(path: Path) -> Iterator[Path]:
 
 
 def temporary_beside(path: Path) -> Path:
-    """A name for this process beside `path`; removes what processes that are dead have left under theirs."""
+    """A name for this process beside `path`; removes what dead processes of this machine have left under theirs."""
     import psutil  # not above: the image of the server has none, and reads only
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        if not psutil.pid_exists(int(left.name.split(".")[-2])):
+    machine = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]  # several may share a folder
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{machine}-*.tmp"):
+        if not psutil.pid_exists(int(left.name.split("-")[-1].removesuffix(".tmp"))):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    return path.with_name(f".{path.name}.{machine}-{os.getpid()}.tmp")
 
 
 def flush_to_disk(path: Path) -> None:
@@ -81,10 +88,61 @@ def write_json(path: Path, content: Any) -> None:
 def exclusive(lock: Path, waiting: str) -> Iterator[None]:
     """Holds `lock` against other processes; prints `waiting` when it has to wait. Death releases it."""
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
+    with open_lock(lock) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(waiting, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def open_lock(path: Path) -> BinaryIO:
+    """Another user's lock may be readable only, which is enough to hold it."""
+    try:
+        return path.open("ab")
+    except PermissionError:
+        return path.open("rb")
+
+
+@contextmanager
+def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
+    """A new folder, by default where the system has such, that is gone after the block. What a killed process has left
+    of one goes away: its death has released the lock that a process holds on each.
+    """
+    parent = parent or Path(tempfile.gettempdir())
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob(f"{TEMPORARY}*"):
+        remove_abandoned(left)
+    folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=parent))
+    descriptor = os.open(folder, os.O_RDONLY)
+    with suppress(OSError):  # some file systems lock no folders
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """A folder that is a minute old: a younger one may not be locked yet."""
+    try:
+        state = folder.stat()
+        if state.st_uid != os.getuid() or time.time() - state.st_mtime < 60:
+            return
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except OSError:
+        pass  # somebody works in it
+    finally:
+        os.close(descriptor)
+
+
+def copied(source: Path, target: Path) -> Path:
+    """Copies a folder's files by their content alone: what a link leads to, with this process's permissions."""
+    return Path(shutil.copytree(source, target, copy_function=shutil.copyfile))

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from visionpipe.backend import check_backend
 from visionpipe.config import Params
@@ -9,9 +10,12 @@ from visionpipe.data.sources import existing
 from visionpipe.errors import RegistryError
 from visionpipe.promotion import promotions
 from visionpipe.register import RECEIPT
-from visionpipe.tracking.registry import aliases, all_versions
+from visionpipe.tracking.registry import CHALLENGER, CHAMPION, aliases, all_versions, find_version
 from visionpipe.tracking.runs import OTHER_WEIGHTS
-from visionpipe.tracking.store import connect
+from visionpipe.tracking.store import Store, StoreError, connect
+from visionpipe.tracking.verification import made_of, named
+
+DIGESTS = ("data_sha256", "code_sha256", "train_key", "model_sha256", "artifact_sha256", "lineage_id")
 
 
 def show_params(params: Params) -> None:
@@ -34,54 +38,90 @@ def lineage(version: str, params: Params) -> None:
     number = by_alias.get(version, version)
     found = all_versions(store).get(number)
     if found is None:
-        raise RegistryError(f"{store.model_name} has no version or alias {version!r}")
-    tags = found.tags
-    run = store.client.get_run(found.run_id)
-    dirty = " with uncommitted changes" if tags["git_dirty"] == "true" else ""
+        there = ", ".join(sorted({*by_alias, *all_versions(store)})) or "none: run visionpipe register"
+        raise RegistryError(
+            f"{store.model_name} has no version or alias {version!r} in {store.uri}; there are {there}"
+        )
+    tags, run = found.tags, run_of(store, found)
     facts = {
-        "model": f"{store.model_name} version {number} ({tags['model']})",
+        "model": f"{store.model_name} version {number} ({made_of(found)})",
         "aliases": ", ".join(alias for alias, on in by_alias.items() if on == number) or "none",
-        "accuracy": "validation {validation_accuracy:.6s}, test {test_accuracy:.6s}".format(**tags),
-        "git commit": tags["git_commit"] + dirty,
-        "run": f"{run.info.run_name} ({found.run_id})",
-        "hardware": run.data.tags["hardware"],
-        "versions": ", ".join(
-            f"{name} {number}" for name, number in json.loads(run.data.tags["versions"]).items()
+        "accuracy": ", ".join(
+            f"{split} {tags[f'{split}_accuracy']:.6s}"
+            for split in ("validation", "test")
+            if f"{split}_accuracy" in tags
         ),
-        **{name.replace("_", " "): run.data.tags[name] for name in OTHER_WEIGHTS if name in run.data.tags},
-        **{
-            name.replace("_", " "): tags[name]
-            for name in (
-                "data_sha256",
-                "code_sha256",
-                "train_key",
-                "model_sha256",
-                "artifact_sha256",
-                "lineage_id",
-            )
-        },
+        "git commit": commit_text(tags),
     }
+    if "artifact_sha256" not in tags:
+        print(f"{named(store, found)} was not made by visionpipe register: nobody noted what made it")
+    if run is None:
+        facts["run"] = (
+            f"{found.run_id or 'none'}: deleted, with its parameters; the version's files are not affected"
+        )
+    else:
+        versions = json.loads(run.data.tags.get("versions", "{}"))
+        facts |= {
+            "run": f"{run.info.run_name} ({found.run_id})",
+            "hardware": run.data.tags.get("hardware", ""),
+            "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
+        } | {name.replace("_", " "): run.data.tags[name] for name in OTHER_WEIGHTS if name in run.data.tags}
+    facts |= {name.replace("_", " "): tags.get(name, "") for name in DIGESTS}
     for name, value in facts.items():
-        print(f"{name:<16} {value}")
+        if value:
+            print(f"{name:<16} {value}")
     print("parameters")
-    for name, value in sorted(run.data.params.items()):
+    for name, value in sorted(run.data.params.items()) if run else ():
         print(f"  {name:<32} {value}")
     print("dvc.lock (md5)")
-    for path, md5 in json.loads(tags["dvc_lock"]).items():
+    for path, md5 in json.loads(tags.get("dvc_lock", "{}")).items():
         print(f"  {path:<32} {md5}")
     print("moves of champion")
-    for entry in promotions(store):
-        print(f"  {entry['time']} {entry['action']} {entry['from']} → {entry['to']} by {entry['by']}")
+    for move in promotions(store):
+        print(f"  {move.time} {move.action} {move.before} → {move.to} by {move.by}")
 
 
-def check() -> None:
-    """Raises RegistryError unless the last `register` found a model that passes the gate."""
+def run_of(store: Store, version: Any) -> Any | None:
+    """The run that made a version; None where it was deleted for good, or never was."""
+    if not version.run_id:
+        return None
+    try:
+        return store.client.get_run(version.run_id)
+    except StoreError as error:
+        if error.code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+
+
+def commit_text(tags: dict[str, str]) -> str:
+    """The commit whose checkout makes the model, or why there is none."""
+    commit = tags.get("git_commit", "")
+    if tags.get("git_note"):
+        return f"{commit}: {tags['git_note']}"
+    return f"{commit} with uncommitted changes" if tags.get("git_dirty") == "true" else commit
+
+
+def check(params: Params) -> None:
+    """Raises RegistryError unless the last `register` found a model that passes, and the store still has it."""
     if not RECEIPT.exists():
         raise RegistryError(f"no {RECEIPT}: run dvc repro first")
-    receipt = json.loads(RECEIPT.read_text())
+    receipt = json.loads(RECEIPT.read_text(encoding="utf-8"))
     if not receipt["passed"]:
         reasons = "; ".join(
             f"{name}: {', '.join(model['failures'])}" for name, model in receipt["models"].items()
         )
         raise RegistryError(f"no model passes the gate ({reasons})")
-    print(f"{receipt['chosen']} passes the gate")
+    chosen = receipt["chosen"]
+    store = connect(params.tracking)
+    if find_version(store, receipt["models"][chosen]["artifact_sha256"]) is None:
+        raise RegistryError(
+            f"{chosen} passes the gate, but {store.model_name} has no version of it in {store.uri}, as after its "
+            f"deletion: run visionpipe register"
+        )
+    missing = [alias for alias in (CHAMPION, CHALLENGER) if alias not in aliases(store)]
+    if missing:
+        raise RegistryError(
+            f"{chosen} passes the gate, but no version of {store.model_name} is {' or '.join(missing)}: run "
+            f"visionpipe register"
+        )
+    print(f"{chosen} passes the gate")

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ def sha256_json(content: Any) -> str:
 
 def stage_code(stage: str, dvc_yaml: Path = Path("dvc.yaml")) -> dict[str, str]:
     """sha256 of every source file among the stage's `deps` in dvc.yaml: the one list of what it uses."""
-    definition = yaml.safe_load(dvc_yaml.read_text())["stages"].get(stage)
+    definition = yaml.safe_load(dvc_yaml.read_text(encoding="utf-8"))["stages"].get(stage)
     if definition is None:
         raise ConfigError(f"{dvc_yaml} has no stage {stage}")
     deps = [Path(dep) for dep in definition.get("do", definition)["deps"] if dep.startswith("visionpipe/")]
@@ -67,13 +66,3 @@ def train_key(identity: dict[str, Any]) -> str:
 def lineage_id(key: str, model_sha256: str) -> str:
     """Known after training: ties run, model file and registered version together."""
     return sha256_json({"train_key": key, "model_sha256": model_sha256})
-
-
-def git_commit() -> tuple[str, bool]:
-    """The commit checked out, and whether tracked files other than dvc.lock differ from it."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
-
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
-    return git("rev-parse", "HEAD") or "none", bool(changed)

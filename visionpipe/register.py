@@ -1,15 +1,11 @@
 """Stage `register`: completes every model's run, and registers the best one that passes the gate."""
 
-import base64
 import dataclasses
-import io
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from PIL import Image
 
 from visionpipe.backend import thread_count
 from visionpipe.config import GateConfig, Params
@@ -17,25 +13,26 @@ from visionpipe.data.prepared import PREPARED, open_prepared
 from visionpipe.errors import DataError, RegistryError
 from visionpipe.evaluation.comparison import comparison, read_rows
 from visionpipe.evaluation.speed import measurement_path
-from visionpipe.files import exclusive, write_bytes, write_json
-from visionpipe.lineage import artifact_sha256, git_commit, sha256_json, state_folder
+from visionpipe.files import write_bytes, write_json
+from visionpipe.lineage import artifact_sha256, sha256_json, state_folder
 from visionpipe.quantization import decision_path
 from visionpipe.serving.classifier import Classifier
 from visionpipe.tracking.card import model_card
+from visionpipe.tracking.commits import commit_that_makes
 from visionpipe.tracking.registry import (
     CHALLENGER,
     CHAMPION,
-    Golden,
     move_aliases,
+    other_data,
     publish,
     version_by_alias,
 )
 from visionpipe.tracking.runs import complete, record, record_precision
-from visionpipe.tracking.store import Store, connect, tracking_uri
+from visionpipe.tracking.store import Store, alone, connect, tracking_uri
+from visionpipe.tracking.verification import GOLDEN_IMAGES, Golden, golden_answers, made_of
 
 RECEIPT = Path("registration.json")
 COMPARISON = Path("comparison.md")
-GOLDEN_IMAGES = 8
 
 
 def register(params: Params) -> None:
@@ -45,8 +42,8 @@ def register(params: Params) -> None:
     everything anew from the files.
     """
     receipt = judge(params)
-    with exclusive(state_folder() / "locks" / "register", "waiting for another process to register"):
-        store = connect(params.tracking)
+    store = connect(params.tracking)
+    with alone(store.uri, "register", "waiting for another process to register"):
         runs = {}
         for name in params.models:
             runs[name] = record(store, Path("models") / name)
@@ -54,6 +51,7 @@ def register(params: Params) -> None:
             record_precision(store, runs[name], precision(name))
         chosen = receipt["chosen"]
         if chosen is not None:
+            tags = version_tags(chosen)
             version = publish(
                 store,
                 runs[chosen],
@@ -61,8 +59,9 @@ def register(params: Params) -> None:
                 Path("artifacts") / chosen,
                 model_card(chosen, params, precision(chosen)),
                 golden(chosen),
-                version_tags(chosen),
+                tags,
             )
+            name_commit(store, version, tags)
             moved = move_aliases(store, version)
             print(f"registered: {params.tracking.model} version {version.version} is {chosen}")
             print(alias_summary(store, moved))
@@ -77,15 +76,23 @@ def register(params: Params) -> None:
     print(f"tracking store: {tracking_uri()}")
 
 
+def name_commit(store: Store, version: Any, tags: dict[str, str]) -> None:
+    """Notes the commit that makes the model on a version that was registered before there was one."""
+    if "git_note" in version.tags and "git_note" not in tags:
+        for name in ("git_commit", "git_dirty"):
+            store.client.set_model_version_tag(store.model_name, version.version, name, tags[name])
+        store.client.delete_model_version_tag(store.model_name, version.version, "git_note")
+
+
 def alias_summary(store: Store, moved: list[str]) -> str:
     """Who serves and who might, and what to do where the two come from different data."""
     champion, challenger = version_by_alias(store, CHAMPION), version_by_alias(store, CHALLENGER)
     line = ", ".join(
-        f"{alias} is version {version.version} ({version.tags['model']}){' now' if alias in moved else ''}"
+        f"{alias} is version {version.version} ({made_of(version)}){' now' if alias in moved else ''}"
         for alias, version in ((CHAMPION, champion), (CHALLENGER, challenger))
         if version is not None
     )
-    if champion and challenger and champion.tags["data_sha256"] != challenger.tags["data_sha256"]:
+    if champion and challenger and other_data(champion, challenger):
         line += (
             f"\nthe champion was trained on other data: visionpipe promote --new-data lets version "
             f"{challenger.version} serve"
@@ -97,7 +104,7 @@ def compare(params: Params) -> None:
     """Prints the models side by side, and writes the same table to comparison.md."""
     if not any((Path("reports") / name / "metrics.json").exists() for name in params.models):
         raise RegistryError("nothing has been evaluated here yet: run dvc repro, or dvc pull")
-    chosen = json.loads(RECEIPT.read_text())["chosen"] if RECEIPT.exists() else None
+    chosen = json.loads(RECEIPT.read_text(encoding="utf-8"))["chosen"] if RECEIPT.exists() else None
     table = comparison(read_rows(params.models, thread_count(params), state_folder()), chosen)
     write_bytes(COMPARISON, table.encode())
     print(f"\n{table}")
@@ -125,7 +132,7 @@ def judge(params: Params) -> dict[str, Any]:
 def read_output(path: Path) -> dict[str, Any]:
     """What an earlier stage wrote as JSON."""
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise RegistryError(f"there is no {path}: run dvc repro") from None
 
@@ -142,7 +149,7 @@ def gate_failures(gate: GateConfig, validation: dict[str, Any]) -> list[str]:
 def measured_speed(name: str, params: Params) -> dict[str, float]:
     """What `evaluate` measured of this artifact on this machine; empty where it did not run here."""
     file = measurement_path(artifact_sha256(Path("artifacts") / name), thread_count(params), state_folder())
-    return dict(json.loads(file.read_text())) if file.exists() else {}
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
 
 
 def precision(name: str) -> dict[str, Any]:
@@ -151,31 +158,16 @@ def precision(name: str) -> dict[str, Any]:
     parity = read_output(artifact / "parity.json") if (artifact / "parity.json").exists() else {}
     accuracies = {f"accuracy_{kind}": value for kind, value in parity.get("validation_accuracy", {}).items()}
     file = decision_path(artifact_sha256(artifact), state_folder())
-    measured = json.loads(file.read_text()) if file.exists() else {}
+    measured = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     return {"precision": parity.get("precision", "fp32")} | accuracies | (measured if accuracies else {})
 
 
 def golden(name: str) -> Golden:
-    """A few validation images as PNG files, with the exported model's answers to those files: a crop ratio below 1
-    crops the prepared images once more.
-    """
-    classifier = Classifier(Path("artifacts") / name)
+    """The exported model's answers to a few validation images."""
     images = open_prepared(PREPARED, verify=False).images("validation")[:GOLDEN_IMAGES]
     if not len(images):
         raise DataError("the validation split is empty")
-    files = []
-    for image in images:
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "PNG")
-        files.append(buffer.getvalue())
-    answers = [
-        {
-            "label": classifier.labels[row.argmax()],
-            "probabilities": dict(zip(classifier.labels, row.tolist(), strict=True)),
-        }
-        for row in classifier.probabilities(np.stack([classifier.preprocess(file) for file in files]))
-    ]
-    return Golden([base64.b64encode(file).decode() for file in files], answers)
+    return golden_answers(Classifier(Path("artifacts") / name), images)
 
 
 def version_tags(name: str) -> dict[str, str]:
@@ -183,7 +175,6 @@ def version_tags(name: str) -> dict[str, str]:
     lineage = read_output(Path("models") / name / "lineage.json")
     metrics = read_output(Path("reports") / name / "metrics.json")
     prepared = open_prepared(PREPARED, verify=False)
-    commit, dirty = git_commit()
     return {
         "artifact_sha256": artifact_sha256(Path("artifacts") / name),
         "precision": precision(name)["precision"],
@@ -198,16 +189,14 @@ def version_tags(name: str) -> dict[str, str]:
         "backend": lineage["params"]["backend"],
         "validation_accuracy": repr(metrics["validation"]["accuracy"]),
         "test_accuracy": repr(metrics["test"]["accuracy"]),
-        "git_commit": commit,
-        "git_dirty": str(dirty).lower(),
         "dvc_lock": json.dumps(locked_outputs(name)),
-    }
+    } | commit_that_makes(name, lineage).tags()
 
 
 def locked_outputs(name: str) -> dict[str, str]:
     """md5 of each output that led to this model, as dvc.lock has them: what `dvc checkout` needs."""
     lock = Path("dvc.lock")
-    stages = yaml.safe_load(lock.read_text())["stages"] if lock.exists() else {}
+    stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"] if lock.exists() else {}
     wanted = ("prepare", f"train@{name}", f"export@{name}", f"evaluate@{name}")
     return {
         output["path"]: output["md5"]

@@ -112,7 +112,10 @@ def introduction(name: str, params: Params, images: int, key: str) -> str:
 def print_changes(name: str, identity: dict[str, Any]) -> None:
     """Says what is not as it was in the last training of this name; nothing where there was none."""
     file = last_identity(name)
-    before, now = (flatten(json.loads(file.read_text())) if file.exists() else {}), flatten(identity)
+    before, now = (
+        (flatten(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}),
+        flatten(identity),
+    )
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key, "nothing"), now.get(key, "nothing")
         if before and json.dumps(old) != json.dumps(new):
@@ -201,29 +204,29 @@ def training_identity(name: str, params: Params, data_sha256: str) -> dict[str, 
         ),
         **({"teacher_sha256": sha256_file(teacher_file(distill.teacher))} if distill else {}),
         "code": stage_code("train"),
-        "params": {
-            "backend": params.backend,
-            "seed": params.seed,
-            "threads": thread_count(params),
-            "model": {
-                "variant": params.model(name).variant,
-                "family": params.model_spec(name).family,
-                **(
-                    {"init": params.model(name).init, "init_head": params.model(name).init_head}
-                    if start
-                    else {}
-                ),
-                **written_pixels(params.model(name)),
-                **asdict(params.model_spec(name)),
-            },
-            "train": {
-                key: value
-                for key, value in asdict(params.train_config(name)).items()
-                if key not in CHECKPOINTS
-            },
-            "prepare": asdict(params.prepare),
-        },
+        "params": training_params(name, params),
         "versions": backend_versions(params),
+    }
+
+
+def training_params(name: str, params: Params) -> dict[str, Any]:
+    """What params.yaml says of everything that the weights depend on."""
+    entry = params.model(name)
+    return {
+        "backend": params.backend,
+        "seed": params.seed,
+        "threads": thread_count(params),
+        "model": {
+            "variant": entry.variant,
+            "family": params.model_spec(name).family,
+            **({"init": entry.init, "init_head": entry.init_head} if entry.init is not None else {}),
+            **written_pixels(entry),
+            **asdict(params.model_spec(name)),
+        },
+        "train": {
+            key: value for key, value in asdict(params.train_config(name)).items() if key not in CHECKPOINTS
+        },
+        "prepare": asdict(params.prepare),
     }
 
 

@@ -28,6 +28,7 @@ from visionpipe.data.listing import SPLIT_NAMES, Listing, Reader, Record, Reject
 from visionpipe.errors import DataError, ImageError
 
 MAX_FILE_BYTES = 256 * 2**20
+DVC_CACHE_FILE = re.compile(r".*/[0-9a-f]{2}/[0-9a-f]{30}")  # named by its own md5
 
 
 def list_zip(config: PrepareConfig) -> Listing:
@@ -56,7 +57,9 @@ def list_zip(config: PrepareConfig) -> Listing:
 
 
 def list_folder(config: PrepareConfig) -> Listing:
-    """Lists a folder. Links are followed within it, never out of it and never in a circle."""
+    """Lists a folder. Links are followed within it and into a cache of DVC, which may link the files that it tracks;
+    never elsewhere, and never in a circle.
+    """
     root = Path(os.path.realpath(existing(config, Path.is_dir, "a folder")))
     files: dict[str, Reader] = {}
     folders: set[str] = set()
@@ -249,12 +252,14 @@ def file_refusal(name: str, target: str, root: Path, ancestors: tuple[str, ...])
         name.encode()
     except UnicodeEncodeError:
         return "file name is not UTF-8"
-    if not Path(target).is_relative_to(root):
+    if not Path(target).is_relative_to(root) and not DVC_CACHE_FILE.fullmatch(target):
         return "symbolic link that leaves the folder"
     if target in ancestors:
         return "symbolic link that leads in a circle"
     if os.path.isdir(target):
         return None
+    if not os.path.exists(target) and DVC_CACHE_FILE.fullmatch(target):
+        return "not in DVC's cache: run dvc pull"
     if not os.path.isfile(target):
         return "neither a file nor a folder"
     return "larger than 256 MiB" if os.path.getsize(target) > MAX_FILE_BYTES else None

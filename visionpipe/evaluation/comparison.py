@@ -97,4 +97,4 @@ def read_row(name: str, threads: int, state: Path) -> Row:
 
 
 def read_if_there(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

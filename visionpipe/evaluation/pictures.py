@@ -197,5 +197,5 @@ def glyphs() -> frozenset[int]:
 @matplotlib.rc_context({"text.parse_math": False})  # some labels are made when they are drawn
 def save(figure: Figure, path: Path) -> None:
     """A PNG file without the software's version in it: equal figures give equal bytes."""
-    with replacing(path) as file:
+    with replacing(path) as file:  # what lies there may be a link into DVC's cache
         figure.savefig(file, format="png", metadata={"Software": None})

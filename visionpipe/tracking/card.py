@@ -13,9 +13,9 @@ MOST_SHOWN = 100  # classes; of more the card names the first and judges the wor
 
 def model_card(name: str, params: Params, precision: dict[str, Any]) -> str:
     """Markdown: what the model is, what made it, how good it is and where it fails."""
-    lineage = json.loads((Path("models") / name / "lineage.json").read_text())
-    metrics = json.loads((Path("reports") / name / "metrics.json").read_text())
-    table = json.loads((Path("reports") / name / "per_class.json").read_text())
+    lineage = json.loads((Path("models") / name / "lineage.json").read_text(encoding="utf-8"))
+    metrics = json.loads((Path("reports") / name / "metrics.json").read_text(encoding="utf-8"))
+    table = json.loads((Path("reports") / name / "per_class.json").read_text(encoding="utf-8"))
     data = open_prepared(PREPARED, verify=False)
     height, width = params.prepare.size
     counts = {split: sum(classes.values()) for split, classes in data.manifest["counts"].items()}

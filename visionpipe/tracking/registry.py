@@ -3,65 +3,65 @@
 `challenger` is the best verified version by validation accuracy; `champion` is the one that serves.
 """
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from dataclasses import dataclass
+import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from visionpipe.errors import RegistryError
-from visionpipe.lineage import sha256_file
+from visionpipe.errors import ArtifactError, RegistryError
+from visionpipe.files import copied, temporary_folder
+from visionpipe.lineage import artifact_sha256 as artifact_digest
 from visionpipe.serving.package import pyfunc_arguments
-from visionpipe.tracking.store import Store
+from visionpipe.tracking.processes import is_abandoned, process_identity
+from visionpipe.tracking.store import Store, StoreError
+from visionpipe.tracking.verification import (
+    Golden,
+    compare_answers,
+    compare_files,
+    download_classifier,
+    named,
+)
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+UPLOADER = "uploader"  # tag of a logged model: the process that uploads it
 DESCRIPTION_LENGTH = 5000  # what MLflow's databases hold; the whole card lies in the artifact
 
-# Runs in a fresh process outside the checkout, so that only what travels in the artifact can answer.
-GOLDEN_SCRIPT = """
-import json, sys, logging
-logging.disable(logging.WARNING)
-import mlflow, pandas
-model = mlflow.pyfunc.load_model(sys.argv[1])
-images = json.load(open(sys.argv[2]))
-print(json.dumps(model.predict(pandas.DataFrame({"image": images}))))
-"""
 
-
-@dataclass(frozen=True)
-class Golden:
-    """What the model must answer. `images`: base64 of image files; `answers`: label and probabilities."""
-
-    images: list[str]
-    answers: list[dict[str, Any]]
+def all_versions(store: Store, more: str = "") -> dict[str, Any]:
+    """Number → version, the oldest first, of all that were not deleted; `more` narrows the search."""
+    quote = '"' if "'" in store.model_name else "'"
+    found, token = [], None
+    while True:
+        page = store.client.search_model_versions(
+            f"name = {quote}{store.model_name}{quote}{more}", page_token=token
+        )
+        found += page
+        token = page.token
+        if not token:
+            break
+    return {str(version.version): version for version in sorted(found, key=lambda v: int(v.version))}
 
 
 def find_version(store: Store, artifact_sha256: str) -> Any | None:
-    """The version made of this artifact, or None."""
-    query = f"name = '{store.model_name}' and tags.artifact_sha256 = '{artifact_sha256}'"
-    versions = store.client.search_model_versions(query, max_results=1)
-    return versions[0] if versions else None
+    """The oldest version made of this artifact, or None."""
+    found = all_versions(store, f" and tags.artifact_sha256 = '{artifact_sha256}'")
+    return next(iter(found.values()), None)
 
 
 def registered_model(store: Store) -> Any | None:
     """The registered model, with its aliases and tags, or None before the first registration."""
-    found = store.client.search_registered_models(f"name = '{store.model_name}'")
-    return found[0] if found else None
+    try:
+        return store.client.get_registered_model(store.model_name)
+    except StoreError as error:
+        if error.code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
 
 
 def aliases(store: Store) -> dict[str, str]:
     """Alias → number of the version that it is on."""
     model = registered_model(store)
     return {alias: str(number) for alias, number in model.aliases.items()} if model else {}
-
-
-def all_versions(store: Store) -> dict[str, Any]:
-    """Number → version, of all that were not deleted."""
-    found = store.client.search_model_versions(f"name = '{store.model_name}'")
-    return {str(version.version): version for version in found}
 
 
 def version_by_alias(store: Store, alias: str) -> Any | None:
@@ -74,26 +74,19 @@ def publish(
 ) -> Any:
     """Uploads the artifact as a pyfunc model, verifies the upload, and only then creates the version.
 
-    Safe to interrupt at any point and to repeat: a logged model that is READY has been verified, one
-    that is not is thrown away, and the version is found by the artifact's sha256.
+    Safe to interrupt at any point, to repeat, and to be done by several at once: an unfinished upload is thrown away
+    where its process is dead, the version is found by the artifact's sha256, and of two versions of one artifact the
+    older one stays. A version whose files are gone or damaged has them uploaded again.
     """
     found = find_version(store, tags["artifact_sha256"])
     if found is not None:
+        restore_files(store, found, artifact, card, golden)
         return found
-    client = store.client
-    model = None
-    for logged in client.search_logged_models(
-        [store.experiment_id], f"tags.artifact_sha256 = '{tags['artifact_sha256']}'"
-    ):
-        if logged.status == "READY" and logged.source_run_id == run_id:
-            model = logged
-        elif logged.status != "READY":
-            client.delete_logged_model(logged.model_id)
+    model, uploaded_here = finished_upload(store, run_id, tags["artifact_sha256"]), False
     if model is None:
-        model = upload(store, run_id, name, artifact, card, golden, tags)
-    link_output(store, run_id, model.model_id)
+        model, uploaded_here = upload(store, run_id, name, artifact, card, golden, tags), True
     ensure_registered_model(store)
-    return client.create_model_version(
+    version = store.client.create_model_version(
         store.model_name,
         source=model.model_uri,
         run_id=run_id,
@@ -101,32 +94,106 @@ def publish(
         description=card[:DESCRIPTION_LENGTH],
         model_id=model.model_id,
     )
+    oldest = find_version(store, tags["artifact_sha256"]) or version
+    if str(oldest.version) != str(version.version):  # another process was a moment earlier
+        store.client.delete_model_version(store.model_name, version.version)
+        if uploaded_here:
+            store.client.delete_logged_model(model.model_id)
+        return oldest
+    link_output(store, run_id, model.model_id)
+    return version
+
+
+def finished_upload(store: Store, run_id: str, artifact_sha256: str) -> Any | None:
+    """The upload of this artifact that was verified before a version was made of it, if its files are whole still;
+    unfinished ones of dead processes are thrown away.
+    """
+    verified = None
+    for logged in store.client.search_logged_models(
+        [store.experiment_id], f"tags.artifact_sha256 = '{artifact_sha256}'"
+    ):
+        if logged.status == "READY":
+            verified = logged if logged.source_run_id == run_id else verified
+        elif is_abandoned(logged.tags.get(UPLOADER, "")):
+            store.client.delete_logged_model(logged.model_id)
+    if verified is not None:
+        with temporary_folder() as folder:
+            try:
+                found = sorted((store.download(verified.model_uri, folder)).glob("artifacts/*/model.onnx"))
+            except StoreError:
+                found = []
+            if found and digest(found[0].parent) == artifact_sha256:
+                return verified
+    return None
+
+
+def digest(artifact: Path) -> str | None:
+    """The artifact's sha256; None where it is incomplete."""
+    try:
+        return artifact_digest(artifact)
+    except ArtifactError:
+        return None
 
 
 def upload(
     store: Store, run_id: str, name: str, artifact: Path, card: str, golden: Golden, tags: dict[str, str]
 ) -> Any:
     """Logs the model to its run and verifies what arrived; returns the READY logged model."""
-    import mlflow
-
-    client = store.client
-    model = client.create_logged_model(
+    model = store.client.create_logged_model(
         store.experiment_id,
         name=name,
         source_run_id=run_id,
-        tags={"artifact_sha256": tags["artifact_sha256"], "lineage_id": tags["lineage_id"]},
+        tags={
+            "artifact_sha256": tags["artifact_sha256"],
+            "lineage_id": tags["lineage_id"],
+            UPLOADER: process_identity(),
+        },
         model_type="image-classifier",
     )
-    with tempfile.TemporaryDirectory() as temporary:
-        local = Path(temporary) / "model"
+    try:
+        upload_files(store, model, run_id, artifact, card, golden)
+    except BaseException:
+        with suppress(StoreError):  # the error to be seen is the upload's
+            store.client.delete_logged_model(model.model_id)
+        raise
+    return store.client.finalize_logged_model(model.model_id, "READY")
+
+
+def upload_files(store: Store, model: Any, run_id: str, artifact: Path, card: str, golden: Golden) -> None:
+    """Uploads the files of a logged model, and compares them and their answers with what was sent."""
+    import mlflow
+
+    with temporary_folder() as temporary:
+        local = temporary / "model"
         save_pyfunc(local, artifact, card, mlflow.models.Model(run_id=run_id, model_id=model.model_id))
-        client.log_model_artifacts(model.model_id, str(local))
-        downloaded = Path(
-            mlflow.artifacts.download_artifacts(model.model_uri, dst_path=f"{temporary}/downloaded")
-        )
+        store.client.log_model_artifacts(model.model_id, str(local))
+        downloaded = store.download(model.model_uri, temporary / "downloaded")
         compare_files(local, downloaded)
         compare_answers(downloaded, golden)
-    return client.finalize_logged_model(model.model_id, "READY")
+
+
+def restore_files(store: Store, version: Any, artifact: Path, card: str, golden: Golden) -> None:
+    """Uploads the files of a version again where they are gone or damaged."""
+    with temporary_folder() as folder:
+        try:
+            download_classifier(store, version, folder)
+            return
+        except RegistryError as error:
+            reason = error
+    try:
+        model = store.client.get_logged_model(logged_model_id(version))
+    except StoreError as error:
+        raise RegistryError(
+            f"{reason}; its logged model was deleted too: delete {named(store, version)} in the MLflow UI, then run "
+            f"visionpipe register"
+        ) from error
+    upload_files(store, model, version.run_id, artifact, card, golden)
+    print(f"{named(store, version)} had lost files, or damaged ones: uploaded again")
+
+
+def logged_model_id(version: Any) -> str:
+    """The id of the logged model that a version stands for; empty where it was made of something else."""
+    return version.model_id or (version.source or "").removeprefix("models:/")
 
 
 def link_output(store: Store, run_id: str, model_id: str) -> None:
@@ -142,72 +209,42 @@ def save_pyfunc(local: Path, artifact: Path, card: str, model: Any) -> None:
     """Writes a models-from-code pyfunc: text, JSON and ONNX only, with the serving code inside."""
     import mlflow
 
-    with tempfile.TemporaryDirectory() as temporary:
-        model_card = Path(temporary) / "MODEL_CARD.md"
-        model_card.write_text(card)
-        arguments = pyfunc_arguments(artifact, Path(temporary) / "code")
+    with temporary_folder() as temporary:
+        model_card = temporary / "MODEL_CARD.md"
+        model_card.write_text(card, encoding="utf-8")
+        # DVC may have linked the files into its cache: MLflow refuses links, and copies the cache's permissions.
+        files = copied(artifact, temporary / artifact.name)
+        arguments = pyfunc_arguments(files, temporary / "code")
         arguments["artifacts"] |= {"model_card": str(model_card)}
         mlflow.pyfunc.save_model(local, mlflow_model=model, **arguments)
 
 
-def compare_files(local: Path, downloaded: Path) -> None:
-    """Every file must have come back as it went."""
-    for file in sorted(
-        path for path in local.rglob("*") if path.is_file() and "__pycache__" not in path.parts
-    ):
-        copy = downloaded / file.relative_to(local)
-        if not copy.is_file() or sha256_file(copy) != sha256_file(file):
-            raise RegistryError(
-                f"{file.relative_to(local)} came back changed from the artifact store: run dvc repro again"
-            )
-
-
-def compare_answers(model: Path, golden: Golden) -> None:
-    """The downloaded model, loaded in a fresh process, must give the golden answers."""
-    with tempfile.TemporaryDirectory() as temporary:
-        images = Path(temporary) / "images.json"
-        images.write_text(json.dumps(golden.images))
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        result = subprocess.run(
-            [sys.executable, "-c", GOLDEN_SCRIPT, str(model), str(images)],
-            cwd=temporary,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    if result.returncode:
-        reason = result.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise RegistryError(f"the uploaded model does not load: {reason[0]}")
-    answers = json.loads(result.stdout.strip().splitlines()[-1])
-    for expected, received in zip(golden.answers, answers, strict=True):
-        pairs = [
-            (p, received["probabilities"].get(label, -1)) for label, p in expected["probabilities"].items()
-        ]
-        if received["label"] != expected["label"] or any(abs(a - b) > 1e-5 for a, b in pairs):
-            raise RegistryError(
-                "the uploaded model answers otherwise than the evaluated one: nothing was registered"
-            )
-
-
 def ensure_registered_model(store: Store) -> None:
+    """Makes the registered model where it is missing; others may make it at the same time."""
     if registered_model(store) is None:
-        store.client.create_registered_model(
-            store.model_name, description="Made by visionpipe: see each version's card."
-        )
+        try:
+            store.client.create_registered_model(
+                store.model_name, description="Made by visionpipe: see each version's card."
+            )
+        except StoreError as error:
+            if error.code != "RESOURCE_ALREADY_EXISTS":
+                raise
 
 
 def move_aliases(store: Store, version: Any) -> list[str]:
-    """Sets `challenger` where `version` is better on validation than the present one or comes from other
-    data, which cannot be compared, and `champion` where there is none; returns the aliases that were set.
+    """Sets `challenger` where `version` is better on validation than the present one or cannot be compared with it,
+    because that one comes from other data or nobody has measured it, and `champion` where there is none; returns the
+    aliases that were set.
     """
     moved = []
     challenger = version_by_alias(store, CHALLENGER)
-    if (
-        challenger is None
-        or validation_accuracy(version) > validation_accuracy(challenger)
-        or version.tags["data_sha256"] != challenger.tags["data_sha256"]
-    ):
+    score, best = validation_accuracy(version), validation_accuracy(challenger) if challenger else None
+    if best is None or (score is not None and score > best) or other_data(version, challenger):
+        if challenger is not None and best is None:
+            print(
+                f"{named(store, challenger)}, challenger so far, has no validation accuracy: it was not made by "
+                f"visionpipe register, and cannot be compared"
+            )
         store.client.set_registered_model_alias(store.model_name, CHALLENGER, version.version)
         moved.append(CHALLENGER)
     if version_by_alias(store, CHAMPION) is None:
@@ -216,14 +253,14 @@ def move_aliases(store: Store, version: Any) -> list[str]:
     return moved
 
 
-def validation_accuracy(version: Any) -> float:
-    return float(version.tags["validation_accuracy"])
+def validation_accuracy(version: Any) -> float | None:
+    """As `register` noted it; None for a version that was made otherwise."""
+    try:
+        accuracy = float(version.tags["validation_accuracy"])
+    except (KeyError, ValueError):
+        return None
+    return accuracy if math.isfinite(accuracy) else None
 
 
-def download_classifier(store: Store, version: Any, folder: Path) -> Path:
-    """The version's artifact folder, as `Classifier` reads it."""
-    import mlflow
-
-    uri = f"models:/{store.model_name}/{version.version}"
-    downloaded = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
-    return next((downloaded / "artifacts").glob("*/model.onnx")).parent
+def other_data(one: Any, other: Any) -> bool:
+    return bool(one.tags.get("data_sha256") != other.tags.get("data_sha256"))

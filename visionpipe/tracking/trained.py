@@ -1,14 +1,13 @@
 """The `model.keras` behind a registered version: what a training can start from."""
 
-import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 
 from visionpipe.errors import RegistryError
+from visionpipe.files import temporary_folder
 from visionpipe.lineage import sha256_file, state_folder
-from visionpipe.tracking.store import SETTINGS, tracking_uri
+from visionpipe.tracking.store import StoreError, database_of, open_client, tracking_uri
 
 
 def download_trained(address: str) -> Path:
@@ -22,37 +21,45 @@ def download_trained(address: str) -> Path:
     if match is None:
         raise RegistryError(f"{address}: expected models:/NAME@ALIAS or models:/NAME/VERSION")
     name, alias, number = match.groups()
-    for setting, value in SETTINGS.items():
-        os.environ.setdefault(setting, value)
-    import mlflow
-
     uri = tracking_uri()
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise RegistryError(f"{address}: there is no tracking store {uri} yet: run dvc repro")
-    client = mlflow.MlflowClient(uri, uri)
+    database = database_of(uri)
+    if database and not database.exists():
+        raise RegistryError(
+            f"{address}: there is no tracking store {uri}: run dvc repro, or visionpipe register where its model lies"
+        )
+    client = open_client(uri)
     try:
         version = (
             client.get_model_version_by_alias(name, alias)
             if alias
             else client.get_model_version(name, number)
         )
-        run = client.get_run(str(version.run_id))
-    except mlflow.MlflowException as error:
-        raise RegistryError(f"{address} is not in {uri}: {' '.join(str(error.message).split())}") from None
-    sha256 = run.data.tags.get("model_sha256", "")
+    except StoreError as error:
+        if error.code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise RegistryError(
+            f"{address} is not in {uri}: give another version, or run visionpipe register where its model lies"
+        ) from error
+    sha256 = version.tags.get("model_sha256", "")
+    if not sha256:
+        raise RegistryError(
+            f"{address} was not made by visionpipe register: nobody knows the model.keras behind it; give another "
+            f"version"
+        )
     path = state_folder() / "trained" / sha256 / "model.keras"
     beside = path.with_name("lineage.json")
     if beside.is_file() and path.is_file() and sha256_file(path) == sha256:
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    with temporary_folder(path.parent) as folder:
         try:
             found, lineage = (
-                Path(client.download_artifacts(run.info.run_id, file.name, folder)) for file in (path, beside)
+                Path(client.download_artifacts(version.run_id, file.name, str(folder)))
+                for file in (path, beside)
             )
-        except Exception as error:  # the artifact stores have their own kinds
+        except StoreError as error:
             raise RegistryError(
-                f"{address}: its run has no {path.name} or no {beside.name}: {error}"
+                f"{address}: its run has no {path.name} or no {beside.name} any more, as after its deletion: run "
+                f"visionpipe register where its model lies, or give another version ({error})"
             ) from error
         if sha256_file(found) != sha256:
             raise RegistryError(f"{address}: the model.keras of its run is not the one that was logged")

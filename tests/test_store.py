@@ -1,0 +1,290 @@
+"""The tracking store of a project that moves, of several users at once, and its failures as sentences."""
+
+import os
+import shutil
+import sqlite3
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+from linear_models import only, write_model
+
+from visionpipe import cli
+from visionpipe.errors import RegistryError
+from visionpipe.files import TEMPORARY, exclusive, temporary_folder
+from visionpipe.lineage import artifact_sha256
+from visionpipe.register import golden, register, version_tags
+from visionpipe.tracking import registry, runs
+from visionpipe.tracking.places import present_location, relocate
+from visionpipe.tracking.processes import is_abandoned, is_alive, process_identity
+from visionpipe.tracking.registry import all_versions, find_version, logged_model_id, publish
+from visionpipe.tracking.runs import create_run_once, record, runs_of
+from visionpipe.tracking.store import StoreError, alone, connect, open_experiment
+
+RUN = "0" * 32 + "/artifacts"
+
+# Where artifacts lie ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("exist", "location", "expected"),
+    [
+        (["new/mlartifacts/" + RUN], "old/mlartifacts/" + RUN, "new"),  # moved
+        (["new/mlartifacts/" + RUN, "old/mlartifacts/" + RUN], "old/mlartifacts/" + RUN, "new"),  # copied
+        ([], "old/mlartifacts", "new"),  # the database alone was restored
+        (
+            ["old/mlartifacts/" + RUN, "old/mlflow.db"],
+            "old/mlartifacts",
+            "new",
+        ),  # the database alone was copied
+        (
+            ["old/mlartifacts/" + RUN, "old/mlflow.db"],
+            "old/mlartifacts/" + RUN,
+            "old",
+        ),  # and reads what lies there
+        (
+            ["old/mlartifacts/" + RUN],
+            "old/mlartifacts",
+            "old",
+        ),  # a store whose artifacts always lay elsewhere
+        (["new/mlartifacts"], "new/mlartifacts/" + RUN, "new"),
+        (["new/mlartifacts"], "old/elsewhere/" + RUN, "old"),  # a location that people chose
+    ],
+)
+@pytest.mark.parametrize("scheme", ["file://", ""])
+def test_a_location_follows_the_store_to_where_it_was_moved(tmp_path, exist, location, expected, scheme):
+    base = tmp_path / "ä b"  # which an address writes otherwise
+    for name in exist:
+        (base / name).mkdir(parents=True)
+    (base / "new").mkdir(parents=True, exist_ok=True)
+
+    def written(name):
+        return (base / name).as_uri() if scheme else str(base / name)
+
+    found = present_location(written(location), base / "new" / "mlflow.db")
+    assert found == written(location.replace("old", expected, 1).replace("new", expected, 1))
+    assert present_location(found, base / "new" / "mlflow.db") == found
+
+
+@pytest.mark.parametrize("location", ["s3://bucket/mlartifacts/1", "mlflow-artifacts:/1", "models:/m-1", ""])
+def test_a_location_that_is_no_folder_stays(tmp_path, location):
+    assert present_location(location, tmp_path / "mlflow.db") == location
+
+
+def test_a_folder_that_has_two_names_is_not_a_moved_one(tmp_path):
+    (tmp_path / "real" / "mlartifacts").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    location = str(tmp_path / "link" / "mlartifacts" / "1")
+    assert present_location(location, tmp_path / "real" / "mlflow.db") == location
+
+
+def test_a_copied_project_reads_and_writes_its_own_artifacts_only(params, tmp_path, monkeypatch):
+    write_model("one", params)
+    register(only(params, "one"))
+    store = connect(params.tracking)
+    with sqlite3.connect("mlflow.db") as source, sqlite3.connect(tmp_path / "mlflow.db") as target:
+        source.backup(target)
+    for version in all_versions(store).values():
+        source = Path(
+            store.client.get_logged_model(logged_model_id(version)).artifact_location.removeprefix("file://")
+        )
+        shutil.copytree(source, tmp_path / "mlartifacts" / source.relative_to(Path("mlartifacts").absolute()))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    copy = connect(params.tracking)
+    experiment = copy.client.get_experiment(copy.experiment_id)
+    assert experiment.artifact_location == (tmp_path / "mlartifacts").as_uri()
+    (version,) = all_versions(copy).values()
+    assert copy.client.get_model_version_download_uri(copy.model_name, version.version).startswith(
+        tmp_path.as_uri()
+    )
+    assert relocate(tmp_path / "mlflow.db") == 0
+
+
+# Several at once ----------------------------------------------------------------------------------------
+
+
+def test_the_lock_of_a_sqlite_store_lies_beside_the_file_itself(tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "checkout").mkdir()
+    (tmp_path / "store" / "mlflow.db").touch()
+    (tmp_path / "checkout" / "mlflow.db").symlink_to(tmp_path / "store" / "mlflow.db")
+    with alone(f"sqlite:///{tmp_path / 'checkout' / 'mlflow.db'}", "store", "waiting"):
+        assert [path.name for path in (tmp_path / "store").iterdir() if path.suffix == ".lock"]
+
+
+def test_a_lock_of_another_user_need_not_be_writable(tmp_path, monkeypatch):
+    lock, original = tmp_path / "lock", Path.open
+    lock.touch()
+
+    def refused(path, mode="r", *arguments):
+        if path == lock and mode != "rb":
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path, mode, *arguments)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with exclusive(lock, "waiting"):
+        pass
+
+
+def test_an_experiment_that_another_user_makes_at_the_same_time_is_taken(params, monkeypatch):
+    store = connect(params.tracking)
+    answers = iter([None, store.client.get_experiment_by_name(params.tracking.experiment)])
+    monkeypatch.setattr(mlflow.MlflowClient, "get_experiment_by_name", lambda *_: next(answers))
+    assert open_experiment(store.client, params.tracking.experiment, None) == store.experiment_id
+
+
+@pytest.mark.parametrize(
+    ("first", "settled", "stays"), [("0", False, "rival"), ("g", False, "own"), ("g", True, "rival")]
+)
+def test_of_two_runs_that_are_created_at_once_one_stays(params, monkeypatch, first, settled, stays):
+    """The rival's id begins with `first`, so that it is smaller than ours, or larger. It decides while we wait."""
+    store = connect(params.tracking)
+    identity = {
+        "params": {"model": {"family": "f"}, "backend": "b"},
+        "data_sha256": "d",
+        "code": {},
+        "versions": {},
+    }
+    create, rivals = runs.create_run, []
+    smaller = type("Smaller", (), {"hex": first + f"{time.time_ns():031d}"})
+
+    def together(*arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr("mlflow.store.tracking.sqlalchemy_store.uuid.uuid4", lambda: smaller)
+            rivals.append(create(*arguments).info.run_id)
+        if settled:
+            store.client.set_tag(rivals[0], runs.SETTLED, "true")
+        return create(*arguments)
+
+    def decides(_):
+        if stays == "rival":
+            store.client.set_tag(rivals[0], runs.SETTLED, "true")
+        else:
+            store.client.delete_run(rivals[0])
+
+    monkeypatch.setattr(runs, "create_run", together)
+    monkeypatch.setattr(
+        "visionpipe.tracking.runs.time", type("Time", (), {"sleep": decides, "time": time.time})
+    )
+    found = create_run_once(store, "one", "key", identity, trained_here=False).info.run_id
+    assert [run.info.run_id for run in runs_of(store, "key")] == [found]
+    assert (found == rivals[0]) == (stays == "rival")
+
+
+def test_of_two_versions_of_one_artifact_that_are_made_at_once_the_older_one_stays(params, monkeypatch):
+    write_model("one", params)
+    register(only(params, "one"))
+    store = connect(params.tracking)
+    (first,) = all_versions(store).values()
+    looked = []
+
+    def late(*arguments):  # the other one's version is there when ours has been made
+        looked.append(arguments)
+        return find_version(*arguments) if len(looked) > 1 else None
+
+    monkeypatch.setattr(registry, "find_version", late)
+    found = publish(
+        store,
+        record(store, Path("models/one")),
+        "one",
+        Path("artifacts/one"),
+        "#",
+        golden("one"),
+        version_tags("one"),
+    )
+    assert str(found.version) == str(first.version)
+    assert list(all_versions(store)) == [str(first.version)]
+
+
+def test_a_process_is_abandoned_only_where_it_is_known_to_be_dead():
+    here = process_identity()
+    machine, number, _ = here.rsplit(" ", 2)
+    assert is_alive(here)
+    assert not is_abandoned(here)
+    assert is_abandoned(f"{machine} {number} 1.00")  # another one had the number
+    assert not is_abandoned(f"another-{here}")
+    assert not is_abandoned("")
+
+
+# What people do in the MLflow UI -------------------------------------------------------------------------
+
+
+def test_a_version_whose_files_are_gone_has_them_uploaded_again(params, capsys):
+    write_model("one", params)
+    register(only(params, "one"))
+    store = connect(params.tracking)
+    (version,) = all_versions(store).values()
+    folder = Path(
+        store.client.get_logged_model(logged_model_id(version)).artifact_location.removeprefix("file://")
+    )
+    shutil.rmtree(folder)
+    register(only(params, "one"))
+    assert "uploaded again" in capsys.readouterr().out
+    (model,) = folder.glob("artifacts/*/model.onnx")
+    assert artifact_sha256(model.parent) == version.tags["artifact_sha256"]
+    assert list(all_versions(store)) == ["1"]
+
+
+def test_a_failure_of_the_store_is_a_sentence_that_names_it(params):
+    store = connect(params.tracking)
+    with pytest.raises(
+        StoreError, match=rf"the tracking store {store.uri} has failed in get_run: .*no-such-run"
+    ):
+        store.client.get_run("no-such-run")
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("sqlite:////dev/null/mlflow.db", "cannot be opened: .*File exists"),
+        ("http://127.0.0.1:9", "cannot be opened"),
+        ("nonsense://store", "cannot be opened"),
+    ],
+)
+def test_a_store_that_cannot_be_reached_is_a_sentence_soon(params, monkeypatch, uri, says):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    start = time.monotonic()
+    with pytest.raises(RegistryError, match=says):
+        connect(params.tracking)
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize(
+    ("error", "command", "says"),
+    [
+        (
+            OSError(28, "No space left on device", "/x"),
+            "export",
+            "No space left on device: /x; visionpipe --debug",
+        ),
+        (KeyError("tag"), "lineage", "lineage has failed at what is in the tracking store sqlite"),
+        (StopIteration(), "promote", "promote has failed at what is in the tracking store sqlite"),
+    ],
+)
+def test_what_the_machine_or_the_store_refuses_is_one_line(monkeypatch, capsys, error, command, says):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(cli, "run", fail)
+    arguments = [command, *{"export": ["one"], "lineage": ["1"]}.get(command, [])]
+    assert cli.main(arguments) == 1
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
+    with pytest.raises(type(error)):
+        cli.main(["--debug", *arguments])
+
+
+# Temporary folders --------------------------------------------------------------------------------------
+
+
+def test_a_temporary_folder_that_a_killed_process_has_left_goes_away_and_one_in_use_stays(tmp_path):
+    left = tmp_path / f"{TEMPORARY}left"
+    left.mkdir()
+    with temporary_folder(tmp_path) as first:
+        for folder in (left, first):
+            os.utime(folder, (0, 0))
+        with temporary_folder(tmp_path) as second:
+            assert sorted(tmp_path.iterdir()) == sorted([first, second])
+    assert list(tmp_path.iterdir()) == []

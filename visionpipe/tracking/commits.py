@@ -1,0 +1,184 @@
+"""The commit whose checkout makes a model: the one whose code, parameters and data are those that made it."""
+
+import functools
+import hashlib
+import json
+import os
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from visionpipe.config import Params, load_params
+from visionpipe.errors import ConfigError
+
+INPUTS = ("params.yaml", "dvc.yaml", "visionpipe")
+MOST_COMMITS = 500  # that are looked through, the newest first
+REASONS = (
+    (
+        "dubious ownership",
+        "git refuses this folder, which belongs to another user: see git config safe.directory",
+    ),
+    ("not a git repository", "this is no git repository"),
+)
+
+
+class NoGit(Exception):
+    """There is no commit to ask; the message says why."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """`commit`: its full name, or "none". `note`: why its checkout does not make the model; empty where it does."""
+
+    commit: str
+    note: str = ""
+
+    def tags(self) -> dict[str, str]:
+        return {"git_commit": self.commit, "git_dirty": str(bool(self.note)).lower()} | (
+            {"git_note": self.note} if self.note else {}
+        )
+
+
+def commit_that_makes(name: str, identity: dict[str, Any]) -> Made:
+    """HEAD, or else the newest other commit, whose checkout makes the entry `name` of this identity.
+
+    identity: of `training_identity`, or a lineage.json. What a commit does not decide is not compared: the machine's
+    number of cores, and the versions of libraries.
+    """
+    try:
+        head = git("rev-parse", "--verify", "HEAD^{commit}").decode().strip()
+    except NoGit as reason:
+        return Made("none", str(reason))
+    if makes(head, name, identity):
+        changed = (
+            git("status", "--porcelain", "--untracked-files=no", "--", *INPUTS, "*.dvc").decode().split("\n")
+        )
+        files = ", ".join(line[3:] for line in changed if line)
+        return Made(head, f"with uncommitted changes of {files}" if files else "")
+    for commit in (
+        git("log", "--all", "--format=%H", f"-{MOST_COMMITS}", "--", *INPUTS, "dvc.lock").decode().split()
+    ):
+        if makes(commit, name, identity):
+            return Made(commit)
+    shallow = git("rev-parse", "--is-shallow-repository").strip() == b"true"
+    clone = "no commit of this shallow clone" if shallow else "no commit"
+    return Made(
+        "none", f"{clone} has the code, parameters and data that made it: they are uncommitted, or lost"
+    )
+
+
+def makes(commit: str, name: str, identity: dict[str, Any]) -> bool:
+    """Whether a checkout of `commit` trains this very model."""
+    blobs = files_at(commit)
+    if not {"params.yaml", "dvc.yaml"} <= blobs.keys():
+        return False
+    try:
+        deps = yaml.safe_load(content(blobs["dvc.yaml"]))["stages"]["train"]["do"]["deps"]
+        params = params_at(blobs["params.yaml"])
+        trained = json.loads(json.dumps(training_params_of(name, params)))
+    except (yaml.YAMLError, LookupError, TypeError, ConfigError):
+        return False
+    code = {path for path in blobs if path.endswith(".py") and any(within(path, str(dep)) for dep in deps)}
+    return (
+        code == set(identity["code"])
+        and same(identity["params"], trained, {"threads"} if params.threads is None else set())
+        and all(sha256(blobs[path]) == expected for path, expected in identity["code"].items())
+        and data_at(commit, params.prepare.path) in (None, data_here(params.prepare.path))
+    )
+
+
+def training_params_of(name: str, params: Params) -> dict[str, Any]:
+    from visionpipe.train import training_params  # which imports this module
+
+    return training_params(name, params)
+
+
+def within(path: str, dependency: str) -> bool:
+    return dependency.startswith("visionpipe/") and (path == dependency or path.startswith(f"{dependency}/"))
+
+
+def same(made: Any, written: Any, but: set[str]) -> bool:
+    """Whether all that made a model is written there; a key that came into the configuration later may be too."""
+    if isinstance(made, dict) and isinstance(written, dict):
+        return all(
+            key in but or (key in written and same(value, written[key], but)) for key, value in made.items()
+        )
+    return bool(made == written)
+
+
+def data_here(path: str) -> str | None:
+    """md5 of the images that were prepared here, as DVC counts it; None where nothing says it."""
+    lock, pointer = Path("dvc.lock"), Path(f"{path}.dvc")
+    if lock.is_file() and (locked := locked_data(lock.read_bytes(), path)):
+        return locked
+    if pointer.is_file():
+        return pointed_data(pointer.read_bytes())
+    if Path(path).is_file():
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    return None
+
+
+def data_at(commit: str, path: str) -> str | None:
+    """md5 of the images at a commit: of DVC's pointer, of the file in git, or of what was prepared then."""
+    files = files_at(commit)
+    if f"{path}.dvc" in files:
+        return pointed_data(content(files[f"{path}.dvc"]))
+    if path in files and not content(files[path]).startswith(b"version https://git-lfs"):
+        return hashlib.md5(content(files[path]), usedforsecurity=False).hexdigest()
+    return locked_data(content(files["dvc.lock"]), path) if "dvc.lock" in files else None
+
+
+def pointed_data(pointer: bytes) -> str | None:
+    return str(yaml.safe_load(pointer)["outs"][0].get("md5"))
+
+
+def locked_data(lock: bytes, path: str) -> str | None:
+    stages = (yaml.safe_load(lock) or {}).get("stages", {})
+    return next(
+        (dep.get("md5") for dep in stages.get("prepare", {}).get("deps", []) if dep["path"] == path), None
+    )
+
+
+def git(*arguments: str, folder: Path | None = None) -> bytes:
+    """What git answers in a folder, by default this one; raises NoGit where it has nothing to say."""
+    environment = os.environ | {"LC_ALL": "C"}
+    try:
+        result = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, check=False, env=environment
+        )
+    except OSError:
+        raise NoGit("git is not installed here") from None
+    if result.returncode:
+        said = result.stderr.decode(errors="replace")
+        raise NoGit(next((reason for words, reason in REASONS if words in said), "nothing is committed yet"))
+    return result.stdout
+
+
+@functools.cache
+def files_at(commit: str) -> dict[str, str]:
+    """Path below this folder → blob, of all files of a commit."""
+    lines = git("ls-tree", "-r", "-z", commit).decode(errors="surrogateescape").split("\0")
+    return {line.split("\t", 1)[1]: line.split()[2] for line in lines if line}
+
+
+@functools.cache
+def content(blob: str) -> bytes:
+    return git("cat-file", "blob", blob)
+
+
+@functools.cache
+def sha256(blob: str) -> str:
+    return hashlib.sha256(content(blob)).hexdigest()
+
+
+@functools.cache
+def params_at(blob: str) -> Params:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "params.yaml"
+        file.write_bytes(content(blob))
+        return load_params(file)
