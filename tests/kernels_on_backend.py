@@ -50,6 +50,8 @@ CASES = {
     "pooling, unpadded": (IMAGE, lambda: layers.MaxPooling2D(3, 2)),
     "batch norm": (IMAGE, lambda: layers.BatchNorm()),
     "batch norm of small numbers": (IMAGE, lambda: SmallBatchNorm(epsilon=1e-6)),
+    "batch norm of one number": ((1, 1, 8), lambda: layers.BatchNorm()),
+    "residual branch of one number": ((1, 1, 8), lambda: residual_branch),
     "residual branch": (IMAGE, lambda: residual_branch),
     "layer norm": (TOKENS, lambda: layers.LayerNorm()),
     "layer norm on a grid": (IMAGE, lambda: layers.LayerNorm()),
@@ -155,8 +157,9 @@ def main():
         model = model_of(shape, make)
         weights = [random.normal(0.3, 0.5, w.shape).astype("float32") for w in model.weights]
         weights = [abs(w) + 0.5 if w.ndim == 1 else w for w in weights]  # variances are positive
-        images = random.normal(0, 2, (5, *shape)).astype("float32")
-        targets = random.normal(0, 1, (5, 3)).astype("float32")
+        count = 1 if name.endswith("one number") else 5
+        images = random.normal(0, 2, (count, *shape)).astype("float32")
+        targets = random.normal(0, 1, (count, 3)).astype("float32")
         ours = outcome(model, weights, images, targets)
         with kernels.keras_operations_only():
             keras_own = outcome(model_of(shape, make), weights, images, targets)
