@@ -50,6 +50,8 @@ CASES = {
     "pooling, unpadded": (IMAGE, lambda: layers.MaxPooling2D(3, 2)),
     "batch norm": (IMAGE, lambda: layers.BatchNorm()),
     "batch norm of small numbers": (IMAGE, lambda: SmallBatchNorm(epsilon=1e-6)),
+    "batch norm of one number": ((1, 1, 8), lambda: layers.BatchNorm()),
+    "residual branch of one number": ((1, 1, 8), lambda: residual_branch),
     "residual branch": (IMAGE, lambda: residual_branch),
     "layer norm": (TOKENS, lambda: layers.LayerNorm()),
     "layer norm on a grid": (IMAGE, lambda: layers.LayerNorm()),
@@ -67,11 +69,11 @@ CASES = {
 }
 
 
-def model_of_all_cases():
+def model_of(cases):
     """One model with a branch for each case, so that a backend compiles one program instead of one for each."""
-    inputs = {shape: keras.Input(shape) for shape in (IMAGE, WIDE, TOKENS)}
+    inputs = {shape: keras.Input(shape) for shape in dict.fromkeys(CASES[name][0] for name in cases)}
     outputs = []
-    for shape, make in CASES.values():
+    for shape, make in (CASES[name] for name in cases):
         x = keras.layers.Dense(shape[-1])(
             inputs[shape]
         )  # so that the gradient of the layer's input counts too
@@ -90,17 +92,17 @@ def outcome(model, weights, images, targets):
     return [*outputs, *(new - old for new, old in zip(model.get_weights(), weights, strict=True))]
 
 
-def case_differences(random):
-    """How far outputs and updates are from those of Keras's operations, by case and by variable."""
-    model = model_of_all_cases()
+def case_differences(random, cases, count):
+    """How far outputs and updates of a batch of `count` are from those of Keras's operations, by case and variable."""
+    model = model_of(cases)
     weights = [random.normal(0.3, 0.5, w.shape).astype("float32") for w in model.weights]
     weights = [abs(w) + 0.5 if w.ndim == 1 else w for w in weights]  # variances are positive
-    images = [random.normal(0, 2, (5, *x.shape[1:])).astype("float32") for x in model.inputs]
-    targets = [random.normal(0, 1, (5, 3)).astype("float32") for _ in CASES]
+    images = [random.normal(0, 2, (count, *x.shape[1:])).astype("float32") for x in model.inputs]
+    targets = [random.normal(0, 1, (count, 3)).astype("float32") for _ in cases]
     ours = outcome(model, weights, images, targets)
     with kernels.keras_operations_only():
-        keras_own = outcome(model_of_all_cases(), weights, images, targets)
-    names = [*CASES, *(f"{number}: {weight.path}" for number, weight in enumerate(model.weights))]
+        keras_own = outcome(model_of(cases), weights, images, targets)
+    names = [*cases, *(f"{number}: {weight.path}" for number, weight in enumerate(model.weights))]
     return {
         name: float(abs(a - b).max() / max(abs(b).max(), 1e-6))
         for name, a, b in zip(names, ours, keras_own, strict=True)
@@ -172,7 +174,10 @@ def main():
 
     layers.kernel = attention.kernel = chains.kernel = adamw.kernel = recorded
     random = np.random.default_rng(0)
-    differences = case_differences(random)
+    alone = [name for name in CASES if name.endswith("of one number")]  # a batch of one image with a 1×1 map
+    together = [name for name in CASES if name not in alone]
+    differences = case_differences(random, together, 5)
+    differences |= {f"alone, {name}": x for name, x in case_differences(random, alone, 1).items()}
     differences["adamw"] = adamw_difference(random)
     if sys.argv[1] == "torch":
         differences["filters that are copied"] = copied_filters()

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 from zoo import ZOO
 
-from visionpipe.models import build_model, layers
+from visionpipe.models import attention, build_model, layers
 from visionpipe.models.chains import Chain
 from visionpipe.models.network import Network
 from visionpipe.models.surgery import attention_maps, features
@@ -275,6 +275,28 @@ def quantized():
     ]
 
 
+def followed():
+    """How many parts torch.compile makes of a model's training: one, where it can follow every layer."""
+    if sys.argv[1] != "torch":
+        return 1
+    import torch
+
+    inputs = keras.Input((4, 4, 8))
+    x = layers.BatchNorm()(layers.Conv2D(8, 3, padding="same", use_bias=False)(inputs))
+    for attend in (attention.RelativeBiasAttention(2), attention.BottleneckAttention(2)):
+        x = layers.Add()([x, layers.StochasticDepth(0.5)(attend(x))])
+    x = keras.layers.Dropout(0.1)(attention.Tokens(class_token=True, position="sincos")(x))
+    model = Network(inputs, attention.SequencePooling()(x))
+    parts = []
+
+    def counted(graph, _):
+        parts.append(graph)
+        return graph.forward
+
+    torch.compile(lambda images: model(images, training=True), backend=counted)(torch.ones(2, 4, 4, 8))
+    return len(parts)
+
+
 print(
     json.dumps(
         {
@@ -289,6 +311,7 @@ print(
             "quantized": quantized(),
             "explicit training": explicit_training(),
             "attention": attention_in_halves(),
+            "parts": followed(),
         }
     )
 )

@@ -33,7 +33,10 @@ ONE_STEP = {
     "steps": 1, "optimizer": "sgd", "learning_rate": 1.0, "momentum": 0.0, "weight_decay": 0.0, "warmup": 0.0,
     "schedule": "constant", "ema_decay": None, "augmentation": [],
 }  # fmt: skip
-FROZEN = {"steps": 8, "freeze": [{"epochs": 1, "train": ["logits"]}], "weight_decay": 0.0, "ema_decay": None}
+FROZEN = {  # the second epoch, with all layers, has a rate of 0
+    "epochs": 2, "freeze": [{"epochs": 1, "train": ["logits"]}], "weight_decay": 0.0, "ema_decay": None,
+    "schedule": "step", "decay_at": ["1 epoch"], "decay_factor": 0.0,
+}  # fmt: skip
 
 
 def entry(train=STILL, **more):
@@ -306,11 +309,14 @@ def model_files(project):
 def test_a_changed_model_is_trained_again_before_the_one_that_starts_from_it(project):
     first = {"needs": NEEDS, "variant": "ResNet-8", "overrides": {"filters": 4}, "train": {}}
     second = first | {"needs": "models/zero/model.keras", "init": "zero", "train": {"preset": "finetune"}}
-    write_entries(project, {"another": second, "zero": first})
-    assert project.repro("train") == ["prepare", "train@zero", "train@another"]
+    both = first | {"needs": "data/both.needs", "init": "zero", "train": {"distill": {"teacher": "another"}}}
+    write_entries(project, {"both": both, "another": second, "zero": first})
+    project.change("needs", {"both": ["models/zero/model.keras", "models/another/model.keras"]})
+    trained = ["train@zero", "train@another", "needs@both", "train@both"]
+    assert project.repro("train") == ["prepare", *trained]
     before = lineage(project, "another")["init_sha256"]
     assert project.repro("train") == []
     project.change("models.zero.train", {"epochs": 2})
-    assert project.repro("train") == ["train@zero", "train@another"]
+    assert project.repro("train") == trained
     after = lineage(project, "another")["init_sha256"]
     assert after == sha256_file(project.root / "models" / "zero" / "model.keras") != before

@@ -104,6 +104,10 @@ def test_inner_outputs_are_named_where_there_is_one(network):
     assert network["attention"] == [[2, 2, 4, 4], ["block_00"]]
 
 
+def test_torchs_compiler_can_follow_every_layer(network):
+    assert network["parts"] == 1
+
+
 COMPILED = """
 import keras, numpy as np
 from visionpipe.models import build_model

@@ -7,8 +7,10 @@ import pytest
 
 from visionpipe.errors import ConfigError
 from visionpipe.models import build_model
+from visionpipe.models.names import layer_depths, layer_names
 from visionpipe.models.specs import ModelSpec
 from visionpipe.models.variants import resolve_variant
+from visionpipe.training.recipe import begins_with
 
 REFUSED = object()  # there is no other value
 CONVOLUTIONS = {"blocks_per_stage": (1, 1), "filters": 32, "stem": "3x3"}
@@ -122,3 +124,48 @@ def test_an_option_makes_another_model_or_is_refused(family, option):
             resolve_variant(variant, (32, 32), **small, **{option: OTHER_CONVOLUTIONS[option]})
         return
     assert description(build_model(variant, 4, 32, **small | {option: others[option]})) != usual(family)
+
+
+@pytest.mark.parametrize(
+    ("variant", "options", "message"),
+    [
+        ("ViT-S/16", {"position": "none", "position_stddev": 0.5}, "position_stddev has no effect, for position none"),
+        ("ViT-S/16", {"position": "sincos", "position_stddev": 0.02}, "position_stddev has no effect"),
+        ("R50+ViT-B/16", {"position": "none", "position_stddev": 0.5}, "position_stddev has no effect"),
+        ("ResNet-50v2", {"zero_last_scale": True}, "zero_last_scale has no effect, for with preactivation"),
+        ("ResNet-50", {"blocks_per_stage": (1,), "stride_on": "1x1"}, "stride_on has no effect"),
+    ],
+)  # fmt: skip
+def test_an_option_without_effect_is_refused(variant, options, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve_variant(variant, (32, 32), **options)
+
+
+def test_what_a_variant_has_itself_is_no_fault_of_who_overrides_the_rest():
+    assert resolve_variant("ViT-Mi/4", (32, 32), position="none").position == "none"
+    assert resolve_variant("ResNet-50", (32, 32), preactivation=True).preactivation
+
+
+DEEP = {**ENCODER, "depth": 12, "filters": 16, "fusion": "weighted"}
+
+
+@pytest.mark.parametrize(
+    ("variant", "options"),
+    [
+        *(FAMILIES[family][:2] for family in FAMILIES),
+        ("Conformer-Ti", DEEP),
+        ("R14+ViT-Mi", {"preactivation": True, "filters": 8, "hidden_dim": 16}),
+        ("ViT-S/16", ENCODER | {"stem": "conv", "pool": "seq", "representation_dim": 8}),
+    ],
+)
+def test_the_names_of_a_variants_layers_and_their_depths_are_those_of_its_model(variant, options):
+    names = layer_depths(layer_names(resolve_variant(variant, (32, 32), **options)))
+    model = build_model(variant, 4, 32, **options)
+    found = layer_depths(layer.name for layer in model.layers if layer.weights)
+    for name, depth in found.items():
+        assert any(begins_with(name, known) and names[known] == depth for known in names), name
+    assert [name for name in names if not any(begins_with(layer, name) for layer in found)] == []
+    for layer in model.layers:  # no layer has a block behind it that is nearer to the images
+        if layer.name in found:
+            before = [found.get(node.operation.name, 0) for node in layer._inbound_nodes[0].parent_nodes]
+            assert max(before, default=0) <= found[layer.name]

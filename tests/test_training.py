@@ -32,8 +32,9 @@ from visionpipe.training.checkpoint import Checkpoint, Progress
 from visionpipe.training.fit import Training, fit
 from visionpipe.training.loss import Objective, class_weights
 from visionpipe.training.optimizer import make_optimizer, make_schedule, rate_factors
+from visionpipe.training.plan import plan_lines
 from visionpipe.training.presets import PRESETS
-from visionpipe.training.recipe import DistillConfig, FreezeConfig, TrainConfig, layered
+from visionpipe.training.recipe import DistillConfig, FreezeConfig, TrainConfig, begins_with, layered
 from visionpipe.training.teacher import Teacher, load_teacher, teacher_logits
 
 random = np.random.default_rng(0)
@@ -413,8 +414,8 @@ def test_frozen_phases_train_their_layers_alone_and_leave_statistics(data, check
     assert changed == [{"logits"}, {"hidden", "logits"}, {"norm", "hidden", "logits"}]
 
 
-def test_a_training_that_ends_in_a_frozen_phase_leaves_no_layer_frozen(data, checkpoint):
-    model, _ = train(data, checkpoint, steps=4, freeze=(FREEZE,))
+def test_after_a_training_no_layer_is_frozen(data, checkpoint):
+    model, _ = train(data, checkpoint, steps=5, freeze=(FREEZE,))
     assert all(layer.trainable for layer in model.layers)
 
 
@@ -448,13 +449,13 @@ def test_interrupted_between_two_phases_it_ends_at_the_same_weights(data, checkp
 
 
 def test_a_rate_for_layers_that_are_not_there_is_refused(data, checkpoint):
-    with pytest.raises(TrainingError, match=r"train.rates: no layer begins with head; there are .*logits"):
+    with pytest.raises(TrainingError, match=r"train.rates: no layer begins with head.*; there are .*logits"):
         train(data, checkpoint, rates={"head": 2.0})
 
 
 def test_a_phase_that_trains_no_layer_names_those_there_are(data, checkpoint):
     later = dataclasses.replace(FREEZE, train=("logits", "head"))
-    with pytest.raises(TrainingError, match=r"no layer begins with head; there are .*logits"):
+    with pytest.raises(TrainingError, match=r"no layer begins with head.*; there are .*logits"):
         train(data, checkpoint, epochs=3, freeze=(FREEZE, later))
     assert checkpoint.read() is None, "it was refused before the first phase"
 
@@ -712,3 +713,156 @@ def test_every_preset_is_a_recipe_that_its_keys_override(preset):
     made = dataclasses.replace(params, train=common, models=models).train_config("one")
     assert (made.epochs, made.steps, made.batch_size) == (None, 90, 30)
     assert made.learning_rate == PRESETS[preset]["learning_rate"]
+
+
+# Plans: what fits into a training, and what does not. The set has 40 images: 4 steps of 10.
+
+MIXUP = {"name": "mixup"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 4, "freeze": (FREEZE,)}, "freeze: 1 frozen epochs leave none of 4 steps"),
+        ({"steps": 3, "warmup": "1 epoch"}, "warmup: 1 epoch leave none of 3 steps .4 in an epoch."),
+        ({"epochs": 2, "warmup": "8 steps"}, "warmup: 8 steps leave none of 8 steps .4 in an epoch."),
+        ({"epochs": 1, "accumulate": 100}, "accumulate: 100 steps make one update; the training has 4"),
+        ({"epochs": 3, "accumulate": 5, "freeze": (FREEZE,)}, "5 steps make one update; a phase has 4"),
+        ({"schedule": "step", "decay_at": ("8 steps",)}, "decay_at: 8 steps never comes: the training ends after 8"),
+        ({"steps": 8, "augmentation": ({**MIXUP, "off_epoch": 2},)}, r"\[0\].off_epoch: 2 never comes"),
+        ({"augmentation": ({**MIXUP, "off_epoch": 0},)}, r"augmentation\[0\].off_epoch: 0: it would never mix"),
+        ({"batch_size": 1, "augmentation": (MIXUP,)}, r"\[0\]: mixup has nothing to mix with in a batch of one"),
+    ],
+)  # fmt: skip
+def test_what_would_come_after_the_end_of_the_training_is_refused(data, checkpoint, changes, message):
+    with pytest.raises(ConfigError, match=f"train.*{message}"):
+        train(data, checkpoint, **changes)
+    assert checkpoint.read() is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"power": 2.0}, "power: has no effect with schedule: cosine"),
+        ({"schedule": "constant", "final_rate": 0.1}, "final_rate: has no effect with schedule: constant"),
+        ({"decay_at": (0.1,)}, "decay_at: has no effect"),
+        ({"distill": DistillConfig("x", temperature=3.0, hard=True)}, "distill.temperature: has no effect with hard"),
+    ],
+)  # fmt: skip
+def test_a_value_that_nothing_reads_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        recipe(**changes)
+
+
+def test_an_entry_with_another_schedule_leaves_behind_what_the_common_one_reads():
+    common = {"epochs": 9, "final_rate": 0.1, "warmup": 0.2}
+    assert layered(common, {"schedule": "step", "decay_factor": 0.5}).keys() == {
+        "epochs", "warmup", "schedule", "decay_factor"
+    }  # fmt: skip
+    assert layered(common, {"schedule": "polynomial"})["final_rate"] == 0.1
+
+
+def test_minutes_that_end_in_a_frozen_phase_are_refused_when_that_is_known(data, checkpoint):
+    with pytest.raises(ConfigError, match=r"leave none of \d+ steps that fit into 0.001 minutes"):
+        train(data, checkpoint, minutes=0.001, freeze=(dataclasses.replace(FREEZE, epochs=100),))
+
+
+def test_a_phase_shorter_than_the_warm_up_still_reaches_its_rate():
+    made = recipe(epochs=10, learning_rate=2.0, warmup="8 steps", schedule="constant", freeze=(FREEZE,))
+    schedule = make_schedule(made, 4, 0, 4)
+    np.testing.assert_allclose([float(schedule(step, 40)) for step in range(4)], [0.5, 1.0, 1.5, 2.0])
+    schedule = make_schedule(made, 4, 4)
+    np.testing.assert_allclose([float(schedule(step, 40)) for step in (0, 7, 20)], [0.25, 2.0, 2.0])
+
+
+def test_the_steps_that_are_left_make_an_update_of_their_own():
+    values, gradients = variables_and_gradients(4)
+    kept = {
+        "optimizer": "sgd",
+        "schedule": "constant",
+        "warmup": 0.0,
+        "weight_decay": 0.1,
+        "clip_norm": 100.0,
+    }
+
+    def after(gradients, **changes):
+        variables = [keras.Variable(v, name=name) for v, name in zip(values, ("kernel", "bias"), strict=True)]
+        made = recipe(**kept, **changes)
+        optimizer = make_optimizer(made, make_schedule(made, 10, 0), {}, variables, 4, phase_steps=4)
+        for step in gradients:
+            optimizer.apply([keras.ops.convert_to_tensor(g) for g in step], variables)
+        return [v.numpy() for v in variables]
+
+    mean = [sum(parts) / 3 for parts in zip(*gradients[:3], strict=True)]
+    for ours, wanted in zip(after(gradients, accumulate=3), after([mean, gradients[3]]), strict=True):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-5)
+
+
+def plain_model():
+    """Without statistics, which a batch of four times as many images would see otherwise."""
+    keras.utils.set_random_seed(0)
+    images = keras.Input((*SIZE, 3))
+    x = keras.layers.Flatten()(Rescaling([1 / 128] * 3, [-1.0] * 3)(images))
+    return keras.Model(images, keras.layers.Dense(4, name="logits")(x))
+
+
+def test_the_average_of_accumulated_steps_is_that_of_their_updates(data, tmp_path):
+    common = {"schedule": "constant", "warmup": 0.0, "optimizer": "sgd", "ema_decay": 0.8, "epochs": 3}
+    found = [
+        train(data, Checkpoint(tmp_path / str(size)), model=plain_model(), batch_size=size, accumulate=20 // size,
+              **common)[0].get_weights()
+        for size in (20, 5)
+    ]  # fmt: skip
+    for ours, wanted in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, wanted, atol=1e-6)
+    assert np.abs(found[0][0] - plain_model().get_weights()[0]).max() > 1e-3
+
+
+def test_epochs_of_a_frozen_phase_do_not_count_for_patience(data, checkpoint):
+    freeze = (dataclasses.replace(FREEZE, epochs=4),)
+    _, history = train(data, checkpoint, epochs=9, patience=1, freeze=freeze, learning_rate=1e-9)
+    assert len(history) == 6, "two epochs of the whole model, of which the second is not better"
+
+
+def test_layers_are_named_by_whole_words():
+    for name, words, said in (
+        ("encoder_block_01", "encoder_block_01", True), ("encoder_block_01_mlp", "encoder_block_01", True),
+        ("encoder_block_10", "encoder_block_1", False), ("stage1_block10_conv1", "stage1_block1", False),
+        ("pre_logits", "logits", False), ("encoder_norm", "encoder_", True), ("logits", "", False),
+    ):  # fmt: skip
+        assert begins_with(name, words) == said, (name, words)
+
+
+def test_a_plan_says_phases_rates_and_what_was_fitted():
+    names = ["patch_embedding", "encoder_block_00", "encoder_block_01", "encoder_norm", "logits"]
+    made = recipe(
+        epochs=3, batch_size=64, warmup="20 steps", schedule="constant", layer_decay=0.5, freeze=(FREEZE,),
+        rates={"logits": 3.0}, accumulate=1,
+    )  # fmt: skip
+    assert list(plan_lines(made, 40, names)) == [
+        "  40 training images: 1 step an epoch, 3 in all",
+        "  batch_size: 64 is more than the 40 images: 40",
+        "  warmup: 20 steps are more than the phase from step 1 has: its own 1",
+        "  warmup: 20 steps are more than the phase from step 2 has: its own 2",
+        "  steps 1 to 1: logits",
+        "    rate: up to 0.03, at the end 0.03",
+        "  steps 2 to 3: all layers",
+        "    patch_embedding: up to 0.00125, at the end 0.00125",
+        "    encoder_block_00: up to 0.0025, at the end 0.0025",
+        "    encoder_block_01: up to 0.005, at the end 0.005",
+        "    encoder_norm: up to 0.01, at the end 0.01",
+        "    logits: up to 0.03, at the end 0.03",
+    ]
+    before = list(plan_lines(recipe(epochs=3, freeze=(FREEZE,)), None, names))
+    assert before[0].endswith("is known after prepare: until then in epochs")
+    assert [line.split(":")[0] for line in before[1::2]] == ["  epochs 1 to 1", "  epochs 2 to 3"]
+    assert [line.split(",")[0] for line in plan_lines(recipe(minutes=2.0), None, names)][1:] == [
+        "  epochs 1 to the end", "    rate: up to 0.01"
+    ]  # fmt: skip
+
+
+def test_half_precision_sees_the_pixels_as_float32_normalises_them():
+    pixels = np.linspace(220, 240, 41, dtype="float32").reshape(-1, 1, 1, 1).repeat(3, -1)
+    layer = Rescaling([1 / 3.3] * 3, [-230 / 3.3] * 3, dtype="mixed_bfloat16")
+    seen = np.asarray(keras.ops.cast(layer(pixels), "float32"))
+    np.testing.assert_allclose(seen, (pixels - 230) / 3.3, rtol=2**-8, atol=1e-4)

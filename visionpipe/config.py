@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +14,12 @@ from visionpipe.canonical import check_parameters
 from visionpipe.data.augmentation import AUGMENTATIONS, Mixing, OutOfRange
 from visionpipe.data.dice import MOST_ENTRIES
 from visionpipe.errors import ConfigError
+from visionpipe.models.names import layer_names
 from visionpipe.models.specs import Encoder, ModelSpec
 from visionpipe.models.variants import resolve_variant
+from visionpipe.needs import check_needs
 from visionpipe.schema import UniqueKeys, build, converted, require, suggest
+from visionpipe.training.plan import Plan, check_end, check_mixing, is_layer, no_layer
 from visionpipe.training.presets import PRESETS
 from visionpipe.training.recipe import TrainConfig, layered
 
@@ -41,7 +46,8 @@ class PrepareConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One entry of `models:`. `needs` is the file that DVC orders this training after; `train` overrides the
+    """One entry of `models:`. `needs` is the file that DVC orders this training after: the prepared images' manifest,
+    the model of another entry, or `data/NAME.needs`, where the section `needs:` has two of them; `train` overrides the
     common recipe. `init`: weights to start from, another entry or any source of weights/sources.py; `init_sha256`:
     what that file must have, its first digits are enough; `init_head`: whether its head is taken too, or starts at
     zero. `pixel_mean`, `pixel_std`: of the normalisation, per channel (R, G, B) of pixels in [0, 255]; null: those of
@@ -98,11 +104,13 @@ class TrackingConfig:
 @dataclass(frozen=True)
 class Params:
     """The whole experiment. `threads: null` means the number of physical cores; `train` is the recipe that all
-    models share, as it is written: `train_config` makes a model's of it.
+    models share, as it is written: `train_config` makes a model's of it. `needs`: for an entry that starts from one
+    entry's model and learns from another's, the files of both.
     """
 
     prepare: PrepareConfig
     models: dict[str, ModelConfig]
+    needs: dict[str, tuple[str, str]] = field(default_factory=dict, kw_only=True)
     train: dict[str, Any] = field(default_factory=dict)
     export: ExportConfig = ExportConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -132,21 +140,35 @@ class Params:
             )  # fmt: skip
             layers += [converted(TrainConfig, PRESETS.get(preset, {}), key), converted(TrainConfig, own, key)]
         recipe = TrainConfig(**layered(*layers))
-        try:
+        with named(f"models.{name}.train."):
             recipe.check()
-        except ConfigError as error:
-            raise ConfigError(f"params.yaml: models.{name}.train.{error}") from None
+            check_end(recipe)
+            check_mixing(recipe, recipe.batch_size)
         return recipe
+
+    def plan(self, name: str, images: int) -> Plan:
+        """What the recipe comes to for so many training images; ConfigError where it does not fit them."""
+        plan = Plan(self.train_config(name), images)
+        with named(f"models.{name}.train."):
+            plan.check()
+        return plan
 
     def model_spec(self, name: str) -> ModelSpec:
         """The variant with its overrides, checked against the image size and for what an ONNX file can hold."""
         model = self.model(name)
-        try:
+        with named(f"models.{name}: "):
             spec = resolve_variant(model.variant, self.prepare.size, **model.overrides)
             check_parameters(spec.kernel_parameters if isinstance(spec, Encoder) else 0)
             return spec
-        except ConfigError as error:
-            raise ConfigError(f"params.yaml: models.{name}: {error}") from None
+
+
+@contextmanager
+def named(where: str) -> Iterator[None]:
+    """Puts before a ConfigError where in params.yaml its key is."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"params.yaml: {where}{error}") from None
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:
@@ -216,21 +238,15 @@ def check(params: Params) -> None:
                 f"models.{name}.{key}",
                 f"must lie between {least} and 255, the range of pixels",
             )
-        if params.model(name).init in params.models:
-            check_needs(params, name, "init", str(params.model(name).init))
-        if recipe.distill and not recipe.distill.teacher.startswith("models:/"):
-            check_needs(params, name, "train.distill.teacher", recipe.distill.teacher)
-
-
-def check_needs(params: Params, name: str, key: str, other: str) -> None:
-    """A model that another one needs must be trained first: DVC learns that from `needs`."""
-    require(
-        other in params.models and other != name,
-        f"models.{name}.{key}",
-        f"no other model {other!r}{suggest(other, params.models)}; give an entry of models:, or models:/NAME@ALIAS",
-    )
-    file = f"models/{other}/model.keras"
-    require(params.model(name).needs == file, f"models.{name}.needs", f"must be {file}, the model in {key}")
+        require(
+            params.model(name).init or params.model(name).init_head == "zero",
+            f"models.{name}.init_head", "has no effect without init: leave it out",
+        )  # fmt: skip
+        for key, names in recipe.named_layers().items():
+            for words in names:
+                known = layer_names(params.model_spec(name))
+                require(is_layer(words, known), f"{where}.{key}", no_layer(words, known))
+    check_needs(params)
 
 
 def check_augmentation(entries: tuple[dict[str, Any], ...], key: str) -> None:

@@ -6,14 +6,17 @@ from typing import Any
 
 from visionpipe.backend import check_backend
 from visionpipe.config import Params
+from visionpipe.data.prepared import MANIFEST, PREPARED, open_prepared
 from visionpipe.data.sources import existing
 from visionpipe.errors import RegistryError
+from visionpipe.models.names import layer_names
 from visionpipe.promotion import promotions
 from visionpipe.register import RECEIPT
 from visionpipe.tracking.registry import CHALLENGER, CHAMPION, aliases, all_versions, find_version
 from visionpipe.tracking.runs import OTHER_WEIGHTS
 from visionpipe.tracking.store import Store, StoreError, connect
 from visionpipe.tracking.verification import made_of, named
+from visionpipe.training.plan import plan_lines
 
 DIGESTS = ("data_sha256", "code_sha256", "train_key", "model_sha256", "artifact_sha256", "lineage_id")
 
@@ -23,12 +26,23 @@ def show_params(params: Params) -> None:
     check_backend(params)
     if params.prepare.source != "tfds":
         existing(params.prepare, Path.exists, "a file or folder")
+    images = training_images(PREPARED / MANIFEST)
     for name in params.models:
         recipe = params.train_config(name)
         print(
             f"{name}: {params.model(name).variant} on {params.backend}, {recipe.budget}, batches of "
             f"{recipe.batch_size}"
         )
+        if images:
+            params.plan(name, images)
+        print(*plan_lines(recipe, images, layer_names(params.model_spec(name))), sep="\n")
+
+
+def training_images(manifest: Path) -> int | None:
+    """How many were prepared, or None where none are."""
+    if not manifest.exists():
+        return None
+    return sum(open_prepared(manifest.parent, verify=False).manifest["counts"]["train"].values())
 
 
 def lineage(version: str, params: Params) -> None:

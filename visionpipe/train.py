@@ -19,10 +19,12 @@ from visionpipe.evaluation.speed import peak_memory_mib
 from visionpipe.files import exclusive, write_bytes, write_json
 from visionpipe.lineage import lineage_id, sha256_file, sha256_json, stage_code, state_folder, train_key
 from visionpipe.models import model_from_spec
+from visionpipe.models.names import layer_names
 from visionpipe.models.variants import shown
 from visionpipe.tracking.runs import LiveRun, flatten
 from visionpipe.tracking.trained import download_trained
 from visionpipe.training.memory import memory_errors_named
+from visionpipe.training.plan import plan_lines
 from visionpipe.training.recipe import TrainConfig
 from visionpipe.weights import Checkpoint, Preprocessing, load_weights, resolve
 
@@ -48,12 +50,15 @@ def train(name: str, params: Params) -> None:
     from visionpipe.training.fit import fit
 
     data = open_prepared(PREPARED)
+    images = len(data.labels("train"))
+    params.plan(name, images)
     identity = training_identity(name, params, data.manifest["content_sha256"])
     key, state = train_key(identity), state_folder()
     with exclusive(
         state / "locks" / key, f"{name}: another process trains this configuration; waiting for it"
     ):
-        print(introduction(name, params, len(data.labels("train")), key), flush=True)
+        print(introduction(name, params, images, key), flush=True)
+        print(*plan_lines(recipe, images, layer_names(spec)), sep="\n", flush=True)
         print_changes(name, identity)
         start = initial_weights(name, params)
         entry, seen = params.model(name), (start and start.preprocessing) or Preprocessing()
@@ -99,8 +104,7 @@ def train(name: str, params: Params) -> None:
 
 def introduction(name: str, params: Params, images: int, key: str) -> str:
     recipe = params.train_config(name)
-    steps = max(1, round(images / recipe.batch_size))
-    budget = f"{recipe.budget}, {steps:,} steps an epoch"
+    budget = f"{recipe.budget}, {params.plan(name, images).epoch_steps:,} steps an epoch"
     if recipe.minutes:
         budget += " (how many that are depends on the machine: not reproducible)"
     return (

@@ -96,11 +96,13 @@ class RelativeBiasAttention(MultiHeadSelfAttention):
             initializer=keras.initializers.RandomNormal(stddev=0.02),
             name="relative_bias",
         )
+        self.rows, self.columns = (constant(distance_index(side)) for side in self.grid)  # (side, side) each
 
     def logits(self, query: Any, key: Any) -> Any:
-        rows, columns = (distance_index(side) for side in self.grid)  # (rows, rows), (columns, columns)
         table = ops.cast(self.relative_bias, query.dtype)
-        bias = ops.take(ops.take(table, rows, axis=1), columns, axis=3)  # heads, row, row, column, column
+        bias = ops.take(
+            ops.take(table, self.rows, axis=1), self.columns, axis=3
+        )  # heads, row, row, column, column
         tokens = self.grid[0] * self.grid[1]
         bias = ops.reshape(ops.transpose(bias, (0, 1, 3, 2, 4)), (1, self.num_heads, tokens, tokens))
         return super().logits(query, key) + bias
@@ -138,12 +140,13 @@ class BottleneckAttention(MultiHeadSelfAttention):
             )
             for side, name in zip(self.grid, ("relative_rows", "relative_columns"), strict=True)
         )
+        self.rows, self.columns = (constant(distance_index(side)) for side in self.grid)  # (side, side) each
 
     def logits(self, query: Any, key: Any) -> Any:
         rows, columns = self.grid
         grid = ops.reshape(query, (-1, self.num_heads, rows, columns, query.shape[-1]))
-        by_row = ops.take(ops.cast(self.relative_rows, query.dtype), distance_index(rows), axis=0)
-        by_column = ops.take(ops.cast(self.relative_columns, query.dtype), distance_index(columns), axis=0)
+        by_row = ops.take(ops.cast(self.relative_rows, query.dtype), self.rows, axis=0)
+        by_column = ops.take(ops.cast(self.relative_columns, query.dtype), self.columns, axis=0)
         row_logits = ops.einsum("bnijd,ikd->bnijk", grid, by_row)[..., :, None]
         column_logits = ops.einsum("bnijd,jld->bnijl", grid, by_column)[..., None, :]
         tokens = rows * columns
@@ -209,6 +212,9 @@ class Tokens(keras.layers.Layer):
         if self.position == "learned":
             count = self.first + self.grid[0] * self.grid[1]
             self.position_embedding = tokens("position_embedding", count, normal(stddev=self.stddev))
+        elif self.position == "sincos":
+            positions = sincos_positions(self.grid[0], self.grid[1], channels, self.sincos_grid)
+            self.fixed_positions = constant(np.pad(positions, ((self.first, 0), (0, 0)))[None])
 
     def call(self, x: Any) -> Any:
         rows, columns, channels = x.shape[1:]
@@ -224,8 +230,7 @@ class Tokens(keras.layers.Layer):
         if self.position == "learned":
             x = x + ops.cast(self.position_embedding, x.dtype)
         elif self.position == "sincos":
-            positions = sincos_positions(rows, columns, channels, self.sincos_grid)
-            x = x + ops.cast(np.pad(positions, ((self.first, 0), (0, 0)))[None], x.dtype)
+            x = x + ops.cast(self.fixed_positions, x.dtype)
         if self.register_count:
             parts = [x[:, : self.first], for_each_image(self.register_tokens), x[:, self.first :]]
             x = ops.concatenate(parts, axis=1)
@@ -282,6 +287,12 @@ class SequencePooling(keras.layers.Layer):
 
     def compute_output_shape(self, shape: Shape) -> Shape:
         return (shape[0], shape[2])
+
+
+def constant(array: np.ndarray) -> Any:
+    """As the backend likes it inside of a layer's call."""
+    known = kernel("constant")
+    return known(array) if known else array
 
 
 def softmax(x: Any, axis: int = -1) -> Any:

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from visionpipe.models.kernels import kernel
+from visionpipe.models.kernels import kernel, uniform
 
 Shape = tuple[Any, ...]  # None where the size is not known
 
@@ -15,19 +15,21 @@ Shape = tuple[Any, ...]  # None where the size is not known
 class Rescaling(keras.layers.Layer):
     """Images (batch, height, width, channels) times a `scale` plus an `offset` per channel.
 
-    Keras's own layer looks its backend up at every call, which torch.compile cannot follow.
+    Computes in float32, whatever the precision of the layers that follow: far from the mean both terms are large and
+    their sum is small, so half precision would lose the pixels. Keras's own layer looks its backend up at every
+    call, which torch.compile cannot follow.
     """
 
     def __init__(self, scale: list[float], offset: list[float], **kwargs: Any):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)  # or Keras would round the pixels before `call` has them
         self.scale, self.offset = tuple(scale), tuple(offset)
 
     def call(self, x: Any) -> Any:
         scale, offset = (
-            v[0] if len(set(v)) == 1 else ops.convert_to_tensor(v, self.compute_dtype)
+            v[0] if len(set(v)) == 1 else ops.convert_to_tensor(v, "float32")
             for v in (self.scale, self.offset)
         )
-        return ops.cast(x, self.compute_dtype) * scale + offset
+        return ops.cast(ops.cast(x, "float32") * scale + offset, self.compute_dtype)
 
     def compute_output_shape(self, shape: Shape) -> Shape:
         return shape
@@ -214,7 +216,7 @@ class StochasticDepth(keras.layers.Layer):
         if not training or self.rate == 0:
             return x
         shape = (ops.shape(x)[0],) + (1,) * (len(x.shape) - 1)
-        kept = keras.random.uniform(shape, seed=self.seed_generator) >= self.rate
+        kept = uniform(shape, seed=self.seed_generator) >= self.rate
         return x * ops.cast(kept, x.dtype) / (1 - self.rate)
 
     def compute_output_shape(self, shape: Shape) -> Shape:

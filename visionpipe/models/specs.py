@@ -57,6 +57,19 @@ class Convolutions:
         stem = self.stem_stride if self.stem == "3x3" else 4
         return stem * 2 ** max(len(self.blocks_per_stage) - 1, 0)
 
+    def idle(self) -> dict[str, str]:
+        """Fields that change nothing here, with the reason."""
+        stages = len(self.blocks_per_stage)
+        found = {}
+        if self.preactivation:
+            found["zero_last_scale"] = "with preactivation no norm is the last of a block"
+        if stages < 2:
+            found["stride_on"] = "with one stage no block strides"
+        if stages < 1:
+            for name in ("block", "shortcut", "zero_last_scale"):
+                found[name] = "without stages there is no block"
+        return found
+
     def check_convolutions(self, image_size: Size) -> None:
         check_size(image_size, self.total_stride)
         if self.stem != "3x3" and self.stem_stride != 1:
@@ -120,6 +133,12 @@ class Encoder:
         """Those of the blocks' matrices: nearly all that a large model has."""
         return self.depth * self.hidden_dim * (4 * self.hidden_dim + 2 * self.mlp_dim)
 
+    def idle(self) -> dict[str, str]:
+        """Fields that change nothing here, with the reason."""
+        if self.position == "learned":
+            return {}
+        return {"position_stddev": f"position {self.position} has none that is learned"}
+
     def check_encoder(self) -> None:
         check_heads(self.hidden_dim, self.num_heads)
         if self.position == "sincos" and (self.hidden_dim % 4 or self.hidden_dim < 8):
@@ -172,6 +191,9 @@ class HybridSpec(Convolutions, Encoder):
 
     family: ClassVar[str] = "hybrid"
     patch_size: int = 1
+
+    def idle(self) -> dict[str, str]:
+        return Convolutions.idle(self) | Encoder.idle(self)
 
     def check(self, image_size: Size) -> None:
         self.check_encoder()

@@ -14,6 +14,8 @@ from visionpipe.models.specs import (
     BoTNetSpec,
     CoAtNetSpec,
     ConformerSpec,
+    Convolutions,
+    Encoder,
     HybridSpec,
     ModelSpec,
     ResNetSpec,
@@ -232,6 +234,10 @@ def resolve_variant(name: str, image_size: Size, /, **overrides: Any) -> ModelSp
         overrides[key] = override(spec, key, value)
     spec = dataclasses.replace(spec, **overrides)
     spec.check(image_size)
+    for key, reason in (spec.idle() if isinstance(spec, Convolutions | Encoder) else {}).items():
+        # What a variant has beside them is of no harm, and neither is a `false`.
+        if overrides.get(key):
+            raise ConfigError(f"overrides: {key} has no effect, for {reason}: leave it out")
     return spec
 
 

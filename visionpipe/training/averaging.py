@@ -14,7 +14,8 @@ from visionpipe.training.checkpoint import as_array
 class AveragedModel(Network):
     """What trains `model`, and keeps a moving average of its weights and of its batch norms' statistics.
 
-    The average follows with min(decay, (1 + t) / (10 + t)) after t steps, so that the first ones do not linger.
+    The average follows with min(decay, (1 + t) / (10 + t)) after t updates, so that the first ones do not linger; the
+    steps between two updates, of which gradients accumulate, leave it alone.
     """
 
     def __init__(self, model: keras.Model, outputs: Any, decay: float):
@@ -46,9 +47,11 @@ class AveragedModel(Network):
         return logs, (trainable, [values[id(v)] for v in self.non_trainable_variables], optimizer, metrics)
 
     def kept(self, steps: Any) -> Any:
-        """How much of the average stays in this step."""
-        steps = ops.cast(steps, "float32")
-        return ops.minimum(self.decay, (1 + steps) / (10 + steps))
+        """How much of the average stays in this step of the phase, the first of which is 1."""
+        updates, is_update = self.optimizer.updates(steps)
+        updates = ops.cast(updates, "float32")
+        kept = ops.minimum(self.decay, (1 + updates) / (10 + updates))
+        return ops.where(is_update, kept, 1.0) if self.optimizer.gradient_accumulation_steps else kept
 
     @contextmanager
     def averages_in_place(self) -> Iterator[None]:

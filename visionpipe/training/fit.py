@@ -3,15 +3,16 @@
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import keras
 import numpy as np
 
 from visionpipe.data.augmentation import make_augmentation
-from visionpipe.data.batches import EVALUATION_BATCH, evaluation_batches, steps_per_epoch, training_batches
+from visionpipe.data.batches import EVALUATION_BATCH, evaluation_batches, training_batches
 from visionpipe.data.prepared import Prepared
-from visionpipe.errors import TrainingError
+from visionpipe.errors import ConfigError, TrainingError
 from visionpipe.models.network import Network
 from visionpipe.training.averaging import AveragedModel
 from visionpipe.training.checkpoint import Arrays, Checkpoint, Progress, Row, as_array
@@ -19,12 +20,14 @@ from visionpipe.training.interruption import Interruption
 from visionpipe.training.loss import Accuracy, Objective, class_weights
 from visionpipe.training.memory import memory_errors_named
 from visionpipe.training.optimizer import check_layers, make_optimizer, make_schedule, rate_factors
-from visionpipe.training.recipe import TrainConfig
+from visionpipe.training.plan import Plan, frozen_epochs
+from visionpipe.training.recipe import TrainConfig, begins_with
 from visionpipe.training.teacher import Teacher, with_teacher
 from visionpipe.training.watch import Watch, epoch_line
 
 Report = Callable[[Row], None]
 MEASURED_STEPS = 20  # before a budget in minutes knows its steps
+GUESSED_EPOCHS = 10  # until then
 
 
 def fit(
@@ -41,7 +44,7 @@ def fit(
     `report` is called with each epoch's row. Returns one row per epoch: epoch, loss, accuracy, val_loss,
     val_accuracy, learning_rate, seconds, images_per_second.
     """
-    with memory_errors_named(recipe):
+    with memory_errors_named(replace(recipe, batch_size=Plan(recipe, len(data.labels("train"))).batch_size)):
         training = Training(model, data, recipe, seed, checkpoint, teacher or Teacher())
         with Interruption() as training.interruption:
             training.run(report)
@@ -65,9 +68,9 @@ class Training:
     ):
         self.model, self.data, self.recipe, self.seed, self.checkpoint = model, data, recipe, seed, checkpoint
         self.images, self.labels = data.images("train"), data.labels("train")
-        repeats = recipe.repeated_augmentation
-        self.batch_size = min(recipe.batch_size, max(repeats, len(self.labels) // repeats * repeats))
-        self.epoch_steps = steps_per_epoch(len(self.labels), self.batch_size)
+        self.plan = Plan(recipe, len(self.labels))
+        self.check_plan()
+        self.batch_size, self.epoch_steps = self.plan.batch_size, self.plan.epoch_steps
         self.teacher = teacher
         self.heads = [
             layer.output for layer in model.layers if layer.name in ("logits_class", "logits_distillation")
@@ -88,8 +91,8 @@ class Training:
         model.compile(
             loss=keras.losses.CategoricalCrossentropy(from_logits=True), metrics=[Accuracy(len(data.classes))]
         )
-        check_layers(model, "train.freeze", [prefix for phase in recipe.freeze for prefix in phase.train])
-        self.progress = Progress(total_steps=self.planned_steps())
+        check_layers(model, "train.freeze", [name for phase in recipe.freeze for name in phase.train])
+        self.progress = Progress(total_steps=self.plan.total_steps or GUESSED_EPOCHS * self.epoch_steps)
         self.augment = make_augmentation(recipe.augmentation, seed, self.epoch_steps)
         self.restored: Arrays = []
         self.step_seconds = 0.0  # of the last epoch that was trained here
@@ -105,8 +108,9 @@ class Training:
         self.start_phase(self.progress.phase)
         self.restore()
         while not self.finished():
-            if self.phase_start() != self.progress.phase:
-                self.start_phase(self.phase_start())
+            start = self.plan.phase_of(self.progress.step).start
+            if start != self.progress.phase:
+                self.start_phase(start)
                 self.restored = []  # of the phase before: it is in place already
             epoch = len(self.progress.history)
             logs = self.train_epoch(epoch)
@@ -204,47 +208,35 @@ class Training:
 
     # Phases: which layers are trained
 
-    def phase_start(self) -> int:
-        """The first step of the phase that the next step belongs to."""
-        start = 0
-        for phase in self.recipe.freeze:
-            end = start + phase.epochs * self.epoch_steps
-            if self.progress.step < end:
-                return start
-            start = end
-        return start
-
     def start_phase(self, start: int) -> None:
         """Freezes and unfreezes, and compiles with an optimizer of the phase's own; `start`: its first step."""
-        self.progress.phase, prefixes = start, self.trained_prefixes(start)
+        phase, self.progress.phase = self.plan.phase_of(start), start
         for layer in self.model.layers:
-            layer.trainable = prefixes is None or layer.name.startswith(prefixes)
+            layer.trainable = phase.train is None or any(
+                begins_with(layer.name, name) for name in phase.train
+            )
         variables = self.trained.trainable_variables
         optimizer = make_optimizer(
             self.recipe,
-            make_schedule(self.recipe, self.epoch_steps, start),
+            make_schedule(self.recipe, self.epoch_steps, phase.start, phase.end if phase.train else None),
             rate_factors(self.model, self.recipe),
             variables,
             self.progress.total_steps,
+            phase.end and phase.end - phase.start,
         )
         self.trained.compile(optimizer, self.objective, metrics=[Accuracy(len(self.data.classes))])
         # Only an update makes the metric's variables, which a checkpoint may have values for.
         blank = np.zeros((1, self.trained.output_shape[-1]), np.float32)
         self.trained.compute_metrics(None, blank, blank)
 
-    def trained_prefixes(self, start: int) -> tuple[str, ...] | None:
-        end = 0
-        for phase in self.recipe.freeze:
-            end += phase.epochs * self.epoch_steps
-            if start < end:
-                return phase.train
-        return None
-
     # The budget
 
-    def planned_steps(self) -> int:
-        """Of the whole training; a guess where the budget is time, until a few have been measured."""
-        return self.recipe.steps or (self.recipe.epochs or 10) * self.epoch_steps
+    def check_plan(self, measured: int | None = None) -> None:
+        """Raises ConfigError where something of the recipe would come after the end of the training."""
+        try:
+            replace(self.plan, measured=measured).check()
+        except ConfigError as error:
+            raise ConfigError(f"train.{error}") from None
 
     def plan_for_minutes(self, validation_seconds: float) -> None:
         """As many more steps as the measured speed allows, with a validation for each epoch."""
@@ -253,16 +245,25 @@ class Training:
         )
         left = float(self.recipe.minutes or 0) * 60 - spent
         per_step = self.step_seconds + validation_seconds / self.epoch_steps
-        self.progress.total_steps = self.progress.step + max(0, int(left / per_step))
+        total = self.progress.step + max(0, int(left / per_step))
+        total += (
+            -max(0, total - self.plan.frozen_steps) % self.recipe.accumulate
+        )  # the last update is a whole one
+        if self.progress.step <= max(
+            MEASURED_STEPS, self.plan.frozen_steps
+        ):  # later there is nothing to gain
+            self.check_plan(total)
+        self.progress.total_steps = total
         self.trained.optimizer.total_steps.assign(self.progress.total_steps)
 
     def finished(self) -> bool:
         history, patience = self.progress.history, self.recipe.patience
-        if patience and len(history) > patience:
-            accuracies = [row["val_accuracy"] for row in history]
-            if len(history) - 1 - int(np.argmax(accuracies)) >= patience:
-                print(f"  no better validation accuracy for {patience} epochs: the training ends", flush=True)
-                return True
+        # Those of frozen phases do not count, or the training could end before the whole model is trained.
+        accuracies = [row["val_accuracy"] for row in history[frozen_epochs(self.recipe) :]]
+        since_best = len(accuracies) - 1 - int(np.argmax(accuracies)) if accuracies else 0
+        if patience and since_best >= patience:
+            print(f"  no better validation accuracy for {patience} epochs: the training ends", flush=True)
+            return True
         return len(history) * self.epoch_steps >= self.progress.total_steps
 
     # State

@@ -1,7 +1,7 @@
 """Optimizers with the schedule of the recipe, and a learning rate of its own for each variable."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,81 +10,32 @@ from keras import ops
 
 from visionpipe.errors import TrainingError
 from visionpipe.training.adamw import AdamW
-from visionpipe.training.recipe import TrainConfig, duration_steps
+from visionpipe.training.plan import factors, no_layer
+from visionpipe.training.recipe import TrainConfig, begins_with
+from visionpipe.training.schedule import Schedule
+from visionpipe.training.schedule import make_schedule as make_schedule
 
-Schedule = Callable[[Any, Any], Any]
-BLOCK = re.compile(r"(encoder_block_\d+|stage\d+_block\d+)")
 # Shrinking these towards zero does not regularise (He et al. 2019, arXiv:1812.01187, section 3.1).
 UNDECAYED = re.compile(r"token|embedding|relative")
 
 
-def make_schedule(recipe: TrainConfig, steps_per_epoch: int, phase_start: int) -> Schedule:
-    """A function of the phase's step and of all steps of the training to the learning rate.
-
-    Linear warm-up from the phase's beginning, times the recipe's curve over the whole training.
-    """
-
-    def steps(duration: float | str, total: Any) -> Any:
-        fixed = duration_steps(duration, steps_per_epoch)
-        return ops.round(total * float(duration)) if fixed is None else fixed
-
-    def schedule(phase_step: Any, total: Any) -> Any:
-        phase_step, total = ops.cast(phase_step, "float32"), ops.cast(total, "float32")
-        step, warmup = phase_step + phase_start, steps(recipe.warmup, total)
-        progress = ops.clip((step - warmup) / ops.maximum(total - warmup, 1.0), 0.0, 1.0)
-        match recipe.schedule:
-            case "cosine":
-                curve = 0.5 * (1 + ops.cos(progress * 3.141592653589793))
-            case "polynomial":
-                curve = (1 - progress) ** recipe.power
-            case "step":
-                passed = sum(ops.cast(step >= steps(at, total), "float32") for at in recipe.decay_at)
-                curve = ops.power(recipe.decay_factor, passed)
-            case _:
-                curve = ops.ones_like(progress)
-        if recipe.schedule in ("cosine", "polynomial"):
-            curve = recipe.final_rate + (1 - recipe.final_rate) * curve
-        rise = ops.minimum((phase_step + 1) / ops.maximum(warmup, 1.0), 1.0)
-        return recipe.learning_rate * rise * curve
-
-    return schedule
-
-
 def rate_factors(model: keras.Model, recipe: TrainConfig) -> dict[str, float]:
-    """Variable path → factor of the learning rate.
-
-    Blocks are counted in the model's order; what lies before the first one is one more below, what lies behind
-    the last one has the full rate.
-    """
-    blocks: list[str] = []
-    depths: dict[str, int] = {}
-    for layer in model.layers:
-        match = BLOCK.match(layer.name)
-        if match and match[1] not in blocks:
-            blocks.append(match[1])
-        # A layer between two blocks belongs to the one before it, unless it comes after all of them. Parallel
-        # branches are not in the order of their blocks.
-        depths[layer.name] = blocks.index(match[1]) + 1 if match else len(blocks)
-    last = max((place for place, layer in enumerate(model.layers) if BLOCK.match(layer.name)), default=-1)
-    for layer in model.layers[last + 1 :]:
-        depths[layer.name] = len(blocks) + 1
+    """Variable path → factor of the learning rate."""
     check_layers(model, "train.rates", recipe.rates)
-    factors: dict[str, float] = {}
-    for layer in model.layers:
-        factor = recipe.layer_decay ** (len(blocks) + 1 - depths[layer.name])
-        for prefix, own in recipe.rates.items():
-            factor *= own if layer.name.startswith(prefix) else 1.0
-        factors |= {variable.path: factor for variable in layer.trainable_variables}
-    return factors
+    by_layer = factors(recipe, [layer.name for layer in model.layers])
+    return {
+        variable.path: by_layer[layer.name]
+        for layer in model.layers
+        for variable in layer.trainable_variables
+    }
 
 
-def check_layers(model: keras.Model, key: str, prefixes: Iterable[str]) -> None:
-    """Raises TrainingError for a prefix with which no layer begins that has weights."""
+def check_layers(model: keras.Model, key: str, words: Iterable[str]) -> None:
+    """Raises TrainingError for what names no layer that has weights."""
     weighty = [layer.name for layer in model.layers if layer.weights]
-    for prefix in prefixes:
-        if not any(name.startswith(prefix) for name in weighty):
-            names = ", ".join(sorted({name.split("_")[0] for name in weighty}))
-            raise TrainingError(f"{key}: no layer begins with {prefix}; there are {names}")
+    for word in words:
+        if not any(begins_with(name, word) for name in weighty):
+            raise TrainingError(f"{key}: {no_layer(word, weighty)}")
 
 
 def make_optimizer(
@@ -93,8 +44,10 @@ def make_optimizer(
     factors: Mapping[str, float],
     variables: Sequence[Any],
     total: int,
+    phase_steps: int | None = None,
 ) -> keras.optimizers.Optimizer:
-    """The optimizer of the recipe, built for `variables`. `total`: all steps of the training.
+    """The optimizer of the recipe, built for `variables`. `total`: all steps of the training; `phase_steps`: those of
+    the phase that it is for, where they are known.
 
     Weight decay is decoupled (Loshchilov & Hutter 2019, arXiv:1711.05101).
     """
@@ -114,11 +67,11 @@ def make_optimizer(
         options |= {"momentum": recipe.momentum, "nesterov": recipe.momentum > 0}
     elif recipe.optimizer == "muon":
         # Its authors keep the head with AdamW; so does Keras with all that is not a matrix, convolutions too.
-        options |= {"momentum": recipe.momentum, "exclude_layers": ["logits"]}
+        options |= {"momentum": recipe.momentum, "exclude_layers": ["^logits"]}
         options["adam_weight_decay"] = options["weight_decay"]
     else:
         options["beta_1"] = recipe.momentum
-    optimizer = scheduled(kind)(schedule, factors, total, **options)
+    optimizer = scheduled(kind)(schedule, factors, total, phase_steps, **options)
     if recipe.weight_decay:
         optimizer.exclude_from_weight_decay(
             var_list=[v for v in variables if v.ndim <= 1 or UNDECAYED.search(v.name)]
@@ -132,9 +85,22 @@ def scheduled(kind: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.O
     on_this_backend = type(kind())  # torch has subclasses of its own, which update all variables at once
 
     class Scheduled(on_this_backend):  # type: ignore[misc, valid-type]
-        def __init__(self, schedule: Schedule, factors: Mapping[str, float], total: int, **options: Any):
+        def __init__(
+            self,
+            schedule: Schedule,
+            factors: Mapping[str, float],
+            total: int,
+            phase_steps: int | None,
+            **options: Any,
+        ):
             super().__init__(learning_rate=0.0, name=kind.__name__.lower(), **options)
             self.schedule, self.factors, self.total, self.factor = schedule, dict(factors), total, 1.0
+            self.counter, self.phase_steps, self.share = self._iterations, phase_steps, 1.0
+
+        @property
+        def rest(self) -> int:
+            """The steps that are left for the last update of the phase, where they are fewer than for the others."""
+            return (self.phase_steps or 0) % (self.gradient_accumulation_steps or 1)
 
         def build(self, variables: Sequence[Any]) -> None:
             super().build(variables)
@@ -146,7 +112,32 @@ def scheduled(kind: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.O
         @property
         def steps(self) -> keras.Variable:
             """Of the phase; `iterations` counts updates, of which there are fewer when gradients accumulate."""
-            return self._iterations
+            return self.counter
+
+        def updates(self, steps: Any) -> tuple[Any, Any]:
+            """How many updates so many steps make, the last one included, and whether that one makes one."""
+            group = self.gradient_accumulation_steps or 1
+            made = (steps + group - 1) // group
+            return made, (steps % group == 0) | (steps == (self.phase_steps if self.rest else 0))
+
+        def _backend_apply_gradients(self, gradients: Any, variables: Sequence[Any]) -> None:
+            if not self.rest:
+                return super()._backend_apply_gradients(gradients, variables)
+            # Keras makes an update of whole groups of steps alone, and would drop what is left of the phase. So the
+            # last step counts as the last one of a group, of whose mean it is given the share that there is.
+            group, last = self.gradient_accumulation_steps, self.steps + 1 == self.phase_steps
+            self.share = ops.where(last, group / self.rest, 1.0)
+            object.__setattr__(self, "_iterations", self.steps + ops.where(last, group - self.rest, 0))
+            try:
+                super()._backend_apply_gradients(gradients, variables)
+            finally:
+                object.__setattr__(self, "_iterations", self.counter)
+                self.share = 1.0
+
+        def _clip_gradients(self, gradients: Any) -> Any:
+            if self.rest:
+                gradients = [gradient * ops.cast(self.share, gradient.dtype) for gradient in gradients]
+            return super()._clip_gradients(gradients)
 
         def _get_current_learning_rate(self) -> Any:
             return self.schedule(self.steps, self.total_steps) * self.factor

@@ -8,6 +8,13 @@ from typing import Any, Literal
 from visionpipe.errors import ConfigError
 
 BUDGETS = ("epochs", "steps", "minutes")
+# What each schedule reads, beside the learning rate and the warm-up.
+CURVES = {
+    "constant": (),
+    "cosine": ("final_rate",),
+    "polynomial": ("final_rate", "power"),
+    "step": ("decay_at", "decay_factor"),
+}
 DURATION = re.compile(r"(\d+(?:\.\d+)?) (epoch|step)s?")
 
 
@@ -29,8 +36,9 @@ class DistillConfig:
 
 @dataclass(frozen=True)
 class FreezeConfig:
-    """A phase at the beginning that lasts `epochs` and trains only the layers whose names begin with one of
-    `train`. After the last phase everything is trained. Frozen batch norms keep their statistics.
+    """A phase at the beginning that lasts `epochs` and trains only the layers that one of `train` names: each is a
+    layer's name or the first words of it, so that `encoder_block_1` is not `encoder_block_10`. After the last phase
+    everything is trained. Frozen batch norms keep their statistics.
     """
 
     epochs: int
@@ -41,30 +49,34 @@ class FreezeConfig:
 class TrainConfig:
     """The recipe. One of `epochs`, `steps` and `minutes` is the budget.
 
-    A duration is a fraction of the training (0.1), or text: "5 epochs", "500 steps".
+    A duration is a fraction of the training (0.1), or text: "5 epochs", "500 steps". What would come after the end of
+    the training is refused; `visionpipe params` prints the plan (plan.py).
 
     Args:
         minutes: as many steps as fit into this time on this machine: the one budget with which two runs differ.
-        batch_size: images per step. `accumulate`: steps whose gradients make one update.
+        batch_size: images per step; all of them, where the set has fewer. `accumulate`: steps whose gradients make one
+            update; what is left at the end of a phase makes a smaller one.
         optimizer: `sgd` is Nesterov's; `muon` is for matrices, all else has AdamW beside it.
         learning_rate: at its highest. `final_rate`: where cosine and polynomial end, as a fraction of it.
-        warmup: duration of the linear rise, at the beginning and after each phase of `freeze`.
+        warmup: duration of the linear rise, at the beginning and after each phase of `freeze`; never longer than its
+            phase.
         decay_at, decay_factor: when `schedule: step` multiplies the rate, and by what.
         power: the exponent of `schedule: polynomial`; 1 is a straight line.
         momentum: of SGD (Nesterov) and Muon; the first moment's decay of the others.
         weight_decay: decoupled, times the learning rate; not on norms, biases, tokens and positions.
         clip_norm: the longest that all gradients together may be.
         layer_decay: factor of the rate from each block to the one before it (Bao et al. 2022, arXiv:2106.08254).
-        rates: factors of the rate for layers whose names begin so, on top of `layer_decay`.
+        rates: factors of the rate for layers, named as in `freeze`, on top of `layer_decay`.
         freeze: phases at the beginning that train some layers only; each warms up, and averages, anew.
         loss: cross-entropy over classes, or of each class against the rest (Beyer et al. 2020).
         label_smoothing: the share of each target that is spread over all classes.
         class_weights: a factor for each class, or `balanced`: the rarer, the heavier, 1 on average.
         distill: a teacher.
         ema_decay: of the moving average of weights and statistics, which then is what is evaluated and saved; it
-            follows faster in the first steps.
+            follows each update, and faster in the first ones.
         keep: the weights of the last epoch, or of the best one on validation.
-        patience: epochs without a better validation accuracy after which the training ends.
+        patience: epochs without a better validation accuracy after which the training ends; those of the phases of
+            `freeze` do not count.
         precision: of the computation; weights, heads, softmax and loss stay float32.
         augmentation: what visionpipe/data/augmentation.py lists, in order.
         repeated_augmentation: how often an image that is drawn is in its batch, each time augmented anew.
@@ -108,6 +120,11 @@ class TrainConfig:
         """Such as "11 epochs"."""
         return next(f"{value:,} {name}" for name in BUDGETS if (value := getattr(self, name)) is not None)
 
+    def named_layers(self) -> dict[str, tuple[str, ...]]:
+        """By the keys that name layers."""
+        phases = {f"freeze[{place}].train": phase.train for place, phase in enumerate(self.freeze)}
+        return phases | {"rates": tuple(self.rates)}
+
     def check(self) -> None:
         """Raises ConfigError that begins with the key where a value, or a combination, cannot be."""
         given = [name for name in BUDGETS if getattr(self, name) is not None]
@@ -128,15 +145,16 @@ class TrainConfig:
         for name in ("momentum", "label_smoothing", "ema_decay"):
             value = getattr(self, name)
             require(value is None or 0 <= value < 1, name, "must lie in [0, 1)")
+        for name in sorted({name for names in CURVES.values() for name in names}):
+            require(
+                name in CURVES[self.schedule] or getattr(self, name) == getattr(TrainConfig, name),
+                name, f"has no effect with schedule: {self.schedule}: leave it out",
+            )  # fmt: skip
         for name in ("final_rate", "decay_factor", "layer_decay"):
             require(0 <= getattr(self, name) <= 1, name, "must lie between 0 and 1")
         for name, durations in (("warmup", (self.warmup,)), ("decay_at", self.decay_at)):
             for duration in durations:
                 check_duration(duration, name)
-        if isinstance(self.warmup, str):
-            unit = "epochs" if "epoch" in self.warmup else "steps"
-            whole, rising = getattr(self, unit), float(self.warmup.split()[0])
-            require(whole is None or rising < whole, "warmup", f"{self.warmup} leave none of {whole} {unit}")
         for name, factor in self.rates.items():
             require(0 <= factor < math.inf, f"rates.{name}", "must be finite and not negative")
         for position, phase in enumerate(self.freeze):
@@ -146,11 +164,6 @@ class TrainConfig:
                 f"freeze[{position}].train",
                 "names the layers that are trained: give one at least",
             )
-        frozen = sum(phase.epochs for phase in self.freeze)
-        require(
-            self.epochs is None or frozen < self.epochs,
-            "freeze", f"{frozen} frozen epochs leave none of {self.epochs} for the whole model",
-        )  # fmt: skip
         require(
             self.batch_size % self.repeated_augmentation == 0,
             "repeated_augmentation", f"must divide batch_size {self.batch_size}",
@@ -163,6 +176,10 @@ class TrainConfig:
                 0 < self.distill.temperature < math.inf, "distill.temperature", "must be positive and finite"
             )
             require(0 < self.distill.weight <= 1, "distill.weight", "must lie in (0, 1]")
+            require(
+                not self.distill.hard or self.distill.temperature == DistillConfig.temperature,
+                "distill.temperature", "has no effect with hard: true: leave it out",
+            )  # fmt: skip
 
 
 def require(condition: object, key: str, message: str) -> None:
@@ -190,11 +207,21 @@ def duration_steps(duration: float | str, steps_per_epoch: int) -> float | None:
     return float(match[1]) * (steps_per_epoch if match[2] == "epoch" else 1)
 
 
+def begins_with(name: str, words: str) -> bool:
+    """Whether a layer's name is `words`, or begins with them: they end where the name, or a word of it, ends."""
+    return f"{name}_".startswith(words.rstrip("_") + "_")
+
+
 def layered(*layers: dict[str, Any]) -> dict[str, Any]:
-    """The values of the last layer that has them. A layer that has a budget takes the place of another kind."""
+    """The values of the last layer that has them. A layer that has a budget takes the place of another kind, and one
+    that has a schedule of what another schedule read.
+    """
     merged: dict[str, Any] = {}
     for layer in layers:
+        replaced: set[str] = set()
         if any(layer.get(name) is not None for name in BUDGETS):
-            merged = {name: value for name, value in merged.items() if name not in BUDGETS}
-        merged |= layer
+            replaced |= set(BUDGETS)
+        if layer.get("schedule", merged.get("schedule")) != merged.get("schedule"):
+            replaced |= {name for names in CURVES.values() for name in names} - set(CURVES[layer["schedule"]])
+        merged = {name: value for name, value in merged.items() if name not in replaced} | layer
     return merged

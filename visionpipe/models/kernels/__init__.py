@@ -21,6 +21,13 @@ def kernel(name: str) -> Callable[..., Any] | None:
     return getattr(BACKEND, name, None) if in_use else None
 
 
+def uniform(shape: tuple[Any, ...], seed: keras.random.SeedGenerator) -> Any:
+    """Numbers in [0, 1), as Keras draws them; torch.compile cannot follow the generator that Keras makes for each."""
+    if keras.backend.backend() == "torch" and BACKEND.torch.compiler.is_compiling():
+        return BACKEND.drawn_by_torch(shape)
+    return keras.random.uniform(shape, seed=seed)
+
+
 @contextmanager
 def keras_operations_only() -> Iterator[None]:
     """For what is built inside: an exporter knows the operations of Keras, not ours."""

@@ -68,8 +68,9 @@ def chain(
     """What models/chains.py takes together; in inference the norm is a part of the convolution, for which
     TensorFlow has an operation with a bias, a sum and a ReLU.
     """
-    # In float16 a folded kernel could overflow.
-    if norm is None or (training and norm.trainable) or x.dtype == tf.float16:
+    # In half precision a folded kernel could overflow, and its bias, large in channels that are far from their mean,
+    # would be rounded: there the norm computes in float32.
+    if norm is None or (training and norm.trainable) or x.dtype != tf.float32:
         x = conv.call(x)
         x = norm.call(x, training=training) if norm else x
     else:

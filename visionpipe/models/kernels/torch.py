@@ -10,6 +10,7 @@ import keras
 import torch
 from keras import ops
 from keras.src.backend.common.stateless_scope import in_stateless_scope
+from keras.src.backend.torch.core import get_device
 from torch.nn import functional
 
 if TYPE_CHECKING:
@@ -137,6 +138,10 @@ def batch_norm(
 ) -> torch.Tensor:
     """Of (batch, channels, height, width), in training; both averages are updated in place."""
     old, count = moving_variance * momentum, x.numel() // x.shape[1]
+    if count == 1:  # torch refuses it; the other backends see that a number alone is its mean
+        moving_mean.data.lerp_(x.detach().flatten().to(moving_mean.dtype), 1 - momentum)
+        moving_variance.data.copy_(old)
+        return ((x - x) * gamma[:, None, None] + beta[:, None, None]).to(x.dtype)
     y = functional.batch_norm(
         x, moving_mean, moving_variance, gamma, beta, training=True, momentum=1 - momentum, eps=epsilon
     )
@@ -219,6 +224,16 @@ def chain(
     if other is not None:
         x.add_(other)
     return x.relu_() if relu else x
+
+
+def constant(array: Any) -> torch.Tensor:
+    """A compiler follows no conversion from NumPy."""
+    return ops.convert_to_tensor(array)
+
+
+def drawn_by_torch(shape: tuple[Any, ...]) -> torch.Tensor:
+    """Numbers in [0, 1) of torch's own generator, which dropout draws from too."""
+    return torch.rand(shape, device=get_device())
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
