@@ -25,7 +25,7 @@ from visionpipe.tracking.commits import NoGit, git
 from visionpipe.tracking.lookup import ADDRESS
 from visionpipe.tracking.processes import is_abandoned, is_alive
 from visionpipe.tracking.registry import CHAMPION, UPLOADER, aliases, all_versions, logged_model_id
-from visionpipe.tracking.runs import TRAINER
+from visionpipe.tracking.runs import PROCESS
 from visionpipe.tracking.store import Store, StoreError, alone, checkouts, connect, tracking_uri
 from visionpipe.tracking.verification import made_of
 from visionpipe.train import training_identity
@@ -139,7 +139,7 @@ def old_runs(store: Store, params: Params, needed: Needs) -> Iterator[Waste]:
             continue
         key = run.data.tags.get("train_key", "")
         if run.info.status == "RUNNING" and (
-            key in keys or is_locked(key) or is_alive(run.data.tags.get(TRAINER, ""))
+            key in keys or is_locked(key) or is_alive(run.data.tags.get(PROCESS, ""))
         ):
             continue
         yield Waste("run", run.info.run_id, f"{run.info.run_name} ({run.info.status.lower()})")

@@ -81,6 +81,8 @@ def publish(
     found = find_version(store, tags["artifact_sha256"])
     if found is not None:
         restore_files(store, found, artifact, card, golden)
+        if found.run_id == run_id:
+            link_output(store, run_id, logged_model_id(found))
         return found
     model, uploaded_here = finished_upload(store, run_id, tags["artifact_sha256"]), False
     if model is None:

@@ -22,11 +22,11 @@ from visionpipe.errors import Interrupted
 from visionpipe.files import copied, temporary_folder
 from visionpipe.lineage import sha256_file, sha256_json, state_folder
 from visionpipe.tracking.commits import commit_that_makes
-from visionpipe.tracking.processes import is_alive, process_identity
+from visionpipe.tracking.processes import is_abandoned, is_alive, process_identity
 from visionpipe.tracking.store import Store, connect
 
 UNFINISHED = ("RUNNING", "FAILED", "KILLED", "SCHEDULED")
-TRAINER, SETTLED = (
+PROCESS, SETTLED = (
     "trainer",
     "settled",
 )  # tags: the process that trains; that no other run was created at once
@@ -60,17 +60,17 @@ class LiveRun:
         with_reason = None
         try:
             self.store = connect(tracking)
-            run = find_run(self.store, train_key=key)
+            run = find_settled(self.store, key)
             if run is None:
                 run = create_run_once(self.store, name, key, identity, trained_here=True)
             if run.info.status == "FINISHED":
                 return  # trained before: nothing to show live, `record` sees whether the result is new
-            owner = run.data.tags.get(TRAINER, "")
+            owner = run.data.tags.get(PROCESS, "")
             if owner != process_identity():
                 if run.info.status == "RUNNING" and is_alive(owner):
                     return  # another checkout trains the same now: its epochs are shown
                 self.store.client.update_run(run.info.run_id, status="RUNNING")
-                self.store.client.set_tag(run.info.run_id, TRAINER, process_identity())
+                self.store.client.set_tag(run.info.run_id, PROCESS, process_identity())
             self.run_id = run.info.run_id
         except Exception as error:
             with_reason = error
@@ -142,14 +142,29 @@ def create_run_once(
     return rivals[0] if rivals else create_run(store, name, key, identity, trained_here)
 
 
+def find_settled(store: Store, key: str) -> Any | None:
+    """The newest run of a training key, once those that create it agree on it; None where there is none."""
+    for attempt in range(ATTEMPTS):
+        run = find_run(store, train_key=key)
+        if run is None or run.info.status == "FINISHED" or SETTLED in run.data.tags:
+            return run
+        owner = run.data.tags.get(PROCESS, "")
+        if attempt == ATTEMPTS - 1 or not owner or owner == process_identity() or is_abandoned(owner):
+            store.client.set_tag(run.info.run_id, SETTLED, "true")
+            return run
+        time.sleep(PAUSE)
+    return None
+
+
 def create_run(store: Store, name: str, key: str, identity: dict[str, Any], trained_here: bool) -> Any:
     """`trained_here`: otherwise nobody here knows on what, and from which commit."""
-    here = {"hardware": hardware(), TRAINER: process_identity()} | commit_tag(name, identity)
+    here = {"hardware": hardware()} | commit_tag(name, identity)
     return store.client.create_run(
         store.experiment_id,
         run_name=f"{name} · {key[:6]}",
         tags={
             "train_key": key,
+            PROCESS: process_identity(),
             "model": name,
             "family": identity["params"]["model"]["family"],
             "data_sha256": identity["data_sha256"],
@@ -178,7 +193,7 @@ def record(store: Store, folder: Path) -> str:
     if run is not None and run.info.status == "FINISHED":
         return str(run.info.run_id)
     if run is None:
-        run = find_run(store, train_key=lineage["train_key"])
+        run = find_settled(store, lineage["train_key"])
     another_model = run is not None and run.info.status == "FINISHED"
     if run is None or another_model:
         trained_here = measurement(lineage).exists()

@@ -34,13 +34,15 @@ def download_trained(address: str) -> Path:
             if alias
             else client.get_model_version(name, number)
         )
+        run = client.get_run(version.run_id) if version.run_id else None
     except StoreError as error:
         if error.code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         raise RegistryError(
-            f"{address} is not in {uri}: give another version, or run visionpipe register where its model lies"
+            f"{address} is not in {uri}, or its run was deleted: give another version, or run visionpipe register "
+            f"where its model lies"
         ) from error
-    sha256 = version.tags.get("model_sha256", "")
+    sha256 = run.data.tags.get("model_sha256", "") if run else ""
     if not sha256:
         raise RegistryError(
             f"{address} was not made by visionpipe register: nobody knows the model.keras behind it; give another "
