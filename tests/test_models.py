@@ -346,3 +346,17 @@ def test_attention_weights_every_token_of_an_image_by_itself():
     together = np.asarray(layer(x))
     for image in range(3):
         np.testing.assert_allclose(layer(x[image : image + 1])[0], together[image], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "theirs"), [(layers.BatchNorm, "BatchNormalization"), (layers.LayerNorm, "LayerNormalization")]
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_norms_compute_in_float64_where_that_is_asked_for(kind, theirs, training):
+    ours = kind(epsilon=1e-3, dtype="float64")
+    reference = getattr(keras.layers, theirs)(epsilon=1e-3, dtype="float64")
+    arguments = {"training": training} if kind is layers.BatchNorm else {}
+    x = np.random.default_rng(0).normal(size=(3, 4, 4, 6))
+    received, expected = np.asarray(ours(x, **arguments)), np.asarray(reference(x, **arguments))
+    assert received.dtype == np.float64
+    np.testing.assert_allclose(received, expected, rtol=1e-12)

@@ -130,6 +130,7 @@ def test_what_a_timm_vit_says_of_itself_is_read_and_what_it_does_not_say_is_in_t
     ("architecture", "arguments", "outcome", "bare"),
     [
         ("resnet50.tv_in1k", {}, "equal", "equal"),
+        ("wide_resnet50_2", {}, "equal", "equal"),
         ("resnetaa50", {}, f"{NONE} aa_layer avg", "assumed aa_layer"),
         ("resnetblur18", {}, f"{NONE} aa_layer blur", "assumed aa_layer"),
         ("resnet50", {"output_stride": 8}, f"{NONE} stage_strides [1, 2, 1, 1]", "assumed stage_strides"),
@@ -152,6 +153,7 @@ def test_what_a_timm_resnet_says_of_itself_is_read_and_what_it_does_not_say_is_i
     variant = "ResNet-18" if "18" in architecture else "ResNet-50"
     safetensors.torch.save_file(theirs.state_dict(), tmp_path / "model.safetensors")
     overrides = {"blocks_per_stage": stages["layers"], "filters": 8, "stem_filters": 64, "shortcut": "pool"}
+    overrides |= {"bottleneck_factor": 2.0} if "wide" in architecture else {}
     for said in (bare, outcome):
         check(said, theirs, tmp_path / "model.safetensors", variant, (32, 32), overrides)
         config = {"architecture": architecture, "model_args": stages | arguments, "pretrained_cfg": HALF}

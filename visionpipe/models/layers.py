@@ -51,7 +51,7 @@ class BatchNorm(keras.layers.BatchNormalization):
     def call(self, x: Any, training: bool | None = None, mask: Any = None) -> Any:
         training = bool(training and self.trainable)
         fused = kernel("batch_norm_training" if training else "batch_norm_inference")
-        if fused is None:
+        if fused is None or self.compute_dtype == "float64":  # which the kernels do not know
             return super().call(x, training=training, mask=mask)
         moving = (self.moving_mean, self.moving_variance)
         weights = [ops.convert_to_tensor(v) for v in (self.gamma, self.beta, *moving)]
@@ -75,7 +75,7 @@ class LayerNorm(keras.layers.LayerNormalization):
 
     def call(self, x: Any) -> Any:
         fused = kernel("layer_norm")
-        if fused is None:
+        if fused is None or self.compute_dtype == "float64":
             return super().call(x)
         return ops.cast(fused(x, self.gamma, self.beta, self.epsilon), self.compute_dtype)
 

@@ -89,11 +89,12 @@ def residual_block(
 
     basic: 3×3, 3×3. bottleneck: 1×1, 3×3, 1×1 with four times the channels.
     """
+    inner = spec.inner(filters)
     strides = (stride, 1) if spec.stride_on == "1x1" else (1, stride)
     if spec.block == "basic":
         steps = [(filters, 3, stride), (filters, 3, 1)]
     else:
-        steps = [(filters, 1, strides[0]), (filters, 3, strides[1]), (4 * filters, 1, 1)]
+        steps = [(inner, 1, strides[0]), (inner, 3, strides[1]), (4 * filters, 1, 1)]
     out = steps[-1][0]
 
     branch = x
