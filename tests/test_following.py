@@ -5,8 +5,10 @@ import functools
 import json
 import os
 import re
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -349,3 +351,24 @@ def test_a_damaged_download_is_made_again_after_a_minute(registered, store, tmp_
     assert (Path(ask()["folder"]) / "model.onnx").read_bytes() == whole
     ask()
     assert len(downloads) == 2
+
+
+def test_a_store_that_was_moved_is_followed_where_it_lies_now(registered, store, tmp_path):
+    (before := tmp_path / "before").mkdir()
+    with sqlite3.connect("mlflow.db") as source, sqlite3.connect(before / "mlflow.db") as target:
+        source.backup(target)
+    shutil.copytree("mlartifacts", before / "mlartifacts")
+    before.rename(after := tmp_path / "after")
+    lookup = Lookup(f"models:/{NAME}@champion")
+    lookup.uri = f"sqlite:///{after / 'mlflow.db'}"
+    assert lookup.current().folder.is_relative_to(after)
+
+
+def test_a_version_that_was_deleted_is_not_there(registered, store, tmp_path):
+    with sqlite3.connect("mlflow.db") as source, sqlite3.connect(tmp_path / "mlflow.db") as target:
+        source.backup(target)
+        target.execute("UPDATE model_versions SET current_stage = 'Deleted_Internal' WHERE version = 2")
+    lookup = Lookup(f"models:/{NAME}/2")
+    lookup.uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    with pytest.raises(RegistryError, match=f"{NAME} has no version 2"):
+        lookup.current()

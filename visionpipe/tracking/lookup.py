@@ -21,11 +21,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from visionpipe.errors import RegistryError, VisionpipeError
 from visionpipe.lineage import artifact_sha256
 from visionpipe.serving.versions import Version, version_in
+from visionpipe.tracking.places import local_path, present_location
 from visionpipe.tracking.store import tracking_uri
 
 ADDRESS = re.compile(r"models:/(?P<name>[^/@:]+)(@(?P<alias>[^/@:]+)|/(?P<number>\d+))")
@@ -74,11 +75,11 @@ class Lookup:
             with contextlib.closing(
                 sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)
             ) as store:
-                return self._query(store)
+                return self._query(store, path)
         except sqlite3.Error as error:
             raise RegistryError(f"the tracking store {path} cannot be read: {error}") from None
 
-    def _query(self, store: sqlite3.Connection) -> Version | None:
+    def _query(self, store: sqlite3.Connection, path: Path) -> Version | None:
         number = self.number
         if self.alias:
             row = store.execute(
@@ -87,7 +88,8 @@ class Lookup:
             ).fetchone()
             number = str(row[0]) if row else None
         row = store.execute(
-            "SELECT run_id, storage_location FROM model_versions WHERE name = ? AND version = ?",
+            "SELECT run_id, storage_location FROM model_versions "
+            "WHERE name = ? AND version = ? AND current_stage != 'Deleted_Internal'",
             (self.name, number),
         ).fetchone()
         if row is None:
@@ -104,7 +106,7 @@ class Lookup:
         return Version(
             self.name,
             str(number),
-            artifact_in(Path(unquote(urlsplit(location).path))),
+            artifact_in(local_path(present_location(location, path))),
             {**dict(tags.fetchall()), "run_id": run_id},
             {name: value for name, value in metrics.fetchall() if name.startswith(QUALITY)},
         )
@@ -135,7 +137,7 @@ def find_version(target: str) -> Iterator[Version]:
 
 def missing(name: str, alias: str | None, number: str | None) -> RegistryError:
     wanted, store = f"alias {alias}" if alias else f"version {number}", without_password(tracking_uri())
-    return RegistryError(f"{name} has no {wanted} in {store}: run dvc repro, then visionpipe check")
+    return RegistryError(f"{name} has no {wanted} in {store}: run visionpipe register, or dvc repro first")
 
 
 def without_password(text: str) -> str:
