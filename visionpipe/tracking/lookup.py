@@ -179,7 +179,8 @@ class MLflowChild:
             self._failures += 1
             pause = min(LONGEST_PAUSE, 2 ** (self._failures - 2)) if self._failures > 1 else 0
             self._not_before = time.monotonic() + pause
-            why = str(error) or f"has ended (exit code {process.wait()})"
+            ended = isinstance(error, EOFError | BrokenPipeError)  # found out by reading or by writing
+            why = f"has ended (exit code {process.wait()})" if ended else str(error)
             raise RegistryError(f"the process that asks MLflow {why}; another one is tried") from None
         self._failures = 0
         if "error" in answer:
