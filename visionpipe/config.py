@@ -142,7 +142,8 @@ class Params:
         model = self.model(name)
         try:
             spec = resolve_variant(model.variant, self.prepare.size, **model.overrides)
-            check_parameters(spec.kernel_parameters if isinstance(spec, Encoder) else 0)
+            if isinstance(spec, Encoder):  # whose matrices are nearly all that a large model has
+                check_parameters(spec.depth * spec.hidden_dim * (4 * spec.hidden_dim + 2 * spec.mlp_dim))
             return spec
         except ConfigError as error:
             raise ConfigError(f"params.yaml: models.{name}: {error}") from None
