@@ -153,7 +153,7 @@ def test_what_a_timm_resnet_says_of_itself_is_read_and_what_it_does_not_say_is_i
     variant = "ResNet-18" if "18" in architecture else "ResNet-50"
     safetensors.torch.save_file(theirs.state_dict(), tmp_path / "model.safetensors")
     overrides = {"blocks_per_stage": stages["layers"], "filters": 8, "stem_filters": 64, "shortcut": "pool"}
-    overrides |= {"bottleneck_factor": 2.0} if "wide" in architecture else {}
+    overrides |= {"block": "wide"} if "wide" in architecture else {}
     for said in (bare, outcome):
         check(said, theirs, tmp_path / "model.safetensors", variant, (32, 32), overrides)
         config = {"architecture": architecture, "model_args": stages | arguments, "pretrained_cfg": HALF}

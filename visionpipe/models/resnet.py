@@ -87,9 +87,10 @@ def residual_block(
     """relu(shortcut(x) + branch(x)), where a branch is convolutions, each followed by a norm, with ReLUs in
     between; with preactivation, shortcut(relu(norm(x))) + convolutions that follow a norm and a ReLU each.
 
-    basic: 3×3, 3×3. bottleneck: 1×1, 3×3, 1×1 with four times the channels.
+    basic: 3×3, 3×3. bottleneck: 1×1, 3×3, 1×1 with four times the channels. wide: the first two
+    of these with twice the channels.
     """
-    inner = spec.inner(filters)
+    inner = 2 * filters if spec.block == "wide" else filters
     strides = (stride, 1) if spec.stride_on == "1x1" else (1, stride)
     if spec.block == "basic":
         steps = [(filters, 3, stride), (filters, 3, 1)]

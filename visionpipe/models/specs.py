@@ -17,7 +17,7 @@ class Convolutions:
 
     `blocks_per_stage`: residual blocks in each stage; every stage but the first halves the resolution.
     `filters`: channels of the first stage, times `width_factor`; each next stage has twice as many. A
-    bottleneck block puts out four times that; `bottleneck_factor` widens its 3×3 alone (WRN-50-2: 2).
+    bottleneck block puts out four times that; inside of a `wide` one are twice as many (arXiv:1605.07146).
     `stem`: `7x7` and `deep` (three 3×3, ResNet-D) halve twice; `3x3` strides by `stem_stride` and has no
     pooling. `stem_filters`: null for those of the first stage.
     `shortcut`, where the shape changes: a strided 1×1 `projection`, an average `pool` before the 1×1
@@ -34,8 +34,7 @@ class Convolutions:
     blocks_per_stage: tuple[int, ...]
     filters: int = 64
     width_factor: float = 1.0
-    bottleneck_factor: float = 1.0
-    block: Literal["basic", "bottleneck"] = "bottleneck"
+    block: Literal["basic", "bottleneck", "wide"] = "bottleneck"
     preactivation: bool = False
     stem: Literal["3x3", "7x7", "deep"] = "7x7"
     stem_stride: int = 1
@@ -52,10 +51,6 @@ class Convolutions:
     def width(self) -> int:
         """Channels of the first stage, before a bottleneck's expansion."""
         return round(self.filters * self.width_factor)
-
-    def inner(self, filters: int) -> int:
-        """Channels inside a block that puts out `filters`, or four times that behind a bottleneck."""
-        return round(filters * self.bottleneck_factor)
 
     @property
     def total_stride(self) -> int:
@@ -81,11 +76,7 @@ class Convolutions:
             raise ConfigError(f"stem_stride belongs to stem 3x3; stem {self.stem} strides by 4")
         if self.stride_on == "1x1" and self.block == "basic":
             raise ConfigError("stride_on 1x1 belongs to block bottleneck; block basic has no 1×1 to stride")
-        if self.bottleneck_factor != 1 and self.block == "basic":
-            raise ConfigError("bottleneck_factor belongs to block bottleneck; block basic has none")
-        if self.inner(self.width) < 1:
-            raise ConfigError(f"bottleneck_factor {self.bottleneck_factor:g} leaves no channel")
-        if self.shortcut == "pad" and self.block == "bottleneck":
+        if self.shortcut == "pad" and self.block != "basic":
             raise ConfigError("shortcut pad belongs to block basic")
         if self.norm_momentum != Convolutions.norm_momentum and self.norm == "group":
             raise ConfigError("norm_momentum belongs to norm batch; norm group keeps no statistics")
@@ -98,11 +89,10 @@ class Convolutions:
                 f"{self.width}"
             )
         narrowest = stem_filters // 2 if self.stem == "deep" else stem_filters
-        inner = self.inner(self.width)
-        if self.norm == "group" and (self.width % GROUPS or narrowest % GROUPS or inner % GROUPS):
+        if self.norm == "group" and (self.width % GROUPS or narrowest % GROUPS):
             raise ConfigError(
                 f"norm group needs channels in multiples of {GROUPS}: filters × width_factor is "
-                f"{self.width}, the stem has {narrowest}{f', a bottleneck {inner}' if inner != self.width else ''}"
+                f"{self.width}, the stem has {narrowest}"
             )
 
 
@@ -137,11 +127,6 @@ class Encoder:
     layer_scale: float | None = None
     dropout_rate: float = 0.0
     stochastic_depth_rate: float = 0.0
-
-    @property
-    def kernel_parameters(self) -> int:
-        """Those of the blocks' matrices: nearly all that a large model has."""
-        return self.depth * self.hidden_dim * (4 * self.hidden_dim + 2 * self.mlp_dim)
 
     def idle(self) -> dict[str, str]:
         """Fields that change nothing here, with the reason."""
@@ -227,7 +212,7 @@ class BoTNetSpec(Convolutions):
         self.check_convolutions(image_size)
         if self.block != "bottleneck" or self.preactivation:
             raise ConfigError("attention goes into block bottleneck, without preactivation")
-        filters = self.inner(self.width * 2 ** (len(self.blocks_per_stage) - 1))
+        filters = self.width * 2 ** (len(self.blocks_per_stage) - 1)
         if filters % self.num_heads:
             raise ConfigError(
                 f"the last stage has {filters} filters, which num_heads {self.num_heads} does not divide"
