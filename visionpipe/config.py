@@ -50,7 +50,8 @@ class ModelConfig:
     the model of another entry, or `data/NAME.needs`, where the section `needs:` has two of them; `train` overrides the
     common recipe. `init`: weights to start from, another entry or any source of weights/sources.py; `init_sha256`:
     what that file must have, its first digits are enough; `init_head`: whether its head is taken too, or starts at
-    zero. `pixel_mean`, `pixel_std`: of the normalisation, per channel (R, G, B) of pixels in [0, 255]; null: those of
+    zero; `init_grid`: rows and columns of its position embeddings, where they fit neither the model nor a square.
+    `pixel_mean`, `pixel_std`: of the normalisation, per channel (R, G, B) of pixels in [0, 255]; null: those of
     the weights to start from, else of the training images.
     """
 
@@ -59,6 +60,7 @@ class ModelConfig:
     init: str | None = None
     init_sha256: str | None = None
     init_head: Literal["zero", "load"] = field(default="zero", kw_only=True)
+    init_grid: tuple[int, int] | None = field(default=None, kw_only=True)
     pixel_mean: tuple[float, float, float] | None = None
     pixel_std: tuple[float, float, float] | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -239,9 +241,14 @@ def check(params: Params) -> None:
                 f"models.{name}.{key}",
                 f"must lie between {least} and 255, the range of pixels",
             )
+        for key, unset in (("init_head", "zero"), ("init_grid", None)):
+            require(
+                params.model(name).init or getattr(params.model(name), key) == unset,
+                f"models.{name}.{key}", "has no effect without init: leave it out",
+            )  # fmt: skip
         require(
-            params.model(name).init or params.model(name).init_head == "zero",
-            f"models.{name}.init_head", "has no effect without init: leave it out",
+            min(params.model(name).init_grid or (1,)) >= 1,
+            f"models.{name}.init_grid", "must be rows and columns of at least 1",
         )  # fmt: skip
         for key, names in recipe.named_layers().items():
             for words in names:

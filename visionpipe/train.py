@@ -70,7 +70,9 @@ def train(name: str, params: Params) -> None:
             check_parameters(model.count_params())
             teacher = make_teacher(recipe, data, identity)
         if start:
-            report = load_weights(model, start, head=entry.init_head, permitted=written_pixels(entry))
+            report = load_weights(
+                model, start, head=entry.init_head, grid=entry.init_grid, permitted=written_pixels(entry)
+            )
             print(report, *preprocessing_lines(entry, seen, data), sep="\n", flush=True)
         write_json(last_identity(name), identity)
         checkpoint = TrainingCheckpoint(state / "checkpoints" / key)
@@ -224,6 +226,7 @@ def training_params(name: str, params: Params) -> dict[str, Any]:
             "variant": entry.variant,
             "family": params.model_spec(name).family,
             **({"init": entry.init, "init_head": entry.init_head} if entry.init is not None else {}),
+            **({"init_grid": entry.init_grid} if entry.init_grid is not None else {}),
             **written_pixels(entry),
             **asdict(params.model_spec(name)),
         },

@@ -37,7 +37,6 @@ FORMAT = Format(
     options=options,
     positions="linear",
     class_position=lambda companions: False,
-    square=True,
     preprocessing=lambda companions: Preprocessing((127.5,) * 3, (127.5,) * 3),
     unpack=unscanned,
 )

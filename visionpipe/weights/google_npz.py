@@ -116,7 +116,6 @@ FORMAT = Format(
     ),
     options=options,
     positions="linear",
-    square=True,
     # Evaluated on images resized to the full size, without a crop (vit_jax/input_pipeline.py).
     preprocessing=lambda companions: Preprocessing((127.5,) * 3, (127.5,) * 3, "bilinear", 1.0),
 )

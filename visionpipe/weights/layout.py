@@ -54,8 +54,6 @@ class Format:
     `image_size`: (height, width) of the images that the positions are for, where the companions say it.
     `positions`: how that code resizes position embeddings (positions.py).
     `class_position`: whether the tokens before the image's have positions; null: some files' have.
-    `square`: the images of files that do not say their size are square, even where the positions would fit a model
-    of others.
     `ignored`: pattern of tensors that no forward pass reads.
     `unpack`: the tensors as the table names them.
     """
@@ -66,7 +64,6 @@ class Format:
     options: Callable[[Tensors, Companions], dict[str, Any]]
     positions: str = "linear"
     class_position: Callable[[Companions], bool | None] = lambda companions: True
-    square: bool = False
     image_size: Callable[[Companions], Size | None] = lambda companions: None
     prefixes: tuple[str, ...] = ("",)
     ignored: str = r"(?!)"

@@ -92,7 +92,6 @@ def contents_of(checkpoint: Checkpoint) -> Contents:
         checkpoint.format.positions,
         checkpoint.class_position,
         checkpoint.format.ignored,
-        checkpoint.format.square,
         checkpoint.image_size,
         checkpoint.assumed,
     )

@@ -32,7 +32,6 @@ class Contents:
     positions: str = "linear"
     class_position: bool | None = True
     ignored: str = r"(?!)"
-    square: bool = False
     image_size: Size | None = None
     assumed: frozenset[str] = frozenset()
     resized: dict[str, str] = field(default_factory=dict)
@@ -243,7 +242,9 @@ class Plan:
                 if self.old_grid(count, theirs) is None:
                     self.notes.append("its register tokens have positions, which no model here has")
             elif self.old_grid(count, theirs) is None:
-                wrong += ", and no square: give grid=(rows, columns)"
+                wrong += (
+                    ", and no square: give grid=(rows, columns), in params.yaml init_grid: [rows, columns]"
+                )
             self.misplaced.append(wrong)
             return None
         old, kept = told
@@ -265,10 +266,7 @@ class Plan:
         new, said = tuple(self.tokens.grid), self.contents.image_size
         before = {True: [first], False: [0], None: [first, 0]}[self.contents.class_position]
         side = round(max(count - before[0], 0) ** 0.5)
-        square, own = ((side, side), before[:1]), (new, before)
-        told: list[tuple[tuple[int, ...], list[int]]] = (
-            [square, own] if self.contents.square else [own, square]
-        )
+        told: list[tuple[tuple[int, ...], list[int]]] = [(new, before), ((side, side), before[:1])]
         if said:
             pixels = [image // side for image, side in zip(self.image_size, new, strict=True)]
             told.insert(0, (tuple(n // p for n, p in zip(said, pixels, strict=True)), before))
