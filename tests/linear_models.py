@@ -128,7 +128,8 @@ def assert_verified(version) -> None:
 def downloaded(version) -> Path:
     """The folder of the MLflow model that a version stands for."""
     store = f"sqlite:///{Path('mlflow.db').absolute()}"
-    return Path(mlflow.artifacts.download_artifacts(version.source, tracking_uri=store))
+    mlflow.set_tracking_uri(store)  # MLflow looks here for an address of a logged model, whatever it is given
+    return Path(mlflow.artifacts.download_artifacts(version.source))
 
 
 def write_params_file(params: Params) -> None:

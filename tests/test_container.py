@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -17,6 +18,7 @@ from servers import CHECKOUT, artifact_folder, picture
 
 from visionpipe.container import COMMAND, REQUIREMENTS, container, pinned
 from visionpipe.errors import ConfigError
+from visionpipe.files import temporary_name
 from visionpipe.serving.versions import load, version_in
 
 
@@ -145,7 +147,9 @@ def test_pins_follow_requirements_of_requirements():
 
 def test_everybody_may_read_the_context_whatever_the_umask(tmp_path):
     """The image's user is another one; and what a killed process has left beside the folder goes away."""
-    left = tmp_path / f".a context.{2**22 + 1}.tmp"  # of a process that cannot be: numbers end at 2**22
+    left = tmp_path / temporary_name(
+        Path("a context"), 2**22 + 1
+    )  # of a process that cannot be: numbers end at 2**22
     (left / "model").mkdir(parents=True)
     before = os.umask(0o077)
     try:

@@ -25,6 +25,8 @@ from visionpipe.lineage import sha256_file, train_key
 from visionpipe.train import training_identity
 from visionpipe.weights import resolve
 
+pytestmark = pytest.mark.slow
+
 SHAPE = {"width": 16, "depth": 2, "heads": 2, "mlp": 32, "patch": 4, "class_token": False}
 OVERRIDES = {"hidden_dim": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32, "activation": "gelu_tanh"}
 TENSORS = google(**SHAPE, grid=(4, 4), classes=len(CLASSES))

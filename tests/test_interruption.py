@@ -187,6 +187,7 @@ connect(TrackingConfig("fresh", "fresh"))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_may_start_at_once_where_a_third_was_killed_while_it_made_the_tables(tmp_path):
     (tmp_path / ".dvc").mkdir()
     command = [sys.executable, "-c", CREATE]

@@ -7,6 +7,7 @@ from PIL import Image
 from visionpipe.preview import ROWS, VERSIONS, contact_sheet, described, one_of_each_class
 
 
+@pytest.mark.slow
 def test_it_writes_a_picture_with_every_row_and_version_and_prints_its_path(project):
     project.change("train.augmentation", [{"name": "flip"}, {"name": "mixup", "alpha": 1.0}])
     project.visionpipe("prepare")

@@ -149,6 +149,7 @@ def probed(project, *commands, **variables):
     ]
 
 
+@pytest.mark.slow
 def test_the_command_judges_trained_models_and_sources_and_logs_each_once(project):
     shape = {"width": 64, "depth": 4, "heads": 2, "mlp": 128, "patch": 4, "grid": (4, 4)}
     np.savez(project.root / "x.npz", **google(**shape, class_token=False))
@@ -194,6 +195,7 @@ BAD = [
 ]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_probed_is_one_line_and_exit_code_1(project, tmp_path):
     np.savez(project.root / "x.npz", **google())
     content = (project.root / "x.npz").read_bytes()

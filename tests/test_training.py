@@ -12,6 +12,7 @@ import signal
 import subprocess
 import threading
 import time
+from pathlib import Path
 from unittest.mock import Mock
 
 import keras
@@ -24,7 +25,7 @@ from visionpipe.canonical import save_keras
 from visionpipe.config import ModelConfig
 from visionpipe.data.prepared import open_prepared
 from visionpipe.errors import ConfigError, Interrupted, TrainingError
-from visionpipe.files import write_json
+from visionpipe.files import temporary_name, write_json
 from visionpipe.models import build_model
 from visionpipe.models.layers import BatchNorm, Rescaling
 from visionpipe.training.averaging import AveragedModel
@@ -365,6 +366,7 @@ def test_a_training_ends_after_its_steps(data, checkpoint, budget, epochs):
     assert checkpoint.read()[0].step == steps
 
 
+@pytest.mark.slow
 def test_a_training_ends_after_its_minutes(data, checkpoint):
     start = time.perf_counter()
     _, history = train(data, checkpoint, minutes=0.25)
@@ -631,7 +633,7 @@ def test_a_damaged_checkpoint_is_not_used_and_the_one_before_it_is(data, checkpo
 def test_what_a_killed_process_left_goes_away_and_what_a_living_one_writes_stays(checkpoint, tmp_path):
     ended = subprocess.Popen(["true"])
     ended.wait()
-    left, other = (tmp_path / f".a.json.{number}.tmp" for number in (ended.pid, os.getppid()))
+    left, other = (tmp_path / temporary_name(Path("a.json"), number) for number in (ended.pid, os.getppid()))
     for file in (left, other):
         file.write_text("half of")
     write_json(tmp_path / "a.json", {"whole": True})

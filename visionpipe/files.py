@@ -58,11 +58,16 @@ def temporary_beside(path: Path) -> Path:
     import psutil  # not above: the image of the server has none, and reads only
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    machine = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]  # several may share a folder
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{machine}-*.tmp"):
+    for left in path.parent.glob(glob.escape(temporary_name(path, "")).replace("-.tmp", "-*.tmp")):
         if not psutil.pid_exists(int(left.name.split("-")[-1].removesuffix(".tmp"))):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-    return path.with_name(f".{path.name}.{machine}-{os.getpid()}.tmp")
+    return path.with_name(temporary_name(path, os.getpid()))
+
+
+def temporary_name(path: Path, process: int | str) -> str:
+    """The name of a process's temporary file for `path`; processes of several machines may share a folder."""
+    machine = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+    return f".{path.name}.{machine}-{process}.tmp"
 
 
 def flush_to_disk(path: Path) -> None:

@@ -213,8 +213,13 @@ class Tokens(keras.layers.Layer):
             count = self.first + self.grid[0] * self.grid[1]
             self.position_embedding = tokens("position_embedding", count, normal(stddev=self.stddev))
         elif self.position == "sincos":
-            positions = sincos_positions(self.grid[0], self.grid[1], channels, self.sincos_grid)
-            self.fixed_positions = constant(np.pad(positions, ((self.first, 0), (0, 0)))[None])
+            self.span(channels, self.sincos_grid)
+
+    def span(self, channels: int, sincos_grid: tuple[int, int] | None) -> None:
+        """Computes the fixed positions for images whose rows and columns are those of `sincos_grid`."""
+        self.sincos_grid = sincos_grid
+        positions = sincos_positions(self.grid[0], self.grid[1], channels, sincos_grid)
+        self.fixed_positions = constant(np.pad(positions, ((self.first, 0), (0, 0)))[None])
 
     def call(self, x: Any) -> Any:
         rows, columns, channels = x.shape[1:]

@@ -65,12 +65,13 @@ class LiveRun:
                 run = create_run_once(self.store, name, key, identity, trained_here=True)
             if run.info.status == "FINISHED":
                 return  # trained before: nothing to show live, `record` sees whether the result is new
-            owner = run.data.tags.get(PROCESS, "")
-            if owner != process_identity():
-                if run.info.status == "RUNNING" and is_alive(owner):
-                    return  # another checkout trains the same now: its epochs are shown
+            owner, me = run.data.tags.get(PROCESS, ""), process_identity()
+            if run.info.status == "RUNNING" and owner != me and is_alive(owner):
+                return  # another checkout trains the same now: its epochs are shown
+            if run.info.status != "RUNNING":
                 self.store.client.update_run(run.info.run_id, status="RUNNING")
-                self.store.client.set_tag(run.info.run_id, PROCESS, process_identity())
+            if owner != me:
+                self.store.client.set_tag(run.info.run_id, PROCESS, me)
             self.run_id = run.info.run_id
         except Exception as error:
             with_reason = error

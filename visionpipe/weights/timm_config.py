@@ -18,7 +18,7 @@ SHOWN = {
     "zero_init_last", "pretrained", "pretrained_cfg",
 }  # fmt: skip
 ACTIVATIONS = {"gelu": "gelu", "gelu_erf": "gelu", "gelu_tanh": "gelu_tanh"}  # to those of specs.py
-POOLS = {"token": "token", "avg": "gap"}
+POOLS = {"token": "token", "avg": "gap"}  # nosec B105: of the class, not of a user
 HEADS = {
     "tiny": 3, "xsmall": 4, "wee": 4, "small": 6, "little": 5, "medium": 8, "mediumd": 8, "betwixt": 10, "base": 12,
     "so150m": 14, "large": 16, "huge": 16, "so400m": 16, "giant": 16, "giantopt": 16, "gigantic": 16,

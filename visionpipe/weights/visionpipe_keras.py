@@ -92,7 +92,8 @@ def place_sines(own: Own, model: "keras.Model") -> None:
     """Fixed positions lie between those that the stored model knew, as `with_image_size` has them."""
     layers = {layer.name: layer for layer in own.model.layers}
     if "tokens" in layers and layers["tokens"].sincos_grid:
-        model.get_layer("tokens").sincos_grid = layers["tokens"].sincos_grid
+        tokens = model.get_layer("tokens")
+        tokens.span(tokens.output.shape[-1], layers["tokens"].sincos_grid)
 
 
 def arrays(model: "keras.Model") -> dict[str, np.ndarray]:
