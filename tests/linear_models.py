@@ -128,8 +128,12 @@ def assert_verified(version) -> None:
 def downloaded(version) -> Path:
     """The folder of the MLflow model that a version stands for."""
     store = f"sqlite:///{Path('mlflow.db').absolute()}"
-    mlflow.set_tracking_uri(store)  # MLflow looks here for an address of a logged model, whatever it is given
-    return Path(mlflow.artifacts.download_artifacts(version.source))
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(store)  # where MLflow looks for the address of a logged model, whatever it is given
+    try:
+        return Path(mlflow.artifacts.download_artifacts(version.source))
+    finally:
+        mlflow.set_tracking_uri(before)
 
 
 def write_params_file(params: Params) -> None:

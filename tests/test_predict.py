@@ -25,6 +25,9 @@ from visionpipe.errors import DataError
 from visionpipe.predict import WRITERS, answers, open_journal
 from visionpipe.serving.classifier import Classifier
 
+# A library that another test of the process uses may have imported JAX, which warns of every fork; nothing runs in it.
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+
 
 @pytest.fixture
 def images(tmp_path):
