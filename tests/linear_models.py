@@ -129,7 +129,9 @@ def downloaded(version) -> Path:
     """The folder of the MLflow model that a version stands for."""
     store = f"sqlite:///{Path('mlflow.db').absolute()}"
     before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(store)  # where MLflow looks for the address of a logged model, whatever it is given
+    mlflow.set_tracking_uri(
+        store
+    )  # where MLflow looks for the address of a logged model, whatever it is given
     try:
         return Path(mlflow.artifacts.download_artifacts(version.source))
     finally:

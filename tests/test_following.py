@@ -11,7 +11,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -28,7 +27,7 @@ from visionpipe.serving.classifier import Classifier
 from visionpipe.serving.service import Follower, Service
 from visionpipe.serving.settings import Settings
 from visionpipe.serving.versions import load, version_in, write_record
-from visionpipe.tracking.lookup import Lookup, MLflowChild, artifact_in, claim_folder, find
+from visionpipe.tracking.lookup import Lookup, MLflowChild, artifact_in, find
 from visionpipe.tracking.registry import all_versions
 from visionpipe.tracking.store import connect
 
@@ -321,15 +320,6 @@ def test_a_process_that_dies_again_and_again_is_tried_less_and_less_often(monkey
     finally:
         child.close()
     np.testing.assert_allclose(pauses, [0, 1, 2, 4, 8], atol=0.5)
-
-
-def test_folders_of_killed_processes_are_removed_and_those_of_others_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    (left, claim), (used, _) = claim_folder(), claim_folder()
-    (left / "model").mkdir()
-    os.close(claim)  # as the kernel does for a killed process
-    mine, _ = claim_folder()
-    assert sorted(tmp_path.iterdir()) == sorted([used, mine])
 
 
 def test_a_damaged_download_is_made_again_after_a_minute(registered, store, tmp_path):

@@ -12,7 +12,7 @@ from linear_models import only, write_model
 
 from visionpipe import cli
 from visionpipe.errors import RegistryError
-from visionpipe.files import TEMPORARY, exclusive, temporary_folder
+from visionpipe.files import claim_folder, exclusive, temporary_folder
 from visionpipe.lineage import artifact_sha256
 from visionpipe.register import golden, register, version_tags
 from visionpipe.tracking import registry, runs
@@ -285,11 +285,9 @@ def test_what_the_machine_or_the_store_refuses_is_one_line(monkeypatch, capsys, 
 
 
 def test_a_temporary_folder_that_a_killed_process_has_left_goes_away_and_one_in_use_stays(tmp_path):
-    left = tmp_path / f"{TEMPORARY}left"
-    left.mkdir()
-    with temporary_folder(tmp_path) as first:
-        for folder in (left, first):
-            os.utime(folder, (0, 0))
-        with temporary_folder(tmp_path) as second:
-            assert sorted(tmp_path.iterdir()) == sorted([first, second])
+    left, claim = claim_folder(tmp_path)
+    (left / "model").mkdir()
+    os.close(claim)  # as the kernel does for a killed process
+    with temporary_folder(tmp_path) as first, temporary_folder(tmp_path) as second:
+        assert sorted(tmp_path.iterdir()) == sorted([first, second])
     assert list(tmp_path.iterdir()) == []

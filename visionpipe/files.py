@@ -8,7 +8,6 @@ import os
 import shutil
 import socket
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedRandom
@@ -112,40 +111,39 @@ def open_lock(path: Path) -> BinaryIO:
 
 @contextmanager
 def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
-    """A new folder, by default where the system has such, that is gone after the block. What a killed process has left
-    of one goes away: its death has released the lock that a process holds on each.
-    """
-    parent = parent or Path(tempfile.gettempdir())
-    parent.mkdir(parents=True, exist_ok=True)
-    for left in parent.glob(f"{TEMPORARY}*"):
-        remove_abandoned(left)
-    folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=parent))
-    descriptor = os.open(folder, os.O_RDONLY)
-    with suppress(OSError):  # some file systems lock no folders
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    """Makes a folder in `parent`, by default where the system has such, and removes it after the block."""
+    folder, claim = claim_folder(parent)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        os.close(descriptor)
+        os.close(claim)
 
 
-def remove_abandoned(folder: Path) -> None:
-    """A folder that is a minute old: a younger one may not be locked yet."""
-    try:
-        state = folder.stat()
-        if state.st_uid != os.getuid() or time.time() - state.st_mtime < 60:
-            return
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
-    except OSError:
-        pass  # somebody works in it
-    finally:
-        os.close(descriptor)
+def claim_folder(parent: Path | None = None) -> tuple[Path, int]:
+    """Makes a temporary folder; returns it and an open file, whose lock says that this process lives.
+
+    Folders whose process was killed are removed: the kernel has released their locks.
+    """
+    parent = parent or Path(tempfile.gettempdir())
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob(f"{TEMPORARY}*"):
+        with suppress(OSError):  # of another user, in use, or removed by another process
+            claim = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left)
+            finally:
+                os.close(claim)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=parent))
+        with suppress(FileNotFoundError):  # another process has removed it, as it was not locked yet
+            claim = os.open(folder, os.O_RDONLY)
+            with suppress(OSError):  # a file system without locks of folders, where nobody removes one either
+                fcntl.flock(claim, fcntl.LOCK_SH)
+            if folder.exists():
+                return folder, claim
+            os.close(claim)
 
 
 def copied(source: Path, target: Path) -> Path:

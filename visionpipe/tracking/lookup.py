@@ -6,7 +6,6 @@ stays: `python -m visionpipe.tracking.lookup NAME`.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from visionpipe.errors import RegistryError, VisionpipeError
+from visionpipe.files import claim_folder
 from visionpipe.lineage import artifact_sha256
 from visionpipe.serving.versions import Version, version_in
 from visionpipe.tracking.places import local_path, present_location
@@ -31,7 +31,6 @@ from visionpipe.tracking.store import tracking_uri
 
 ADDRESS = re.compile(r"models:/(?P<name>[^/@:]+)(@(?P<alias>[^/@:]+)|/(?P<number>\d+))")
 QUALITY = ("validation.", "test.")  # the metrics that `evaluate` made
-PREFIX = "visionpipe-follow-"  # of the folders with what was downloaded
 PARTIAL = "partial."  # of what is being downloaded
 DAMAGED = "damaged"  # a file beside a download that is not what was registered
 LOOK_AGAIN = 60  # seconds before such a one is downloaded again
@@ -249,26 +248,6 @@ def converse(process: "subprocess.Popen[bytes]", question: list[str | None]) -> 
                 if answer != DOWNLOADING:
                     return dict(answer)
                 deadline = time.monotonic() + DOWNLOAD_PATIENCE
-
-
-def claim_folder() -> tuple[Path, int]:
-    """A temporary folder, and an open file whose lock says that its process lives. Those of killed ones are removed."""
-    for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):  # of another user, in use, or removed by another process
-            claim = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left)
-            finally:
-                os.close(claim)
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-        with contextlib.suppress(FileNotFoundError):  # removed by another process, as it was not locked yet
-            claim = os.open(folder, os.O_RDONLY)
-            fcntl.flock(claim, fcntl.LOCK_SH)
-            if folder.exists():
-                return folder, claim
-            os.close(claim)
 
 
 # In the child's process ------------------------------------------------------------------------------------
