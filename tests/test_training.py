@@ -856,7 +856,7 @@ def test_a_plan_says_phases_rates_and_what_was_fitted():
         "    logits: up to 0.03, at the end 0.03",
     ]
     before = list(plan_lines(recipe(epochs=3, freeze=(FREEZE,)), None, names))
-    assert before[0].endswith("is known after prepare: until then in epochs")
+    assert before[0].endswith("is known after prepare")
     assert [line.split(":")[0] for line in before[1::2]] == ["  epochs 1 to 1", "  epochs 2 to 3"]
     assert [line.split(",")[0] for line in plan_lines(recipe(minutes=2.0), None, names)][1:] == [
         "  epochs 1 to the end", "    rate: up to 0.01"

@@ -13,6 +13,7 @@ from visionpipe.training.recipe import TrainConfig, begins_with, duration_steps,
 from visionpipe.training.schedule import make_schedule
 
 MIXING = ("mixup", "cutmix")
+NEARLY_ZERO = 1e-4  # of the highest rate: what a decay to zero leaves for its last step
 MOST_POINTS = 100_000  # of a schedule, where its highest rate is looked for
 
 
@@ -208,7 +209,7 @@ def plan_lines(recipe: TrainConfig, images: int | None, names: Sequence[str]) ->
     comparable = recipe.epochs and not any("step" in str(at) for at in (recipe.warmup, *recipe.decay_at))
     if images is None:
         end = "" if comparable else ", without the rates at the end"
-        yield f"  how many training images there are is known after prepare: until then in epochs{end}"
+        yield f"  in epochs, because the number of training images is known after prepare{end}"
         # Epochs and fractions have the same rates whatever the number of steps; 1,000 images are one as good as any.
         plan = Plan(replace(recipe, batch_size=1, repeated_augmentation=1, accumulate=1), 1000)
     else:
@@ -223,7 +224,8 @@ def plan_lines(recipe: TrainConfig, images: int | None, names: Sequence[str]) ->
         highest, last = plan.rates(phase) if known else (recipe.learning_rate, None)
         rows = grouped(recipe, names, phase.train)
         for layers, factor in rows:
-            end = "" if last is None else f", at the end {last * factor:.3g}"
+            final = 0.0 if last is None or last < NEARLY_ZERO * highest else last * factor
+            end = "" if last is None else f", at the end {final:.3g}"
             yield f"    {layers if len(rows) > 1 else 'rate'}: up to {highest * factor:.3g}{end}"
 
 
