@@ -861,6 +861,10 @@ def test_a_plan_says_phases_rates_and_what_was_fitted():
     assert [line.split(",")[0] for line in plan_lines(recipe(minutes=2.0), None, names)][1:] == [
         "  epochs 1 to the end", "    rate: up to 0.01"
     ]  # fmt: skip
+    assert list(plan_lines(recipe(minutes=2.0, freeze=(FREEZE,)), 640, names))[1:] == [
+        "  steps 1 to 64: logits", "    rate: up to 0.01",
+        "  steps 65 to the end, after 2.0 minutes: all layers", "    rate: up to 0.01",
+    ]  # fmt: skip
 
 
 def test_half_precision_sees_the_pixels_as_float32_normalises_them():

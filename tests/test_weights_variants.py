@@ -9,6 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import json
 import re
+import shutil
 
 import keras
 import keras_hub
@@ -22,6 +23,7 @@ from reference_checkpoints import randomise_keras, randomised, torch_forward
 from benchmarks.peers import stub_torchvision
 from visionpipe.canonical import save_keras
 from visionpipe.errors import WeightsError
+from visionpipe.files import write_json
 from visionpipe.models import build_model
 from visionpipe.models.surgery import with_image_size
 from visionpipe.weights import load_weights, resolve
@@ -212,6 +214,17 @@ def small_vit(tmp_path_factory):
     theirs = randomised(transformers.ViTForImageClassification(transformers.ViTConfig(**SMALL)))
     theirs.save_pretrained(folder)
     return folder, theirs
+
+
+def test_a_factor_of_zero_is_refused_and_numbers_written_as_text_are_read(small_vit, tmp_path):
+    folder = shutil.copytree(small_vit[0], tmp_path / "vit")
+    write_json(folder / "preprocessor_config.json", PROCESSOR | {"rescale_factor": 0})
+    with pytest.raises(WeightsError, match="rescale_factor 0: every image would be of one colour"):
+        resolve(folder / "model.safetensors").preprocessing  # noqa: B018
+    write_json(folder / "preprocessor_config.json", PROCESSOR)
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", config | {"num_attention_heads": str(config["num_attention_heads"])})
+    assert resolve(folder / "model.safetensors").options["num_heads"] == config["num_attention_heads"]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from visionpipe.models.specs import Encoder, ModelSpec
 from visionpipe.models.variants import resolve_variant
 from visionpipe.needs import check_needs
 from visionpipe.schema import UniqueKeys, build, converted, require, suggest
-from visionpipe.training.plan import Plan, check_end, check_mixing, is_layer, no_layer
+from visionpipe.training.plan import Plan, check_end, check_mixing, check_rates, is_layer, no_layer
 from visionpipe.training.presets import PRESETS
 from visionpipe.training.recipe import TrainConfig, layered
 
@@ -137,7 +137,7 @@ class Params:
             own = dict(content)
             preset = own.pop("preset", None)
             require(
-                preset is None or preset in PRESETS,
+                preset is None or (isinstance(preset, str) and preset in PRESETS),
                 f"{key}.preset", f"no preset {preset!r}{suggest(str(preset), PRESETS)}; known: {', '.join(PRESETS)}",
             )  # fmt: skip
             layers += [converted(TrainConfig, PRESETS.get(preset, {}), key), converted(TrainConfig, own, key)]
@@ -250,10 +250,12 @@ def check(params: Params) -> None:
             min(params.model(name).init_grid or (1,)) >= 1,
             f"models.{name}.init_grid", "must be rows and columns of at least 1",
         )  # fmt: skip
+        known = layer_names(params.model_spec(name))
         for key, names in recipe.named_layers().items():
             for words in names:
-                known = layer_names(params.model_spec(name))
                 require(is_layer(words, known), f"{where}.{key}", no_layer(words, known))
+        with named(f"{where}."):
+            check_rates(recipe, known)
     check_needs(params)
 
 

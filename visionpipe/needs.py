@@ -4,6 +4,7 @@ order at all, is refused here.
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from visionpipe.models.specs import ModelSpec
@@ -57,16 +58,30 @@ def needed_models(params: "Params", name: str) -> dict[str, str]:
     )  # fmt: skip
     if entry.init in params.models:
         needed["init"] = str(entry.init)
+    elif entry.init and re.fullmatch(r"[\w-]+", entry.init):
+        check_word(params, name, entry.init)
     if distill and not distill.teacher.startswith("models:/"):
         needed["train.distill.teacher"] = distill.teacher
     for key, other in needed.items():
         require(
             other in params.models and other != name,
             f"models.{name}.{key}",
-            f"no other model {other!r}{suggest(other, params.models)}; give an entry of models:, or "
+            f"no other model {other!r}{suggest(other, params.models.keys() - {name})}; give an entry of models:, or "
             "models:/NAME@ALIAS",
         )
     return needed
+
+
+def check_word(params: "Params", name: str, word: str) -> None:
+    """Refuses an `init` of one word that is no file, and no checkpoint of the table."""
+    from visionpipe.weights.known import KNOWN  # not above: help and most recipes need none of it
+
+    require(
+        word in KNOWN or Path(word).exists(),
+        f"models.{name}.init",
+        f"no other model {word!r}{suggest(word, [*(params.models.keys() - {name}), *KNOWN])}; give an entry of "
+        "models:, a file, or one of the checkpoints that visionpipe models lists",
+    )
 
 
 def model_file(name: str) -> str:

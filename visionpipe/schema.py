@@ -101,6 +101,8 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         hint,
         "a list of [height, width]"
         if hint == tuple[int, int]
+        else f"a list of {len(arguments)}"
+        if origin is tuple and arguments[-1] is not Ellipsis
         else "a list"
         if origin is tuple
         else "a section",

@@ -106,8 +106,8 @@ class Plan:
         """The highest and the last learning rate of a phase."""
         import numpy as np
 
-        assert phase.end is not None, "of a budget in minutes nothing is known"
-        assert self.total_steps is not None
+        assert self.total_steps is not None, "of a budget in minutes nothing is known"
+        assert phase.end is not None
         ops = SimpleNamespace(**vars(np), cast=lambda x, kind: np.asarray(x, kind))
         end = phase.end if phase.end < self.total_steps else None
         schedule = make_schedule(self.recipe, self.epoch_steps, phase.start, end, ops)
@@ -168,6 +168,18 @@ def check_end(recipe: TrainConfig, total_steps: int | None = None, epoch_steps: 
             require(share < 1, key, f"{off} {never} {whole}; null: it mixes until then")
 
 
+def check_rates(recipe: TrainConfig, names: Sequence[str]) -> None:
+    """Raises ConfigError for a phase all of whose layers have the rate 0; `names`: of the model's layers."""
+    by_name = factors(recipe, names)
+    for position, phase in enumerate(recipe.freeze):
+        trained = [name for name in names if any(begins_with(name, words) for words in phase.train)]
+        require(
+            not trained or any(by_name[name] for name in trained),
+            f"freeze[{position}].train",
+            f"{', '.join(trained)} would train at the rate 0, by rates: nothing would be trained",
+        )
+
+
 def check_mixing(recipe: TrainConfig, batch_size: int) -> None:
     for position, entry in enumerate(recipe.augmentation):
         require(
@@ -220,7 +232,7 @@ def plan_lines(recipe: TrainConfig, images: int | None, names: Sequence[str]) ->
     for number, phase in enumerate(plan.phases):
         trained = ", ".join(phase.train) if phase.train else "all layers"
         yield f"  {when(plan, number, images is not None)}: {trained}"
-        known = phase.end is not None and (images is not None or comparable)
+        known = plan.total_steps is not None and (images is not None or comparable)
         highest, last = plan.rates(phase) if known else (recipe.learning_rate, None)
         rows = grouped(recipe, names, phase.train)
         for layers, factor in rows:

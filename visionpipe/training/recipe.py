@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from visionpipe.errors import ConfigError
 
+MOST = 10**9  # epochs, steps, images of a batch: more is a slip of the pen, and no float32 counts them
 BUDGETS = ("epochs", "steps", "minutes")
 # What each schedule reads, beside the learning rate and the warm-up.
 CURVES = {
@@ -138,6 +139,7 @@ class TrainConfig:
         ):  # fmt: skip
             value = getattr(self, name)
             require(value is None or value >= least, name, f"must be at least {least}")
+            require(value is None or value <= MOST, name, f"must be at most {MOST:,}")
         for name in ("minutes", "learning_rate", "power", "clip_norm", "layer_decay", "checkpoint_minutes"):
             value = getattr(self, name)
             require(value is None or 0 < value < math.inf, name, "must be positive and finite")
@@ -158,7 +160,9 @@ class TrainConfig:
         for name, factor in self.rates.items():
             require(0 <= factor < math.inf, f"rates.{name}", "must be finite and not negative")
         for position, phase in enumerate(self.freeze):
-            require(phase.epochs >= 1, f"freeze[{position}].epochs", "must be at least 1")
+            require(
+                1 <= phase.epochs <= MOST, f"freeze[{position}].epochs", f"must lie between 1 and {MOST:,}"
+            )
             require(
                 phase.train,
                 f"freeze[{position}].train",

@@ -94,7 +94,10 @@ def preprocessing(companions: Companions) -> Preprocessing | None:
         return None
     if config.get("do_flip_channel_order"):
         raise ValueError("do_flip_channel_order: the channels are in the order B, G, R")
-    scale = float(config.get("rescale_factor") or 1 / 255) if config.get("do_rescale", True) else 1.0
+    factor = config.get("rescale_factor")
+    scale = float(1 / 255 if factor is None else factor) if config.get("do_rescale", True) else 1.0
+    if not 0 < scale < np.inf:
+        raise ValueError(f"rescale_factor {factor}: every image would be of one colour")
     offset = 1.0 if config.get("rescale_offset") and config.get("do_rescale", True) else 0.0
     mean: Any = 0.0
     std: Any = 1.0
@@ -172,7 +175,7 @@ def vit_options(tensors: Tensors, companions: Companions) -> dict[str, Any]:
         **options,
         "position": "learned",
         "pool": "token",
-        **({"num_heads": config["num_attention_heads"]} if "num_attention_heads" in config else {}),
+        **({"num_heads": int(config["num_attention_heads"])} if "num_attention_heads" in config else {}),
         **pixel_options(preprocessing(companions)),
     }
 

@@ -79,7 +79,7 @@ RESNET = (
 def preprocessing(companions: Companions) -> Preprocessing | None:
     """From the `pretrained_cfg` of the config.json that timm publishes beside its weights."""
     config = companions.get("config.json", {})
-    config = config.get("pretrained_cfg", config)
+    config = config.get("pretrained_cfg") or config
     if "mean" not in config or "std" not in config:
         return None
     return Preprocessing(

@@ -56,7 +56,7 @@ def arguments(companions: Companions) -> dict[str, Any]:
             found |= {"architecture": name} | stated
     if "global_pool" in config:
         found["global_pool"] = config["global_pool"]
-    return found | config.get("model_args", {})
+    return found | (config.get("model_args") or {})
 
 
 def unread(given: Mapping[str, Any], read: Collection[str]) -> dict[str, Any]:
@@ -114,9 +114,9 @@ def embeds_class(companions: Companions) -> bool | None:
 
 def image_size(companions: Companions) -> Size | None:
     config = companions.get("config.json", {})
-    side = config.get("model_args", {}).get("img_size")
+    side = (config.get("model_args") or {}).get("img_size")
     if side is None:
-        side = config.get("pretrained_cfg", config).get("input_size", [])[1:]
+        side = (config.get("pretrained_cfg") or config).get("input_size", [])[1:]
     if not side:
         return None
     height, width = (side, side) if isinstance(side, int) else side
