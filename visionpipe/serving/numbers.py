@@ -72,7 +72,9 @@ def converted(piece: bytes, dtype: np.dtype[Any]) -> np.ndarray:
     try:
         wide = np.array(orjson.loads(b"[%s]" % piece.translate(FLAT)), np.float64)
     except (ValueError, OverflowError):
-        raise invalid("data holds malformed or too large numbers, or lists that are empty or not separated") from None
+        raise invalid(
+            "data holds malformed or too large numbers, or lists that are empty or not separated"
+        ) from None
     if not len(wide):
         raise invalid("data holds an empty list")
     if dtype.kind == "u" and not ((wide >= 0) & (wide <= 255) & (wide == np.trunc(wide))).all():
