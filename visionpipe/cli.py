@@ -58,7 +58,7 @@ def open_closed_streams() -> None:
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            stream = Path(os.devnull).open(mode)  # gets the lowest free number: the closed one's
+            stream = Path(os.devnull).open(mode)  # noqa: SIM115  (gets the lowest free number)
             os.set_inheritable(stream.fileno(), True)
             setattr(sys, name, stream)
 
