@@ -16,9 +16,10 @@ import pytest
 from project import CHECKOUT, Project
 
 from visionpipe import __version__
-from visionpipe.cli import STAGES, main
+from visionpipe.cli import STAGES, file_of, main
 from visionpipe.config import load_params
 from visionpipe.errors import ConfigError, no_room
+from visionpipe.files import temporary_name
 
 SLOW_IMPORTS = ("jax", "keras", "keras_cv", "mlflow", "numpy", "onnxruntime", "tensorflow", "torch")
 
@@ -395,3 +396,27 @@ def load_changed(folder, key, value):
     shutil.copyfile(CHECKOUT / "params.yaml", folder / "params.yaml")
     project.change(key, value)
     return load_params(folder / "params.yaml")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    ("command", "code"), [("--version", 0), ("predict --output no.txt", 1), ("models", 0)]
+)
+def test_closed_streams_are_as_if_nobody_read_them(tmp_path, closed, command, code):
+    script = f"exec {sys.executable} -m visionpipe {command} {closed}"
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    result = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == code
+    assert "Traceback" not in result.stdout + result.stderr
+    assert ("visionpipe: --output" in result.stderr) == (code == 1 and "2>" not in closed)
+
+
+def test_an_error_names_the_target_and_not_its_temporary_file():
+    for target in (Path("table.csv"), Path("/a/ä b.tmp"), Path(".hidden"), Path("../.x.y.tmp/d")):
+        temporary = target.with_name(temporary_name(target, 123))
+        assert file_of(OSError(28, "full", str(temporary))) == str(target)
+        assert file_of(OSError(28, "full", str(temporary / "m" / "model.onnx"))) == f"{target}/m/model.onnx"
+        assert file_of(OSError(21, "folder", "x", None, os.fsencode(temporary))) == str(target)
+    assert file_of(OSError("of no file")) == "a file"

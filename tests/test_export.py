@@ -15,9 +15,10 @@ from onnx import TensorProto, helper
 
 from visionpipe.canonical import MOST_PARAMETERS, check_parameters
 from visionpipe.config import ModelConfig
-from visionpipe.errors import ConfigError
+from visionpipe.errors import ArtifactError, ConfigError
 from visionpipe.export import keep_paddings, onnx_bytes
 from visionpipe.models import build_model
+from visionpipe.models.network import load_trained
 from visionpipe.quantization import quantize
 from visionpipe.serving.classifier import Classifier
 
@@ -122,3 +123,23 @@ def test_a_model_above_two_gibibytes_is_refused_in_params_yaml_and_before_it_is_
         model = build_model("ViT-H/14", 1000, 224)
     with pytest.raises(ConfigError, match="a model of 632,045,800 parameters"):
         onnx_bytes(model, 18)
+
+
+@pytest.mark.parametrize(
+    "damage", [None, lambda whole: b"", lambda whole: b"text", lambda whole: whole[:-500]]
+)
+def test_a_trained_model_that_is_missing_or_damaged_is_one_sentence_with_advice(tmp_path, damage):
+    file = tmp_path / "vit" / "model.keras"
+    file.parent.mkdir()
+    inputs = keras.Input((2, 2, 3))
+    keras.Model(inputs, keras.layers.Flatten()(inputs)).save(file)
+    assert load_trained(file).output_shape == (None, 12)
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(
+        ArtifactError, match=r"model\.keras .*: run dvc repro, or visionpipe train vit first$"
+    ) as refused:
+        load_trained(file)
+    assert "\n" not in str(refused.value)

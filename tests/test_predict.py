@@ -21,8 +21,8 @@ import pytest
 from servers import CHECKOUT, CLASSES, picture
 
 from visionpipe.data.paths import File, find_files, state
-from visionpipe.errors import DataError
-from visionpipe.predict import WRITERS, answers, open_journal
+from visionpipe.errors import ConfigError, DataError
+from visionpipe.predict import WRITERS, answers, open_journal, predict
 from visionpipe.serving.classifier import Classifier
 
 # A library that another test of the process uses may have imported JAX, which warns of every fork; nothing runs in it.
@@ -339,3 +339,32 @@ def test_without_room_for_the_rows_predict_says_so_and_goes_on_later(artifact, t
     ]
     assert run(artifact, "many", cwd=tmp_path).returncode == 0
     assert len(read(tmp_path / "predictions.csv")) == 600
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("folder.csv", "folder.csv is a folder"),
+        ("folder.csv/", "folder.csv is a folder"),
+        ("busy.csv", "busy.csv.partial is a folder"),
+        ("locked.csv", "locked.csv.partial.lock is a folder"),
+        ("file/d.csv", "/file is not a folder"),
+        ("file/deep/d.csv", "/file is not a folder"),
+        ("nowhere/d.csv", "/nowhere is not a folder"),
+        ("x" * 240 + ".csv", "too long by"),
+        ("folder.csv/d.txt", "expected a name that ends in .csv, .jsonl, .parquet"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_anything_else(
+    tmp_path, monkeypatch, output, reason
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("folder.csv", "busy.csv.partial", "locked.csv.partial.lock"):
+        Path(name).mkdir()
+    Path("file").write_text("")
+    Path("nowhere").symlink_to("gone")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match=re.escape(f"--output {Path(output)}: ")) as refused:
+        predict(["-"], Path(output), "no model", probabilities=False)
+    assert reason in str(refused.value)
+    assert sorted(tmp_path.rglob("*")) == before

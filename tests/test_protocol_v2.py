@@ -1,8 +1,8 @@
 """The Open Inference Protocol, spoken by Triton's own client and by hand."""
 
 import json
-import random
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +11,8 @@ from servers import CLASSES, SIZE, picture
 from tritonclient.utils import InferenceServerException
 
 from visionpipe.serving.bodies import Refusal
-from visionpipe.serving.numbers import DIGITS, is_regular, read_numbers
+from visionpipe.serving.numbers import DIGITS, nesting, read_numbers
+from visionpipe.serving.protocol_v2 import read_request
 
 
 @pytest.fixture
@@ -148,7 +149,7 @@ def test_a_request_made_by_hand_answers_json_with_the_version(server):
     assert [output["name"] for output in answer.json["outputs"]] == ["probabilities", "labels"]
 
 
-@pytest.mark.parametrize("shape", [(-1,), (64, -1), (64, *SIZE, 3)])
+@pytest.mark.parametrize("shape", [(-1,), (64, *SIZE, 3)])
 @pytest.mark.parametrize("last", ["data", "name"])
 def test_a_large_tensor_in_json_nested_or_not_is_the_one_in_binary(server, shape, last):
     values = np.random.default_rng(1).integers(0, 256, (64, *SIZE, 3), np.uint8)
@@ -161,25 +162,10 @@ def test_a_large_tensor_in_json_nested_or_not_is_the_one_in_binary(server, shape
     assert plain.json["outputs"] == binary.json["outputs"]
 
 
-def test_lists_are_regular_where_numpy_takes_them():
-    dice = random.Random(0)
-
-    def nest(depth):
-        if depth == 0 or dice.random() < 0.2:
-            return 1
-        return [nest(depth - 1) for _ in range(dice.randint(1, 2))]
-
-    found = set()
-    for _ in range(5000):
-        values = [nest(3)]
-        try:
-            np.array(values, float)
-            expected = True
-        except ValueError:
-            expected = False
-        found.add(expected)
-        assert is_regular(json.dumps(values).encode().translate(None, DIGITS)) == expected, values
-    assert found == {True, False}
+@pytest.mark.parametrize("shape", [[1], [3], [1, 1], [2, 3], [3, 1, 2], [2, 2, 2, 3]])
+def test_the_brackets_of_a_shape_are_those_of_an_array(shape):
+    text = json.dumps(np.ones(shape).tolist()).encode()
+    assert text.translate(None, DIGITS) == nesting(shape)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +183,58 @@ def test_lists_are_regular_where_numpy_takes_them():
     ],
 )
 def test_two_numbers_are_two_numbers_in_a_list(text, dtype):
-    np.testing.assert_array_equal(read_numbers(b"[ 1 ,\n2 ]", np.dtype(dtype), 2), [1, 2])
+    np.testing.assert_array_equal(read_numbers(b"[ 1 ,\n2 ]", np.dtype(dtype), [2]), [1, 2])
     with pytest.raises(Refusal):
-        read_numbers(text, np.dtype(dtype), 2)
+        read_numbers(text, np.dtype(dtype), [2])
+
+
+@pytest.mark.parametrize("count", [1, 64], ids=["short", "long"])
+@pytest.mark.parametrize(
+    ("datatype", "value", "reason"),
+    [
+        *(("UINT8", value, "not whole and in [0, 255]") for value in (1.5, 300, -1, 1e39, 2**70)),
+        *(("FP32", value, "too large for FP32") for value in (1e39, -1e39, 2**200)),
+        *((datatype, True, "holds true") for datatype in ("UINT8", "FP32")),
+        *((datatype, False, "holds false") for datatype in ("UINT8", "FP32")),
+        *((datatype, None, "holds null") for datatype in ("UINT8", "FP32")),
+        *((datatype, {}, "holds an object") for datatype in ("UINT8", "FP32")),
+        *((datatype, "1", "holds a text") for datatype in ("UINT8", "FP32")),
+    ],
+)
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.filterwarnings("error")
+def test_a_value_that_is_not_of_the_tensors_type_is_named(classifier, datatype, value, reason, count, nested):
+    values = np.zeros((count, *SIZE, 3), object)
+    values[count // 2, 1, 1, 1] = value
+    data = values.tolist() if nested else values.ravel().tolist()
+    (tensor,) = images(datatype=datatype, shape=list(values.shape), data=data)
+    body = json.dumps({"inputs": [tensor]}).encode()
+    with pytest.raises(Refusal) as refused:
+        read_request(body, None, live(classifier), 64)
+    assert refused.value.status == 400
+    if count == 1 or value not in ({}, "1"):
+        assert reason in refused.value.reason
+    else:  # what is not a list of numbers only is not cut out
+        assert "more than 65536 bytes of JSON beside its texts" in refused.value.reason
+
+
+@pytest.mark.parametrize("count", [1, 64], ids=["short", "long"])
+@pytest.mark.parametrize("sides", [(SIZE[1], SIZE[0], 3), (-1,), (3, *SIZE), (1, *SIZE, 3)])
+def test_data_nested_otherwise_than_the_shape_is_refused(classifier, count, sides):
+    data = np.zeros((count, *sides) if -1 not in sides else (count, SIZE[0] * SIZE[1] * 3), int).tolist()
+    body = json.dumps({"inputs": images(shape=[count, *SIZE, 3], data=data)}).encode()
+    with pytest.raises(Refusal, match="neither one list nor lists nested as shape"):
+        read_request(body, None, live(classifier), 64)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "value"), [("UINT8", 255), ("UINT8", 2.0), ("FP32", 3.4028235e38), ("FP32", 0.1)]
+)
+def test_the_ends_of_a_type_are_read(datatype, value, classifier):
+    body = json.dumps({"inputs": images(datatype=datatype, data=[value] * 960)}).encode()
+    _, (pixels,) = read_request(body, None, live(classifier), 64)
+    assert (pixels == np.float32(value)).all()
+
+
+def live(classifier):
+    return SimpleNamespace(batcher=SimpleNamespace(classifier=classifier))

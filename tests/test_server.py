@@ -556,7 +556,19 @@ def test_a_token_is_taken_as_files_and_shells_hand_it_over(given, token):
 
 
 @pytest.mark.parametrize(
-    "given", ["", "\n", "'secret'", '"secret"', "Bearer secret", "one\ntwo", "\ufeffsecret"]
+    "given",
+    [
+        "",
+        "\n",
+        "'secret'",
+        '"secret"',
+        "Bearer secret",
+        "Bearer ",
+        "bearer",
+        " BEARER\t",
+        "one\ntwo",
+        "\ufeffsecret",
+    ],
 )
 def test_a_token_that_no_client_would_send_is_refused_at_the_start(given):
     with pytest.raises(ConfigError, match="VISIONPIPE_TOKEN") as refused:

@@ -25,6 +25,7 @@ CHAMPION = "models:/visionpipe@champion"
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns 0, or 1 after a mistake that one line explains (argparse exits with 2)."""
+    open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a locale may lack the letters of a name
@@ -51,6 +52,17 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def open_closed_streams() -> None:
+    """Connects what the shell has closed, as with `>&-`, to nothing. Otherwise the next file that is opened would
+    get its number, and with it what libraries and other processes print.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = Path(os.devnull).open(mode)  # noqa: SIM115  (gets the lowest free number)
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
+
+
 def explained(error: Exception, command: str) -> str | None:
     """A sentence about a user's mistake, about what the machine refuses, or about what people have put into the
     tracking store. None for a mistake of this program, whose traceback should be seen.
@@ -64,7 +76,7 @@ def explained(error: Exception, command: str) -> str | None:
         return str(error)
     where = f"visionpipe --debug {command} shows where"
     if isinstance(error, OSError):
-        file = f": {visible(os.fsdecode(error.filename))}" if isinstance(error.filename, str | bytes) else ""
+        file = f": {file_of(error)}" if error.filename is not None else ""
         return f"{error.strerror or error}{file}; {where}"
     of_mlflow = type(error).__module__.startswith("mlflow.")
     of_the_store = command in STORE_COMMANDS and isinstance(error, LookupError | StopIteration | ValueError)
@@ -77,9 +89,11 @@ def explained(error: Exception, command: str) -> str | None:
 
 
 def file_of(error: Exception) -> str:
-    """What the system's error was about: the second file where there are two, as of a copy."""
+    """What the system's error was about: the second file where there are two, as of a copy; never a temporary one."""
+    from visionpipe.files import without_temporaries
+
     name = getattr(error, "filename2", None) or getattr(error, "filename", None)
-    return visible(os.fsdecode(name)) if isinstance(name, str | bytes) else "a file"
+    return visible(without_temporaries(os.fsdecode(name))) if isinstance(name, str | bytes) else "a file"
 
 
 def failed(reason: str, debug: bool, code: int) -> int:

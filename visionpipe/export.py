@@ -31,11 +31,11 @@ def export(name: str, params: Params) -> None:
     """
     params.model(name)
     start_backend(params, backend="tensorflow")
-    from visionpipe.models.network import load_network
+    from visionpipe.models.network import load_trained
 
     data = open_prepared(PREPARED, verify=False)
     folder = Path("artifacts") / name
-    model = load_network(Path("models") / name / "model.keras")
+    model = load_trained(Path("models") / name / "model.keras")
     images = data.images("validation")[:PARITY_IMAGES]
     expected = np.asarray(model(images.astype(np.float32)))  # Keras exports only what was called once
     write_bytes(folder / "model.onnx", onnx_bytes(model, params.export.opset))

@@ -5,6 +5,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -67,6 +68,11 @@ def temporary_name(path: Path, process: int | str) -> str:
     """The name of a process's temporary file for `path`; processes of several machines may share a folder."""
     machine = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
     return f".{path.name}.{machine}-{process}.tmp"
+
+
+def without_temporaries(path: str) -> str:
+    """The path with the names that temporary files and folders in it are going to have."""
+    return "/".join(re.sub(r"^\.(.+)\.[0-9a-f]{8}-\d+\.tmp$", r"\1", part) for part in path.split("/"))
 
 
 def flush_to_disk(path: Path) -> None:

@@ -23,7 +23,7 @@ from visionpipe import __version__
 from visionpipe.data.paths import File, find_files, is_small, read, state
 from visionpipe.errors import ConfigError, DataError, ImageError
 from visionpipe.escape import csv_line, visible
-from visionpipe.files import exclusive, replacing
+from visionpipe.files import exclusive, replacing, temporary_name
 from visionpipe.lineage import artifact_sha256
 from visionpipe.serving.classifier import BATCH, Classifier
 from visionpipe.serving.versions import load
@@ -47,8 +47,7 @@ def predict(paths: list[str], output: Path, target: str, probabilities: bool) ->
 
     Raises DataError at the end where files could not be used: `error` says why, and the others have labels.
     """
-    if output.suffix not in WRITERS:
-        raise ConfigError(f"--output {output}: expected a name that ends in {', '.join(WRITERS)}")
+    check_output(output)
     with find_version(target) as version:
         classifier, sha256 = load(version, threads=1), artifact_sha256(version.folder)
     columns = ["file", "label", "probability"]
@@ -81,6 +80,24 @@ def predict(paths: list[str], output: Path, target: str, probabilities: bool) ->
     print(f"{len(files):,} files, {version.name} version {version.number}{speed}: {output}")
     if broken.count:
         raise DataError(f"{broken.count:,} of {len(files):,} files have no label, such as {broken.first}")
+
+
+def check_output(output: Path) -> None:
+    """Raises ConfigError where the table could not be written: before hours of work, not behind."""
+    given = f"--output {visible(str(output))}"
+    if output.suffix not in WRITERS:
+        raise ConfigError(f"{given}: expected a name that ends in {', '.join(WRITERS)}")
+    for path in (output, Path(f"{output}.partial"), Path(f"{output}.partial.lock")):
+        if os.path.isdir(path):  # Path's own fails where a name is too long
+            raise ConfigError(f"{given}: {visible(str(path))} is a folder, where a file is to be written")
+    parent = next(path for path in output.absolute().parents if os.path.lexists(path))
+    if not parent.is_dir():
+        raise ConfigError(f"{given}: {visible(str(parent))} is not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"{given}: nothing can be written to {visible(str(parent))}")
+    longest, most = os.fsencode(temporary_name(output, os.getpid())), os.pathconf(parent, "PC_NAME_MAX")
+    if len(longest) > most:
+        raise ConfigError(f"{given}: the name is too long by {len(longest) - most} bytes")
 
 
 class Broken:

@@ -9,6 +9,7 @@ import keras
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 import visionpipe.models.attention  # noqa: F401  (registers, with layers.py, what a model's file names)
+from visionpipe.errors import ArtifactError
 from visionpipe.models.chains import Chain, chained
 from visionpipe.models.kernels import kernel
 
@@ -117,3 +118,15 @@ def load_network(file: Path) -> Network:
     """The model in a `.keras` file, not compiled."""
     model = keras.models.load_model(file, compile=False)
     return Network(model.input, model.output, name=model.name)
+
+
+def load_trained(file: Path) -> Network:
+    """The model that a training has left at models/NAME/model.keras; ArtifactError where it is missing or damaged."""
+    advice = f"run dvc repro, or visionpipe train {file.parent.name} first"
+    if not file.is_file():
+        raise ArtifactError(f"{file} is missing: {advice}")
+    try:
+        return load_network(file)
+    except Exception as error:  # Keras and h5py have any kind for a damaged file
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ArtifactError(f"{file} cannot be loaded as a model ({reason}): {advice}") from error

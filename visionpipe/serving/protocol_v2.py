@@ -193,12 +193,9 @@ def read_input(
         if size != count * dtype.itemsize:
             raise invalid(f"{count} values of {datatype} are not {size} bytes")
         values = np.frombuffer(binary, dtype)
-    elif tensor.get("data") == CUT:
-        values = read_numbers(numbers, dtype, count)
     else:
-        values = as_array(listed(tensor), dtype).ravel()
-        if len(values) != count:
-            raise invalid(f"shape says {count} values, {len(values)} are there")
+        text = numbers if tensor.get("data") == CUT else orjson.dumps(listed(tensor))
+        values = read_numbers(text, dtype, shape)
     if not np.isfinite(values).all():
         raise invalid("images holds NaN or infinite values")
     return list(values.reshape(shape))
@@ -216,13 +213,6 @@ def listed(tensor: dict[str, Any]) -> list[Any]:
     if not isinstance(data, list):
         raise invalid("the input has neither data nor binary_data_size")
     return data
-
-
-def as_array(values: list[Any], dtype: np.dtype[Any]) -> np.ndarray:
-    try:
-        return np.array(values, dtype)
-    except (ValueError, TypeError, OverflowError):
-        raise invalid("data does not hold numbers of the tensor's type only, as many in each list") from None
 
 
 def strings(binary: memoryview, count: int) -> list[bytes]:

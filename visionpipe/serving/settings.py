@@ -111,8 +111,14 @@ def read_token(text: str | None) -> str | None:
         raise ConfigError(
             f"{TOKEN_VARIABLE} holds quotes, which clients would have to send too: leave them out"
         )
-    if token.lower().startswith("bearer "):
-        raise ConfigError(f"{TOKEN_VARIABLE} holds the scheme too: give the token alone")
+    scheme, *rest = token.split()
+    if scheme.lower() == "bearer":
+        what = (
+            "the scheme too: give the token alone"
+            if rest
+            else "the scheme's word and no token: give it a secret"
+        )
+        raise ConfigError(f"{TOKEN_VARIABLE} holds {what}")
     if not token.isprintable():
         raise ConfigError(f"{TOKEN_VARIABLE} holds a character that no header carries, such as a line's end")
     return token
