@@ -27,7 +27,7 @@ from visionpipe.files import claim_folder
 from visionpipe.lineage import artifact_sha256
 from visionpipe.serving.versions import Version, version_in
 from visionpipe.tracking.places import local_path, present_location
-from visionpipe.tracking.store import tracking_uri
+from visionpipe.tracking.store import database_of, tracking_uri
 
 ADDRESS = re.compile(r"models:/(?P<name>[^/@:]+)(@(?P<alias>[^/@:]+)|/(?P<number>\d+))")
 QUALITY = ("validation.", "test.")  # the metrics that `evaluate` made
@@ -54,8 +54,9 @@ class Lookup:
 
     def current(self) -> Version:
         """The version now; raises RegistryError where there is none, or the store does not answer."""
-        if self._child is None and self.uri.startswith("sqlite:///"):
-            found = self._read_sqlite(Path(self.uri.removeprefix("sqlite:///")))
+        database = database_of(self.uri)
+        if self._child is None and database:
+            found = self._read_sqlite(database)
             if found is not None:
                 return found
         if self._child is None:
