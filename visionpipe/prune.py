@@ -191,13 +191,17 @@ def lineages_of(files: Iterable[Path]) -> set[str]:
 
 def locked_models(root: Path) -> set[str]:
     """md5 of each lineage.json that the dvc.lock of a checkout, or of one of its commits, names."""
-    return {
-        output["md5"]
-        for lock in every_version_of("dvc.lock", root)
-        for stage in (lock.get("stages") or {}).values()
-        for output in stage.get("outs", [])
-        if output["path"].endswith("/lineage.json") and "md5" in output
-    }
+    found = set()
+    for lock in every_version_of("dvc.lock", root):
+        stages = lock.get("stages")
+        for stage in stages.values() if isinstance(stages, dict) else ():
+            match stage:
+                case {"outs": [*outputs]}:
+                    for output in outputs:
+                        match output:
+                            case {"path": str(path), "md5": str(md5)} if path.endswith("/lineage.json"):
+                                found.add(md5)
+    return found
 
 
 def addresses_in(root: Path) -> set[str]:
