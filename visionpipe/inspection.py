@@ -12,9 +12,16 @@ from visionpipe.errors import RegistryError
 from visionpipe.models.names import layer_names
 from visionpipe.promotion import promotions
 from visionpipe.register import RECEIPT
-from visionpipe.tracking.registry import CHALLENGER, CHAMPION, aliases, all_versions, find_version
+from visionpipe.tracking.registry import (
+    CHALLENGER,
+    CHAMPION,
+    aliases,
+    all_versions,
+    find_version,
+    version_by_alias,
+)
 from visionpipe.tracking.runs import OTHER_WEIGHTS
-from visionpipe.tracking.store import Store, StoreError, connect
+from visionpipe.tracking.store import DeletedVersion, Store, StoreError, connect
 from visionpipe.tracking.verification import made_of, named
 from visionpipe.training.plan import plan_lines
 
@@ -51,6 +58,8 @@ def lineage(version: str, params: Params) -> None:
     by_alias = aliases(store)
     number = by_alias.get(version, version)
     found = all_versions(store).get(number)
+    if found is None and version in by_alias:
+        raise DeletedVersion(store.model_name, version, number)
     if found is None:
         there = ", ".join(sorted({*by_alias, *all_versions(store)})) or "none: run visionpipe register"
         raise RegistryError(
@@ -132,7 +141,7 @@ def check(params: Params) -> None:
             f"{chosen} passes the gate, but {store.model_name} has no version of it in {store.uri}, as after its "
             f"deletion: run visionpipe register"
         )
-    missing = [alias for alias in (CHAMPION, CHALLENGER) if alias not in aliases(store)]
+    missing = [alias for alias in (CHAMPION, CHALLENGER) if version_by_alias(store, alias) is None]
     if missing:
         raise RegistryError(
             f"{chosen} passes the gate, but no version of {store.model_name} is {' or '.join(missing)}: run "

@@ -62,6 +62,16 @@ class StoreError(RegistryError):
         self.code = str(getattr(error, "error_code", ""))
 
 
+class DeletedVersion(RegistryError):
+    """An alias points to a version that is not there."""
+
+    def __init__(self, name: str, alias: str, number: str):
+        super().__init__(
+            f"the alias {alias} of {name} points to version {number}, which was deleted: give the alias to another "
+            f"version in the MLflow UI, or run visionpipe register"
+        )
+
+
 @contextmanager
 def failures_named(uri: str, doing: str) -> Iterator[None]:
     """Raises StoreError in place of whatever the block raises that is not ours already."""
