@@ -11,13 +11,14 @@ from visionpipe.data.sources import existing
 from visionpipe.errors import RegistryError
 from visionpipe.models.names import layer_names
 from visionpipe.promotion import promotions
-from visionpipe.register import RECEIPT
+from visionpipe.register import RECEIPT, read_receipt
 from visionpipe.tracking.registry import (
     CHALLENGER,
     CHAMPION,
     aliases,
     all_versions,
     find_version,
+    locked_files,
     version_by_alias,
 )
 from visionpipe.tracking.runs import OTHER_WEIGHTS
@@ -97,7 +98,7 @@ def lineage(version: str, params: Params) -> None:
     for name, value in sorted(run.data.params.items()) if run else ():
         print(f"  {name:<32} {value}")
     print("dvc.lock (md5)")
-    for path, md5 in json.loads(tags.get("dvc_lock", "{}")).items():
+    for path, md5 in locked_files(found).items():
         print(f"  {path:<32} {md5}")
     print("moves of champion")
     for move in promotions(store):
@@ -126,9 +127,9 @@ def commit_text(tags: dict[str, str]) -> str:
 
 def check(params: Params) -> None:
     """Raises RegistryError unless the last `register` found a model that passes, and the store still has it."""
-    if not RECEIPT.exists():
+    receipt = read_receipt()
+    if receipt is None:
         raise RegistryError(f"no {RECEIPT}: run dvc repro first")
-    receipt = json.loads(RECEIPT.read_text(encoding="utf-8"))
     if not receipt["passed"]:
         reasons = "; ".join(
             f"{name}: {', '.join(model['failures'])}" for name, model in receipt["models"].items()

@@ -102,10 +102,35 @@ def compare(params: Params) -> None:
     """Prints the models side by side, and writes the same table to comparison.md."""
     if not any((Path("reports") / name / "metrics.json").exists() for name in params.models):
         raise RegistryError("nothing has been evaluated here yet: run dvc repro, or dvc pull")
-    chosen = json.loads(RECEIPT.read_text(encoding="utf-8"))["chosen"] if RECEIPT.exists() else None
+    receipt = read_receipt()
+    chosen = receipt["chosen"] if receipt else None
     table = comparison(read_rows(params.models, thread_count(params), state_folder()), chosen)
     write_bytes(COMPARISON, table.encode())
     print(f"\n{table}")
+
+
+def read_receipt() -> dict[str, Any] | None:
+    """What the last `register` here wrote; None before the first one. Raises RegistryError for a damaged file."""
+    try:
+        receipt = json.loads(RECEIPT.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError):
+        receipt = None
+    match receipt:
+        case {"passed": bool(passed), "chosen": None | str() as chosen, "models": dict(models)} if (
+            chosen in models
+        ) == passed and all(map(is_judgement, models.values())):
+            return dict(receipt)
+    raise RegistryError(f"{RECEIPT} is damaged: run visionpipe register")
+
+
+def is_judgement(model: Any) -> bool:
+    """Whether this is what `judge` says of one model."""
+    match model:
+        case {"artifact_sha256": str(), "failures": [*failures]}:
+            return all(isinstance(failure, str) for failure in failures)
+    return False
 
 
 def judge(params: Params) -> dict[str, Any]:
