@@ -10,8 +10,10 @@ import yaml
 from project import CHECKOUT, write_params
 
 from visionpipe.config import load_params
+from visionpipe.errors import RegistryError
 from visionpipe.lineage import sha256_file
 from visionpipe.prune import addresses_in, locked_models
+from visionpipe.register import locked_outputs
 from visionpipe.tracking.commits import Made, commit_that_makes, content, files_at, params_at, sha256
 from visionpipe.train import training_params
 
@@ -117,6 +119,44 @@ def test_without_a_commit_the_reason_is_named(repository, monkeypatch):
     assert "safe.directory" in commit_that_makes("vit", identity()).note
     monkeypatch.setenv("PATH", "")
     assert commit_that_makes("vit", identity()) == Made("none", "git is not installed here")
+
+
+@pytest.mark.parametrize(
+    "lock", ["<<<<<<< ours\nstages:\n=======\n", "stages: {prepare: null}", "stages: [prepare]", "- 1", "\0"]
+)
+def test_a_damaged_dvc_lock_is_the_reason_why_no_commit_is_named(repository, lock):
+    head, made = commit("good"), identity()
+    assert commit_that_makes("vit", made) == Made(head)
+    Path("dvc.lock").write_text(lock)
+    assert commit_that_makes("vit", made).commit == "none"
+    assert commit_that_makes("vit", made).note.startswith("dvc.lock is damaged")
+    assert locked_models(repository) == set()
+    with pytest.raises(RegistryError, match=r"dvc.lock is damaged.* run dvc repro"):
+        locked_outputs("vit")
+    git("rm", "--quiet", "data/tiny.zip")
+    commit("damaged")
+    Path("dvc.lock").unlink()
+    Path("data").mkdir(exist_ok=True)
+    Path("data/tiny.zip").write_bytes(b"images")
+    assert commit_that_makes("vit", made) == Made(head)
+
+
+def test_a_damaged_pointer_to_the_images_is_the_reason_why_no_commit_is_named(repository):
+    commit("good")
+    Path("data/tiny.zip.dvc").write_text("outs: []")
+    assert ".dvc file of the images is damaged" in commit_that_makes("vit", identity()).note
+
+
+def test_a_broken_branch_is_the_reason_why_no_commit_is_named(repository):
+    head, made = commit("good"), identity()
+    Path(".git/refs/heads/broken").write_text("1" * 40 + "\n")
+    assert commit_that_makes("vit", made) == Made(head)
+    change("epochs", 7)
+    assert commit_that_makes("vit", identity()) == Made(
+        "none", "a branch or tag of this repository is broken: see git fsck"
+    )
+    Path(".git/refs/heads/main").write_text("2" * 40 + "\n")
+    assert "broken" in commit_that_makes("vit", made).note
 
 
 def test_prune_reads_what_the_working_tree_and_the_tips_of_other_branches_name(repository):

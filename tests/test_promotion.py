@@ -14,14 +14,16 @@ from onnx_models import write_artifact
 from project import CLASSES
 
 from visionpipe.data.prepared import PREPARED
-from visionpipe.errors import RegistryError
+from visionpipe.errors import ArtifactError, RegistryError
 from visionpipe.files import exclusive, write_json
 from visionpipe.inspection import check, lineage
 from visionpipe.lineage import train_key
 from visionpipe.promotion import Move, champions_before, promote, rollback
 from visionpipe.prune import prune
-from visionpipe.register import RECEIPT, alias_summary, golden, register, version_tags
-from visionpipe.tracking.registry import all_versions, logged_model_id, move_aliases, publish
+from visionpipe.register import RECEIPT, alias_summary, compare, golden, register, version_tags
+from visionpipe.serving.versions import load
+from visionpipe.tracking.lookup import Lookup, artifact_in, find
+from visionpipe.tracking.registry import all_versions, locked_files, logged_model_id, move_aliases, publish
 from visionpipe.tracking.runs import record
 from visionpipe.tracking.store import connect
 from visionpipe.tracking.verification import compare_answers
@@ -412,8 +414,74 @@ def test_a_version_of_the_ui_is_one_clear_sentence_in_every_command(registry, re
     assert "has no validation accuracy" in capsys.readouterr().out
     set_alias(registry, "champion", str(made.version))
     assert "not of visionpipe register" in alias_summary(registry, [])
+    served = Lookup(f"models:/{registry.model_name}@champion").current()
+    with pytest.raises(ArtifactError, match=r"was not made by visionpipe register.* run visionpipe register"):
+        load(served)
+    with pytest.raises(RegistryError, match="nowhere holds no exported classifier: run visionpipe register"):
+        artifact_in(Path("/nowhere"))
     promote(registered.params, new_data=True)
     assert champion(registry) == "2"
+
+
+@pytest.mark.parametrize("command", ["lineage", "promote", "check", "predict"])
+def test_an_alias_of_a_deleted_version_is_one_clear_sentence_and_register_moves_it(
+    registry, registered, command
+):
+    with sqlite3.connect(os.environ["MLFLOW_TRACKING_URI"].removeprefix("sqlite:///")) as store:
+        store.execute("UPDATE registered_model_aliases SET version = 77 WHERE alias = 'champion'")
+    write_json(RECEIPT, {"passed": True, "chosen": "one", "models": {"one": receipt_of(registry, "1")}})
+    address = f"models:/{registry.model_name}@champion"
+    ask = {
+        "lineage": lambda: lineage("champion", registered.params),
+        "promote": lambda: promote(registered.params),
+        "check": lambda: check(registered.params),
+        "predict": lambda: Lookup(address).current(),
+    }[command]
+    says = r"alias champion of .* points to version 77, which was deleted: give .* or run visionpipe register"
+    with pytest.raises(RegistryError, match=says):
+        ask()
+    if command == "predict":
+        with pytest.raises(RegistryError, match=says):
+            find(registry.client._client, registry.model_name, "champion", None, Path(), lambda: None)
+    assert move_aliases(registry, all_versions(registry)["1"]) == ["champion"]
+    assert champion(registry) == "1"
+
+
+def receipt_of(store, number: str) -> dict:
+    return {"artifact_sha256": all_versions(store)[number].tags["artifact_sha256"], "failures": []}
+
+
+@pytest.mark.parametrize("tag", ["[]", '{"a": {}}', "not JSON", "", "7", "null", '{"a": ["b"], "c": "d"}'])
+def test_a_tag_that_is_no_mapping_of_md5s_counts_as_none(registry, registered, capsys, tag):
+    registry.client.set_model_version_tag(registry.model_name, "1", "dvc_lock", tag)
+    lineage("1", registered.params)
+    prune(registered.params, delete=False)
+    assert "dvc.lock (md5)" in capsys.readouterr().out
+    expected = {"c": "d"} if "c" in tag else {}
+    assert locked_files(SimpleNamespace(tags={"dvc_lock": tag})) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"passed":',
+        "{}",
+        "[]",
+        "",
+        '{"passed": true, "chosen": "one", "models": {}}',
+        '{"passed": true, "chosen": "one", "models": {"one": {}}}',
+        '{"passed": false, "chosen": null, "models": {"one": null}}',
+    ],
+)
+def test_a_damaged_receipt_is_one_clear_sentence(registered, text):
+    before = RECEIPT.read_bytes()
+    try:
+        RECEIPT.write_text(text)
+        for command in (check, compare):
+            with pytest.raises(RegistryError, match=r"registration.json is damaged: run visionpipe register"):
+                command(registered.params)
+    finally:
+        RECEIPT.write_bytes(before)
 
 
 def test_lineage_of_a_version_whose_run_was_deleted_for_good_says_so(registry, registered, capsys):

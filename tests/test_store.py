@@ -8,6 +8,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import sqlalchemy
 from linear_models import only, write_model
 
 from visionpipe import cli
@@ -16,11 +17,12 @@ from visionpipe.files import claim_folder, exclusive, temporary_folder
 from visionpipe.lineage import artifact_sha256
 from visionpipe.register import golden, register, version_tags
 from visionpipe.tracking import registry, runs
+from visionpipe.tracking.lookup import Lookup
 from visionpipe.tracking.places import present_location, relocate
 from visionpipe.tracking.processes import is_abandoned, is_alive, process_identity
 from visionpipe.tracking.registry import all_versions, find_version, logged_model_id, publish
 from visionpipe.tracking.runs import create_run_once, record, runs_of
-from visionpipe.tracking.store import StoreError, alone, connect, open_experiment
+from visionpipe.tracking.store import StoreError, alone, connect, database_of, open_experiment, tracking_uri
 
 RUN = "0" * 32 + "/artifacts"
 
@@ -279,6 +281,42 @@ def test_what_the_machine_or_the_store_refuses_is_one_line(monkeypatch, capsys, 
     assert said.count("\n") == 1
     assert cli.main(["--debug", *arguments]) == 1
     assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["what?", "a%41b", "a%20b?mode=memory"])
+def test_a_folder_that_an_address_cannot_name_is_one_sentence_and_nothing_is_made(
+    tmp_path, params, monkeypatch, name
+):
+    (folder := tmp_path / name).mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DVC_ROOT", str(folder))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for ask in (lambda: connect(params.tracking), lambda: Lookup("models:/visionpipe@champion")):
+        with pytest.raises(RegistryError, match=r"rename the folder, or set MLFLOW_TRACKING_URI") as said:
+            ask()
+        assert str(folder) in str(said.value)
+    assert sorted(tmp_path.rglob("*")) == [folder]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    assert tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.mark.parametrize("name", ["50% off", "a&b#c;d", "ä b"])
+def test_a_folder_of_other_special_characters_is_named_as_it_is(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / name))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert database_of(tracking_uri()) == tmp_path / name / "mlflow.db"
+
+
+def test_the_file_of_an_address_is_the_one_that_sqlalchemy_opens():
+    for uri in ("sqlite:////tmp/a%20b/x.db", "sqlite:///x.db?timeout=5", "sqlite:////a%zz/x.db"):
+        assert str(database_of(uri)) == sqlalchemy.make_url(uri).database
+    assert database_of("https://mlflow.example.com") is None
+
+
+def test_the_options_of_an_address_are_no_part_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db?timeout=5")
+    with pytest.raises(RegistryError, match=r"there is no tracking store .*/mlflow\.db: run"):
+        Lookup("models:/visionpipe@champion").current()
 
 
 # Temporary folders --------------------------------------------------------------------------------------

@@ -11,10 +11,18 @@ from visionpipe.data.sources import existing
 from visionpipe.errors import RegistryError
 from visionpipe.models.names import layer_names
 from visionpipe.promotion import promotions
-from visionpipe.register import RECEIPT
-from visionpipe.tracking.registry import CHALLENGER, CHAMPION, aliases, all_versions, find_version
+from visionpipe.register import RECEIPT, read_receipt
+from visionpipe.tracking.registry import (
+    CHALLENGER,
+    CHAMPION,
+    aliases,
+    all_versions,
+    find_version,
+    locked_files,
+    version_by_alias,
+)
 from visionpipe.tracking.runs import OTHER_WEIGHTS
-from visionpipe.tracking.store import Store, StoreError, connect
+from visionpipe.tracking.store import DeletedVersion, Store, StoreError, connect
 from visionpipe.tracking.verification import made_of, named
 from visionpipe.training.plan import plan_lines
 
@@ -51,6 +59,8 @@ def lineage(version: str, params: Params) -> None:
     by_alias = aliases(store)
     number = by_alias.get(version, version)
     found = all_versions(store).get(number)
+    if found is None and version in by_alias:
+        raise DeletedVersion(store.model_name, version, number)
     if found is None:
         there = ", ".join(sorted({*by_alias, *all_versions(store)})) or "none: run visionpipe register"
         raise RegistryError(
@@ -88,7 +98,7 @@ def lineage(version: str, params: Params) -> None:
     for name, value in sorted(run.data.params.items()) if run else ():
         print(f"  {name:<32} {value}")
     print("dvc.lock (md5)")
-    for path, md5 in json.loads(tags.get("dvc_lock", "{}")).items():
+    for path, md5 in locked_files(found).items():
         print(f"  {path:<32} {md5}")
     print("moves of champion")
     for move in promotions(store):
@@ -117,9 +127,9 @@ def commit_text(tags: dict[str, str]) -> str:
 
 def check(params: Params) -> None:
     """Raises RegistryError unless the last `register` found a model that passes, and the store still has it."""
-    if not RECEIPT.exists():
+    receipt = read_receipt()
+    if receipt is None:
         raise RegistryError(f"no {RECEIPT}: run dvc repro first")
-    receipt = json.loads(RECEIPT.read_text(encoding="utf-8"))
     if not receipt["passed"]:
         reasons = "; ".join(
             f"{name}: {', '.join(model['failures'])}" for name, model in receipt["models"].items()
@@ -132,7 +142,7 @@ def check(params: Params) -> None:
             f"{chosen} passes the gate, but {store.model_name} has no version of it in {store.uri}, as after its "
             f"deletion: run visionpipe register"
         )
-    missing = [alias for alias in (CHAMPION, CHALLENGER) if alias not in aliases(store)]
+    missing = [alias for alias in (CHAMPION, CHALLENGER) if version_by_alias(store, alias) is None]
     if missing:
         raise RegistryError(
             f"{chosen} passes the gate, but no version of {store.model_name} is {' or '.join(missing)}: run "

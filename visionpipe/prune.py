@@ -24,7 +24,14 @@ from visionpipe.promotion import champions_before, promotions
 from visionpipe.tracking.commits import NoGit, git
 from visionpipe.tracking.lookup import ADDRESS
 from visionpipe.tracking.processes import is_abandoned, is_alive
-from visionpipe.tracking.registry import CHAMPION, UPLOADER, aliases, all_versions, logged_model_id
+from visionpipe.tracking.registry import (
+    CHAMPION,
+    UPLOADER,
+    aliases,
+    all_versions,
+    locked_files,
+    logged_model_id,
+)
 from visionpipe.tracking.runs import PROCESS
 from visionpipe.tracking.store import Store, StoreError, alone, checkouts, connect, tracking_uri
 from visionpipe.tracking.verification import made_of
@@ -107,7 +114,7 @@ def read_needs(store: Store, params: Params) -> Needs:
         if locked and run.data.tags.get("lineage_id") and lineage_md5(store, run) in locked:
             lineages.add(run.data.tags["lineage_id"])
     for number, version in versions.items():
-        in_lock = set(json.loads(version.tags.get("dvc_lock", "{}")).values()) & locked
+        in_lock = locked.intersection(locked_files(version).values())
         if version.tags.get("lineage_id") in lineages or in_lock:
             kept.add(number)
     runs = {version.run_id for number, version in versions.items() if number in kept}
@@ -191,13 +198,17 @@ def lineages_of(files: Iterable[Path]) -> set[str]:
 
 def locked_models(root: Path) -> set[str]:
     """md5 of each lineage.json that the dvc.lock of a checkout, or of one of its commits, names."""
-    return {
-        output["md5"]
-        for lock in every_version_of("dvc.lock", root)
-        for stage in (lock.get("stages") or {}).values()
-        for output in stage.get("outs", [])
-        if output["path"].endswith("/lineage.json") and "md5" in output
-    }
+    found = set()
+    for lock in every_version_of("dvc.lock", root):
+        stages = lock.get("stages")
+        for stage in stages.values() if isinstance(stages, dict) else ():
+            match stage:
+                case {"outs": [*outputs]}:
+                    for output in outputs:
+                        match output:
+                            case {"path": str(path), "md5": str(md5)} if path.endswith("/lineage.json"):
+                                found.add(md5)
+    return found
 
 
 def addresses_in(root: Path) -> set[str]:

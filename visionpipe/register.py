@@ -5,8 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from visionpipe.backend import thread_count
 from visionpipe.config import GateConfig, Params
 from visionpipe.data.prepared import PREPARED, open_prepared
@@ -18,7 +16,7 @@ from visionpipe.lineage import artifact_sha256, sha256_json, state_folder
 from visionpipe.quantization import decision_path
 from visionpipe.serving.classifier import Classifier
 from visionpipe.tracking.card import model_card
-from visionpipe.tracking.commits import commit_that_makes
+from visionpipe.tracking.commits import Damaged, commit_that_makes, locked
 from visionpipe.tracking.registry import (
     CHALLENGER,
     CHAMPION,
@@ -104,10 +102,35 @@ def compare(params: Params) -> None:
     """Prints the models side by side, and writes the same table to comparison.md."""
     if not any((Path("reports") / name / "metrics.json").exists() for name in params.models):
         raise RegistryError("nothing has been evaluated here yet: run dvc repro, or dvc pull")
-    chosen = json.loads(RECEIPT.read_text(encoding="utf-8"))["chosen"] if RECEIPT.exists() else None
+    receipt = read_receipt()
+    chosen = receipt["chosen"] if receipt else None
     table = comparison(read_rows(params.models, thread_count(params), state_folder()), chosen)
     write_bytes(COMPARISON, table.encode())
     print(f"\n{table}")
+
+
+def read_receipt() -> dict[str, Any] | None:
+    """What the last `register` here wrote; None before the first one. Raises RegistryError for a damaged file."""
+    try:
+        receipt = json.loads(RECEIPT.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError):
+        receipt = None
+    match receipt:
+        case {"passed": bool(passed), "chosen": None | str() as chosen, "models": dict(models)} if (
+            chosen in models
+        ) == passed and all(map(is_judgement, models.values())):
+            return dict(receipt)
+    raise RegistryError(f"{RECEIPT} is damaged: run visionpipe register")
+
+
+def is_judgement(model: Any) -> bool:
+    """Whether this is what `judge` says of one model."""
+    match model:
+        case {"artifact_sha256": str(), "failures": [*failures]}:
+            return all(isinstance(failure, str) for failure in failures)
+    return False
 
 
 def judge(params: Params) -> dict[str, Any]:
@@ -196,11 +219,16 @@ def version_tags(name: str) -> dict[str, str]:
 def locked_outputs(name: str) -> dict[str, str]:
     """md5 of each output that led to this model, as dvc.lock has them: what `dvc checkout` needs."""
     lock = Path("dvc.lock")
-    stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"] if lock.exists() else {}
+    content = lock.read_bytes() if lock.exists() else b""
     wanted = ("prepare", f"train@{name}", f"export@{name}", f"evaluate@{name}")
-    return {
-        output["path"]: output["md5"]
-        for stage in wanted
-        if stage in stages
-        for output in stages[stage].get("outs", [])
-    }
+    try:
+        return {
+            path: md5
+            for stage in wanted
+            for path, md5 in locked(content, stage, "outs").items()
+            if md5 is not None
+        }
+    except Damaged:
+        raise RegistryError(
+            "dvc.lock is damaged, as with the marks of a merge in it: take one side of the merge, then run dvc repro"
+        ) from None

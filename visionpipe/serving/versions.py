@@ -56,24 +56,35 @@ def write_record(version: Version, path: Path) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def not_registered(name: str, number: str) -> str:
+    """What is wrong with a version that people made in the MLflow UI, and what to do."""
+    return (
+        f"version {number} of {name} was not made by visionpipe register, which verifies what it registers: delete it "
+        f"in the MLflow UI, or take its aliases away, and run visionpipe register"
+    )
+
+
 def load(version: Version, threads: int = 0) -> Classifier:
     """Loads a version after comparing its bytes with its recorded digest; raises ArtifactError.
 
     An artifact is ONNX and JSON. Anything else in its folder is refused, above all a pickle, which nothing
     here would read but somebody else might.
     """
+    if not version.tags.get("artifact_sha256"):
+        raise ArtifactError(not_registered(version.name, version.number))
     if not version.folder.is_dir():
         raise ArtifactError(
-            f"version {version.number} of {version.name} has no files: {version.folder} is gone"
+            f"version {version.number} of {version.name} has no files: {version.folder} is gone; run "
+            f"visionpipe register where its model lies"
         )
     strangers = sorted({path.name for path in version.folder.iterdir()} - KNOWN_FILES)
     if strangers:
         raise ArtifactError(f"{version.folder} holds {strangers[0]}, which does not belong to an artifact")
-    expected, found = version.tags.get("artifact_sha256"), artifact_sha256(version.folder)
+    expected, found = version.tags["artifact_sha256"], artifact_sha256(version.folder)
     if expected != found:
         raise ArtifactError(
             f"version {version.number} of {version.name} is damaged: its files have sha256 {found[:12]}…, "
-            f"{(expected or 'none')[:12]}… was registered"
+            f"{expected[:12]}… was registered"
         )
     classifier = Classifier(version.folder, threads or None, spinning="within")
     height, width = classifier.size

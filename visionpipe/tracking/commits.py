@@ -16,6 +16,8 @@ from visionpipe.config import Params, load_params
 from visionpipe.errors import ConfigError
 
 INPUTS = ("params.yaml", "dvc.yaml", "visionpipe")
+NOT_OF_DVC = (yaml.YAMLError, LookupError, TypeError, AttributeError, ValueError)
+NOT_READABLE = "is damaged, as with the marks of a merge in it: nobody knows which images made the model"
 MOST_COMMITS = 500  # that are looked through, the newest first
 REASONS = (
     (
@@ -23,11 +25,22 @@ REASONS = (
         "git refuses this folder, which belongs to another user: see git config safe.directory",
     ),
     ("not a git repository", "this is no git repository"),
+    ("broken", "a branch or tag of this repository is broken: see git fsck"),
+    ("bad object", "a branch or tag of this repository is broken: see git fsck"),
+    ("does not have any commits yet", "nothing is committed yet"),
 )
 
 
-class NoGit(Exception):
-    """There is no commit to ask; the message says why."""
+class NoAnswer(Exception):
+    """No commit can be named; the message says why."""
+
+
+class NoGit(NoAnswer):
+    """Git does not answer."""
+
+
+class Damaged(NoAnswer):
+    """A file of DVC is not what DVC writes, as with the marks of a merge in it."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +63,14 @@ def commit_that_makes(name: str, identity: dict[str, Any]) -> Made:
     number of cores, and the versions of libraries.
     """
     try:
-        head = git("rev-parse", "--verify", "HEAD^{commit}").decode().strip()
-    except NoGit as reason:
+        return search(name, identity)
+    except NoAnswer as reason:
         return Made("none", str(reason))
+
+
+def search(name: str, identity: dict[str, Any]) -> Made:
+    """The same; raises NoAnswer where git or a file of DVC cannot be read."""
+    head = git("log", "-1", "--format=%H").decode().strip()
     if makes(head, name, identity):
         changed = (
             git("status", "--porcelain", "--untracked-files=no", "--", *INPUTS, "*.dvc").decode().split("\n")
@@ -87,8 +105,17 @@ def makes(commit: str, name: str, identity: dict[str, Any]) -> bool:
         code == set(identity["code"])
         and same(identity["params"], trained, {"threads"} if params.threads is None else set())
         and all(sha256(blobs[path]) == expected for path, expected in identity["code"].items())
-        and data_at(commit, params.prepare.path) in (None, data_here(params.prepare.path))
+        and has_data(commit, params.prepare.path)
     )
+
+
+def has_data(commit: str, path: str) -> bool:
+    """Whether a commit has the images that were prepared here, or does not say which ones it has."""
+    try:
+        data = data_at(commit, path)
+    except Damaged:  # nobody could check it out and reproduce the model
+        return False
+    return data in (None, data_here(path))
 
 
 def training_params_of(name: str, params: Params) -> dict[str, Any]:
@@ -134,14 +161,24 @@ def data_at(commit: str, path: str) -> str | None:
 
 
 def pointed_data(pointer: bytes) -> str | None:
-    return str(yaml.safe_load(pointer)["outs"][0].get("md5"))
+    try:
+        return str(yaml.safe_load(pointer)["outs"][0].get("md5"))
+    except NOT_OF_DVC:
+        raise Damaged(f"the .dvc file of the images {NOT_READABLE}") from None
 
 
 def locked_data(lock: bytes, path: str) -> str | None:
-    stages = (yaml.safe_load(lock) or {}).get("stages", {})
-    return next(
-        (dep.get("md5") for dep in stages.get("prepare", {}).get("deps", []) if dep["path"] == path), None
-    )
+    return locked(lock, "prepare", "deps").get(path)
+
+
+def locked(lock: bytes, stage: str, kind: str) -> dict[str, str | None]:
+    """Path → md5 of what a dvc.lock says of a stage's `deps` or `outs`; raises Damaged."""
+    try:
+        stages = (yaml.safe_load(lock) or {}).get("stages") or {}
+        entries = stages[stage].get(kind) or [] if stage in stages else []
+        return {entry["path"]: entry.get("md5") for entry in entries}
+    except NOT_OF_DVC:
+        raise Damaged(f"dvc.lock {NOT_READABLE}") from None
 
 
 def git(*arguments: str, folder: Path | None = None) -> bytes:
@@ -155,7 +192,9 @@ def git(*arguments: str, folder: Path | None = None) -> bytes:
         raise NoGit("git is not installed here") from None
     if result.returncode:
         said = result.stderr.decode(errors="replace")
-        raise NoGit(next((reason for words, reason in REASONS if words in said), "nothing is committed yet"))
+        last = (said.strip().splitlines() or [f"exit status {result.returncode}"])[-1]
+        refused = f"git {arguments[0]} has failed: {last}"
+        raise NoGit(next((reason for words, reason in REASONS if words in said), refused))
     return result.stdout
 
 

@@ -27,7 +27,7 @@ from visionpipe.files import claim_folder
 from visionpipe.lineage import artifact_sha256
 from visionpipe.serving.versions import Version, version_in
 from visionpipe.tracking.places import local_path, present_location
-from visionpipe.tracking.store import tracking_uri
+from visionpipe.tracking.store import DeletedVersion, database_of, tracking_uri
 
 ADDRESS = re.compile(r"models:/(?P<name>[^/@:]+)(@(?P<alias>[^/@:]+)|/(?P<number>\d+))")
 QUALITY = ("validation.", "test.")  # the metrics that `evaluate` made
@@ -54,8 +54,9 @@ class Lookup:
 
     def current(self) -> Version:
         """The version now; raises RegistryError where there is none, or the store does not answer."""
-        if self._child is None and self.uri.startswith("sqlite:///"):
-            found = self._read_sqlite(Path(self.uri.removeprefix("sqlite:///")))
+        database = database_of(self.uri)
+        if self._child is None and database:
+            found = self._read_sqlite(database)
             if found is not None:
                 return found
         if self._child is None:
@@ -92,7 +93,7 @@ class Lookup:
             (self.name, number),
         ).fetchone()
         if row is None:
-            raise missing(self.name, self.alias, self.number)
+            raise missing(self.name, self.alias, number)
         run_id, location = row
         if not location or urlsplit(location).scheme not in ("", "file"):
             return None
@@ -135,6 +136,9 @@ def find_version(target: str) -> Iterator[Version]:
 
 
 def missing(name: str, alias: str | None, number: str | None) -> RegistryError:
+    """number: of the version that was looked for, or that the alias points to."""
+    if alias and number:
+        return DeletedVersion(name, alias, number)
     wanted, store = f"alias {alias}" if alias else f"version {number}", without_password(tracking_uri())
     return RegistryError(f"{name} has no {wanted} in {store}: run visionpipe register, or dvc repro first")
 
@@ -148,7 +152,10 @@ def artifact_in(model: Path) -> Path:
     """The artifact folder within an MLflow model's folder."""
     found = sorted((model / "artifacts").glob("*/model.onnx"))
     if not found:
-        raise RegistryError(f"{model} holds no exported classifier")
+        raise RegistryError(
+            f"{model} holds no exported classifier: run visionpipe register where its model lies, or give the alias to "
+            f"another version in the MLflow UI"
+        )
     return found[0].parent
 
 
@@ -307,7 +314,7 @@ def find(
         )
     except mlflow.exceptions.MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise missing(name, alias, number) from None
+            raise missing(name, alias, aliased(client, name, alias) if alias else number) from None
         raise
     digest = version.tags.get("artifact_sha256", "")
     target = folder / f"{version.version}-{digest[:16]}"  # a store made anew has another version 1
@@ -324,6 +331,17 @@ def find(
         "tags": {**version.tags, "run_id": version.run_id},
         "metrics": {key: value for key, value in metrics.items() if key.startswith(QUALITY)},
     }
+
+
+def aliased(client: Any, name: str, alias: str) -> str | None:
+    """The number that an alias points to, whether there is such a version or not."""
+    import mlflow
+
+    try:
+        number = client.get_registered_model(name).aliases.get(alias)
+    except mlflow.exceptions.MlflowException:  # no such model: the first error is the one to be told
+        return None
+    return str(number) if number else None
 
 
 def download(uri: str, target: Path, digest: str) -> None:

@@ -3,6 +3,7 @@
 `challenger` is the best verified version by validation accuracy; `champion` is the one that serves.
 """
 
+import json
 import math
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from visionpipe.files import copied, temporary_folder
 from visionpipe.lineage import artifact_sha256 as artifact_digest
 from visionpipe.serving.package import pyfunc_arguments
 from visionpipe.tracking.processes import is_abandoned, process_identity
-from visionpipe.tracking.store import Store, StoreError
+from visionpipe.tracking.store import DeletedVersion, Store, StoreError
 from visionpipe.tracking.verification import (
     Golden,
     compare_answers,
@@ -65,8 +66,24 @@ def aliases(store: Store) -> dict[str, str]:
 
 
 def version_by_alias(store: Store, alias: str) -> Any | None:
+    """The version that an alias is on, or None; raises DeletedVersion where that version was deleted."""
     number = aliases(store).get(alias)
-    return store.client.get_model_version(store.model_name, number) if number else None
+    if number is None:
+        return None
+    try:
+        return store.client.get_model_version(store.model_name, number)
+    except StoreError as error:
+        if error.code == "RESOURCE_DOES_NOT_EXIST":
+            raise DeletedVersion(store.model_name, alias, number) from None
+        raise
+
+
+def version_to_replace(store: Store, alias: str) -> Any | None:
+    """The same; None for a version that was deleted too: another one may take its alias."""
+    try:
+        return version_by_alias(store, alias)
+    except DeletedVersion:
+        return None
 
 
 def publish(
@@ -239,7 +256,7 @@ def move_aliases(store: Store, version: Any) -> list[str]:
     aliases that were set.
     """
     moved = []
-    challenger = version_by_alias(store, CHALLENGER)
+    challenger = version_to_replace(store, CHALLENGER)
     score, best = validation_accuracy(version), validation_accuracy(challenger) if challenger else None
     if best is None or (score is not None and score > best) or other_data(version, challenger):
         if challenger is not None and best is None:
@@ -249,7 +266,7 @@ def move_aliases(store: Store, version: Any) -> list[str]:
             )
         store.client.set_registered_model_alias(store.model_name, CHALLENGER, version.version)
         moved.append(CHALLENGER)
-    if version_by_alias(store, CHAMPION) is None:
+    if version_to_replace(store, CHAMPION) is None:
         store.client.set_registered_model_alias(store.model_name, CHAMPION, version.version)
         moved.append(CHAMPION)
     return moved
@@ -262,6 +279,19 @@ def validation_accuracy(version: Any) -> float | None:
     except (KeyError, ValueError):
         return None
     return accuracy if math.isfinite(accuracy) else None
+
+
+def locked_files(version: Any) -> dict[str, str]:
+    """Path → md5, as dvc.lock had them when the version was registered. People can edit tags: what is not such a
+    mapping counts as none.
+    """
+    try:
+        files = json.loads(version.tags.get("dvc_lock", "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(files, dict):
+        return {}
+    return {path: md5 for path, md5 in files.items() if isinstance(md5, str)}
 
 
 def other_data(one: Any, other: Any) -> bool:

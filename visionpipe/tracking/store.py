@@ -2,11 +2,13 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from visionpipe.config import TrackingConfig
 from visionpipe.errors import RegistryError, VisionpipeError
@@ -22,19 +24,31 @@ SETTINGS = {
     "PGCONNECT_TIMEOUT": "5",
 }
 SECONDS_TO_CONNECT = 5
+NOT_IN_AN_ADDRESS = re.compile(r"\?|%[0-9A-Fa-f]{2}")  # begins the options, or is read as another character
 CHECKOUT_TAG = "visionpipe.checkout."  # of an experiment: a checkout that uses it
 
 
 def tracking_uri() -> str:
     """`MLFLOW_TRACKING_URI`, or a SQLite file at the repository's root, absolute so that it is the same
-    one from the copies that `dvc exp run --queue` works in.
+    one from the copies that `dvc exp run --queue` works in. Raises RegistryError where the root's path cannot stand in
+    such an address: MLflow would open another file.
     """
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{dvc_root() / 'mlflow.db'}"
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    root = dvc_root().absolute()
+    if found := NOT_IN_AN_ADDRESS.search(str(root)):
+        raise RegistryError(
+            f"the tracking store cannot lie in {root}, as {found[0]} has another meaning in the store's address: "
+            f"rename the folder, or set MLFLOW_TRACKING_URI"
+        )
+    return f"sqlite:///{root / 'mlflow.db'}"
 
 
 def database_of(uri: str) -> Path | None:
-    """The file of a SQLite store; None for any other."""
-    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
+    """The file of a SQLite store, as SQLAlchemy reads its address; None for any other."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))
 
 
 class StoreError(RegistryError):
@@ -46,6 +60,16 @@ class StoreError(RegistryError):
         said = str(getattr(error, "message", "") or error) or type(error).__name__
         super().__init__(f"the tracking store {uri} {doing}: {' '.join(said.split())[:500]}")
         self.code = str(getattr(error, "error_code", ""))
+
+
+class DeletedVersion(RegistryError):
+    """An alias points to a version that is not there."""
+
+    def __init__(self, name: str, alias: str, number: str):
+        super().__init__(
+            f"the alias {alias} of {name} points to version {number}, which was deleted: give the alias to another "
+            f"version in the MLflow UI, or run visionpipe register"
+        )
 
 
 @contextmanager
@@ -189,5 +213,5 @@ def make_database(path: Path) -> None:
     real = Path(os.path.realpath(path))
     unfinished = real.with_name(f"{real.name}.new")
     unfinished.unlink(missing_ok=True)
-    mlflow.MlflowClient(f"sqlite:///{unfinished}").search_experiments()
+    mlflow.MlflowClient(f"sqlite:///{quote(str(unfinished))}").search_experiments()
     unfinished.replace(real)

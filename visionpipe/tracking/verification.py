@@ -17,6 +17,7 @@ from visionpipe.errors import ArtifactError, RegistryError
 from visionpipe.files import temporary_folder
 from visionpipe.lineage import artifact_sha256, sha256_file
 from visionpipe.serving.classifier import Classifier
+from visionpipe.serving.versions import not_registered
 from visionpipe.tracking.store import Store
 
 GOLDEN_IMAGES = 8
@@ -79,10 +80,7 @@ def download_classifier(store: Store, version: Any, folder: Path) -> Path:
     """The version's artifact folder, as `Classifier` reads it, with the bytes that were registered."""
     expected = version.tags.get("artifact_sha256")
     if not expected:
-        raise RegistryError(
-            f"{named(store, version)} was not made by visionpipe register, which verifies what it registers: delete "
-            f"it in the MLflow UI, or take its aliases away, and run visionpipe register"
-        )
+        raise RegistryError(not_registered(store.model_name, version.version))
     downloaded = store.download(f"models:/{store.model_name}/{version.version}", folder)
     found = sorted((downloaded / "artifacts").glob("*/model.onnx"))
     if not found:
