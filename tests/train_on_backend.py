@@ -63,6 +63,8 @@ def train(recipe, backend, folder, name, stop_before, start):
     from visionpipe.training.teacher import Teacher, load_teacher
 
     data = open_prepared(folder)
+    keras.utils.clear_session()  # so that a model has the names and numbers that it has as the first one of a process
+    keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy("mixed_bfloat16" if recipe.precision == "bfloat16" else "float32")
     model = build_model("R14+ViT-Mi", 2, 16, **MODEL, **({} if start else RANDOM))
     if start and Path(start).exists():
