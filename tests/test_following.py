@@ -74,6 +74,7 @@ def wait_for_version(server, number: str, seconds: float = 10) -> float:
     return time.perf_counter() - start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moves", [4, pytest.param(50, marks=pytest.mark.rare)])
 def test_the_alias_is_followed_under_load_and_every_answer_is_of_the_version_it_names(
     registered, store, moves

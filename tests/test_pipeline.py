@@ -227,6 +227,7 @@ def test_dvc_shows_metrics_and_plots(project, first):
 # The gate ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_gate_that_no_model_passes_registers_nothing_and_fails_the_check_only(project, first):
     before = state(project)
     project.change("register.gate.accuracy", 1.0)
@@ -380,6 +381,7 @@ def queue(project: Project) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_a_fresh_clone_with_pulled_models_backfills_the_store_and_trains_nothing(clone):
     assert not (clone.root / "mlflow.db").exists()
     assert clone.repro() == ["register"]
@@ -392,6 +394,7 @@ def test_a_fresh_clone_with_pulled_models_backfills_the_store_and_trains_nothing
     assert len(next(iter(found.points.values()))["loss"]) >= 1
 
 
+@pytest.mark.slow
 def test_a_deleted_store_is_backfilled_by_register(clone):
     runs = state(clone).finished
     (clone.root / "mlflow.db").unlink()

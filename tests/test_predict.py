@@ -149,6 +149,7 @@ def test_a_mistake_is_one_line(artifact, images):
         assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_after_an_interruption_the_rest_is_done_and_no_more(artifact, many, tmp_path):
     output, journal = tmp_path / "predictions.csv", tmp_path / "predictions.csv.partial"
     process = begin(artifact, "many", cwd=tmp_path)
@@ -227,6 +228,7 @@ def test_rows_come_in_the_order_of_the_files(artifact, tmp_path):
     assert [json.loads(line)["file"] for line in lines] == [file.name for file in files]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_named_and_none_outlives_its_parent(artifact, many, tmp_path):
     for victim in ("worker", "parent"):
         process = begin(artifact, "many", cwd=tmp_path)
