@@ -24,7 +24,7 @@ class Budget:
     call: float
 
 
-BUDGETS = {"fast": Budget(setup=90, call=40), "slow": Budget(setup=300, call=300), "rare": Budget(3600, 3600)}
+BUDGETS = {"fast": Budget(setup=90, call=40), "slow": Budget(setup=600, call=900), "rare": Budget(3600, 3600)}
 
 begin = pytest.StashKey[float]()
 measured: dict[str, float] = {}
