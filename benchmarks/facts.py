@@ -40,7 +40,7 @@ def code(model: Any, backend: str) -> str:
     kernels = [f"models/kernels/{name}.py" for name in ("__init__", backend)]
     files |= {
         ROOT / "visionpipe" / name
-        for name in (*kernels, "models/network.py", "models/chains.py", "training/adamw.py")
+        for name in (*kernels, "acceleration/network.py", "acceleration/chains.py", "training/adamw.py")
     }
     for file in sorted(file for file in files if file.is_relative_to(ROOT / "visionpipe")):
         digest.update(file.read_bytes())

@@ -91,8 +91,8 @@ def measure(backend: str, loop: str) -> dict[str, list[float]]:
     """
     from dataclasses import replace
 
-    from visionpipe.backend import start_backend
-    from visionpipe.config import load_params
+    from visionpipe.project.backend import start_backend
+    from visionpipe.project.params import load_params
 
     params = replace(load_params(ROOT / "params.yaml"), backend=backend, threads=THREADS)
     Path(".dvc").mkdir()

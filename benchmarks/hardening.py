@@ -35,9 +35,9 @@ from hostile_requests import PNG, heavy, malformed  # noqa: E402
 from hostile_sets import is_right, judge, measure_bombs, watched_prepare, write_folder, write_zip  # noqa: E402
 from servers import artifact_folder, form, running  # noqa: E402
 
-from visionpipe.register import register  # noqa: E402
-from visionpipe.serving.classifier import Classifier  # noqa: E402
+from visionpipe.artifact.classifier import Classifier  # noqa: E402
 from visionpipe.serving.service import STATUS  # noqa: E402
+from visionpipe.stages.register import register  # noqa: E402
 from visionpipe.tracking.lookup import artifact_in  # noqa: E402
 from visionpipe.tracking.runs import hardware  # noqa: E402
 from visionpipe.tracking.store import connect  # noqa: E402

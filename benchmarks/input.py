@@ -143,8 +143,8 @@ def default_model(name: str, folder: Path) -> dict[str, float]:
     """What a model of params.yaml consumes; every step is waited for."""
     import keras
 
-    from visionpipe.config import load_params
     from visionpipe.models import model_from_spec
+    from visionpipe.project.params import load_params
     from visionpipe.training.adamw import AdamW
 
     tf = start_tensorflow()

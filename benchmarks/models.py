@@ -127,7 +127,7 @@ def in_new_process(contender: str, model: str) -> dict[str, float]:
 
 def measure(contender: str, model: Model) -> dict[str, float]:
     """Images per second in training and inference after warm-up, GFLOP/s of a matrix product right after."""
-    from visionpipe.evaluation.speed import peak_memory_mib
+    from visionpipe.artifact.speed import peak_memory_mib
 
     library, backend = CONTENDERS[contender]
     random = np.random.default_rng(0)

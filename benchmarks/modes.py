@@ -77,8 +77,8 @@ def measure(backend: str, name: str, mode: str) -> dict[str, float]:
     """Milliseconds per step: the median epoch after the first one, which compiles."""
     from dataclasses import replace
 
-    from visionpipe.backend import start_backend
-    from visionpipe.config import load_params
+    from visionpipe.project.backend import start_backend
+    from visionpipe.project.params import load_params
 
     options = dict(MODES[mode])
     params = replace(

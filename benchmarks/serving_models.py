@@ -26,18 +26,18 @@ VARIANTS = {
 
 
 def make(scratch: Path) -> None:
-    from visionpipe.backend import start_backend
-    from visionpipe.config import load_params
+    from visionpipe.project.backend import start_backend
+    from visionpipe.project.params import load_params
 
     start_backend(load_params(ROOT / "params.yaml"), backend="tensorflow")
     import mlflow
     from mlflow.types import Schema, TensorSpec
 
-    from visionpipe.export import onnx_bytes
+    from visionpipe.artifact.digest import artifact_sha256
+    from visionpipe.artifact.package import pyfunc_arguments
     from visionpipe.files import write_bytes, write_json
-    from visionpipe.lineage import artifact_sha256
     from visionpipe.models import build_model
-    from visionpipe.serving.package import pyfunc_arguments
+    from visionpipe.stages.export import onnx_bytes
 
     store = f"sqlite:///{scratch / 'mlflow.db'}"
     for name, (variant, size, classes, overrides) in VARIANTS.items():
@@ -75,7 +75,7 @@ def bare(folder: Path) -> dict[str, float | str]:
     each core with batches of its own. The cores are busy meanwhile, for two of them may be one core's two threads,
     which are slower together than alone.
     """
-    from visionpipe.serving.classifier import Classifier
+    from visionpipe.artifact.classifier import Classifier
 
     classifier, data = Classifier(folder / "artifact"), (folder / "image.jpg").read_bytes()
     one_core, cores = Classifier(folder / "artifact", threads=1, spinning="never"), os.cpu_count() or 1
@@ -100,9 +100,9 @@ def bare(folder: Path) -> dict[str, float | str]:
 
 def int8(folder: Path) -> dict[str, float]:
     """Noise instead of images, for the weights are noise: good for speed, and for comparing logits."""
+    from visionpipe.artifact.classifier import Classifier
+    from visionpipe.artifact.quantization import quantize
     from visionpipe.files import write_bytes
-    from visionpipe.quantization import quantize
-    from visionpipe.serving.classifier import Classifier
 
     classifiers = [Classifier(folder / "artifact")]
     images = np.random.default_rng(0).integers(0, 256, (32, *classifiers[0].size, 3), np.uint8)

@@ -9,8 +9,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from visionpipe.backend import start_backend
-from visionpipe.config import load_params
+from visionpipe.project.backend import start_backend
+from visionpipe.project.params import load_params
 
 SEED, BATCH_SIZE = 5, 8
 

@@ -11,8 +11,8 @@ from linear_models import make_params, write_prepared
 from project import CHECKOUT, Project, make_project
 from servers import RunningServer, artifact_folder, running
 
+from visionpipe.artifact.classifier import Classifier
 from visionpipe.data.prepared import PREPARED
-from visionpipe.serving.classifier import Classifier
 
 LONGEST = (
     "test_readme.py", "test_pipeline.py", "test_backends.py", "test_zoo.py", "test_weights_exact.py", "test_kernels.py",

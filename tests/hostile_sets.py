@@ -19,9 +19,9 @@ from hostile import NOISE, Case, encode, every_case
 from project import CHECKOUT
 from servers import SIZE
 
+from visionpipe.artifact.classifier import Classifier
 from visionpipe.data.decode import resize_and_crop
 from visionpipe.data.prepared import SPLITS
-from visionpipe.serving.classifier import Classifier
 
 CLASSES = ("one", "two")
 SECRET = encode(255 - NOISE, "PNG")  # a picture outside, which no prepared array may hold
@@ -48,8 +48,9 @@ def watch(event, arguments):
         changed.update(os.path.realpath(os.fsdecode(a)) for a in arguments[:2] if isinstance(a, str | bytes))
 
 sys.addaudithook(watch)
-from visionpipe.config import Params, PrepareConfig
-from visionpipe.prepare import prepare
+from visionpipe.project.params import Params
+from visionpipe.data.config import PrepareConfig
+from visionpipe.stages.prepare import prepare
 source, path, height, width = sys.argv[1:]
 prepare(Params(PrepareConfig(source, path, size=(int(height), int(width))), models={}))
 print(json.dumps([sorted(opened), sorted(changed)]))

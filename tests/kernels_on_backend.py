@@ -15,8 +15,8 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import keras
 import numpy as np
 
+from visionpipe.acceleration.network import Network
 from visionpipe.models import attention, chains, kernels, layers
-from visionpipe.models.network import Network
 from visionpipe.training import adamw
 
 
@@ -148,7 +148,7 @@ def stateless_difference():
 
 def copied_filters():
     """How many kernels, of a model that was loaded and trained, `filters_first` does not find in its order."""
-    from visionpipe.models.kernels.torch import filters_first
+    from visionpipe.kernels.torch import filters_first
 
     model = keras.Sequential(
         [keras.Input(IMAGE), layers.Conv2D(6, 3), layers.Conv2D(5, 1), layers.Conv2D(4, (2, 3))]

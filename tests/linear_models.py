@@ -10,13 +10,16 @@ import yaml
 from onnx_models import write_artifact
 from project import CLASSES, NEEDS, Tracked, pattern, tracked
 
-from visionpipe.backend import thread_count
-from visionpipe.config import ModelConfig, Params, PrepareConfig, TrackingConfig
+from visionpipe.artifact.digest import artifact_sha256
+from visionpipe.artifact.speed import measurement_path
+from visionpipe.data.config import PrepareConfig
 from visionpipe.data.prepared import PREPARED, SPLITS, write_manifest, write_split
-from visionpipe.evaluate import evaluate
-from visionpipe.evaluation.speed import measurement_path
-from visionpipe.files import write_json
-from visionpipe.lineage import artifact_sha256, lineage_id, sha256_file, state_folder, train_key
+from visionpipe.files import sha256_file, write_json
+from visionpipe.project.backend import thread_count
+from visionpipe.project.lineage import lineage_id, train_key
+from visionpipe.project.params import ModelConfig, Params, TrackingConfig
+from visionpipe.project.paths import state_folder
+from visionpipe.stages.evaluate import evaluate
 
 SIZE = (8, 8)
 

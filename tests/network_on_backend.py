@@ -17,9 +17,9 @@ import keras
 import numpy as np
 from zoo import ZOO
 
+from visionpipe.acceleration.chains import Chain
+from visionpipe.acceleration.network import Network
 from visionpipe.models import attention, build_model, layers
-from visionpipe.models.chains import Chain
-from visionpipe.models.network import Network
 from visionpipe.models.surgery import attention_maps, features
 
 KINDS = list(ZOO)[:: 1 if sys.argv[2] == "all" else 7]

@@ -12,11 +12,11 @@ import tensorflow as tf
 import yaml
 from PIL import Image, ImageEnhance, ImageOps
 
-from visionpipe.config import check_augmentation
 from visionpipe.data import pixels
 from visionpipe.data.augmentation import AUGMENTATIONS, make_augmentation
 from visionpipe.data.dice import MOST_ENTRIES, MOST_STREAMS, Dice
 from visionpipe.errors import ConfigError
+from visionpipe.project.params import check_augmentation
 
 random = np.random.default_rng(0)
 # no zero: what a crop fills in can be told apart

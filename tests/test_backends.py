@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visionpipe.config import load_params
-from visionpipe.prepare import prepare
+from visionpipe.project.params import load_params
+from visionpipe.stages.prepare import prepare
 
 ROOT = Path(__file__).parents[1]
 BACKENDS = ["tensorflow", "jax", "torch"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from visionpipe.config import load_params
+from visionpipe.project.params import load_params
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 

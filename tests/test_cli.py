@@ -17,9 +17,9 @@ from project import CHECKOUT, Project
 
 from visionpipe import __version__
 from visionpipe.cli import STAGES, file_of, main
-from visionpipe.config import load_params
 from visionpipe.errors import ConfigError, no_room
 from visionpipe.files import temporary_name
+from visionpipe.project.params import load_params
 
 SLOW_IMPORTS = ("jax", "keras", "keras_cv", "mlflow", "numpy", "onnxruntime", "tensorflow", "torch")
 
@@ -259,7 +259,7 @@ def test_help_imports_nothing_slow():
     script = f"""
 import sys
 from visionpipe.cli import parser
-from visionpipe.config import load_params
+from visionpipe.project.params import load_params
 load_params()
 parser().format_help()
 print([name for name in {SLOW_IMPORTS} if name in sys.modules])

@@ -9,15 +9,15 @@ import pytest
 import yaml
 from project import CHECKOUT, write_params
 
-from visionpipe.config import load_params
+from visionpipe.commands.prune import addresses_in, locked_models
 from visionpipe.errors import RegistryError
-from visionpipe.lineage import sha256_file
-from visionpipe.prune import addresses_in, locked_models
-from visionpipe.register import locked_outputs
+from visionpipe.files import sha256_file
+from visionpipe.project.params import load_params
+from visionpipe.stages.train import training_params
 from visionpipe.tracking.commits import Made, commit_that_makes, content, files_at, params_at, sha256
-from visionpipe.train import training_params
+from visionpipe.tracking.tags import locked_outputs
 
-CODE = "visionpipe/train.py"
+CODE = "visionpipe/stages/train.py"
 
 
 def git(*arguments: str) -> str:

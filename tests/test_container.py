@@ -16,10 +16,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from servers import CHECKOUT, artifact_folder, picture
 
-from visionpipe.container import COMMAND, REQUIREMENTS, container, pinned
+from visionpipe.artifact.versions import load, version_in
+from visionpipe.commands.container import COMMAND, REQUIREMENTS, container, pinned
 from visionpipe.errors import ConfigError
 from visionpipe.files import temporary_name
-from visionpipe.serving.versions import load, version_in
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,18 @@ import pytest
 from markdown_it import MarkdownIt
 from onnx_models import write_artifact
 
-from visionpipe.config import ModelConfig, Params, PrepareConfig
+from visionpipe.artifact.digest import artifact_sha256
+from visionpipe.artifact.speed import measure, measurement_path
+from visionpipe.data.config import PrepareConfig
 from visionpipe.data.prepared import SPLITS, write_manifest, write_split
 from visionpipe.errors import ArtifactError
 from visionpipe.escape import visible
-from visionpipe.evaluate import evaluate
 from visionpipe.evaluation import metrics
 from visionpipe.evaluation.comparison import COLUMNS, comparison, read_rows
-from visionpipe.evaluation.speed import measure, measurement_path
 from visionpipe.files import write_json
-from visionpipe.lineage import artifact_sha256, state_folder
+from visionpipe.project.params import ModelConfig, Params
+from visionpipe.project.paths import state_folder
+from visionpipe.stages.evaluate import evaluate
 from visionpipe.tracking.card import model_card
 
 ROOT = Path(__file__).parents[1]

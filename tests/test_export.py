@@ -13,14 +13,14 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from visionpipe.canonical import MOST_PARAMETERS, check_parameters
-from visionpipe.config import ModelConfig
+from visionpipe.acceleration.network import load_trained
+from visionpipe.artifact.canonical import MOST_PARAMETERS, check_parameters
+from visionpipe.artifact.classifier import Classifier
+from visionpipe.artifact.quantization import quantize
 from visionpipe.errors import ArtifactError, ConfigError
-from visionpipe.export import keep_paddings, onnx_bytes
 from visionpipe.models import build_model
-from visionpipe.models.network import load_trained
-from visionpipe.quantization import quantize
-from visionpipe.serving.classifier import Classifier
+from visionpipe.project.params import ModelConfig
+from visionpipe.stages.export import keep_paddings, onnx_bytes
 
 NEEDS = "data/prepared/manifest.json"
 

@@ -21,12 +21,12 @@ from attacks import move_under_load
 from linear_models import downloaded, make_params, set_alias, split_data, state, write_model
 from servers import running
 
+from visionpipe.artifact.classifier import Classifier
+from visionpipe.artifact.versions import load, version_in, write_record
 from visionpipe.errors import ArtifactError, RegistryError
-from visionpipe.register import register
-from visionpipe.serving.classifier import Classifier
 from visionpipe.serving.service import Follower, Service
 from visionpipe.serving.settings import Settings
-from visionpipe.serving.versions import load, version_in, write_record
+from visionpipe.stages.register import register
 from visionpipe.tracking.lookup import Lookup, MLflowChild, artifact_in, find
 from visionpipe.tracking.registry import all_versions
 from visionpipe.tracking.store import connect

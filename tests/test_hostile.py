@@ -21,7 +21,7 @@ from hostile_sets import (
 )
 from servers import form
 
-from visionpipe.config import PrepareConfig
+from visionpipe.data.config import PrepareConfig
 from visionpipe.data.decode import decode_image, resize_and_crop
 from visionpipe.data.sources import list_zip
 from visionpipe.errors import DataError, ImageError

@@ -20,9 +20,10 @@ from project import CHECKOUT, CLASSES, NEEDS, Project, environment, tracked
 
 import visionpipe.models.attention
 import visionpipe.models.layers  # noqa: F401  (both register the layers of model.keras)
-from visionpipe.config import load_params
-from visionpipe.lineage import sha256_file, train_key
-from visionpipe.train import training_identity
+from visionpipe.files import sha256_file
+from visionpipe.project.lineage import train_key
+from visionpipe.project.params import load_params
+from visionpipe.stages.train import training_identity
 from visionpipe.weights import resolve
 
 pytestmark = pytest.mark.slow

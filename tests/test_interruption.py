@@ -18,7 +18,7 @@ from linear_models import (
 )
 from project import CHECKOUT, TIMEOUT, environment
 
-from visionpipe.config import TrackingConfig
+from visionpipe.project.params import TrackingConfig
 from visionpipe.tracking.store import connect
 
 # Imports everything once; then, for each line of its input, forks a child that runs `register` and is killed
@@ -29,8 +29,8 @@ import alembic.command, mlflow.store.model_registry.sqlalchemy_store, mlflow.sto
 import onnxruntime, pandas, sqlalchemy.orm
 from mlflow import MlflowClient
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
-from visionpipe.config import load_params
-from visionpipe.register import register
+from visionpipe.project.params import load_params
+from visionpipe.stages.register import register
 
 sqlalchemy.orm.configure_mappers()
 WRITES = ("create_", "delete_", "finalize_", "log_", "restore_", "set_", "update_")
@@ -171,7 +171,7 @@ CREATE = """
 import os, signal, sys
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
-from visionpipe.config import TrackingConfig
+from visionpipe.project.params import TrackingConfig
 from visionpipe.tracking.store import connect
 
 left = int(sys.argv[1])

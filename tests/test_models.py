@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import pytest
 
-from visionpipe.canonical import canonical_keras, save_keras
+from visionpipe.artifact.canonical import canonical_keras, save_keras
 from visionpipe.errors import ConfigError
 from visionpipe.models import attention, build_model, layers
 from visionpipe.models.attention import MultiHeadSelfAttention

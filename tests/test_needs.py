@@ -4,8 +4,8 @@ import pytest
 import yaml
 from project import CHECKOUT, NEEDS
 
-from visionpipe.config import load_params
 from visionpipe.errors import ConfigError
+from visionpipe.project.params import load_params
 
 ENTRY = {"needs": NEEDS, "variant": "ResNet-14"}
 TAUGHT = {"train": {"distill": {"teacher": "t"}}}

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from zoo import ZOO
 
+from visionpipe.acceleration.network import Network, accelerate
 from visionpipe.models import build_model
-from visionpipe.models.network import Network, load_network
+from visionpipe.models.saved import load_model
 
 TESTS = Path(__file__).parent
 SMALL = {"patch_size": 8, "hidden_dim": 8, "depth": 1, "num_heads": 2, "mlp_dim": 8}
@@ -139,10 +140,10 @@ def test_torch_compiles_a_network():
 
 
 def test_a_models_file_makes_the_same_model(tmp_path):
-    model = build_model("ViT-S/16", 3, 16, **SMALL)
+    model = accelerate(build_model("ViT-S/16", 3, 16, **SMALL))
     images = np.ones((2, 16, 16, 3), "float32")
     model.save(tmp_path / "model.keras")
-    for again in (load_network(tmp_path / "model.keras"), Network.from_config(model.get_config())):
+    for again in (accelerate(load_model(tmp_path / "model.keras")), Network.from_config(model.get_config())):
         assert type(again) is type(model)
         assert again.name == model.name
         again.set_weights(model.get_weights())

@@ -16,8 +16,8 @@ from project import pattern
 from selenium.webdriver import Keys
 from servers import CLASSES, SIZE, picture, running
 
-from visionpipe.register import register
-from visionpipe.serving.classifier import Classifier
+from visionpipe.artifact.classifier import Classifier
+from visionpipe.stages.register import register
 from visionpipe.tracking.store import connect
 
 pytestmark = [

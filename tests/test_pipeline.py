@@ -20,7 +20,7 @@ import psutil
 import pytest
 from project import CLASSES, MODELS, TIMEOUT, Project, Tracked, environment, executed, make_project, tracked
 
-from visionpipe.lineage import sha256_file
+from visionpipe.files import sha256_file
 
 pytestmark = pytest.mark.timeout(600)
 UNREACHABLE = "http://127.0.0.1:9"

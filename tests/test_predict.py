@@ -20,10 +20,10 @@ import pyarrow.parquet
 import pytest
 from servers import CHECKOUT, CLASSES, picture
 
+from visionpipe.artifact.classifier import Classifier
+from visionpipe.commands.predict import WRITERS, answers, open_journal, predict
 from visionpipe.data.paths import File, find_files, state
 from visionpipe.errors import ConfigError, DataError
-from visionpipe.predict import WRITERS, answers, open_journal, predict
-from visionpipe.serving.classifier import Classifier
 
 # A library that another test of the process uses may have imported JAX, which warns of every fork; nothing runs in it.
 pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visionpipe.config import Params, PrepareConfig
+from visionpipe.data.config import PrepareConfig
 from visionpipe.data.decode import decode_image, resize_and_crop
 from visionpipe.data.prepared import CHUNK_BYTES, PREPARED, SPLITS, channel_statistics, open_prepared
 from visionpipe.errors import DataError
-from visionpipe.prepare import prepare
+from visionpipe.project.params import Params
+from visionpipe.stages.prepare import prepare
 
 
 @pytest.fixture(autouse=True)
@@ -394,8 +395,9 @@ def python(program, *arguments):
 
 PREPARE = """
 import sys
-from visionpipe.config import Params, PrepareConfig
-from visionpipe.prepare import prepare
+from visionpipe.project.params import Params
+from visionpipe.data.config import PrepareConfig
+from visionpipe.stages.prepare import prepare
 params = Params(PrepareConfig("folder", sys.argv[1], size=(int(sys.argv[2]), int(sys.argv[2]))), models={})
 """
 

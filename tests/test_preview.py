@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visionpipe.preview import ROWS, VERSIONS, contact_sheet, described, one_of_each_class
+from visionpipe.commands.preview import ROWS, VERSIONS, contact_sheet, described, one_of_each_class
 
 
 @pytest.mark.slow

@@ -16,8 +16,7 @@ import pytest
 from npz_layout import google
 from project import CHECKOUT, environment
 
-from visionpipe.models import build_model
-from visionpipe.probe import (
+from visionpipe.commands.probe import (
     BATCH,
     NEIGHBOURS,
     RIDGES,
@@ -28,6 +27,7 @@ from visionpipe.probe import (
     pixels,
     without_head,
 )
+from visionpipe.models import build_model
 
 random = np.random.default_rng(0)
 CLASSES = 4
@@ -115,10 +115,10 @@ COMMANDS = """
 import json, os, sys
 os.environ["KERAS_BACKEND"], os.environ["TF_CPP_MIN_LOG_LEVEL"] = "tensorflow", "3"
 from pathlib import Path
-from visionpipe.backend import start_backend
-from visionpipe.canonical import save_keras
+from visionpipe.project.backend import start_backend
+from visionpipe.artifact.canonical import save_keras
 from visionpipe.cli import main
-from visionpipe.config import load_params
+from visionpipe.project.params import load_params
 from visionpipe.models import model_from_spec
 params = load_params()
 start_backend(params)

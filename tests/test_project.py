@@ -10,8 +10,8 @@ import yaml
 from packaging.requirements import Requirement
 
 from visionpipe import __version__
-from visionpipe.config import load_params
-from visionpipe.lineage import stage_code
+from visionpipe.project.lock import stage_code
+from visionpipe.project.params import load_params
 
 ROOT = Path(__file__).parents[1]
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())

@@ -13,21 +13,25 @@ from linear_models import SIZE, assert_exactly_once, downloaded, make_params, se
 from onnx_models import write_artifact
 from project import CLASSES
 
+from visionpipe.artifact.versions import load
+from visionpipe.commands.check import check
+from visionpipe.commands.lineage import lineage
+from visionpipe.commands.promote import Move, champions_before, promote, rollback
+from visionpipe.commands.prune import prune
 from visionpipe.data.prepared import PREPARED
 from visionpipe.errors import ArtifactError, RegistryError
+from visionpipe.evaluation.comparison import compare
 from visionpipe.files import exclusive, write_json
-from visionpipe.inspection import check, lineage
-from visionpipe.lineage import train_key
-from visionpipe.promotion import Move, champions_before, promote, rollback
-from visionpipe.prune import prune
-from visionpipe.register import RECEIPT, alias_summary, compare, golden, register, version_tags
-from visionpipe.serving.versions import load
+from visionpipe.project.lineage import train_key
+from visionpipe.stages.register import alias_summary, golden, register
+from visionpipe.stages.train import training_identity
 from visionpipe.tracking.lookup import Lookup, artifact_in, find
+from visionpipe.tracking.receipt import RECEIPT
 from visionpipe.tracking.registry import all_versions, locked_files, logged_model_id, move_aliases, publish
 from visionpipe.tracking.runs import record
 from visionpipe.tracking.store import connect
+from visionpipe.tracking.tags import version_tags
 from visionpipe.tracking.verification import compare_answers
-from visionpipe.train import training_identity
 
 pytestmark = pytest.mark.usefixtures("in_workspace")
 
@@ -294,7 +298,7 @@ def test_prune_removes_only_what_neither_an_alias_nor_a_rollback_nor_this_checko
 
 
 def test_prune_leaves_a_store_on_a_server_to_its_other_users(registry, registered, capsys, monkeypatch):
-    monkeypatch.setattr("visionpipe.prune.tracking_uri", lambda: "https://mlflow.example.com")
+    monkeypatch.setattr("visionpipe.commands.prune.tracking_uri", lambda: "https://mlflow.example.com")
     write_model("one", registered.params, mistaken=3)
     prune(registered.params, delete=True)
     assert "may serve other checkouts too" in capsys.readouterr().out
@@ -338,7 +342,7 @@ def remove_files(folder: Path) -> str:
 
 
 def break_code(folder: Path) -> str:
-    (code,) = folder.rglob("serving/classifier.py")
+    (code,) = folder.rglob("artifact/classifier.py")
     code.write_text("raise RuntimeError('no such instruction')")
     return "version 2 .* does not load: .*no such instruction"
 

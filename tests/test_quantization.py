@@ -15,16 +15,18 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_models import write_artifact
 from project import CHECKOUT
 
-from visionpipe.config import ExportConfig
+from visionpipe.artifact.classifier import Classifier
+from visionpipe.artifact.digest import artifact_sha256
+from visionpipe.artifact.quantization import Decision, calibration_images, decision_path, quantize
+from visionpipe.artifact.speed import measurement_path
 from visionpipe.data.prepared import PREPARED, open_prepared
-from visionpipe.evaluate import evaluate
-from visionpipe.evaluation.speed import measurement_path
-from visionpipe.export import choose_precision
 from visionpipe.files import write_json
-from visionpipe.lineage import artifact_sha256, state_folder
-from visionpipe.quantization import Decision, calibration_images, decision_path, quantize
-from visionpipe.register import precision, register
-from visionpipe.serving.classifier import Classifier
+from visionpipe.project.params import ExportConfig
+from visionpipe.project.paths import state_folder
+from visionpipe.stages.evaluate import evaluate
+from visionpipe.stages.export import choose_precision
+from visionpipe.stages.register import register
+from visionpipe.tracking.tags import precision
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (64, 8, 8, 3), np.uint8)
@@ -122,7 +124,7 @@ def test_the_same_model_gives_the_same_bytes_in_another_process(attentive, tmp_p
     np.save(tmp_path / "images.npy", IMAGES)
     script = """
 import hashlib, sys, numpy
-from visionpipe.quantization import quantize
+from visionpipe.artifact.quantization import quantize
 folder = sys.argv[1]
 content = quantize(open(f"{folder}/model.onnx", "rb").read(), numpy.load(f"{folder}/images.npy"))
 print(hashlib.sha256(content).hexdigest())

@@ -13,10 +13,12 @@ from linear_models import assert_exactly_once, only, state, write_model
 
 from visionpipe.errors import RegistryError
 from visionpipe.files import write_json
-from visionpipe.register import RECEIPT, golden, register, version_tags
+from visionpipe.stages.register import golden, register
+from visionpipe.tracking.receipt import RECEIPT
 from visionpipe.tracking.registry import publish
 from visionpipe.tracking.runs import complete, record
 from visionpipe.tracking.store import connect
+from visionpipe.tracking.tags import version_tags
 
 # Versions ----------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from attacks import end_under_load
 from PIL import Image
 from servers import CHECKOUT, CLASSES, SIZE, artifact_folder, big_jpeg, form, picture, running
 
+from visionpipe.artifact.versions import version_in
 from visionpipe.cli import parser, settings
 from visionpipe.data.decode import decode_image, resize_and_crop
 from visionpipe.errors import ConfigError
@@ -30,7 +31,6 @@ from visionpipe.serving.metrics import Metrics
 from visionpipe.serving.server import listen
 from visionpipe.serving.service import Service
 from visionpipe.serving.settings import Settings, complete
-from visionpipe.serving.versions import version_in
 
 PICTURES = {
     "png": picture("PNG"),

@@ -21,10 +21,10 @@ import pytest
 from onnx_models import write_artifact
 from PIL import Image
 
+from visionpipe.artifact.classifier import BATCH, Classifier
+from visionpipe.artifact.package import pyfunc_arguments
 from visionpipe.data.decode import resize_and_crop
 from visionpipe.errors import ArtifactError
-from visionpipe.serving.classifier import BATCH, Classifier
-from visionpipe.serving.package import pyfunc_arguments
 
 CLASSES = ["cat", "dog", "owl", "fox", "hen", "bee", "ant"]
 SIZE = (16, 20)
@@ -206,7 +206,7 @@ def test_a_fresh_process_runs_the_code_of_the_model_and_no_deep_learning_framewo
     script = f"""
 import sys, json, mlflow
 answer = mlflow.pyfunc.load_model({str(model)!r}).predict([{{"image": {encode(PICTURES["JPEG"])!r}}}])
-import visionpipe.data.decode, visionpipe.serving.classifier
+import visionpipe.data.decode, visionpipe.artifact.classifier
 print(json.dumps({{
     "label": answer[0]["label"],
     "code": [module.__file__ for name, module in sys.modules.items() if name.startswith("visionpipe")],

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visionpipe.config import Params, PrepareConfig
+from visionpipe.data.config import PrepareConfig
 from visionpipe.data.decode import decode_image
 from visionpipe.data.listing import Record, Rejected
 from visionpipe.data.prepared import PREPARED, open_prepared
 from visionpipe.data.sources import MAX_FILE_BYTES, SOURCES, list_folder, list_idx, list_zip
 from visionpipe.errors import DataError, ImageError
-from visionpipe.prepare import prepare
+from visionpipe.project.params import Params
+from visionpipe.stages.prepare import prepare
 
 
 def write_files(root, *paths):

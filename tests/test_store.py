@@ -12,10 +12,10 @@ import sqlalchemy
 from linear_models import only, write_model
 
 from visionpipe import cli
+from visionpipe.artifact.digest import artifact_sha256
 from visionpipe.errors import RegistryError
 from visionpipe.files import claim_folder, exclusive, temporary_folder
-from visionpipe.lineage import artifact_sha256
-from visionpipe.register import golden, register, version_tags
+from visionpipe.stages.register import golden, register
 from visionpipe.tracking import registry, runs
 from visionpipe.tracking.lookup import Lookup
 from visionpipe.tracking.places import present_location, relocate
@@ -23,6 +23,7 @@ from visionpipe.tracking.processes import is_abandoned, is_alive, process_identi
 from visionpipe.tracking.registry import all_versions, find_version, logged_model_id, publish
 from visionpipe.tracking.runs import create_run_once, record, runs_of
 from visionpipe.tracking.store import StoreError, alone, connect, database_of, open_experiment, tracking_uri
+from visionpipe.tracking.tags import version_tags
 
 RUN = "0" * 32 + "/artifacts"
 

@@ -9,12 +9,12 @@ from linear_models import make_params, state
 
 from visionpipe.errors import Interrupted, TrainingError
 from visionpipe.files import write_json
+from visionpipe.stages.train import introduction, last_identity, print_changes
 from visionpipe.tracking.runs import LiveRun
-from visionpipe.train import introduction, last_identity, print_changes
 
 IDENTITY = {
     "data_sha256": "d1",
-    "code": {"visionpipe/train.py": "c1"},
+    "code": {"visionpipe/stages/train.py": "c1"},
     "params": {"backend": "tensorflow", "model": {"family": "resnet"}, "train": {"epochs": 3}},
     "versions": {"keras": "3"},
 }
@@ -53,11 +53,15 @@ def test_a_training_says_what_changed_since_the_last_one_of_its_name(params, cap
     write_json(last_identity("one"), IDENTITY)
     print_changes("one", IDENTITY)
     assert capsys.readouterr().out == ""
-    now = IDENTITY | {"data_sha256": "d2", "code": {"visionpipe/train.py": "c2"}, "teacher_sha256": "t1"}
+    now = IDENTITY | {
+        "data_sha256": "d2",
+        "code": {"visionpipe/stages/train.py": "c2"},
+        "teacher_sha256": "t1",
+    }
     now["params"] = IDENTITY["params"] | {"train": {"epochs": 4, "patience": 2}}
     print_changes("one", now)
     assert capsys.readouterr().out.splitlines() == [
-        "  changed: code.visionpipe/train.py",
+        "  changed: code.visionpipe/stages/train.py",
         "  changed: data_sha256",
         "  changed: params.train.epochs, 3 → 4",
         "  changed: params.train.patience, nothing → 2",

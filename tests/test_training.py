@@ -21,13 +21,13 @@ import pytest
 import torch
 from linear_models import SIZE, make_params, write_prepared
 
-from visionpipe.canonical import save_keras
-from visionpipe.config import ModelConfig
+from visionpipe.artifact.canonical import save_keras
 from visionpipe.data.prepared import open_prepared
 from visionpipe.errors import ConfigError, Interrupted, TrainingError
 from visionpipe.files import temporary_name, write_json
 from visionpipe.models import build_model
 from visionpipe.models.layers import BatchNorm, Rescaling
+from visionpipe.project.params import ModelConfig
 from visionpipe.training.averaging import AveragedModel
 from visionpipe.training.checkpoint import Checkpoint, Progress
 from visionpipe.training.fit import Training, fit

@@ -21,13 +21,13 @@ import torch
 from npz_layout import big_vision, google
 from torch.nn import functional
 
-from visionpipe.canonical import save_keras
+from visionpipe.artifact.canonical import save_keras
 from visionpipe.cli import main
 from visionpipe.errors import WeightsError
 from visionpipe.models import build_model
+from visionpipe.models.known import KNOWN, table
 from visionpipe.models.positions import resize_positions
 from visionpipe.weights import Preprocessing, load_weights, resolve
-from visionpipe.weights.known import KNOWN, table
 
 ENCODER = {"patch_size": 8, "hidden_dim": 64, "depth": 2, "num_heads": 4, "mlp_dim": 96}
 GOOGLE = {"activation": "gelu_tanh", **ENCODER}

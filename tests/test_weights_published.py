@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 
 from visionpipe.models import build_model
+from visionpipe.models.known import KNOWN
 from visionpipe.weights import Preprocessing, load_weights, resolve
 from visionpipe.weights.download import fetch
-from visionpipe.weights.known import KNOWN
 
 pytestmark = [pytest.mark.weights, pytest.mark.timeout(3600)]
 IMAGENET = Preprocessing((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from visionpipe.errors import RegistryError, WeightsError
+from visionpipe.models.known import KERASHUB_PRESETS
 from visionpipe.weights import resolve
 from visionpipe.weights.download import NotFound, fetch
-from visionpipe.weights.known import KERASHUB_PRESETS
 
 ROOT = Path(__file__).parents[1]
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
@@ -253,7 +253,7 @@ def test_a_preset_of_kerashub_comes_as_one_folder(server):
 
 
 def test_a_known_name_stands_for_its_source_and_sha256(server, monkeypatch):
-    from visionpipe.weights import known
+    from visionpipe.models import known
 
     row = known.Known(f"{server.url}/models/x.npz", "ViT-B/16", 224, 1.0, "MIT", "here", SHA256[:8])
     monkeypatch.setattr(known, "KNOWN", {"some-vit": row})
@@ -270,7 +270,7 @@ def test_a_known_name_stands_for_its_source_and_sha256(server, monkeypatch):
 @pytest.fixture
 def registered(in_workspace):
     """A version with the alias `champion`, whose run has a model.keras; returns (name, store, run id)."""
-    from visionpipe.config import TrackingConfig
+    from visionpipe.project.params import TrackingConfig
     from visionpipe.tracking.store import connect
 
     store = connect(TrackingConfig("weights", "weights"))

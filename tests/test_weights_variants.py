@@ -21,7 +21,7 @@ import yaml
 from reference_checkpoints import randomise_keras, randomised, torch_forward
 
 from benchmarks.peers import stub_torchvision
-from visionpipe.canonical import save_keras
+from visionpipe.artifact.canonical import save_keras
 from visionpipe.errors import WeightsError
 from visionpipe.files import write_json
 from visionpipe.models import build_model

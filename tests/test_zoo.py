@@ -19,9 +19,9 @@ import scipy.ndimage
 from reference_models import r_vit, resnet50, vit
 from zoo import ZOO
 
-from visionpipe.canonical import save_keras
+from visionpipe.acceleration.network import load_network
+from visionpipe.artifact.canonical import save_keras
 from visionpipe.errors import ConfigError
-from visionpipe.export import onnx_bytes
 from visionpipe.models import COSTS, build_model, costs, list_models
 from visionpipe.models.attention import (
     BottleneckAttention,
@@ -29,10 +29,10 @@ from visionpipe.models.attention import (
     softmax,
 )
 from visionpipe.models.layers import StochasticDepth, WeightedSum, WeightStandardizedConv2D
-from visionpipe.models.network import load_network
 from visionpipe.models.positions import resize_positions, sincos_positions
 from visionpipe.models.surgery import attention_maps, features, with_image_size
 from visionpipe.models.variants import VARIANTS
+from visionpipe.stages.export import onnx_bytes
 
 random = np.random.default_rng(0)
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from visionpipe.backend import start_backend
-from visionpipe.config import ModelConfig, load_params
+from visionpipe.project.backend import start_backend
+from visionpipe.project.params import ModelConfig, load_params
 from visionpipe.training.recipe import layered
 
 RECIPE = {
@@ -54,7 +54,7 @@ def main(backend, folder, recipes, stop_before, start=None):
 def train(recipe, backend, folder, name, stop_before, start):
     import keras
 
-    from visionpipe.canonical import save_keras
+    from visionpipe.artifact.canonical import save_keras
     from visionpipe.data.prepared import open_prepared
     from visionpipe.models import build_model
     from visionpipe.training import watch

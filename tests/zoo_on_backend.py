@@ -15,7 +15,7 @@ import numpy as np
 from zoo import ZOO
 
 import visionpipe.models.layers  # noqa: F401  (registers what the files name)
-from visionpipe.canonical import save_keras
+from visionpipe.artifact.canonical import save_keras
 from visionpipe.models import build_model
 from visionpipe.models.surgery import with_image_size
 

@@ -224,8 +224,7 @@ def settings(options: argparse.Namespace) -> Settings:
 
 def run(options: argparse.Namespace) -> None:
     if options.command == "models":
-        from visionpipe.models import costs
-        from visionpipe.weights import known
+        from visionpipe.models import costs, known
 
         print(costs.table())
         print()
@@ -237,78 +236,78 @@ def run(options: argparse.Namespace) -> None:
         serve(options.target, settings(options))
         return
     if options.command == "container":
-        from visionpipe.container import container
+        from visionpipe.commands.container import container
 
         container(options.target, options.output)
         return
     if options.command == "predict":
-        from visionpipe.predict import predict
+        from visionpipe.commands.predict import predict
 
         predict(options.paths, options.output, options.model, options.probabilities)
         return
-    from visionpipe.config import load_params
+    from visionpipe.project.params import load_params
 
     params = load_params()
     if options.command in STAGES:
-        from visionpipe.backend import check_backend
+        from visionpipe.project.backend import check_backend
 
         check_backend(params)
         die_with_dvc()
     match options.command:
         case "prepare":
-            from visionpipe.prepare import prepare
+            from visionpipe.stages.prepare import prepare
 
             prepare(params)
         case "train":
-            from visionpipe.train import train
+            from visionpipe.stages.train import train
 
             train(options.name, params)
         case "export":
-            from visionpipe.export import export
+            from visionpipe.stages.export import export
 
             export(options.name, params)
         case "evaluate":
-            from visionpipe.evaluate import evaluate
+            from visionpipe.stages.evaluate import evaluate
 
             evaluate(options.name, params)
         case "register":
-            from visionpipe.register import register
+            from visionpipe.stages.register import register
 
             register(params)
         case "probe":
-            from visionpipe.probe import probe
+            from visionpipe.commands.probe import probe
 
             probe(params, options.target, options.variant, options.size)
         case "compare":
-            from visionpipe.register import compare
+            from visionpipe.evaluation.comparison import compare
 
             compare(params)
         case "params":
-            from visionpipe.inspection import show_params
+            from visionpipe.commands.params import show_params
 
             show_params(params)
         case "preview":
-            from visionpipe.preview import preview
+            from visionpipe.commands.preview import preview
 
             preview(options.name, params)
         case "check":
-            from visionpipe.inspection import check
+            from visionpipe.commands.check import check
 
             check(params)
         case "promote":
-            from visionpipe.promotion import promote
+            from visionpipe.commands.promote import promote
 
             promote(params, options.new_data)
         case "rollback":
-            from visionpipe.promotion import rollback
+            from visionpipe.commands.promote import rollback
 
             rollback(params)
         case "lineage":
-            from visionpipe.inspection import lineage
+            from visionpipe.commands.lineage import lineage
 
             lineage(options.version, params)
         case "prune":
-            from visionpipe.prune import prune
+            from visionpipe.commands.prune import prune
 
             prune(params, options.delete)
 

@@ -152,6 +152,16 @@ def claim_folder(parent: Path | None = None) -> tuple[Path, int]:
             os.close(claim)
 
 
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(content: Any) -> str:
+    """Hashes a JSON value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def copied(source: Path, target: Path) -> Path:
     """Copies a folder's files by their content alone: what a link leads to, with this process's permissions."""
     return Path(shutil.copytree(source, target, copy_function=shutil.copyfile))

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from visionpipe.config import PrepareConfig
+from visionpipe.data.config import PrepareConfig
 from visionpipe.data.listing import SPLIT_NAMES, Listing, Reader, Record, Rejected, list_class_folders
 from visionpipe.errors import DataError, ImageError
 

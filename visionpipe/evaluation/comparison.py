@@ -6,11 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from visionpipe.artifact.digest import artifact_sha256
+from visionpipe.artifact.speed import measurement_path
+from visionpipe.errors import RegistryError
 from visionpipe.escape import markdown
-from visionpipe.evaluation.speed import measurement_path
-from visionpipe.lineage import artifact_sha256
+from visionpipe.files import write_bytes
+from visionpipe.project.backend import thread_count
+from visionpipe.project.params import Params
+from visionpipe.project.paths import artifact_folder, model_folder, report_folder, state_folder
+from visionpipe.tracking.receipt import read_receipt
 
 Row = dict[str, Any]
+COMPARISON = Path("comparison.md")
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,17 @@ COLUMNS = (
 )
 
 
+def compare(params: Params) -> None:
+    """Prints the models side by side, and writes the same table to comparison.md."""
+    if not any((report_folder(name) / "metrics.json").exists() for name in params.models):
+        raise RegistryError("nothing has been evaluated here yet: run dvc repro, or dvc pull")
+    receipt = read_receipt()
+    chosen = receipt["chosen"] if receipt else None
+    table = comparison(read_rows(params.models, thread_count(params), state_folder()), chosen)
+    write_bytes(COMPARISON, table.encode())
+    print(f"\n{table}")
+
+
 def comparison(rows: list[Row], chosen: str | None = None) -> str:
     """One line per row of `read_rows`; the best value of a column is bold, `chosen` is marked with a star."""
     head = ["model", *(column.title for column in COLUMNS)]
@@ -72,11 +90,11 @@ def read_rows(names: Iterable[str], threads: int, state: Path) -> list[Row]:
 
 
 def read_row(name: str, threads: int, state: Path) -> Row:
-    metrics = read_if_there(Path("reports") / name / "metrics.json")
+    metrics = read_if_there(report_folder(name) / "metrics.json")
     validation, test = metrics.get("validation", {}), metrics.get("test", {})
-    lineage = read_if_there(Path("models") / name / "lineage.json")
+    lineage = read_if_there(model_folder(name) / "lineage.json")
     training = read_if_there(state / "measurements" / f"train-{lineage.get('model_sha256')}.json")
-    artifact = Path("artifacts") / name
+    artifact = artifact_folder(name)
     speed = (
         read_if_there(measurement_path(artifact_sha256(artifact), threads, state))
         if artifact.exists()

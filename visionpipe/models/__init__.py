@@ -112,7 +112,6 @@ def model_from_spec(
     from visionpipe.models.conformer import conformer
     from visionpipe.models.hybrid import botnet, hybrid
     from visionpipe.models.layers import Rescaling
-    from visionpipe.models.network import Network
     from visionpipe.models.resnet import resnet
     from visionpipe.models.vit import vit
 
@@ -138,4 +137,4 @@ def model_from_spec(
         logits = keras.layers.Average(dtype="float32", name="logits")(heads)
     else:
         logits = keras.layers.Dense(num_classes, dtype="float32", name="logits")(features)
-    return Network(images, logits, name=spec.family)
+    return keras.Model(images, logits, name=spec.family)

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from visionpipe.models.kernels import kernel
+from visionpipe.kernels import kernel
 from visionpipe.models.layers import product, weights
 from visionpipe.models.positions import distance_index, resize_positions, sincos_positions
 

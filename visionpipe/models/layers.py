@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from visionpipe.models.kernels import kernel, uniform
+from visionpipe.kernels import kernel, uniform
 
 Shape = tuple[Any, ...]  # None where the size is not known
 

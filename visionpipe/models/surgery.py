@@ -9,7 +9,6 @@ import numpy as np
 from visionpipe.errors import ConfigError
 from visionpipe.models import height_and_width
 from visionpipe.models.attention import MultiHeadSelfAttention, take_weights
-from visionpipe.models.network import Network
 
 
 def with_image_size(model: keras.Model, image_size: int | tuple[int, int]) -> keras.Model:
@@ -29,7 +28,7 @@ def with_image_size(model: keras.Model, image_size: int | tuple[int, int]) -> ke
     (images,) = (layer for layer in config["layers"] if layer["class_name"] == "InputLayer")
     images["config"]["batch_shape"] = (None, height, width, images["config"]["batch_shape"][-1])
     try:
-        resized = Network.from_config(config)
+        resized = keras.Model.from_config(config)
     except ValueError as error:
         raise ConfigError(f"{model.name} cannot take images of {height}×{width}: {error}") from error
     for layer in (layer for layer in resized.layers if hasattr(layer, "strides")):
@@ -72,7 +71,7 @@ def features(model: keras.Model) -> keras.Model:
         elif re.fullmatch(r"(encoder_block_\d+|.*_encoder)_mlp_add", layer.name):
             outputs[f"block_{blocks:02d}"] = layer.output
             blocks += 1
-    return Network(model.input, outputs, name=f"{model.name}_features")
+    return keras.Model(model.input, outputs, name=f"{model.name}_features")
 
 
 def stride(rows: int, left: int) -> int:
@@ -90,7 +89,7 @@ def attention_maps(model: keras.Model, images: Any) -> dict[str, np.ndarray]:
     attentions = [layer for layer in model.layers if isinstance(layer, MultiHeadSelfAttention)]
     if not attentions:
         raise ConfigError(f"{model.name} has no attention")
-    inputs = Network(model.input, {layer.name: layer.input for layer in attentions})(images)
+    inputs = keras.Model(model.input, {layer.name: layer.input for layer in attentions})(images)
     return {
         layer.name: keras.ops.convert_to_numpy(layer.attention_map(inputs[layer.name]))
         for layer in attentions

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from visionpipe.serving.classifier import Classifier
+from visionpipe.artifact.classifier import Classifier
 from visionpipe.serving.settings import Settings
 
 SMALL = 16 * 2**10  # bytes of a file that is decoded in a fraction of a millisecond

@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
+from visionpipe.artifact.versions import Version, load
 from visionpipe.errors import ImageError
 from visionpipe.serving.batching import Batcher, Job, Queue
 from visionpipe.serving.bodies import Refusal
 from visionpipe.serving.metrics import Metrics
 from visionpipe.serving.settings import Settings
-from visionpipe.serving.versions import Version, load
 
 RETRY_SECONDS = 60  # before a candidate that was refused is looked at again
 QUICK_NUMBERS = 20_000  # probabilities that are sorted and written in a moment

@@ -1,21 +1,21 @@
 """The model card that travels with every version (Mitchell et al. 2019, arXiv:1810.03993)."""
 
 import json
-from pathlib import Path
 from typing import Any
 
-from visionpipe.config import Params
 from visionpipe.data.prepared import PREPARED, open_prepared
 from visionpipe.escape import markdown
+from visionpipe.project.params import Params
+from visionpipe.project.paths import model_folder, report_folder
 
 MOST_SHOWN = 100  # classes; of more the card names the first and judges the worst
 
 
 def model_card(name: str, params: Params, precision: dict[str, Any]) -> str:
     """Markdown: what the model is, what made it, how good it is and where it fails."""
-    lineage = json.loads((Path("models") / name / "lineage.json").read_text(encoding="utf-8"))
-    metrics = json.loads((Path("reports") / name / "metrics.json").read_text(encoding="utf-8"))
-    table = json.loads((Path("reports") / name / "per_class.json").read_text(encoding="utf-8"))
+    lineage = json.loads((model_folder(name) / "lineage.json").read_text(encoding="utf-8"))
+    metrics = json.loads((report_folder(name) / "metrics.json").read_text(encoding="utf-8"))
+    table = json.loads((report_folder(name) / "per_class.json").read_text(encoding="utf-8"))
     data = open_prepared(PREPARED, verify=False)
     height, width = params.prepare.size
     counts = {split: sum(classes.values()) for split, classes in data.manifest["counts"].items()}

@@ -12,8 +12,9 @@ from typing import Any
 
 import yaml
 
-from visionpipe.config import Params, load_params
 from visionpipe.errors import ConfigError
+from visionpipe.project.lineage import training_params
+from visionpipe.project.params import Params, load_params
 
 INPUTS = ("params.yaml", "dvc.yaml", "visionpipe")
 NOT_OF_DVC = (yaml.YAMLError, LookupError, TypeError, AttributeError, ValueError)
@@ -97,7 +98,7 @@ def makes(commit: str, name: str, identity: dict[str, Any]) -> bool:
     try:
         deps = yaml.safe_load(content(blobs["dvc.yaml"]))["stages"]["train"]["do"]["deps"]
         params = params_at(blobs["params.yaml"])
-        trained = json.loads(json.dumps(training_params_of(name, params)))
+        trained = json.loads(json.dumps(training_params(name, params)))
     except (yaml.YAMLError, LookupError, TypeError, ConfigError):
         return False
     code = {path for path in blobs if path.endswith(".py") and any(within(path, str(dep)) for dep in deps)}
@@ -116,12 +117,6 @@ def has_data(commit: str, path: str) -> bool:
     except Damaged:  # nobody could check it out and reproduce the model
         return False
     return data in (None, data_here(path))
-
-
-def training_params_of(name: str, params: Params) -> dict[str, Any]:
-    from visionpipe.train import training_params  # which imports this module
-
-    return training_params(name, params)
 
 
 def within(path: str, dependency: str) -> bool:

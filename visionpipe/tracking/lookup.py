@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from visionpipe.artifact.digest import artifact_sha256
+from visionpipe.artifact.versions import Version, version_in
 from visionpipe.errors import RegistryError, VisionpipeError
 from visionpipe.files import claim_folder
-from visionpipe.lineage import artifact_sha256
-from visionpipe.serving.versions import Version, version_in
 from visionpipe.tracking.places import local_path, present_location
 from visionpipe.tracking.store import DeletedVersion, database_of, tracking_uri
 

@@ -9,10 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from visionpipe.artifact.digest import artifact_sha256 as artifact_digest
+from visionpipe.artifact.package import pyfunc_arguments
 from visionpipe.errors import ArtifactError, RegistryError
 from visionpipe.files import copied, temporary_folder
-from visionpipe.lineage import artifact_sha256 as artifact_digest
-from visionpipe.serving.package import pyfunc_arguments
 from visionpipe.tracking.processes import is_abandoned, process_identity
 from visionpipe.tracking.store import DeletedVersion, Store, StoreError
 from visionpipe.tracking.verification import (

@@ -17,10 +17,10 @@ from typing import Any
 
 import psutil
 
-from visionpipe.config import TrackingConfig
 from visionpipe.errors import Interrupted
-from visionpipe.files import copied, temporary_folder
-from visionpipe.lineage import sha256_file, sha256_json, state_folder
+from visionpipe.files import copied, sha256_file, sha256_json, temporary_folder
+from visionpipe.project.params import TrackingConfig
+from visionpipe.project.paths import state_folder
 from visionpipe.tracking.commits import commit_that_makes
 from visionpipe.tracking.processes import is_abandoned, is_alive, process_identity
 from visionpipe.tracking.store import Store, connect

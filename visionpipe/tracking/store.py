@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from visionpipe.config import TrackingConfig
 from visionpipe.errors import RegistryError, VisionpipeError
-from visionpipe.files import exclusive
-from visionpipe.lineage import dvc_root, sha256_json, state_folder
+from visionpipe.files import exclusive, sha256_json
+from visionpipe.project.params import TrackingConfig
+from visionpipe.project.paths import dvc_root, state_folder
 from visionpipe.tracking.places import artifact_root, relocate
 
 # MLflow's own defaults retry an unreachable server for minutes, and draw a bar for every small file.

@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 from visionpipe.errors import RegistryError
-from visionpipe.files import temporary_folder
-from visionpipe.lineage import sha256_file, state_folder
+from visionpipe.files import sha256_file, temporary_folder
+from visionpipe.project.paths import state_folder
 from visionpipe.tracking.store import StoreError, database_of, open_client, tracking_uri
 
 

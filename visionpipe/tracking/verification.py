@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from visionpipe.artifact.classifier import Classifier
+from visionpipe.artifact.digest import artifact_sha256
+from visionpipe.artifact.versions import not_registered
 from visionpipe.errors import ArtifactError, RegistryError
-from visionpipe.files import temporary_folder
-from visionpipe.lineage import artifact_sha256, sha256_file
-from visionpipe.serving.classifier import Classifier
-from visionpipe.serving.versions import not_registered
+from visionpipe.files import sha256_file, temporary_folder
 from visionpipe.tracking.store import Store
 
 GOLDEN_IMAGES = 8

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from visionpipe.models.kernels import kernel
+from visionpipe.kernels import kernel
 
 ON_THIS_BACKEND = type(keras.optimizers.AdamW())  # torch has a subclass, which updates all variables at once
 

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from visionpipe.models.network import Network
+from visionpipe.acceleration.network import Network
 from visionpipe.training.checkpoint import as_array
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from visionpipe.acceleration.network import Network, accelerate
 from visionpipe.data.augmentation import make_augmentation
 from visionpipe.data.batches import EVALUATION_BATCH, evaluation_batches, training_batches
 from visionpipe.data.prepared import Prepared
 from visionpipe.errors import ConfigError, TrainingError
-from visionpipe.models.network import Network
 from visionpipe.training.averaging import AveragedModel
 from visionpipe.training.checkpoint import Arrays, Checkpoint, Progress, Row, as_array
 from visionpipe.training.interruption import Interruption
@@ -66,7 +66,8 @@ class Training:
         checkpoint: Checkpoint,
         teacher: Teacher,
     ):
-        self.model, self.data, self.recipe, self.seed, self.checkpoint = model, data, recipe, seed, checkpoint
+        self.model = model = accelerate(model)
+        self.data, self.recipe, self.seed, self.checkpoint = data, recipe, seed, checkpoint
         self.images, self.labels = data.images("train"), data.labels("train")
         self.plan = Plan(recipe, len(self.labels))
         self.check_plan()

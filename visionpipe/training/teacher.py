@@ -27,12 +27,13 @@ def load_teacher(file: Path, data: Prepared) -> keras.Model:
     """The model in `file`, never trained itself; TrainingError where it knows other classes, by the lineage.json
     beside it, or another size.
     """
-    from visionpipe.models.network import load_trained
+    from visionpipe.acceleration.network import accelerate
+    from visionpipe.models.saved import load_trained
 
     # Paths of its own: Keras's torch models know their parameters by path, and would forget to zero the gradient of
     # a student's that is called like one of the teacher's.
     with keras.name_scope("teacher"):
-        teacher = load_trained(file)
+        teacher = accelerate(load_trained(file))
     images = data.images("validation")
     if teacher.input_shape[1:] != images.shape[1:] or teacher.output_shape[1:] != (len(data.classes),):
         raise TrainingError(

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from visionpipe.errors import WeightsError
-from visionpipe.lineage import sha256_file, sha256_json
+from visionpipe.files import sha256_file, sha256_json
 from visionpipe.weights import big_vision, google_npz, huggingface, keras_applications, kerashub, timm
 from visionpipe.weights.layout import Assumed, Companions, Format, Size, Tensors
 from visionpipe.weights.read import is_keras_archive, read_tensors

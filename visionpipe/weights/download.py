@@ -14,8 +14,7 @@ from tqdm import tqdm
 
 from visionpipe import __version__
 from visionpipe.errors import WeightsError
-from visionpipe.files import exclusive, write_json
-from visionpipe.lineage import sha256_file
+from visionpipe.files import exclusive, sha256_file, write_json
 
 CHUNK = 2**20
 ATTEMPTS = 4

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from visionpipe.errors import WeightsError
 from visionpipe.files import write_bytes
+from visionpipe.models.known import KERASHUB_PRESETS, known
 from visionpipe.weights.checkpoint import Checkpoint
 from visionpipe.weights.download import NotFound, check_sha256, fetch
-from visionpipe.weights.known import KERASHUB_PRESETS, known
 
 HUGGING_FACE = "https://huggingface.co"
 KAGGLE = "https://www.kaggle.com"

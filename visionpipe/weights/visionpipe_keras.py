@@ -34,11 +34,11 @@ class Own:
 
 def open_own(path: Path, image_size: tuple[int, int]) -> Own:
     """Raises WeightsError where the file is damaged, or no model of this package."""
-    from visionpipe.models.network import load_network
+    from visionpipe.models.saved import load_model
     from visionpipe.models.surgery import with_image_size
 
     try:
-        model = load_network(path)
+        model = load_model(path)
     except Exception as error:  # Keras has one kind for every fault
         raise WeightsError(f"{path} cannot be loaded as a model: {first_line(error)}") from error
     stored = arrays(model)

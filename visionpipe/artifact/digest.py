@@ -1,0 +1,16 @@
+"""The identity of an exported model."""
+
+from pathlib import Path
+
+from visionpipe.errors import ArtifactError
+from visionpipe.files import sha256_file, sha256_json
+
+ARTIFACT_FILES = ("model.onnx", "labels.json", "preprocessing.json")
+
+
+def artifact_sha256(folder: Path) -> str:
+    """Computes the identity of an exported model from its graph with weights, its labels and its preprocessing."""
+    missing = [name for name in ARTIFACT_FILES if not (folder / name).is_file()]
+    if missing:
+        raise ArtifactError(f"{folder} has no {', '.join(missing)}: run dvc repro")
+    return sha256_json({name: sha256_file(folder / name) for name in ARTIFACT_FILES})

@@ -1,0 +1,75 @@
+"""What an MLflow model of ours consists of: the artifact, the code that reads it, the versions it needs."""
+
+import base64
+import io
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import Map
+from PIL import Image
+
+PACKAGE = Path(__file__).parents[1]
+SERVING_CODE = (
+    "__init__.py",
+    "errors.py",
+    "data/__init__.py",
+    "data/decode.py",
+    "data/headers.py",
+    "serving/__init__.py",
+    "artifact/classifier.py",
+)
+REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pillow")
+
+
+def pyfunc_arguments(artifact: Path, staging: Path) -> dict[str, Any]:
+    """Keyword arguments for `mlflow.pyfunc.log_model` and `save_model`.
+
+    Args:
+        artifact: the folder that the export stage wrote, `artifacts/NAME`.
+        staging: an empty folder for the code, needed until MLflow has copied it.
+    """
+    return {
+        "python_model": str(PACKAGE / "artifact" / "pyfunc.py"),
+        "artifacts": {"classifier": str(artifact)},
+        "code_paths": [str(stage_code(staging))],
+        "pip_requirements": pip_requirements(),
+        "signature": signature(),
+        "input_example": input_example(),
+    }
+
+
+def stage_code(folder: Path) -> Path:
+    """Copies the modules that serving imports to `folder/visionpipe`, and returns that path.
+
+    MLflow puts the copy ahead of everything on `sys.path`, so a served model runs the code that it was
+    registered with, whatever visionpipe is installed beside it.
+    """
+    for name in SERVING_CODE:
+        target = folder / PACKAGE.name / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(PACKAGE / name, target)
+    return folder / PACKAGE.name
+
+
+def pip_requirements() -> list[str]:
+    """The installed versions, pinned: MLflow's own inference takes ten seconds and finds too much."""
+    return [f"{name}=={version(name)}" for name in REQUIREMENTS]
+
+
+def signature() -> ModelSignature:
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.string, "image")]),
+        outputs=Schema([ColSpec(DataType.string, "label"), ColSpec(Map(DataType.double), "probabilities")]),
+    )
+
+
+def input_example() -> pandas.DataFrame:
+    """A request of one image, small and white: it shows the form, and every model can answer it."""
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), "white").save(file, "PNG")
+    return pandas.DataFrame({"image": [base64.b64encode(file.getvalue()).decode()]})

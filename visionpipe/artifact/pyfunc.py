@@ -1,0 +1,73 @@
+"""The MLflow model. MLflow copies this file into the artifact and executes it there (models from code)."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+from visionpipe.artifact.classifier import Classifier
+from visionpipe.errors import ImageError
+
+MAX_ENCODED_LENGTH = 28_000_000  # base64 characters: an image file of 21 MB
+
+
+class InvalidImage(MlflowException):
+    """One row of the request is no image; the client gets status 400 and this one sentence.
+
+    MLflow's scoring server puts the printed request in front of `message` before it serialises the error,
+    so the serialisation takes the sentence from the exception's own argument.
+    """
+
+    def __init__(self, row: int, reason: str):
+        super().__init__(f"row {row}: {reason}", error_code=INVALID_PARAMETER_VALUE)
+
+    def serialize_as_json(self) -> str:
+        return json.dumps({"error_code": self.error_code, "message": self.args[0]})
+
+
+class ImageClassifier(PythonModel):
+    """Column `image` (base64 of an image file) → one `{label, probabilities: {class: float}}` per row."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        self._classifier = Classifier(Path(context.artifacts["classifier"]))
+
+    def predict(
+        self, context: PythonModelContext, model_input: pandas.DataFrame, params: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """Raises InvalidImage at the first row that is no image."""
+        if model_input.empty:
+            return []
+        images = np.stack([self._image(row, text) for row, text in enumerate(model_input["image"])])
+        labels = self._classifier.labels
+        return [
+            {
+                "label": labels[probabilities.argmax()],
+                "probabilities": dict(zip(labels, probabilities.tolist(), strict=True)),
+            }
+            for probabilities in self._classifier.probabilities(images)
+        ]
+
+    def _image(self, row: int, text: object) -> np.ndarray:
+        """uint8 (height, width, 3) from the base64 of an image file."""
+        if not isinstance(text, str):  # MLflow lets null and numbers through a string column
+            raise InvalidImage(row, "the image is not given as text")
+        if len(text) > MAX_ENCODED_LENGTH:
+            raise InvalidImage(row, f"{len(text)} characters of base64, more than {MAX_ENCODED_LENGTH:,}")
+        try:
+            data = base64.b64decode(text, validate=True)
+        except ValueError:
+            raise InvalidImage(row, "not plain base64 (no line breaks, no data: prefix)") from None
+        try:
+            return self._classifier.preprocess(data)
+        except ImageError as error:
+            raise InvalidImage(row, error.reason) from None
+
+
+mlflow.models.set_model(ImageClassifier())

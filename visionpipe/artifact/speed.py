@@ -1,0 +1,94 @@
+"""Measured speed and memory of an exported model, in a process of its own and once per machine.
+
+`python -m visionpipe.artifact.speed FOLDER THREADS` measures and prints JSON.
+"""
+
+import json
+import platform
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from visionpipe.artifact.classifier import Classifier
+from visionpipe.files import sha256_json, write_json
+
+SECONDS = 0.6  # spent on each batch size
+BATCHES = (1, 8, 32)
+
+
+def measure(folder: Path, artifact_sha256: str, threads: int, state: Path) -> dict[str, float]:
+    """The speed of the artifact in `folder`: measured now, or read from an earlier measurement.
+
+    Returns latency_p50_ms and latency_p95_ms (one image, without decoding), images_per_second (at the best
+    of a few batch sizes) and peak_memory_mib (of a process that loads the model and predicts).
+    """
+    path = measurement_path(artifact_sha256, threads, state)
+    if not path.exists():
+        command = [sys.executable, "-m", __name__, str(folder), str(threads)]
+        result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        write_json(path, json.loads(result.stdout))
+    return json.loads(path.read_text())
+
+
+def measurement_path(artifact_sha256: str, threads: int, state: Path) -> Path:
+    """The file that holds the speed of this artifact, on this CPU, with so many threads."""
+    key = sha256_json({"artifact": artifact_sha256, "cpu": cpu_model(), "threads": threads})
+    return state / "measurements" / f"{key}.json"
+
+
+def cpu_model() -> str:
+    try:
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def speed(classifier: Classifier) -> dict[str, float]:
+    """Predicts noise, first in batches of one image, then in larger ones while these are affordable."""
+    noise = np.random.default_rng(0).integers(0, 256, (max(BATCHES), *classifier.size, 3), np.uint8)
+    latencies = run_times(classifier, noise[:1])
+    median = float(np.median(latencies))
+    affordable = [batch for batch in BATCHES[1:] if batch * median < SECONDS]
+    rates = [batch / float(np.median(run_times(classifier, noise[:batch]))) for batch in affordable]
+    return {
+        "latency_p50_ms": round(median * 1000, 3),
+        "latency_p95_ms": round(float(np.percentile(latencies, 95)) * 1000, 3),
+        "images_per_second": round(max(1 / median, *rates), 1),
+        "peak_memory_mib": round(peak_memory_mib(), 1),
+    }
+
+
+def run_times(classifier: Classifier, images: np.ndarray) -> list[float]:
+    """Seconds of each of the predictions that fit into SECONDS, one at least, after two to warm up."""
+    for _ in range(2):
+        classifier.logits(images)
+    times: list[float] = []
+    end = time.perf_counter() + SECONDS
+    while not times or time.perf_counter() < end:
+        start = time.perf_counter()
+        classifier.logits(images)
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def peak_memory_mib() -> float:
+    """Highest resident memory of this process.
+
+    Linux carries `ru_maxrss` over from the parent that started the process, so the kernel's own
+    high-water mark of the address space is read instead, where there is one.
+    """
+    try:
+        return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024  # type: ignore[index]
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+if __name__ == "__main__":
+    print(json.dumps(speed(Classifier(Path(sys.argv[1]), int(sys.argv[2])))))

@@ -1,0 +1,1 @@
+"""The commands of `visionpipe` that are no stage."""

@@ -1,0 +1,34 @@
+"""`visionpipe params`: checks params.yaml and prints the trainings that `dvc repro` would run."""
+
+from pathlib import Path
+
+from visionpipe.data.prepared import MANIFEST, PREPARED, open_prepared
+from visionpipe.data.sources import existing
+from visionpipe.models.names import layer_names
+from visionpipe.project.backend import check_backend
+from visionpipe.project.params import Params
+from visionpipe.training.plan import plan_lines
+
+
+def show_params(params: Params) -> None:
+    """Says what `dvc repro` will train, or what is wrong with params.yaml in one line."""
+    check_backend(params)
+    if params.prepare.source != "tfds":
+        existing(params.prepare, Path.exists, "a file or folder")
+    images = training_images(PREPARED / MANIFEST)
+    for name in params.models:
+        recipe = params.train_config(name)
+        print(
+            f"{name}: {params.model(name).variant} on {params.backend}, {recipe.budget}, batches of "
+            f"{recipe.batch_size}"
+        )
+        if images:
+            params.plan(name, images)
+        print(*plan_lines(recipe, images, layer_names(params.model_spec(name))), sep="\n")
+
+
+def training_images(manifest: Path) -> int | None:
+    """How many were prepared, or None where none are."""
+    if not manifest.exists():
+        return None
+    return sum(open_prepared(manifest.parent, verify=False).manifest["counts"]["train"].values())

@@ -1,0 +1,281 @@
+"""`visionpipe predict`: labels for any number of image files, in one table."""
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import orjson
+from tqdm import tqdm
+
+from visionpipe import __version__
+from visionpipe.artifact.classifier import BATCH, Classifier
+from visionpipe.artifact.digest import artifact_sha256
+from visionpipe.artifact.versions import load
+from visionpipe.data.paths import File, find_files, is_small, read, state
+from visionpipe.errors import ConfigError, DataError, ImageError
+from visionpipe.escape import csv_line, visible
+from visionpipe.files import exclusive, replacing, temporary_name
+from visionpipe.tracking.lookup import find_version
+
+ROWS_AT_ONCE = 10_000  # of a Parquet row group, if these are at most
+NUMBERS_AT_ONCE = 10_000_000  # of a row group; a worker hands over a fiftieth of these at most
+Row = dict[str, Any]  # of the journal
+Values = list[Any]  # of the table, in the order of its columns
+
+
+def predict(paths: list[str], output: Path, target: str, probabilities: bool) -> None:
+    """Writes one row per file to `output`: file, label, probability, error.
+
+    Args:
+        paths: folders, zip archives, image files, glob patterns, or "-" for a list of them on stdin.
+        output: .csv, .jsonl or .parquet; appears when all is done. Until then `output`.partial has the rows,
+            and the same command goes on from there.
+        target: `models:/NAME@ALIAS`, `models:/NAME/NUMBER` or a folder.
+        probabilities: adds a column `p(CLASS)` for each class.
+
+    Raises DataError at the end where files could not be used: `error` says why, and the others have labels.
+    """
+    check_output(output)
+    with find_version(target) as version:
+        classifier, sha256 = load(version, threads=1), artifact_sha256(version.folder)
+    columns = ["file", "label", "probability"]
+    columns += [f"p({label})" for label in classifier.labels] if probabilities else []
+    columns.append("error")
+    files = list(find_files(paths))
+    journal = Path(f"{output}.partial")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(Path(f"{journal}.lock"), f"waiting for another process that writes {output}"):
+        header = {"artifact_sha256": sha256, "columns": columns, "visionpipe": __version__}
+        with open_journal(journal, header, files) as (lines, places):
+            left, start = [file for file in files if file.name not in places], time.perf_counter()
+            names = iter([file.name for file in left])
+            tqdm.monitor_interval = 0  # no thread of its own, which processes must not be forked beside
+            bar = tqdm(total=len(files), initial=len(files) - len(left), unit=" images", disable=None)
+            with bar, contextlib.closing(answers(left, classifier, probabilities)) as tasks:
+                for rows in tasks:
+                    for row in rows.splitlines(keepends=True):
+                        places[next(names)] = lines.tell()
+                        lines.write(row)
+                    lines.flush()
+                    bar.update(rows.count(b"\n"))
+            rate = len(left) / (time.perf_counter() - start)
+        broken = Broken()
+        with replacing(output) as table:
+            WRITERS[output.suffix](broken.seen(values(journal, places, files, columns)), columns, table)
+        journal.unlink()
+    Path(f"{journal}.lock").unlink(missing_ok=True)
+    speed = f", {rate:,.0f} images/s" if left else ""
+    print(f"{len(files):,} files, {version.name} version {version.number}{speed}: {output}")
+    if broken.count:
+        raise DataError(f"{broken.count:,} of {len(files):,} files have no label, such as {broken.first}")
+
+
+def check_output(output: Path) -> None:
+    """Raises ConfigError where the table could not be written: before hours of work, not behind."""
+    given = f"--output {visible(str(output))}"
+    if output.suffix not in WRITERS:
+        raise ConfigError(f"{given}: expected a name that ends in {', '.join(WRITERS)}")
+    for path in (output, Path(f"{output}.partial"), Path(f"{output}.partial.lock")):
+        if os.path.isdir(path):  # Path's own fails where a name is too long
+            raise ConfigError(f"{given}: {visible(str(path))} is a folder, where a file is to be written")
+    parent = next(path for path in output.absolute().parents if os.path.lexists(path))
+    if not parent.is_dir():
+        raise ConfigError(f"{given}: {visible(str(parent))} is not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"{given}: nothing can be written to {visible(str(parent))}")
+    longest, most = os.fsencode(temporary_name(output, os.getpid())), os.pathconf(parent, "PC_NAME_MAX")
+    if len(longest) > most:
+        raise ConfigError(f"{given}: the name is too long by {len(longest) - most} bytes")
+
+
+class Broken:
+    """Counts the rows without a label while they pass."""
+
+    def __init__(self) -> None:
+        self.count, self.first = 0, ""
+
+    def seen(self, rows: Iterable[Values]) -> Iterator[Values]:
+        for row in rows:
+            file, *_, error = row
+            if error is not None:
+                self.count += 1
+                self.first = self.first or f"{visible(file)}: {error}"
+            yield row
+
+
+# Answers -----------------------------------------------------------------------------------------------
+
+
+def answers(files: list[File], classifier: Classifier, probabilities: bool) -> Generator[bytes]:
+    """Rows as lines of JSON, in the order of the files, a task at a time.
+
+    A process for each core decodes and classifies: decoding a small file is mostly Python, of which
+    a process runs one thread at a time. The classifier's own threads should be one.
+    """
+    # Handing a task over takes as long as some small images.
+    size = 4 * BATCH if files and is_small(files[0]) else BATCH
+    if probabilities:
+        size = max(1, min(size, NUMBERS_AT_ONCE // 50 // len(classifier.labels)))
+    workers = os.cpu_count() or 1
+    # A fork shares the model's memory. Elsewhere its system libraries do not survive one.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    with ProcessPoolExecutor(workers, context, begin_worker, (classifier, probabilities)) as pool:
+        ahead: deque[Future[bytes]] = deque()
+        try:
+            for start in range(0, len(files), size):
+                ahead.append(pool.submit(answer, files[start : start + size]))
+                if len(ahead) > 2 * workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        except BrokenProcessPool:
+            raise DataError(
+                "a worker was killed, perhaps for want of memory: the same command goes on"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+_classifier: Classifier  # of a worker
+_probabilities: bool
+
+
+def begin_worker(classifier: Classifier, probabilities: bool) -> None:
+    global _classifier, _probabilities
+    _classifier, _probabilities = classifier, probabilities
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends its workers
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """A parent that was killed cannot end its workers."""
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
+    os._exit(1)
+
+
+def answer(files: list[File]) -> bytes:
+    images: list[np.ndarray] = []
+    rows: list[Row] = []
+    for file in files:
+        rows.append(
+            {"file": file.name, "state": state(file), "error": None}
+        )  # a file that changes now is read anew
+        try:
+            images.append(_classifier.preprocess(read(file)))
+        except ImageError as error:
+            rows[-1]["error"] = error.reason
+    table: Any = _classifier.probabilities(np.stack(images)) if images else []
+    for row, numbers in zip((row for row in rows if row["error"] is None), table, strict=True):
+        best = numbers.argmax()
+        row |= {"label": _classifier.labels[best], "probability": numbers[best]}
+        if _probabilities:
+            row["probabilities"] = numbers
+    return b"".join(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n" for row in rows)
+
+
+# The journal and the table -----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def open_journal(path: Path, header: Row, files: list[File]) -> Iterator[tuple[BinaryIO, dict[str, int]]]:
+    """The journal to append to, and by the names of the files the places of their rows in it.
+
+    A journal of another model or of other columns begins anew. The row of a file that has changed since has no
+    place, and a last line that was cut off is removed.
+    """
+    wanted = {file.name: file for file in files}
+    places: dict[str, int] = {}
+    with path.open("a+b") as lines:
+        lines.seek(0)
+        if parsed(lines.readline()) != header:
+            lines.truncate(0)
+            lines.write(orjson.dumps(header) + b"\n")
+        else:
+            place = lines.tell()
+            for line in lines:
+                row = parsed(line)
+                if row is None:
+                    break
+                file = wanted.get(row["file"])
+                if file and row["state"] and row["state"] == state(file):
+                    places[file.name] = place
+                place += len(line)
+            lines.truncate(place)
+        lines.flush()
+        lines.seek(0, os.SEEK_END)
+        yield lines, places
+
+
+def parsed(line: bytes) -> Row | None:
+    """A line of the journal; None where it was cut off, or is no line of a journal."""
+    try:
+        return orjson.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+
+
+def values(journal: Path, places: dict[str, int], files: list[File], columns: list[str]) -> Iterator[Values]:
+    """The rows of the table, in the order of the files."""
+    unknown = [None] * (len(columns) - 4)
+    with journal.open("rb") as lines:
+        for file in files:
+            lines.seek(places[file.name])
+            row = orjson.loads(lines.readline())
+            numbers = row.get("probabilities", unknown)
+            yield [row["file"], row.get("label"), row.get("probability"), *numbers, row["error"]]
+
+
+def write_csv(rows: Iterator[Values], columns: list[str], file: BinaryIO) -> None:
+    file.write(csv_line(columns))
+    file.writelines(map(csv_line, rows))
+
+
+def write_jsonl(rows: Iterator[Values], columns: list[str], file: BinaryIO) -> None:
+    for row in rows:
+        file.write(orjson.dumps(dict(zip(columns, row, strict=True))) + b"\n")
+
+
+def write_parquet(rows: Iterator[Values], columns: list[str], file: BinaryIO) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    text = ["file", "label", "error"]
+    types = [(name, pyarrow.string() if name in text else pyarrow.float64()) for name in columns]
+    schema = pyarrow.schema(types)
+    at_once = max(1, min(ROWS_AT_ONCE, NUMBERS_AT_ONCE // len(columns)))
+    # A dictionary and the extremes of each group cost more than the numbers that they describe.
+    options: Any = {"use_dictionary": text, "write_statistics": text}
+    with pyarrow.parquet.ParquetWriter(file, schema, **options) as writer:
+        while group := [compact(row) for row in itertools.islice(rows, at_once)]:
+            files, labels, numbers, errors = zip(*group, strict=True)
+            table = np.ascontiguousarray(np.transpose(numbers))
+            arrays = [pyarrow.array(column, from_pandas=True) for column in table]  # NaN becomes null
+            ends = [pyarrow.array(column, pyarrow.string()) for column in (files, labels, errors)]
+            writer.write_table(pyarrow.Table.from_arrays([*ends[:2], *arrays, ends[2]], schema=schema))
+
+
+def compact(row: Values) -> tuple[str, str | None, np.ndarray, str | None]:
+    """With the numbers as float64: of many classes a list would take four times as much."""
+    file, label, *numbers, error = row
+    return file, label, np.array(numbers, np.float64), error
+
+
+WRITERS: dict[str, Callable[[Iterator[Values], list[str], BinaryIO], None]] = {
+    ".csv": write_csv,
+    ".jsonl": write_jsonl,
+    ".parquet": write_parquet,
+}

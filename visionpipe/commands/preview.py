@@ -1,0 +1,89 @@
+"""`visionpipe preview`: a picture of what training sees, made by the augmentation that training runs."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from visionpipe.data.augmentation import make_augmentation
+from visionpipe.data.prepared import PREPARED, open_prepared
+from visionpipe.evaluation.pictures import STYLE, save, short
+from visionpipe.project.backend import check_backend, start_backend
+from visionpipe.project.params import Params
+from visionpipe.project.paths import state_folder
+
+ROWS, VERSIONS = 8, 7
+
+
+def preview(name: str | None, params: Params) -> Path:
+    """Writes a contact sheet of the recipe of a model, the first of params.yaml by default; prints its path.
+
+    A row is one training image and what the augmentation makes of it with the random numbers of the first steps. The
+    rows are one batch, so that images which are mixed are mixed with each other.
+    """
+    name = name or next(iter(params.models))
+    entries = params.train_config(name).augmentation
+    check_backend(params)
+    data = open_prepared(PREPARED)
+    start_backend(params)
+    import tensorflow as tf
+
+    from visionpipe.data.batches import one_hot
+
+    labels = data.labels("train")
+    rows = one_of_each_class(labels)
+    images, targets = data.images("train")[rows], one_hot(labels[rows], len(data.classes))
+    augment = make_augmentation(entries, params.seed, steps_per_epoch=VERSIONS)
+    columns = [(images.astype(np.float32), targets)]
+    for step in range(VERSIONS):
+        augmented = augment(tf.constant(images), tf.constant(targets), tf.constant(step, tf.int64))
+        columns.append(tuple(tensor.numpy() for tensor in augmented))
+    kinds = ", ".join(entry["name"] for entry in entries) or "no augmentation"
+    path = state_folder() / "previews" / f"{name}.png"
+    save(contact_sheet(columns, data.classes, f"{short(name)}: {kinds}"), path)
+    print(path)
+    return path
+
+
+def one_of_each_class(labels: np.ndarray) -> np.ndarray:
+    """Indices of ROWS images, or of all if there are fewer: the classes in turn, each in its own order."""
+    order = np.argsort(labels, kind="stable")
+    _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    within = np.arange(len(labels)) - np.repeat(starts, counts)
+    return order[np.argsort(within, kind="stable")][:ROWS]
+
+
+@matplotlib.rc_context(
+    STYLE | {"figure.constrained_layout.w_pad": 0.03, "figure.constrained_layout.h_pad": 0.03}
+)
+def contact_sheet(columns: list[tuple[np.ndarray, np.ndarray]], classes: list[str], title: str) -> Figure:
+    """One row for each image: the original, then its versions, with their labels.
+
+    `columns`: images float32 (rows, height, width, 3), [0, 255], and targets float32 (rows, classes).
+    """
+    rows, height, width = columns[0][0].shape[:3]
+    cell = 1.35
+    figure = Figure(figsize=(len(columns) * cell, rows * (cell * height / width + 0.38) + 0.6))
+    figure.suptitle(title, x=0.005, ha="left", fontsize=11)
+    panels = figure.subplots(rows, len(columns), squeeze=False)
+    for column, (images, targets) in enumerate(columns):
+        for axes, image, target in zip(panels[:, column], images, targets, strict=True):
+            axes.imshow(
+                image.round().astype(np.uint8), interpolation="nearest" if width < 100 else "antialiased"
+            )
+            axes.set_axis_off()
+            # Two lines everywhere, or the rows would have different heights.
+            axes.set_title(described(target, classes), fontsize=6.5, pad=2, loc="center")
+    panels[0, 0].set_title(
+        f"original:\n{described(columns[0][1][0], classes).strip()}", fontsize=6.5, pad=2, loc="center"
+    )
+    return figure
+
+
+def described(target: np.ndarray, classes: list[str]) -> str:
+    """The one or two classes of a label, with their shares where there are two."""
+    most = [index for index in np.argsort(-target, kind="stable")[:2] if target[index] >= 0.005]
+    if len(most) == 1:
+        return f"\n{short(classes[most[0]])}"
+    return "\n".join(f"{short(classes[index])} {target[index]:.0%}" for index in most)

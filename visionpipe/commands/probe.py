@@ -1,0 +1,257 @@
+"""`visionpipe probe`: what frozen features are worth on the prepared images, in minutes."""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from visionpipe.data.prepared import PREPARED, Prepared, open_prepared
+from visionpipe.errors import ConfigError, WeightsError
+from visionpipe.files import sha256_json
+from visionpipe.models import build_model
+from visionpipe.models.known import known
+from visionpipe.models.variants import VARIANTS, fields
+from visionpipe.project.backend import backend_versions, start_backend
+from visionpipe.project.params import Params
+from visionpipe.project.paths import model_folder
+from visionpipe.tracking.runs import find_run, log_metrics, log_params
+from visionpipe.tracking.store import connect
+from visionpipe.weights import Checkpoint, load_weights, resolve
+
+if TYPE_CHECKING:
+    import keras
+
+BATCH = 64
+NEIGHBOURS = (1, 5, 20)
+TEMPERATURE = 0.07  # of the votes (Wu et al. 2018, arXiv:1805.01978)
+ROWS_AT_ONCE = 200  # images times classes are 32 MB of numbers at 20,000 classes
+RIDGES = tuple(10.0**power for power in range(-6, 3))
+Accuracies = dict[str, float]  # by split
+
+
+@dataclass(frozen=True)
+class Result:
+    """Accuracies of both probes; what was chosen on the validation images; seconds of computing features."""
+
+    name: str
+    width: int
+    neighbours: Accuracies
+    linear: Accuracies
+    chosen: dict[str, float]
+    seconds: float
+
+
+def probe(params: Params, target: str | None, variant: str | None, size: int | None) -> None:
+    """Prints and logs a k-nearest-neighbour and a linear probe of `target`: an entry of `models:`, or a
+    source of weights; by default all entries that were trained. Pixels are there to compare with.
+
+    Args:
+        variant: what to build for a source that names none.
+        size: height and width that the images are resized to; null: as they were prepared.
+    """
+    start_backend(params)
+    data = open_prepared(PREPARED)
+    image_size = (size, size) if size else tuple(data.manifest["size"])
+    targets = [target] if target else [name for name in params.models if trained(name).exists()]
+    if not targets:
+        raise ConfigError("no model is trained yet: run dvc repro, or name a source: visionpipe probe SOURCE")
+    results = [judged("pixels", {split: pixels(data.images(split)) for split in data.splits}, data, 0.0)]
+    for name in targets:
+        checkpoint, model = open_target(name, params, variant, image_size)
+        start, body = time.perf_counter(), without_head(model)
+        found = {split: features(body, data.images(split), f"{name}, {split}") for split in data.splits}
+        result = judged(name, found, data, time.perf_counter() - start)
+        log(params, checkpoint, data, image_size, result)
+        results.append(result)
+    print(table(results, data.splits))
+
+
+def trained(name: str) -> Path:
+    return model_folder(name) / "model.keras"
+
+
+def open_target(
+    name: str, params: Params, variant: str | None, image_size: tuple[int, ...]
+) -> tuple[Checkpoint, "keras.Model"]:
+    """The weights and a model that has them."""
+    if name in params.models and trained(name).exists():
+        checkpoint = resolve(trained(name))
+    elif name in params.models:
+        raise ConfigError(
+            f"{name} is not trained yet: run dvc repro {name}, or probe the source it starts from"
+        )
+    else:
+        checkpoint = resolve(name)
+    height, width = image_size
+    if checkpoint.is_own:
+        from visionpipe.weights.visionpipe_keras import open_own
+
+        return checkpoint, open_own(checkpoint.path, (height, width)).model
+    row = known(name)
+    variant = variant or (row.variant if row else None)
+    if variant is None:
+        raise WeightsError(f"{name} does not say what model it is: add --variant, one of visionpipe models")
+    options = dict(row.overrides) if row else {}
+    if variant in VARIANTS:
+        options |= {
+            key: value for key, value in checkpoint.options.items() if key in fields(VARIANTS[variant].spec)
+        }
+    pixels = {key: value for key, value in checkpoint.options.items() if key.startswith("pixel_")}
+    model = build_model(variant, 1, (height, width), **pixels, **options)
+    print(load_weights(model, checkpoint, head="zero"), flush=True)
+    return checkpoint, model
+
+
+def without_head(model: "keras.Model") -> "keras.Model":
+    """Images to what the head reads."""
+    import keras
+
+    from visionpipe.acceleration.network import accelerate
+
+    names = {layer.name for layer in model.layers}
+    head = model.get_layer("logits_class" if "logits_class" in names else "logits")
+    return accelerate(keras.Model(model.input, head.input))
+
+
+def features(body: "keras.Model", images: np.ndarray, title: str) -> np.ndarray:
+    """Of uint8 images (n, height, width, 3): float32 (n, features)."""
+    import keras
+
+    size = body.input.shape[1:3]
+    parts = []
+    for start in tqdm(range(0, len(images), BATCH), desc=title, unit="batch", disable=None):
+        batch = images[start : start + BATCH].astype(np.float32)
+        count = len(batch)
+        batch = np.pad(batch, ((0, BATCH - count), (0, 0), (0, 0), (0, 0)))  # one shape is compiled once
+        if batch.shape[1:3] != size:
+            batch = keras.ops.image.resize(batch, size, interpolation="bicubic", antialias=True)
+            batch = keras.ops.convert_to_numpy(keras.ops.clip(batch, 0, 255))
+        parts.append(np.asarray(body.predict_on_batch(batch), np.float32)[:count])
+    return np.concatenate(parts)
+
+
+def pixels(images: np.ndarray) -> np.ndarray:
+    """The images themselves, averaged down to about 16 by 16, as features."""
+    steps = [max(1, round(side / 16)) for side in images.shape[1:3]]
+    height, width = (side // step * step for side, step in zip(images.shape[1:3], steps, strict=True))
+    blocks = (len(images), height // steps[0], steps[0], width // steps[1], steps[1], 3)
+    means = np.asarray(images[:, :height, :width]).reshape(blocks).mean((2, 4), dtype=np.float32)
+    return means.reshape(len(images), -1)
+
+
+def judged(name: str, found: dict[str, np.ndarray], data: Prepared, seconds: float) -> Result:
+    """Both probes on features by split. Their one setting each is chosen on the validation images."""
+    labels = {split: data.labels(split) for split in found}
+    mean, deviation = found["train"].mean(0), found["train"].std(0) + 1e-6
+    scaled = {split: (x - mean) / deviation for split, x in found.items()}
+    classes = len(data.classes)
+
+    def accuracies(answers: Iterator[tuple[float, Accuracies]]) -> tuple[float, Accuracies]:
+        return max(answers, key=lambda answer: answer[1]["validation"])
+
+    k, neighbours = accuracies(nearest_neighbours(scaled, labels, classes))
+    ridge, linear = accuracies(least_squares(scaled, labels, classes))
+    return Result(name, found["train"].shape[1], neighbours, linear, {"k": k, "ridge": ridge}, seconds)
+
+
+def nearest_neighbours(
+    found: dict[str, np.ndarray], labels: dict[str, np.ndarray], classes: int
+) -> Iterator[tuple[float, Accuracies]]:
+    """For each k: the k training images of the most similar direction vote, each with exp(cosine / 0.07)."""
+    unit = {split: x / (np.linalg.norm(x, axis=1, keepdims=True) + 1e-12) for split, x in found.items()}
+    most = min(max(NEIGHBOURS), len(labels["train"]))
+    nearest: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for split in [split for split in found if split != "train"]:
+        similarities, places = [], []
+        for start in range(0, len(unit[split]), 1000):
+            cosine = unit[split][start : start + 1000] @ unit["train"].T
+            place = np.argsort(-cosine, axis=1, kind="stable")[:, :most]
+            places.append(place)
+            similarities.append(np.take_along_axis(cosine, place, 1))
+        nearest[split] = (np.concatenate(similarities), labels["train"][np.concatenate(places)])
+    for k in NEIGHBOURS:
+        accuracy = {}
+        for split, (cosine, voted) in nearest.items():
+            weight, classes_voted = np.exp((cosine[:, :k] - 1) / TEMPERATURE), voted[:, :k]
+            same = classes_voted[:, :, None] == classes_voted[:, None, :]
+            votes = (same * weight[:, None, :]).sum(2)  # for the class of each neighbour
+            best = np.where(votes == votes.max(1, keepdims=True), classes_voted, classes).min(1)
+            accuracy[split] = float((best == labels[split]).mean())
+        yield float(k), accuracy
+
+
+def least_squares(
+    found: dict[str, np.ndarray], labels: dict[str, np.ndarray], classes: int
+) -> Iterator[tuple[float, Accuracies]]:
+    """For each ridge: the linear map to −1 and 1 per class of the least squared error, in closed form
+    (Dosovitskiy et al. 2021, section 4.1). The ridge is relative to the mean variance.
+    """
+    x = found["train"].astype(np.float64)
+    values, vectors = np.linalg.eigh(x.T @ x / len(x))
+    shares = np.bincount(labels["train"], minlength=classes) / len(x)
+    # x.T @ (targets - their mean), without the targets: a row of a number per class for each image.
+    sums = np.zeros((classes, x.shape[1]))
+    np.add.at(sums, labels["train"], x)
+    products = vectors.T @ (2 * (sums - np.outer(shares, x.sum(0))).T / len(x))
+    for ridge in RIDGES:
+        weights = vectors @ (products / (np.maximum(values, 0) + ridge * values.mean())[:, None])
+        right = {
+            split: [
+                (found[split][i : i + ROWS_AT_ONCE] @ weights + 2 * shares).argmax(1)
+                == labels[split][i : i + ROWS_AT_ONCE]
+                for i in range(0, len(labels[split]), ROWS_AT_ONCE)
+            ]
+            for split in found
+            if split != "train"
+        }
+        yield ridge, {split: float(np.concatenate(parts).mean()) for split, parts in right.items()}
+
+
+def log(
+    params: Params, checkpoint: Checkpoint, data: Prepared, image_size: tuple[int, ...], result: Result
+) -> None:
+    """One run for the same weights on the same images, however often they are probed; in an experiment of its
+    own, because nothing was trained.
+    """
+    identity = {
+        "weights_sha256": checkpoint.sha256,
+        "data_sha256": data.manifest["content_sha256"],
+        "image_size": list(image_size),
+        "versions": backend_versions(params),
+    }
+    key = sha256_json(identity)
+    experiment = f"{params.tracking.experiment} probes"
+    store = connect(dataclasses.replace(params.tracking, experiment=experiment))
+    run = find_run(store, probe_key=key)
+    if run is None:
+        run = store.client.create_run(
+            store.experiment_id,
+            run_name=f"{result.name} · {key[:6]}",
+            tags={"probe_key": key, "source": checkpoint.source, "weights_sha256": checkpoint.sha256},
+        )
+        log_params(store, run.info.run_id, identity | result.chosen | {"features": result.width})
+    numbers: dict[str, Any] = {"seconds": result.seconds}
+    for probed, accuracy in (("neighbours", result.neighbours), ("linear", result.linear)):
+        numbers |= {f"{probed}.{split}.accuracy": value for split, value in accuracy.items()}
+    log_metrics(store, run.info.run_id, numbers)
+    store.client.set_terminated(run.info.run_id, "FINISHED")
+
+
+def table(results: list[Result], splits: list[str]) -> str:
+    judged_on = [split for split in splits if split != "train"]
+    lines = [
+        "| weights | features | "
+        + " | ".join(f"{kind} {split}" for kind in ("k-NN", "linear") for split in judged_on)
+        + " | seconds |",
+        "| --- | ---: |" + " ---: |" * (2 * len(judged_on) + 1),
+    ]
+    for result in results:
+        values = [accuracy[split] for accuracy in (result.neighbours, result.linear) for split in judged_on]
+        numbers = " | ".join(f"{value:.4f}" for value in values)
+        lines.append(f"| {result.name} | {result.width:,} | {numbers} | {result.seconds:.0f} |")
+    return "\n".join(lines)

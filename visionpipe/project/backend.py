@@ -1,0 +1,121 @@
+"""Chooses the Keras backend, its threads and its device before anything imports Keras."""
+
+import importlib.metadata
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+
+from visionpipe.errors import BackendError
+from visionpipe.project.params import Params
+
+PACKAGES = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}
+
+
+def thread_count(params: Params) -> int:
+    """`threads` of params.yaml, or the number of physical cores."""
+    return params.threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1
+
+
+def check_backend(params: Params) -> None:
+    """Refuses a backend that is not installed, or that KERAS_BACKEND contradicts."""
+    wanted, given = params.backend, os.environ.get("KERAS_BACKEND")
+    if given and given != wanted:
+        raise BackendError(
+            f"KERAS_BACKEND={given} contradicts backend: {wanted} in params.yaml: unset KERAS_BACKEND, "
+            f"or change params.yaml (dvc exp run -S backend={given})"
+        )
+    if importlib.util.find_spec(PACKAGES[wanted]) is None:
+        raise BackendError(
+            f"backend {wanted} is not installed: run pip install 'visionpipe[{wanted}]' -c constraints.txt"
+        )
+
+
+def start_backend(params: Params, backend: str | None = None) -> None:
+    """Sets `backend` (default: that of params.yaml), pins threads and seeds every generator.
+
+    Pinned threads are what makes two runs on one machine equal to the bit.
+    """
+    check_backend(params)
+    backend, threads = backend or params.backend, thread_count(params)
+    if "keras" in sys.modules and sys.modules["keras"].backend.backend() != backend:
+        raise BackendError(f"Keras is already running on another backend than {backend}: start a new process")
+    os.environ["KERAS_BACKEND"] = backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ["OMP_NUM_THREADS"] = os.environ["NPROC"] = str(threads)  # NPROC: XLA's CPU thread pool
+    with quiet_native_logs():
+        import keras
+
+        start_tensorflow(threads, owns_device=backend == "tensorflow")
+    if backend == "torch":
+        import torch
+
+        torch.set_num_threads(threads)
+    keras.utils.set_random_seed(params.seed)
+
+
+@contextmanager
+def quiet_native_logs() -> Iterator[None]:
+    """Keeps what C++ code writes to stderr away from the user, unless the block fails.
+
+    TensorFlow prints ten lines at import that no log level silences.
+    """
+    with tempfile.TemporaryFile() as captured:
+        stderr = os.dup(2)
+        os.dup2(captured.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            captured.seek(0)
+            os.write(stderr, captured.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+def start_tensorflow(threads: int, owns_device: bool) -> None:
+    """TensorFlow runs the input path on every backend; beside another one it must leave the GPU alone."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    if not owns_device:
+        tf.config.set_visible_devices([], "GPU")
+    elif tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.enable_op_determinism()
+
+
+def device_name() -> str:
+    """What the running backend computes on, for people: `CPU`, or the GPU's name."""
+    import keras
+
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        gpus: list[Any] = tf.config.list_physical_devices("GPU")
+        return (
+            str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU"))
+            if gpus
+            else "CPU"
+        )
+    if backend == "jax":
+        import jax
+
+        device = jax.devices()[0]
+        return "CPU" if device.platform == "cpu" else str(device.device_kind)
+    import torch
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"
+
+
+def backend_versions(params: Params) -> dict[str, str]:
+    """Versions of what computes the weights: Keras, the backend, and the input path."""
+    packages = {"keras", "keras-cv", "numpy", "tensorflow", PACKAGES[params.backend]}
+    return {package: importlib.metadata.version(package) for package in sorted(packages)}

@@ -1,0 +1,49 @@
+"""What made a model: two equal keys mean the same data, code, parameters and versions."""
+
+from dataclasses import asdict
+from typing import Any
+
+from visionpipe.files import sha256_json
+from visionpipe.project.backend import thread_count
+from visionpipe.project.params import ModelConfig, Params
+
+Pixels = dict[str, tuple[float, ...]]
+CHECKPOINTS = ("checkpoint_minutes", "checkpoint_steps")  # no weight depends on them
+
+
+def train_key(identity: dict[str, Any]) -> str:
+    """Computes the name of a training's checkpoint folder, which is known before the training starts."""
+    return sha256_json(identity)
+
+
+def lineage_id(key: str, model_sha256: str) -> str:
+    """Computes the id that ties the run, the model file and the registered version together."""
+    return sha256_json({"train_key": key, "model_sha256": model_sha256})
+
+
+def training_params(name: str, params: Params) -> dict[str, Any]:
+    """What params.yaml says of everything that the weights depend on."""
+    entry = params.model(name)
+    return {
+        "backend": params.backend,
+        "seed": params.seed,
+        "threads": thread_count(params),
+        "model": {
+            "variant": entry.variant,
+            "family": params.model_spec(name).family,
+            **({"init": entry.init, "init_head": entry.init_head} if entry.init is not None else {}),
+            **({"init_grid": entry.init_grid} if entry.init_grid is not None else {}),
+            **written_pixels(entry),
+            **asdict(params.model_spec(name)),
+        },
+        "train": {
+            key: value for key, value in asdict(params.train_config(name)).items() if key not in CHECKPOINTS
+        },
+        "prepare": asdict(params.prepare),
+    }
+
+
+def written_pixels(model: ModelConfig) -> Pixels:
+    """The normalisation as far as params.yaml has it."""
+    written = {"pixel_mean": model.pixel_mean, "pixel_std": model.pixel_std}
+    return {key: value for key, value in written.items() if value is not None}

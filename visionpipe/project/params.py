@@ -1,0 +1,265 @@
+"""params.yaml as frozen dataclasses. This module imports no framework, so mistakes surface at once."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from visionpipe.artifact.canonical import check_parameters
+from visionpipe.data.augmentation import AUGMENTATIONS, Mixing, OutOfRange
+from visionpipe.data.config import PrepareConfig
+from visionpipe.data.dice import MOST_ENTRIES
+from visionpipe.errors import ConfigError
+from visionpipe.models.names import layer_names
+from visionpipe.models.specs import Encoder, ModelSpec
+from visionpipe.models.variants import resolve_variant
+from visionpipe.project.needs import check_needs
+from visionpipe.project.schema import UniqueKeys, build, converted, require, suggest
+from visionpipe.training.plan import Plan, check_end, check_mixing, check_rates, is_layer, no_layer
+from visionpipe.training.presets import PRESETS
+from visionpipe.training.recipe import TrainConfig, layered
+
+PARAMS_FILE = Path("params.yaml")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One entry of `models:`. `needs` is the file that DVC orders this training after: the prepared images' manifest,
+    the model of another entry, or `data/NAME.needs`, where the section `needs:` has two of them; `train` overrides the
+    common recipe. `init`: weights to start from, another entry or any source of weights/sources.py; `init_sha256`:
+    what that file must have, its first digits are enough; `init_head`: whether its head is taken too, or starts at
+    zero; `init_grid`: rows and columns of its position embeddings, where they fit neither the model nor a square.
+    `pixel_mean`, `pixel_std`: of the normalisation, per channel (R, G, B) of pixels in [0, 255]; null: those of
+    the weights to start from, else of the training images.
+    """
+
+    variant: str
+    needs: str
+    init: str | None = None
+    init_sha256: str | None = None
+    init_head: Literal["zero", "load"] = field(default="zero", kw_only=True)
+    init_grid: tuple[int, int] | None = field(default=None, kw_only=True)
+    pixel_mean: tuple[float, float, float] | None = None
+    pixel_std: tuple[float, float, float] | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """`max_logit_difference`: what ONNX may differ from Keras by, relative to the largest logit, before
+    any quantisation. `precision: auto` keeps int8 where it is much faster and hardly less accurate.
+    """
+
+    precision: Literal["fp32", "int8", "auto"] = "fp32"
+    opset: int = 18
+    max_logit_difference: float = 0.001
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    calibration_bins: int = 15
+    worst_mistakes: int = 25
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """The least that a model must reach on the validation split to be registered, in [0, 1]."""
+
+    accuracy: float = 0.0
+    worst_recall: float = 0.0
+
+
+@dataclass(frozen=True)
+class RegisterConfig:
+    gate: GateConfig = GateConfig()
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    experiment: str = "visionpipe"
+    model: str = "visionpipe"
+
+
+@dataclass(frozen=True)
+class Params:
+    """The whole experiment. `threads: null` means the number of physical cores; `train` is the recipe that all
+    models share, as it is written: `train_config` makes a model's of it. `needs`: for an entry that starts from one
+    entry's model and learns from another's, the files of both.
+    """
+
+    prepare: PrepareConfig
+    models: dict[str, ModelConfig]
+    needs: dict[str, tuple[str, str]] = field(default_factory=dict, kw_only=True)
+    train: dict[str, Any] = field(default_factory=dict)
+    export: ExportConfig = ExportConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    register: RegisterConfig = RegisterConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    backend: Literal["tensorflow", "jax", "torch"] = "tensorflow"
+    seed: int = 0
+    threads: int | None = None
+
+    def model(self, name: str) -> ModelConfig:
+        if name not in self.models:
+            raise ConfigError(
+                f"no model {name!r} in params.yaml{suggest(name, self.models)}; "
+                f"models: has {', '.join(self.models)}"
+            )
+        return self.models[name]
+
+    def train_config(self, name: str) -> TrainConfig:
+        """The common recipe under the model's own; each is its preset's values under those written beside it."""
+        layers: list[dict[str, Any]] = []
+        for content, key in ((self.train, "train"), (self.model(name).train, f"models.{name}.train")):
+            own = dict(content)
+            preset = own.pop("preset", None)
+            require(
+                preset is None or (isinstance(preset, str) and preset in PRESETS),
+                f"{key}.preset", f"no preset {preset!r}{suggest(str(preset), PRESETS)}; known: {', '.join(PRESETS)}",
+            )  # fmt: skip
+            layers += [converted(TrainConfig, PRESETS.get(preset, {}), key), converted(TrainConfig, own, key)]
+        recipe = TrainConfig(**layered(*layers))
+        with named(f"models.{name}.train."):
+            recipe.check()
+            check_end(recipe)
+            check_mixing(recipe, recipe.batch_size)
+        return recipe
+
+    def plan(self, name: str, images: int) -> Plan:
+        """What the recipe comes to for so many training images; ConfigError where it does not fit them."""
+        plan = Plan(self.train_config(name), images)
+        with named(f"models.{name}.train."):
+            plan.check()
+        return plan
+
+    def model_spec(self, name: str) -> ModelSpec:
+        """The variant with its overrides, checked against the image size and for what an ONNX file can hold."""
+        model = self.model(name)
+        with named(f"models.{name}: "):
+            spec = resolve_variant(model.variant, self.prepare.size, **model.overrides)
+            if isinstance(spec, Encoder):  # whose matrices are nearly all that a large model has
+                check_parameters(spec.depth * spec.hidden_dim * (4 * spec.hidden_dim + 2 * spec.mlp_dim))
+            return spec
+
+
+@contextmanager
+def named(where: str) -> Iterator[None]:
+    """Puts before a ConfigError where in params.yaml its key is."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"params.yaml: {where}{error}") from None
+
+
+def load_params(path: Path = PARAMS_FILE) -> Params:
+    """Reads and checks params.yaml; raises ConfigError with the key's path."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)  # nosec B506: a SafeLoader
+    except FileNotFoundError:
+        raise ConfigError(f"no {path} here: run visionpipe in the folder that holds dvc.yaml") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    params = build(Params, content, "")
+    check(params)
+    return params
+
+
+def check(params: Params) -> None:
+    """Checks that need more than one key, or more than a type."""
+    prepare, gate = params.prepare, params.register.gate
+    require(params.models, "models", "needs at least one entry")
+    require(all(side >= 8 for side in prepare.size), "prepare.size", "sides must be at least 8 pixels")
+    require(0 < prepare.validation_fraction < 1, "prepare.validation_fraction", "must lie between 0 and 1")
+    require(0 < prepare.crop_ratio <= 1, "prepare.crop_ratio", "must be above 0 and at most 1")
+    require(0 < prepare.test_fraction < 1, "prepare.test_fraction", "must lie between 0 and 1")
+    require(
+        bool(prepare.name) == (prepare.source == "tfds"),
+        "prepare.name",
+        "names the TensorFlow Datasets set: give it with source: tfds, and only there",
+    )
+    require(0 <= params.seed < 2**31, "seed", "must lie between 0 and 2147483647")
+    require(params.threads is None or params.threads >= 1, "threads", "must be at least 1, or null")
+    for name, value in dataclasses.asdict(gate).items():
+        require(0 <= value <= 1, f"register.gate.{name}", "must lie between 0 and 1")
+    evaluate, export = params.evaluate, params.export
+    require(evaluate.calibration_bins >= 1, "evaluate.calibration_bins", "must be at least 1")
+    require(evaluate.worst_mistakes >= 0, "evaluate.worst_mistakes", "must not be negative")
+    require(13 <= export.opset <= 18, "export.opset", "must lie between 13 and 18")
+    require(export.max_logit_difference > 0, "export.max_logit_difference", "must be positive")
+    for name, value in dataclasses.asdict(params.tracking).items():
+        # MLflow puts the model's name into addresses (models:/NAME@ALIAS) and into conditions (name = 'NAME').
+        unfit = "" if name == "experiment" else "'@?"
+        require(
+            not set("/:" + unfit) & set(value)
+            and value.isprintable()
+            and value.strip(" .")
+            and len(value) <= 250,
+            f"tracking.{name}",
+            f"needs a name without '/' and ':'{unfit and ', also without '}{' '.join(unfit)}, "
+            "of at most 250 characters that can be printed",
+        )
+    for name in params.models:
+        require(
+            re.fullmatch(r"[\w][\w-]*", name) and len(name.encode()) <= 200,
+            f"models.{name}",
+            "a model's name may hold letters, digits, '-' and '_' only, no '-' at its beginning, and 200 bytes",
+        )
+        recipe, where = params.train_config(name), f"models.{name}.train"
+        check_augmentation(recipe.augmentation, f"{where}.augmentation")
+        params.model_spec(name)
+        require(
+            params.model(name).init or not params.model(name).init_sha256,
+            f"models.{name}.init_sha256", "is that of init: give both",
+        )  # fmt: skip
+        for key, least in (("pixel_mean", 0), ("pixel_std", 1)):
+            numbers = getattr(params.model(name), key) or ()
+            require(
+                all(least <= number <= 255 for number in numbers),
+                f"models.{name}.{key}",
+                f"must lie between {least} and 255, the range of pixels",
+            )
+        for key, unset in (("init_head", "zero"), ("init_grid", None)):
+            require(
+                params.model(name).init or getattr(params.model(name), key) == unset,
+                f"models.{name}.{key}", "has no effect without init: leave it out",
+            )  # fmt: skip
+        require(
+            min(params.model(name).init_grid or (1,)) >= 1,
+            f"models.{name}.init_grid", "must be rows and columns of at least 1",
+        )  # fmt: skip
+        known = layer_names(params.model_spec(name))
+        for key, names in recipe.named_layers().items():
+            for words in names:
+                require(is_layer(words, known), f"{where}.{key}", no_layer(words, known))
+        with named(f"{where}."):
+            check_rates(recipe, known)
+    check_needs(params)
+
+
+def check_augmentation(entries: tuple[dict[str, Any], ...], key: str) -> None:
+    """What an entry leaves out has the default of its kind."""
+    require(len(entries) <= MOST_ENTRIES, key, f"holds at most {MOST_ENTRIES} entries")
+    mixed = False
+    for position, entry in enumerate(entries):
+        where, name = f"{key}[{position}]", str(entry.get("name"))
+        require(
+            name in AUGMENTATIONS,
+            f"{where}.name",
+            f"no augmentation {name!r}{suggest(name, AUGMENTATIONS)}; known: {', '.join(AUGMENTATIONS)}",
+        )
+        kind = AUGMENTATIONS[name]
+        given = {parameter: value for parameter, value in entry.items() if parameter != "name"}
+        defaults = {f.name: f.default for f in dataclasses.fields(kind)}
+        try:
+            build(kind, defaults | given, where)
+        except OutOfRange as error:
+            raise ConfigError(f"params.yaml: {where}.{error}") from None
+        mixes = issubclass(kind, Mixing)
+        require(mixes or not mixed, where, f"{name} must come before what mixes images: mixup, cutmix")
+        mixed = mixes

@@ -1,0 +1,32 @@
+"""Where a project's files are."""
+
+import os
+from pathlib import Path
+
+
+def dvc_root() -> Path:
+    """Returns the repository's root. In `dvc exp run --temp` that is the main repository, not the temporary copy."""
+    if os.environ.get("DVC_ROOT"):
+        return Path(os.environ["DVC_ROOT"])
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
+
+
+def model_folder(name: str) -> Path:
+    """Returns the folder of a trained model: model.keras, history.csv, lineage.json."""
+    return Path("models") / name
+
+
+def artifact_folder(name: str) -> Path:
+    """Returns the folder of an exported model: model.onnx, labels.json, preprocessing.json, parity.json."""
+    return Path("artifacts") / name
+
+
+def report_folder(name: str) -> Path:
+    """Returns the folder of an evaluation: metrics, predictions and pictures."""
+    return Path("reports") / name
+
+
+def state_folder() -> Path:
+    """Returns `.visionpipe`: checkpoints, locks and measurements, which neither DVC nor git sees."""
+    return dvc_root() / ".visionpipe"

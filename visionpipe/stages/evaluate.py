@@ -1,0 +1,133 @@
+"""Stage `evaluate`: the exported model's answers on the validation and test images → reports/NAME/."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visionpipe.artifact.classifier import BATCH, Classifier
+from visionpipe.artifact.digest import artifact_sha256
+from visionpipe.artifact.speed import measure
+from visionpipe.data.prepared import PREPARED, Prepared, open_prepared
+from visionpipe.errors import ArtifactError
+from visionpipe.escape import csv_line, script_data, visible
+from visionpipe.evaluation import metrics, pictures
+from visionpipe.evaluation.metrics import Answers
+from visionpipe.files import replacing, write_json
+from visionpipe.project.backend import thread_count
+from visionpipe.project.params import Params
+from visionpipe.project.paths import artifact_folder, report_folder, state_folder
+
+SPLITS = ("validation", "test")
+MOST_COLUMNS = 100  # of predictions.csv; with more classes it has a column for the likeliest only
+NEXT = [column for place in ("second", "third", "fourth", "fifth") for column in (place, f"p({place})")]
+
+
+def evaluate(name: str, params: Params) -> None:
+    """Judges `artifacts/NAME` as it ships. What it writes is the same in every run, so no speeds are in it.
+
+    Raises ArtifactError when the artifact is damaged or does not belong to the prepared data.
+    """
+    artifact, report = artifact_folder(name), report_folder(name)
+    threads = thread_count(params)
+    prepared = open_prepared(PREPARED)
+    classifier = Classifier(artifact, threads)
+    check_agreement(artifact, classifier, prepared)
+    labels = {split: prepared.labels(split) for split in SPLITS}
+    answers, tables = {}, {}
+    for split in SPLITS:
+        answers[split], tables[split] = predict(artifact, classifier, prepared.images(split), labels[split])
+
+    write_predictions(report / "predictions.csv", prepared, answers, tables)
+    bins = params.evaluate.calibration_bins
+    headline = {
+        split: metrics.classification_metrics(answers[split], labels[split], prepared.classes, bins)
+        for split in SPLITS
+    }
+    write_json(report / "metrics.json", headline)
+    write_test_report(report, prepared, answers["test"], params)
+
+    speed = measure(artifact, artifact_sha256(artifact), threads, state_folder())
+    print(summary(name, headline["test"], speed))
+
+
+def check_agreement(artifact: Path, classifier: Classifier, prepared: Prepared) -> None:
+    if classifier.labels != prepared.classes:
+        raise ArtifactError(f"{artifact} was exported for other classes than {PREPARED} has: export it again")
+    if classifier.framing != prepared.framing:
+        theirs, ours = (
+            ", ".join(f"{key} {value}" for key, value in framing.items())
+            for framing in (classifier.framing, prepared.framing)
+        )
+        raise ArtifactError(f"{artifact} expects images of {theirs}, {PREPARED} has {ours}: export it again")
+
+
+def predict(
+    artifact: Path, classifier: Classifier, images: np.ndarray, labels: np.ndarray
+) -> tuple[Answers, np.ndarray | None]:
+    """The answers, and all probabilities where there are MOST_COLUMNS at most: float64 (n, classes).
+
+    Refuses a model whose answers are not numbers, as after a diverged training.
+    """
+    parts, tables = [], []
+    for start in range(0, len(images), BATCH):
+        probabilities = classifier.probabilities(images[start : start + BATCH])
+        if not np.isfinite(probabilities).all():
+            raise ArtifactError(f"{artifact} answers with NaN or infinite values: its training has diverged")
+        parts.append(metrics.answers(probabilities, labels[start : start + BATCH]))
+        if len(classifier.labels) <= MOST_COLUMNS:
+            tables.append(probabilities)
+    return metrics.joined(parts), np.concatenate(tables) if tables else None
+
+
+def write_predictions(
+    path: Path, prepared: Prepared, answers: dict[str, Answers], tables: dict[str, np.ndarray | None]
+) -> None:
+    """One line per image of both splits: what it is, what the model said, and how sure it was; of many classes the
+    likeliest only.
+    """
+    classes = prepared.classes
+    few = len(classes) <= MOST_COLUMNS
+    columns = [f"p({name})" for name in classes] if few else ["p(label)", *NEXT]
+    with replacing(path) as file:
+        file.write(csv_line(["split", "file", "label", "predicted", "confidence", *columns]))
+        for split, found in answers.items():
+            files, labels, table = prepared.files(split), prepared.labels(split), tables[split]
+            for row, (name, label) in enumerate(zip(files, labels, strict=True)):
+                said = zip(found.best[row], found.shares[row], strict=True)
+                (best, confidence), *others = [(classes[index], f"{share:.6f}") for index, share in said]
+                numbers = [found.likelihood[row]] if table is None else table[row]
+                rest = [cell for other in others for cell in other] if table is None else []
+                line = [split, name, classes[label], best, confidence, *(f"{p:.6f}" for p in numbers), *rest]
+                file.write(csv_line(line))
+
+
+def write_test_report(report: Path, prepared: Prepared, answers: Answers, params: Params) -> None:
+    """What DVC plots (confusion.csv), the table by class, and the pictures: all of the test split."""
+    classes, labels, images = prepared.classes, prepared.labels("test"), prepared.images("test")
+    confusion = metrics.pairs(labels, answers.predicted)
+    shown = set(metrics.most_confused(confusion, len(classes), pictures.MOST_SHOWN).tolist())
+    with replacing(report / "confusion.csv") as file:
+        file.write(csv_line(["actual", "predicted"]))
+        for actual, predicted in zip(labels.tolist(), answers.predicted.tolist(), strict=True):
+            if actual in shown:
+                said = classes[predicted] if predicted in shown else pictures.OTHERS
+                file.write(csv_line([script_data(classes[actual]), script_data(said)]))
+    table = metrics.per_class(confusion, classes)
+    write_json(report / "per_class.json", table)
+
+    bins = metrics.calibration(answers, labels, params.evaluate.calibration_bins)
+    most = params.evaluate.worst_mistakes
+    pictures.save(pictures.confusion(confusion, classes), report / "confusion.png")
+    pictures.save(pictures.per_class(table), report / "per_class.png")
+    pictures.save(pictures.calibration(bins), report / "calibration.png")
+    pictures.save(pictures.mistakes(images, labels, answers, classes, most), report / "mistakes.png")
+
+
+def summary(name: str, test: dict[str, Any], speed: dict[str, float]) -> str:
+    interval = f"{test['accuracy_low']:.4f}–{test['accuracy_high']:.4f}"
+    return (
+        f"{name}: test accuracy {test['accuracy']:.4f} ({interval}), macro F1 {test['macro_f1']:.4f}, "
+        f"worst recall {test['worst_recall']:.4f} ({visible(test['worst_class'])}), "
+        f"{speed['latency_p50_ms']:.2f} ms per image, {speed['images_per_second']:,.0f} images/s"
+    )

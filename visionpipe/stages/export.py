@@ -1,0 +1,150 @@
+"""Stage `export`: a trained model to the artifact that is evaluated and served."""
+
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from visionpipe.artifact.canonical import canonical_onnx, check_parameters
+from visionpipe.artifact.classifier import Classifier
+from visionpipe.artifact.digest import artifact_sha256
+from visionpipe.artifact.quantization import Decision, accuracy, calibration_images, decision_path, quantize
+from visionpipe.artifact.speed import measure
+from visionpipe.data.prepared import PREPARED, Prepared, open_prepared
+from visionpipe.errors import ArtifactError
+from visionpipe.files import write_bytes, write_json
+from visionpipe.project.backend import start_backend, thread_count
+from visionpipe.project.params import Params
+from visionpipe.project.paths import artifact_folder, model_folder, state_folder
+
+if TYPE_CHECKING:
+    import keras
+
+PARITY_IMAGES = 64
+
+
+def export(name: str, params: Params) -> None:
+    """Writes `artifacts/NAME/`: model.onnx, labels.json, preprocessing.json, parity.json.
+
+    Runs the TensorFlow backend whatever backend trained: its export is exact for all families.
+    """
+    params.model(name)
+    start_backend(params, backend="tensorflow")
+    from visionpipe.models.saved import load_trained
+
+    data = open_prepared(PREPARED, verify=False)
+    folder = artifact_folder(name)
+    model = load_trained(model_folder(name) / "model.keras")
+    images = data.images("validation")[:PARITY_IMAGES]
+    expected = np.asarray(model(images.astype(np.float32)))  # Keras exports only what was called once
+    write_bytes(folder / "model.onnx", onnx_bytes(model, params.export.opset))
+    write_json(folder / "labels.json", data.classes)
+    write_json(folder / "preprocessing.json", data.framing)
+
+    received = Classifier(folder).logits(images)
+    difference = float(np.abs(received - expected).max() / np.abs(expected).max())
+    same = bool((received.argmax(1) == expected.argmax(1)).all())
+    parity = {"images": len(images), "relative_logit_difference": difference, "same_answers": same}
+    write_json(folder / "parity.json", parity | {"precision": "fp32"})
+    if not difference <= params.export.max_logit_difference:  # NaN must not pass either
+        raise ArtifactError(
+            f"{name}: ONNX logits differ from Keras by {difference:.2g} of the largest, more than "
+            f"export.max_logit_difference {params.export.max_logit_difference:g}"
+        )
+    if params.export.precision != "fp32":
+        decision = choose_precision(folder, data, params)
+        write_json(folder / "parity.json", parity | decision.accuracies())
+        print(f"{name}: {decision}")
+    size = (folder / "model.onnx").stat().st_size / 2**20
+    print(f"{name}: exported, {size:.1f} MiB, logits within {difference:.1g} of Keras's")
+
+
+def choose_precision(folder: Path, data: Prepared, params: Params) -> Decision:
+    """Puts the int8 model into the artifact `folder` if it is asked for, or good and fast enough.
+
+    Speeds are measured once per artifact and CPU; the numbers go to the state folder, for `register`.
+    """
+    threads, state = thread_count(params), state_folder()
+    images, labels = data.images("validation"), data.labels("validation")
+    fp32 = (folder / "model.onnx").read_bytes()
+    accuracies, speeds = [], []
+    with tempfile.TemporaryDirectory() as temporary:
+        candidate = Path(temporary)
+        for name in ("labels.json", "preprocessing.json"):
+            write_bytes(candidate / name, (folder / name).read_bytes())
+        int8 = quantize(fp32, calibration_images(data.images("train")))
+        write_bytes(candidate / "model.onnx", int8)
+        for model in (folder, candidate):
+            accuracies.append(accuracy(Classifier(model, threads), images, labels))
+            speeds.append(measure(model, artifact_sha256(model), threads, state)["images_per_second"])
+    decision = Decision(params.export.precision, *accuracies, *speeds)
+    if decision.precision == "int8":
+        write_bytes(folder / "model.onnx", int8)
+    write_json(decision_path(artifact_sha256(folder), state), decision.measured())
+    return decision
+
+
+def onnx_bytes(model: "keras.Model", opset: int) -> bytes:
+    """The same bytes for the same model in every process; the batch is dynamic.
+
+    Raises:
+        ConfigError: the model is larger than an ONNX file can be.
+    """
+    import onnx
+
+    from visionpipe.kernels import keras_operations_only
+
+    check_parameters(model.count_params())
+    with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
+        raw = Path(temporary) / "model.onnx"
+        warnings.simplefilter("ignore", FutureWarning)  # Keras asks NumPy 2 for np.object while exporting
+        with keras_operations_only():
+            model.export(raw, format="onnx", opset_version=opset, verbose=False)
+        exported = onnx.load(raw)
+    keep_paddings(exported.graph)
+    return canonical_onnx(exported, "images", "logits")
+
+
+def keep_paddings(graph: Any) -> None:
+    """Keeps ONNX Runtime from making a Pad of zeros a part of the pooling behind it: max pooling's own padding is
+    minus infinity, and no pooling takes more of it than its window is wide.
+
+    A maximum with minus infinity, which changes no number, goes in between; but not where zeros surround what a ReLU
+    gives: they never win there, and one operation is faster than two.
+    """
+    from onnx import helper, numpy_helper
+
+    producers = {name: node for node in graph.node for name in node.output}
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+
+    def origin(value: str) -> Any:
+        """The node that computed `value`, before it was laid out in another way."""
+        node = producers.get(value)
+        return origin(node.input[0]) if node and node.op_type in ("Transpose", "Identity") else node
+
+    nodes, lowest = [], "lowest_of_padded"
+    for node in graph.node:
+        if node.op_type in ("MaxPool", "AveragePool"):
+            pad = origin(node.input[0])
+            if pad and pad.op_type == "Pad" and not fuses_rightly(pad, origin(pad.input[0]), node, constants):
+                unfused = f"{node.output[0]}_unfused"
+                nodes.append(helper.make_node("Max", [node.input[0], lowest], [unfused]))
+                node.input[0] = unfused
+        nodes.append(node)
+    if len(nodes) > len(graph.node):
+        graph.initializer.append(numpy_helper.from_array(np.array(-np.inf, np.float32), lowest))
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+
+def fuses_rightly(pad: Any, padded: Any, pooling: Any, constants: dict[str, np.ndarray]) -> bool:
+    """Whether `pooling` gives the same where the zeros that `pad` puts around the result of `padded` become its own
+    padding. ONNX Runtime counts these in an average.
+    """
+    settings = {attribute.name: attribute.ints for attribute in pooling.attribute}
+    widths, window = constants.get(pad.input[1]), settings["kernel_shape"]
+    if widths is None or max(widths) + max(settings.get("pads", [0])) >= min(window):
+        return False
+    return pooling.op_type == "AveragePool" or (padded is not None and padded.op_type == "Relu")

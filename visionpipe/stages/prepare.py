@@ -1,0 +1,222 @@
+"""Stage `prepare`: the files of a source → RGB arrays of one size in data/prepared/."""
+
+import hashlib
+import itertools
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from visionpipe.data.config import PrepareConfig
+from visionpipe.data.decode import decode_image, resize_and_crop
+from visionpipe.data.listing import Listing, Record, Rejected
+from visionpipe.data.prepared import (
+    MANIFEST,
+    PREPARED,
+    SPLITS,
+    channel_statistics,
+    replacing,
+    write_manifest,
+    write_split,
+)
+from visionpipe.data.sources import SOURCES
+from visionpipe.errors import DataError, ImageError
+from visionpipe.project.params import Params
+
+DECODED_AHEAD = 64
+IMBALANCE = 10
+QUARANTINED_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is remembered of a usable image. `digest` names the picture as it is before resizing."""
+
+    split: str | None
+    class_name: str
+    file: str
+    digest: bytes
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """`pixels`: uint8 (height, width, 3)."""
+
+    kept: Kept
+    pixels: np.ndarray
+
+
+def prepare(params: Params) -> None:
+    """Reads, decodes, splits and writes the images of `params.prepare`, and prints what became of them.
+
+    Holds the pixels of a few images in memory, and some 300 bytes for each of the others. Raises
+    DataError where no training can follow: no images, one class only, a class without a training image,
+    an empty split.
+    """
+    config = params.prepare
+    listing = SOURCES[config.source](config)
+    if len(listing.classes) < 2:
+        found = f"only the class {listing.classes[0]!r}" if listing.classes else "no class"
+        raise DataError(f"{config.path} holds {found}: expected a folder of images for each class")
+    with replacing(PREPARED) as folder:
+        spool = folder / "decoded"
+        kept, quarantined = decode_into(spool, listing, params)
+        splits = draw_splits(kept, listing.splits, config, params.seed)
+        check_splits(splits, kept, quarantined, listing)
+        images = np.memmap(spool, np.uint8, "r", shape=(len(kept), *config.size, 3))
+        positions = {name: position for position, name in enumerate(listing.classes)}
+        for split, rows in splits.items():
+            labels = [positions[kept[row].class_name] for row in rows]
+            write_split(folder, split, images, rows, labels, [kept[row].file for row in rows])
+        channel_mean, channel_std = channel_statistics(images, splits["train"])
+        spool.unlink()
+        manifest = write_manifest(
+            folder,
+            size=config.size,
+            interpolation=config.interpolation,
+            crop_ratio=config.crop_ratio,
+            classes=list(listing.classes),
+            channel_mean=channel_mean,
+            channel_std=channel_std,
+            quarantined=[{"path": item.file, "reason": item.reason} for item in quarantined],
+            warnings=[*listing.notes, *suspicions(splits, kept, listing.classes)],
+        )
+    print(summary(manifest))
+
+
+def decode_into(spool: Path, listing: Listing, params: Params) -> tuple[list[Kept], list[Rejected]]:
+    """Writes the pixels of all usable images to `spool`, one after the other and in the listing's order."""
+    kept: list[Kept] = []
+    quarantined: list[Rejected] = []
+    decoded = decode_all(listing.entries, params.prepare, params.threads)
+    with spool.open("wb") as file:
+        for image in tqdm(decoded, "prepare", listing.total, unit=" images", disable=None):
+            if isinstance(image, Rejected):
+                quarantined.append(image)
+            else:
+                file.write(image.pixels.data)
+                kept.append(image.kept)
+    return kept, quarantined
+
+
+def decode_all(
+    entries: Iterable[Record | Rejected], config: PrepareConfig, threads: int | None
+) -> Iterator[Decoded | Rejected]:
+    """Decodes in threads, but in order and never far ahead of what has been taken."""
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque[Future[Decoded | Rejected]] = deque()
+        for entry in entries:
+            ahead.append(pool.submit(decode, entry, config))
+            if len(ahead) > DECODED_AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def decode(entry: Record | Rejected, config: PrepareConfig) -> Decoded | Rejected:
+    if isinstance(entry, Rejected):
+        return entry
+    try:
+        image = decode_image(entry.read())
+    except ImageError as error:
+        return Rejected(entry.file, error.reason)
+    digest = hashlib.sha256(str(image.shape).encode())
+    digest.update(image.data)
+    kept = Kept(entry.split, entry.class_name, entry.file, digest.digest())
+    return Decoded(kept, resize_and_crop(image, config.size, config.interpolation, config.crop_ratio))
+
+
+def draw_splits(
+    kept: list[Kept], given: frozenset[str], config: PrepareConfig, seed: int
+) -> dict[str, list[int]]:
+    """Positions in `kept` for each split; the splits that the source does not give are drawn from train.
+
+    Class by class, and at least one image where there are enough for all splits. An image's place in the
+    draw follows from the seed and the picture alone, not from file names, other images or the size that
+    pictures are resized to. So copies of a picture stay together wherever the counts allow it.
+    """
+    splits: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for row, image in enumerate(kept):
+        splits[image.split or "train"].append(row)
+    fractions = {"test": config.test_fraction, "validation": config.validation_fraction}
+    missing = [split for split in fractions if split not in given]
+    for position, split in enumerate(missing):
+        rows_of_class = defaultdict(list)
+        for row in splits["train"]:
+            rows_of_class[kept[row].class_name].append(row)
+        for rows in rows_of_class.values():
+            needed_later = len(missing) - position  # one for train and for each split still to be drawn
+            count = min(max(round(len(rows) * fractions[split]), 1), len(rows) - needed_later)
+            rows.sort(key=lambda row: draw_key(seed, split, kept[row]))
+            splits[split] += rows[: max(count, 0)]
+        splits[split].sort()
+        splits["train"] = sorted(set(splits["train"]) - set(splits[split]))
+    return splits
+
+
+def draw_key(seed: int, split: str, image: Kept) -> bytes:
+    return hashlib.sha256(f"{seed} {split} ".encode() + image.digest).digest()
+
+
+def check_splits(
+    splits: dict[str, list[int]], kept: list[Kept], quarantined: list[Rejected], listing: Listing
+) -> None:
+    if not kept:
+        first = f"; the first, {quarantined[0].file!r}: {quarantined[0].reason}" if quarantined else ""
+        raise DataError(f"none of {len(quarantined)} files is a usable image{first}")
+    trained = {kept[row].class_name for row in splits["train"]}
+    for name in listing.classes:
+        if name not in trained:
+            elsewhere = sorted({image.split or "train" for image in kept if image.class_name == name})
+            others = f", only in {' and '.join(elsewhere)}" if elsewhere else ": mend its files or remove it"
+            raise DataError(f"class {name!r} has no usable image in train{others}")
+    for split, rows in splits.items():
+        if not rows:
+            cause = (
+                "its folder has no usable image" if split in listing.splits else "too few images to draw it"
+            )
+            raise DataError(f"the {split} split is empty: {cause}")
+
+
+def suspicions(splits: dict[str, list[int]], kept: list[Kept], classes: Iterable[str]) -> list[str]:
+    """What may be meant but looks wrong: imbalance, classes missing from a split, pictures in two splits."""
+    found = []
+    (largest, most), *_, (smallest, least) = Counter(
+        kept[row].class_name for row in splits["train"]
+    ).most_common()
+    if most > IMBALANCE * least:
+        found.append(f"strong imbalance: {most:,} training images of {largest!r}, {least:,} of {smallest!r}")
+    for split, rows in splits.items():
+        absent = sorted(set(classes) - {kept[row].class_name for row in rows})
+        if absent:
+            found.append(f"no {split} image of {len(absent)} classes, such as {absent[0]!r}")
+    files = {split: {kept[row].digest: kept[row].file for row in rows} for split, rows in splits.items()}
+    for one, other in itertools.combinations(SPLITS, 2):
+        shared = files[one].keys() & files[other].keys()
+        if shared:
+            first, second = min((files[one][digest], files[other][digest]) for digest in shared)
+            found.append(
+                f"{len(shared):,} pictures are in {one} and {other}, such as {first!r} and {second!r}"
+            )
+    return found
+
+
+def summary(manifest: dict[str, Any]) -> str:
+    height, width = manifest["size"]
+    splits = ", ".join(f"{sum(counts.values()):,} {split}" for split, counts in manifest["counts"].items())
+    lines = [
+        f"prepared {manifest['kept']:,} of {manifest['found']:,} files: {splits} images, "
+        f"{len(manifest['classes'])} classes, {height} × {width} pixels"
+    ]
+    quarantined = manifest["quarantined"]
+    if quarantined:
+        lines.append(f"{len(quarantined):,} files cannot be used, see {PREPARED / MANIFEST}:")
+        lines += [f"  {row['path']!r}: {row['reason']}" for row in quarantined[:QUARANTINED_SHOWN]]
+        if len(quarantined) > QUARANTINED_SHOWN:
+            lines.append(f"  and {len(quarantined) - QUARANTINED_SHOWN:,} more")
+    return "\n".join(lines + [f"WARNING: {warning}" for warning in manifest["warnings"]])

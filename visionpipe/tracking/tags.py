@@ -1,0 +1,81 @@
+"""What a registered version says about itself: its tags, its precision and its speed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from visionpipe.artifact.digest import artifact_sha256
+from visionpipe.artifact.quantization import decision_path
+from visionpipe.artifact.speed import measurement_path
+from visionpipe.data.prepared import PREPARED, open_prepared
+from visionpipe.errors import RegistryError
+from visionpipe.files import sha256_json
+from visionpipe.project.backend import thread_count
+from visionpipe.project.params import Params
+from visionpipe.project.paths import artifact_folder, model_folder, report_folder, state_folder
+from visionpipe.tracking.commits import Damaged, commit_that_makes, locked
+
+
+def version_tags(name: str) -> dict[str, str]:
+    """What a person asks of a version later: what made it, and how good it is."""
+    lineage = read_output(model_folder(name) / "lineage.json")
+    metrics = read_output(report_folder(name) / "metrics.json")
+    prepared = open_prepared(PREPARED, verify=False)
+    return {
+        "artifact_sha256": artifact_sha256(artifact_folder(name)),
+        "precision": precision(name)["precision"],
+        "lineage_id": lineage["lineage_id"],
+        "train_key": lineage["train_key"],
+        "model_sha256": lineage["model_sha256"],
+        "data": Path(lineage["params"]["prepare"]["path"]).name,
+        "data_sha256": lineage["data_sha256"],
+        "training_images": str(sum(prepared.manifest["counts"]["train"].values())),
+        "code_sha256": sha256_json(lineage["code"]),
+        "model": name,
+        "backend": lineage["params"]["backend"],
+        "validation_accuracy": repr(metrics["validation"]["accuracy"]),
+        "test_accuracy": repr(metrics["test"]["accuracy"]),
+        "dvc_lock": json.dumps(locked_outputs(name)),
+    } | commit_that_makes(name, lineage).tags()
+
+
+def precision(name: str) -> dict[str, Any]:
+    """fp32 or int8, the accuracies with both where both were made, and the speeds where that was here."""
+    artifact = artifact_folder(name)
+    parity = read_output(artifact / "parity.json") if (artifact / "parity.json").exists() else {}
+    accuracies = {f"accuracy_{kind}": value for kind, value in parity.get("validation_accuracy", {}).items()}
+    file = decision_path(artifact_sha256(artifact), state_folder())
+    measured = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return {"precision": parity.get("precision", "fp32")} | accuracies | (measured if accuracies else {})
+
+
+def measured_speed(name: str, params: Params) -> dict[str, float]:
+    """What `evaluate` measured of this artifact on this machine; empty where it did not run here."""
+    file = measurement_path(artifact_sha256(artifact_folder(name)), thread_count(params), state_folder())
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+
+
+def locked_outputs(name: str) -> dict[str, str]:
+    """md5 of each output that led to this model, as dvc.lock has them: what `dvc checkout` needs."""
+    lock = Path("dvc.lock")
+    content = lock.read_bytes() if lock.exists() else b""
+    wanted = ("prepare", f"train@{name}", f"export@{name}", f"evaluate@{name}")
+    try:
+        return {
+            path: md5
+            for stage in wanted
+            for path, md5 in locked(content, stage, "outs").items()
+            if md5 is not None
+        }
+    except Damaged:
+        raise RegistryError(
+            "dvc.lock is damaged, as with the marks of a merge in it: take one side of the merge, then run dvc repro"
+        ) from None
+
+
+def read_output(path: Path) -> dict[str, Any]:
+    """What an earlier stage wrote as JSON."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise RegistryError(f"there is no {path}: run dvc repro") from None
