@@ -27,7 +27,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "hardening.json"
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "shared"))
 import attacks  # noqa: E402
 import linear_models  # noqa: E402
 from hostile import every_case  # noqa: E402

@@ -27,8 +27,8 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-from project import NEEDS, Project, environment, make_project  # noqa: E402
+sys.path.insert(0, str(ROOT / "tests" / "shared"))
+from repository import NEEDS, Project, environment, make_project  # noqa: E402
 
 from visionpipe.tracking.runs import hardware  # noqa: E402
 

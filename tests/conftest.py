@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from linear_models import make_params, write_prepared
-from project import CHECKOUT, Project, make_project
+from repository import CHECKOUT, Project, make_project
 from servers import RunningServer, artifact_folder, running
 
 from visionpipe.artifact.classifier import Classifier

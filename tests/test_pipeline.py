@@ -18,7 +18,17 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
-from project import CLASSES, MODELS, TIMEOUT, Project, Tracked, environment, executed, make_project, tracked
+from repository import (
+    CLASSES,
+    MODELS,
+    TIMEOUT,
+    Project,
+    Tracked,
+    environment,
+    executed,
+    make_project,
+    tracked,
+)
 
 from visionpipe.files import sha256_file
 
