@@ -443,7 +443,7 @@ def fixed_table() -> str:
 
 
 def size(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int | float) else str(value)
+    return f"{value:,}" if isinstance(value, int | float) and value >= 10_000 else str(value)
 
 
 def with_tables(page: Path, tables: dict[str, str]) -> str:
