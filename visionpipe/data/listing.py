@@ -26,7 +26,6 @@ class Reader(Protocol):
     def __call__(self, most: int = -1) -> bytes: ...
 
 
-
 @dataclass(frozen=True)
 class Record:
     """One file that may be an image. `split` is None where the source has none; `read` raises ImageError."""

@@ -128,7 +128,7 @@ def survey(path: Path, shown_path: str | None = None) -> Survey:
             seen.append((cast(Record, entry), header))
     check(name, listing, seen, unusable)
     sides = np.array([(header.height, header.width) for _, header in seen])
-    classes = Counter({class_name: 0 for class_name in listing.classes})
+    classes = Counter(dict.fromkeys(listing.classes, 0))
     classes.update(record.class_name for record, _ in seen)
     splits = Counter(record.split or "train" for record, _ in seen) if listing.splits else {}
     short, long = sides.min(axis=1), sides.max(axis=1)

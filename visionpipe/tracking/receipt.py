@@ -70,7 +70,9 @@ def gate_failures(gate: GateConfig, validation: dict[str, Any], majority: float)
         if validation[metric] < getattr(gate, metric)
     ]
     least = majority + gate.over_majority
-    if gate.over_majority and validation["accuracy"] < least - 1e-9:  # of 0.1 + 0.25, say, which is no exact sum
+    if (
+        gate.over_majority and validation["accuracy"] < least - 1e-9
+    ):  # of 0.1 + 0.25, say, which is no exact sum
         failures.append(
             f"validation accuracy {validation['accuracy']:.4f} is below {least:.4f}, the share {majority:.4f} of the "
             f"most frequent class plus over_majority {gate.over_majority:g}"
