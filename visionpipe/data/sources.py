@@ -137,7 +137,7 @@ def read_examples(config: PrepareConfig, info: Any, names: dict[str, str]) -> It
             if example[label_key] < 0:
                 yield Rejected(file, "has no label")
             else:
-                read = functools.partial(bytes, example[image_key])
+                read = functools.partial(first_bytes, example[image_key])
                 yield Record(split, int2str(example[label_key]), file, read)
 
 
@@ -201,11 +201,15 @@ def read_idx(folder: Path, name: str, dimensions: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=header.nbytes).reshape(header[1:])
 
 
-def as_png(pixels: np.ndarray) -> bytes:
+def as_png(pixels: np.ndarray, most: int = -1) -> bytes:
     """Grey pixels as a file that the one decoder reads."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=0)
-    return buffer.getvalue()
+    return first_bytes(buffer.getvalue(), most)
+
+
+def first_bytes(content: bytes, most: int = -1) -> bytes:
+    return content if most < 0 else content[:most]
 
 
 SOURCES: dict[str, Callable[[PrepareConfig], Listing]] = {
@@ -266,17 +270,21 @@ def file_refusal(name: str, target: str, root: Path, ancestors: tuple[str, ...])
 
 
 def read_member(
-    archive: zipfile.ZipFile, member: zipfile.ZipInfo, lock: contextlib.AbstractContextManager[Any]
+    archive: zipfile.ZipFile,
+    member: zipfile.ZipInfo,
+    lock: contextlib.AbstractContextManager[Any],
+    most: int = -1,
 ) -> bytes:
     try:
-        with lock:
-            return archive.read(member)
+        with lock, archive.open(member) as file:
+            return file.read(most)
     except Exception:  # of any decompressor, the checksum, or the file system
         raise ImageError("broken", "damaged in the archive, or compressed in an unknown way") from None
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: Path, most: int = -1) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(most)
     except OSError as error:
         raise ImageError("broken", f"cannot be read: {error.strerror}") from None
