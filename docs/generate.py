@@ -8,20 +8,19 @@ import argparse
 import dataclasses
 import importlib
 import inspect
-import itertools
 import json
 import re
 import sys
 import textwrap
-import types
-import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(DOCS)]
+
+from docstrings import capitalised, fields_table, summary, table  # noqa: E402
 
 from visionpipe import cli  # noqa: E402
 from visionpipe.data import augmentation  # noqa: E402
@@ -33,127 +32,6 @@ from visionpipe.training import recipe  # noqa: E402
 from visionpipe.training.presets import PRESETS  # noqa: E402
 
 NOTE = "<!-- Written by docs/generate.py: change the source that it reads, then run it again. -->\n\n"
-
-
-# Docstrings ---------------------------------------------------------------------------------------------------------
-
-
-def meanings(kind: type) -> dict[str, str]:
-    """Returns what the docstrings and comments of a dataclass say about each field, those of its bases included."""
-    found: dict[str, str] = {}
-    for base in reversed(kind.__mro__):
-        if dataclasses.is_dataclass(base):
-            found |= described(base.__doc__ or "") | commented(base)
-    return found
-
-
-def described(docstring: str) -> dict[str, str]:
-    """Reads `name: text`, in a section `Args:` or `Attributes:` or, with the name in backticks, in running text."""
-    text, _, section = inspect.cleandoc(docstring).partition("Args:\n")
-    if not section:
-        text, _, section = text.partition("Attributes:\n")
-    found: dict[str, str] = {}
-    running = " ".join(text.split())
-    marks = list(re.finditer(r"(?:^|(?<=[.;] ))((?:`\w+`(?:, | and )?)+): ", running))
-    for mark, after in itertools.zip_longest(marks, marks[1:]):
-        sentence = running[mark.end() : after.start() if after else None].strip()
-        found |= dict.fromkeys(re.findall(r"`(\w+)`", mark[1]), capitalised(sentence))
-    section = textwrap.dedent(section.split("\n\n")[0])
-    for entry in re.split(r"\n(?=\S)", section):
-        names, _, meaning = entry.partition(": ")
-        sentence = capitalised(" ".join(meaning.split()))
-        found |= dict.fromkeys(re.findall(r"\w+", names), sentence)
-        # A sentence of an entry may go on to another field: "`accumulate`: steps whose gradients ...".
-        head, *rest = re.split(r"(?<=[.;] )(?=`\w+`: )", sentence)
-        if rest:
-            found |= dict.fromkeys(re.findall(r"\w+", names), capitalised(head.strip()))
-            found |= described(" ".join(rest))
-    return found
-
-
-def commented(kind: type) -> dict[str, str]:
-    """Reads the comments behind the fields of a class."""
-    pattern = r"^    (\w+):.*?#\s+(?!fmt|noqa|type)(.+)$"
-    return {name: capitalised(text) for name, text in re.findall(pattern, inspect.getsource(kind), re.MULTILINE)}
-
-
-def summary(kind: Any) -> str:
-    """Returns the first paragraph of a docstring, without what `described` reads from it."""
-    first = " ".join(inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0].split())
-    mark = re.search(r"(?:^|(?<=[.;] ))(?:`\w+`(?:, | and )?)+: ", first)
-    return first[: mark.start()].strip() if mark else first
-
-
-def capitalised(text: str) -> str:
-    text = text.strip()
-    text = text[:1].upper() + text[1:] if not text.startswith("`") else text
-    return text.rstrip(";") + ("" if text.endswith((".", "?", ";")) or not text else ".")
-
-
-# Values -------------------------------------------------------------------------------------------------------------
-
-
-def kind_of(hint: Any) -> str:
-    """Returns a type as params.yaml has it."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Annotated:
-        (least, most) = arguments[1]
-        bounds = f"from {least}" if most == float("inf") else f"{shown(least)} to {shown(most)}"
-        return f"{kind_of(arguments[0])}, {bounds}"
-    if origin is Literal:
-        return ", ".join(f"`{value}`" for value in arguments)
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(dict.fromkeys(kind_of(part) for part in arguments))
-    if origin is tuple:
-        inner = [part for part in arguments if part is not Ellipsis]
-        count = "" if Ellipsis in arguments else f"{len(inner)} "
-        return f"list of {count}{plural(kind_of(inner[0]))}"
-    if origin is dict:
-        return f"map from names to {plural(kind_of(arguments[1]))}"
-    if dataclasses.is_dataclass(hint):
-        return "section"
-    names = {int: "whole number", float: "number", str: "text", bool: "`true` or `false`", type(None): "`null`"}
-    return names.get(hint, "any value")
-
-
-def plural(kind: str) -> str:
-    plurals = {"whole number": "whole numbers", "number": "numbers", "text": "texts", "section": "sections"}
-    return plurals.get(kind, "values" if kind.startswith(("any", "map")) else kind)
-
-
-def shown(value: Any) -> str:
-    if isinstance(value, float) and value == int(value) and abs(value) < 1e9:
-        return f"{value:.1f}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def default_of(field: "dataclasses.Field[Any]") -> str:
-    """Returns the default as params.yaml would have it, or says that there is none."""
-    if field.default_factory is not dataclasses.MISSING:
-        value: Any = field.default_factory()
-    elif field.default is dataclasses.MISSING:
-        return "required"
-    else:
-        value = field.default
-    if dataclasses.is_dataclass(value):
-        return "see below"
-    if isinstance(value, tuple):
-        value = [round(number, 4) if isinstance(number, float) else number for number in value]
-    return f"`{json.dumps(value)}`" if not isinstance(value, str) else f"`{value}`"
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head = list(head)
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
-
-
-def fields_table(kind: type, only: Iterable[str] | None = None) -> str:
-    """Returns a row for each field of a dataclass."""
-    hints, said = typing.get_type_hints(kind, include_extras=True), meanings(kind)
-    names = [field for field in dataclasses.fields(kind) if only is None or field.name in only]
-    rows = [[f"`{f.name}`", kind_of(hints[f.name]), default_of(f), said.get(f.name, "")] for f in names]
-    return table(["key", "value", "default", "meaning"], rows)
 
 
 # Pages --------------------------------------------------------------------------------------------------------------
@@ -197,7 +75,9 @@ def params_page() -> str:
     parts.append("\n## evaluate\n\n" + fields_table(params.EvaluateConfig))
     parts.append("\n## register.gate\n\n" + fields_table(params.GateConfig))
     parts.append("\n## tracking\n\n" + fields_table(params.TrackingConfig))
-    parts.append("\n## Presets\n\nA preset stands for these values. A key that is written beside `preset` wins.\n")
+    parts.append(
+        "\n## Presets\n\nA preset stands for these values. A key that is written beside `preset` wins.\n"
+    )
     for name, values in PRESETS.items():
         rows = [[f"`{key}`", f"`{json.dumps(value)}`"] for key, value in values.items()]
         parts.append(f"\n### {name}\n\n{table(['key', 'value'], rows)}")
@@ -250,10 +130,11 @@ def models_page() -> str:
         "defaults below are those of the family; a variant may set others.\n",
     ]
     names = {specs.Convolutions: "Convolutions", specs.Encoder: "Transformer encoder"}
-    for kind in SHARED:
-        parts.append(f"\n### {names[kind]}\n\n{summary(kind)}\n\n{fields_table(kind)}")
+    parts += [f"\n### {names[kind]}\n\n{summary(kind)}\n\n{fields_table(kind)}" for kind in SHARED]
     for kind in FAMILIES:
-        inherited = {field.name for base in kind.__mro__[1:] if base in SHARED for field in dataclasses.fields(base)}
+        inherited = {
+            field.name for base in kind.__mro__[1:] if base in SHARED for field in dataclasses.fields(base)
+        }
         own = [field.name for field in dataclasses.fields(kind) if field.name not in inherited]
         bases = [f"[{names[base]}](#{slug(names[base])})" for base in kind.__mro__[1:] if base in SHARED]
         also = f"All fields of {' and '.join(bases)}" if bases else ""
@@ -292,7 +173,10 @@ def cli_page() -> str:
             usage = " ".join(command.format_usage().removeprefix("usage: ").split())
             parts.append(f"\n### {name}\n\n{capitalised(texts[name])}\n\n```text\n{wrapped(usage)}\n```\n")
             rows = [
-                [spelled(action), capitalised((action.help or "").replace("%(default)s", str(action.default)))]
+                [
+                    spelled(action),
+                    capitalised((action.help or "").replace("%(default)s", str(action.default))),
+                ]
                 for action in command._actions
                 if action.dest != "help"
             ]
@@ -351,7 +235,8 @@ def exists(module: str, name: str) -> bool:
 def entry(module: str, name: str) -> str:
     """Returns the signature and the docstring of a function, or of a class with its public methods."""
     thing = getattr(importlib.import_module(module), name)
-    text = f"\n### {name}\n\n```python\nfrom {module} import {name}\n\n{signature(name, thing)}\n```\n\n{markdown(thing)}\n"
+    code = f"from {module} import {name}\n\n{signature(name, thing)}"
+    text = f"\n### {name}\n\n```python\n{code}\n```\n\n{markdown(thing)}\n"
     if inspect.isclass(thing) and not dataclasses.is_dataclass(thing):
         for method, value in vars(thing).items():
             if method.startswith("_") or not (callable(value) or isinstance(value, property)):
@@ -387,7 +272,9 @@ def markdown(thing: Any) -> str:
             if title == "Returns:":
                 lines.append(f"Returns: {' '.join(entries)}")
             else:
-                marked = [re.sub(r"^([\w, ]+): ", lambda m: f"`{m[1].replace(', ', '`, `')}`: ", e) for e in entries]
+                marked = [
+                    re.sub(r"^([\w, ]+): ", lambda m: f"`{m[1].replace(', ', '`, `')}`: ", e) for e in entries
+                ]
                 lines.append(f"{title}\n\n" + "\n".join(f"- {e}" for e in marked))
         else:
             lines.append("\n".join(line.strip() for line in paragraph.splitlines()))
@@ -399,15 +286,15 @@ def markdown(thing: Any) -> str:
 # Limits that are no option: where the constant lies, how its value reads, and what happens beyond it.
 FIXED = (
     ("serving.connections", "MAX_HEADERS", "bytes", "Request line and headers together. Beyond: 431."),
-    ("serving.connections", "MAX_HEADERS", "bytes", "Chunk framing of a chunked body without any content. Beyond: 400."),
-    ("serving.connections", "LINGER", "seconds", "The server reads on after it refused a client that is still sending."),
+    ("serving.connections", "MAX_HEADERS", "bytes", "Framing of a chunked body without any content. Beyond: 400."),
+    ("serving.connections", "LINGER", "seconds", "Reads on after a refusal, while the client is still sending."),
     ("serving.connections", "ACCEPT", "seconds", "At shutdown: to take connections that the kernel has accepted."),
-    ("serving.connections", "LAST_CALL", "seconds", "At shutdown: for the request of a client that has just connected."),
+    ("serving.connections", "LAST_CALL", "seconds", "At shutdown: for a client that has just connected."),
     ("serving.connections", "TURN", "bytes", "Parsed from one connection before the others have their turn."),
     ("serving.bodies", "MAX_PART_HEADERS", "bytes", "Headers of one part of a form. Beyond: 400."),
-    ("serving.bodies", "QUICK", "bytes", "JSON beside its texts. Beyond: 400. A larger body is read in another thread."),
+    ("serving.bodies", "QUICK", "bytes", "JSON beside its texts. Beyond: 400. A larger body has a thread."),
     ("serving.bodies", "STEP", "bytes", "Searched or decoded before another thread may run."),
-    ("serving.protocol_v2", "TEXTS", "texts", "Texts in the JSON of the Open Inference Protocol beside its files. Beyond: 413."),
+    ("serving.protocol_v2", "TEXTS", "texts", "Texts in JSON of `/v2` beside its files. Beyond: 413."),
     ("serving.numbers", "PIECE", "bytes", "Parsed at a time from a tensor in JSON."),
     ("serving.service", "READERS", "threads", "Take large bodies apart and write large answers."),
     ("serving.service", "QUICK_NUMBERS", "probabilities", "A longer answer is written in another thread."),
@@ -438,7 +325,9 @@ def fixed_table() -> str:
     rows = []
     for module, name, unit, meaning in FIXED:
         value = getattr(importlib.import_module(f"visionpipe.{module}"), name)
-        rows.append([f"{size(value)} {unit}", meaning, f"`visionpipe/{module.replace('.', '/')}.py` `{name}`"])
+        rows.append(
+            [f"{size(value)} {unit}", meaning, f"`visionpipe/{module.replace('.', '/')}.py` `{name}`"]
+        )
     return table(["limit", "of what", "where"], rows)
 
 
@@ -451,7 +340,8 @@ def with_tables(page: Path, tables: dict[str, str]) -> str:
     text = page.read_text()
     for name, content in tables.items():
         begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
-        assert begin in text and end in text, f"{page} has no part {name}"
+        assert begin in text, f"{page} has no part {name}"
+        assert end in text, f"{page} has a part {name} without an end"
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
         text = f"{before}{begin}\n\n{content}\n{end}{after}"

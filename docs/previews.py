@@ -1,7 +1,7 @@
 """The pictures of docs/guides/augmentation.md: one for each augmentation, made by `visionpipe preview` on the sample.
 
-    visionpipe prepare         # in the repository's root, once
-    python docs/previews.py    # writes docs/guides/images/NAME.png
+visionpipe prepare         # in the repository's root, once
+python docs/previews.py    # writes docs/guides/images/NAME.png
 """
 
 import dataclasses

@@ -42,7 +42,9 @@ def blocks(language, *pages):
     return [
         (page, text)
         for page in pages
-        for text in re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+        for text in re.findall(
+            rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE
+        )
     ]
 
 
@@ -75,14 +77,20 @@ def test_links_and_pictures_lead_to_files(page):
     """
     text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
     targets = re.findall(r"\]\(([^)\s]+)\)|<img[^>]*\ssrc=\"([^\"]+)\"", text)
-    local = [target for pair in targets for target in pair if target and not re.match(r"https?:|#|mailto:", target)]
-    missing = [target for target in local if not (ROOT / page).parent.joinpath(target.partition("#")[0]).exists()]
+    local = [
+        target for pair in targets for target in pair if target and not re.match(r"https?:|#|mailto:", target)
+    ]
+    missing = [
+        target for target in local if not (ROOT / page).parent.joinpath(target.partition("#")[0]).exists()
+    ]
     assert not missing
 
 
 def test_the_readme_is_one_screen_and_each_guide_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 130
-    lengths = {page: len((DOCS / page).read_text().splitlines()) for page in PAGES if page.startswith("guides/")}
+    lengths = {
+        page: len((DOCS / page).read_text().splitlines()) for page in PAGES if page.startswith("guides/")
+    }
     assert {page: length for page, length in lengths.items() if length > 150} == {}
 
 
@@ -105,14 +113,18 @@ def test_the_pipelines_picture_has_every_text_on_a_fill_of_its_own():
     shapes.feed((DOCS / "pipeline.svg").read_text())
     assert len(shapes.texts) > 10
     for x, y in shapes.texts:
-        assert any(left < x < left + width and top < y < top + height for left, top, width, height in shapes.boxes)
+        assert any(
+            left < x < left + width and top < y < top + height for left, top, width, height in shapes.boxes
+        )
 
 
 # Completeness ---------------------------------------------------------------------------------------------------
 
 
 def test_every_key_of_params_yaml_has_a_meaning():
-    rows = re.findall(r"^\| `(\w+)` \|.*\| (.*) \|$", (DOCS / "reference" / "params.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(\w+)` \|.*\| (.*) \|$", (DOCS / "reference" / "params.md").read_text(), re.MULTILINE
+    )
     assert len(rows) > 60
     assert [key for key, meaning in rows if not meaning.strip()] == []
 
@@ -183,7 +195,9 @@ def test_the_map_of_the_package_has_every_room_and_the_layers_that_are_checked()
 def test_the_checklists_name_files_that_exist(page):
     named = re.findall(r"`((?:visionpipe|tests|docs|benchmarks)/[\w/.-]+)`", (ROOT / page).read_text())
     templates = ("NAME", "BACKEND")
-    assert [name for name in named if not (ROOT / name).exists() and not any(t in name for t in templates)] == []
+    assert [
+        name for name in named if not (ROOT / name).exists() and not any(t in name for t in templates)
+    ] == []
 
 
 # Examples -------------------------------------------------------------------------------------------------------

@@ -6,9 +6,19 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """`size`: (height, width) in pixels. `crop_ratio`: side of the central crop, relative to the short side of the
-    resized image. Both and the interpolation travel into the artifact. Each fraction is of the images that the split
-    is drawn from.
+    """Where the images come from, and how they are resized and split.
+
+    Args:
+        source: The kind of the source.
+        path: The folder or file with the images; for `tfds` the data folder of TensorFlow Datasets.
+        name: The data set of TensorFlow Datasets; for other sources null.
+        size: Height and width of the prepared images in pixels.
+        interpolation: How images are resized; the artifact uses it too.
+        crop_ratio: The side of the central crop, relative to the short side of the resized image; the artifact uses it
+            too.
+        validation_fraction: The share of the training images that becomes the validation split, where the source has
+            none.
+        test_fraction: The share of all images that becomes the test split, where the source has none.
     """
 
     source: Literal["zip", "folder", "tfds", "idx"]
