@@ -32,13 +32,13 @@ def answers() -> list[Answer]:
         Answer(
             "serving.md",
             "How fast does the server answer under load, beside other servers?",
-            f"With 32 connections and {small} it answers {beside(result, 'load', small)}; with {large} "
+            f"Images/s with 32 connections, {small}: {beside(result, 'load', small)}; {large}: "
             f"{beside(result, 'load', large)} ({machine(result)}).",
         ),
         Answer(
             "serving.md",
             "How long does one request take?",
-            f"{number(median(fast, 'p50_ms'))} ms with {small}, where {beside(result, 'latency', small)} "
+            f"{number(median(fast, 'p50_ms'))} ms with {small} (median); it takes {beside(result, 'latency', small)} "
             f"({machine(result)}).",
             detail=True,
         ),
@@ -65,10 +65,10 @@ def beside(result: dict[str, Any], task: str, model: str) -> str:
         ours, theirs = select(result, task, model), select(result, task, model, name)
         if task == "load":
             factor = median(ours, "per_second") / median(theirs, "per_second")
-            texts.append(f"{factor:.1f} times the images of {title}")
+            texts.append(f"{factor:.1f} × {title}")
         else:
             factor = median(theirs, "p50_ms") / median(ours, "p50_ms")
-            texts.append(f"{title} takes {factor:.1f} times as long")
+            texts.append(f"{factor:.1f} × as long on {title}")
     return ", ".join(texts)
 
 

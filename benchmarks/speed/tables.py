@@ -53,8 +53,9 @@ def answers() -> list[Answer]:
     gpu, trainer, loader = read(GPU), read(TRAINER), read(INPUT)
     clocks = [share for backend, loop in loops(trainer) if (share := clock_share(trainer, backend, loop))]
     on_gpu = (
-        f"JAX trains a ResNet-50 in bfloat16 at {ratio(gpu['samples'], 'training', JAX_TO_TORCH):.2f} times the speed "
-        f"of compiled timm, torch at {ratio(gpu['samples'], 'training', TORCH_TO_TORCH):.2f} times ({machine(gpu)})."
+        f"In training a ResNet-50 in bfloat16, JAX reaches {ratio(gpu['samples'], 'training', JAX_TO_TORCH):.2f} times "
+        f"the speed of compiled timm, the torch backend {ratio(gpu['samples'], 'training', TORCH_TO_TORCH):.2f} times "
+        f"({machine(gpu)})."
     )
     costs = f"{min(clocks):.1%} to {max(clocks):.1%} of an epoch of 140 steps ({machine(trainer)})."
     batches = (
@@ -67,7 +68,7 @@ def answers() -> list[Answer]:
         Answer(page, "How fast is the torch backend beside torch without Keras?", on_cpus(TORCH_TO_TORCH)),
         Answer(page, "How fast is JAX beside stock Keras on JAX?", on_cpus(JAX_TO_STOCK)),
         Answer(page, "And TensorFlow beside stock Keras?", on_cpus(TENSORFLOW_TO_STOCK, SMALL), detail=True),
-        Answer(page, "How fast is a GPU?", on_gpu),
+        Answer(page, "How fast are the models on a GPU?", on_gpu),
         Answer(page, "What do progress, checkpoints and tracking cost?", costs, detail=True),
         Answer("input.md", "Does training wait for its batches?", batches),
     ]
