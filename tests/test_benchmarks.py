@@ -86,6 +86,16 @@ def test_every_script_is_known():
     assert {f"{file.parent.name}.{file.stem}" for file in with_options} == set(SCRIPTS)
 
 
+def test_no_other_test_imports_a_benchmark():
+    """What both need is in tests/shared."""
+    importing = [
+        file.name
+        for file in (CHECKOUT / "tests").rglob("*.py")
+        if re.search(r"^\s*(from|import) benchmarks\b", file.read_text(), re.MULTILINE)
+    ]
+    assert importing == ["test_benchmarks.py"]
+
+
 # Speed -------------------------------------------------------------------------------------------------
 
 
