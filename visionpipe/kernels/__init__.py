@@ -1,4 +1,4 @@
-"""Kernels of one backend each, where measurement asks for them (docs/performance.md).
+"""Kernels of one backend each, where measurement asks for them (docs/results/training.md).
 
 Each computes what the layer that calls it would compute with Keras's own operations, on the same memory
 layout (batch, height, width, channels). A module holds those of its backend; where it has none, Keras's
