@@ -196,8 +196,13 @@ def wrapped(usage: str) -> str:
 
 
 PUBLIC = {
-    "A project": (("visionpipe", "open_project"), ("visionpipe.project.api", "Project")),
-    "A model that answers": (("visionpipe", "load"), ("visionpipe.artifact.classifier", "Classifier")),
+    "A project": (("visionpipe", "open_project"), ("visionpipe.api", "Project")),
+    "A model that answers": (
+        ("visionpipe", "load"),
+        ("visionpipe.api", "Predictor"),
+        ("visionpipe.api", "Prediction"),
+        ("visionpipe.artifact.classifier", "Classifier"),
+    ),
     "Models": (
         ("visionpipe.models", "build_model"),
         ("visionpipe.models", "list_models"),
@@ -237,7 +242,7 @@ def entry(module: str, name: str) -> str:
     thing = getattr(importlib.import_module(module), name)
     code = f"from {module} import {name}\n\n{signature(name, thing)}"
     text = f"\n### {name}\n\n```python\n{code}\n```\n\n{markdown(thing)}\n"
-    if inspect.isclass(thing) and not dataclasses.is_dataclass(thing):
+    if inspect.isclass(thing):
         for method, value in vars(thing).items():
             if method.startswith("_") or not (callable(value) or isinstance(value, property)):
                 continue
@@ -250,7 +255,11 @@ def entry(module: str, name: str) -> str:
 
 
 def signature(name: str, thing: Any) -> str:
-    text = f"{name}{inspect.signature(thing)}".replace("'", "").replace('"', "").removesuffix(" -> None")
+    text = f"{name}{inspect.signature(thing)}".removesuffix(" -> None")
+    text = re.sub(r"(: |-> )'([^']*)'", r"\1\2", text).replace(
+        "'", '"'
+    )  # annotations are names, defaults are texts
+    text = text.replace("keras.src.models.model.Model", "keras.Model")
     text = re.sub(r"\b(pathlib|collections\.abc|numpy|visionpipe(\.\w+)+|typing)\.", "", text)
     if len(text) <= 90:
         return text

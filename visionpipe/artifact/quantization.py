@@ -117,7 +117,7 @@ def kept_in_fp32(graph: Any) -> list[str]:
 
     Where there are products of two activations, as in attention, these stay fp32 (they gain nothing), and so
     do the first and the last product: the residual stream of a transformer has no normalisation between the
-    patch embedding and its end. docs/serving.md has the numbers.
+    patch embedding and its end. docs/inside/decisions.md has the numbers.
     """
     constants = {tensor.name for tensor in graph.initializer}
     products = [node for node in graph.node if node.op_type in PRODUCTS]
