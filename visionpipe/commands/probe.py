@@ -15,6 +15,7 @@ from visionpipe.errors import ConfigError, WeightsError
 from visionpipe.files import sha256_json
 from visionpipe.models import build_model
 from visionpipe.models.known import known
+from visionpipe.models.names import CLASS_LOGITS, LOGITS
 from visionpipe.models.variants import VARIANTS, fields
 from visionpipe.project.backend import backend_versions, start_backend
 from visionpipe.project.params import Params
@@ -114,7 +115,7 @@ def without_head(model: "keras.Model") -> "keras.Model":
     from visionpipe.acceleration.network import accelerate
 
     names = {layer.name for layer in model.layers}
-    head = model.get_layer("logits_class" if "logits_class" in names else "logits")
+    head = model.get_layer(CLASS_LOGITS if CLASS_LOGITS in names else LOGITS)
     return accelerate(keras.Model(model.input, head.input))
 
 
