@@ -146,7 +146,7 @@ def test_of_two_runs_that_are_created_at_once_one_stays(params, monkeypatch, fir
     identity = {
         "params": {"model": {"family": "f"}, "backend": "b"},
         "data_sha256": "d",
-        "code": {},
+        "code": "c0de",
         "versions": {},
     }
     create, rivals = runs.create_run, []
@@ -282,6 +282,20 @@ def test_what_the_machine_or_the_store_refuses_is_one_line(monkeypatch, capsys, 
     assert said.count("\n") == 1
     assert cli.main(["--debug", *arguments]) == 1
     assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_an_error_is_one_line_where_the_store_has_no_address_too(tmp_path, monkeypatch, capsys):
+    def fail(_):
+        raise KeyError("tag")
+
+    monkeypatch.setattr(cli, "run", fail)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "what?"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert cli.main(["lineage", "1"]) == 1
+    assert "lineage has failed at what is in the tracking store (KeyError" in capsys.readouterr().err
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:secret@mlflow.example.com")
+    assert cli.main(["lineage", "1"]) == 1
+    assert "the tracking store https://mlflow.example.com (KeyError" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["what?", "a%41b", "a%20b?mode=memory"])

@@ -20,7 +20,7 @@ SERVING_CODE = (
     "data/__init__.py",
     "data/decode.py",
     "data/headers.py",
-    "serving/__init__.py",
+    "artifact/__init__.py",
     "artifact/classifier.py",
 )
 REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pillow")
@@ -34,7 +34,7 @@ def pyfunc_arguments(artifact: Path, staging: Path) -> dict[str, Any]:
         staging: an empty folder for the code, needed until MLflow has copied it.
     """
     return {
-        "python_model": str(PACKAGE / "artifact" / "pyfunc.py"),
+        "python_model": str(PACKAGE / "artifact/pyfunc.py"),
         "artifacts": {"classifier": str(artifact)},
         "code_paths": [str(stage_code(staging))],
         "pip_requirements": pip_requirements(),

@@ -16,7 +16,7 @@ from visionpipe.errors import ConfigError
 from visionpipe.project.lineage import training_params
 from visionpipe.project.params import Params, load_params
 
-INPUTS = ("params.yaml", "dvc.yaml", "visionpipe")
+INPUTS = ("params.yaml", "dvc.yaml", "code.lock")
 NOT_OF_DVC = (yaml.YAMLError, LookupError, TypeError, AttributeError, ValueError)
 NOT_READABLE = "is damaged, as with the marks of a merge in it: nobody knows which images made the model"
 MOST_COMMITS = 500  # that are looked through, the newest first
@@ -60,8 +60,8 @@ class Made:
 def commit_that_makes(name: str, identity: dict[str, Any]) -> Made:
     """HEAD, or else the newest other commit, whose checkout makes the entry `name` of this identity.
 
-    identity: of `training_identity`, or a lineage.json. What a commit does not decide is not compared: the machine's
-    number of cores, and the versions of libraries.
+    `identity`: of a TrainingPlan, or a lineage.json. The commit's code.lock names the code and the libraries. What a
+    commit does not decide is not compared: the machine's number of cores.
     """
     try:
         return search(name, identity)
@@ -93,19 +93,19 @@ def search(name: str, identity: dict[str, Any]) -> Made:
 def makes(commit: str, name: str, identity: dict[str, Any]) -> bool:
     """Whether a checkout of `commit` trains this very model."""
     blobs = files_at(commit)
-    if not {"params.yaml", "dvc.yaml"} <= blobs.keys():
+    if not {"params.yaml", "code.lock"} <= blobs.keys():
         return False
     try:
-        deps = yaml.safe_load(content(blobs["dvc.yaml"]))["stages"]["train"]["do"]["deps"]
+        lock = yaml.safe_load(content(blobs["code.lock"]))
+        code, versions = lock["stages"]["train"], lock["libraries"][identity["params"]["backend"]]
         params = params_at(blobs["params.yaml"])
-        trained = json.loads(json.dumps(training_params(name, params)))
+        made_there = training_params(name, params, params.train_config(name), params.model_spec(name))
     except (yaml.YAMLError, LookupError, TypeError, ConfigError):
         return False
-    code = {path for path in blobs if path.endswith(".py") and any(within(path, str(dep)) for dep in deps)}
+    trained = json.loads(json.dumps(made_there))
     return (
-        code == set(identity["code"])
+        (code, versions) == (identity["code"], identity["versions"])
         and same(identity["params"], trained, {"threads"} if params.threads is None else set())
-        and all(sha256(blobs[path]) == expected for path, expected in identity["code"].items())
         and has_data(commit, params.prepare.path)
     )
 
@@ -117,10 +117,6 @@ def has_data(commit: str, path: str) -> bool:
     except Damaged:  # nobody could check it out and reproduce the model
         return False
     return data in (None, data_here(path))
-
-
-def within(path: str, dependency: str) -> bool:
-    return dependency.startswith("visionpipe/") and (path == dependency or path.startswith(f"{dependency}/"))
 
 
 def same(made: Any, written: Any, but: set[str]) -> bool:
@@ -203,11 +199,6 @@ def files_at(commit: str) -> dict[str, str]:
 @functools.cache
 def content(blob: str) -> bytes:
     return git("cat-file", "blob", blob)
-
-
-@functools.cache
-def sha256(blob: str) -> str:
-    return hashlib.sha256(content(blob)).hexdigest()
 
 
 @functools.cache
