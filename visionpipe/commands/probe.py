@@ -23,7 +23,7 @@ from visionpipe.project.params import Params
 from visionpipe.project.paths import model_folder
 from visionpipe.tracking.runs import find_run, log_metrics, log_params
 from visionpipe.tracking.store import connect
-from visionpipe.weights import Checkpoint, load_weights, resolve
+from visionpipe.weights import PretrainedCheckpoint, load_weights, resolve
 
 if TYPE_CHECKING:
     import keras
@@ -79,7 +79,7 @@ def trained(name: str) -> Path:
 
 def open_target(
     name: str, params: Params, variant: str | None, image_size: tuple[int, ...]
-) -> tuple[Checkpoint, "keras.Model"]:
+) -> tuple[PretrainedCheckpoint, "keras.Model"]:
     """The weights and a model that has them."""
     if name in params.models and trained(name).exists():
         checkpoint = resolve(trained(name))
@@ -215,7 +215,11 @@ def least_squares(
 
 
 def log(
-    params: Params, checkpoint: Checkpoint, data: Prepared, image_size: tuple[int, ...], result: Result
+    params: Params,
+    checkpoint: PretrainedCheckpoint,
+    data: Prepared,
+    image_size: tuple[int, ...],
+    result: Result,
 ) -> None:
     """One run for the same weights on the same images, however often they are probed; in an experiment of its
     own, because nothing was trained.

@@ -35,7 +35,7 @@ COMPANIONS = (
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class PretrainedCheckpoint:
     """A file of pretrained weights, or the folder of a KerasHub preset, at `path`. `source` is what the user asked for.
 
     Properties raise WeightsError where the file or its companions cannot be understood.

@@ -8,7 +8,7 @@ import numpy as np
 
 from visionpipe.errors import ConfigError, WeightsError
 from visionpipe.models.variants import VARIANTS, fields, override, shown
-from visionpipe.weights.checkpoint import OWN, Checkpoint
+from visionpipe.weights.checkpoint import OWN, PretrainedCheckpoint
 from visionpipe.weights.options import is_option, options_of
 from visionpipe.weights.plan import Contents, Plan
 from visionpipe.weights.report import Report
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def load_weights(
     model: "keras.Model",
-    source: str | Path | Checkpoint,
+    source: str | Path | PretrainedCheckpoint,
     *,
     sha256: str | None = None,
     offline: bool = False,
@@ -51,7 +51,11 @@ def load_weights(
         WeightsError: the file does not exist, is damaged, has no known format or another architecture, or contains a
             NaN.
     """
-    checkpoint = source if isinstance(source, Checkpoint) else resolve(source, sha256=sha256, offline=offline)
+    checkpoint = (
+        source
+        if isinstance(source, PretrainedCheckpoint)
+        else resolve(source, sha256=sha256, offline=offline)
+    )
     own = open_own(checkpoint.path, model.input.shape[1:3]) if checkpoint.is_own else None
     contents = contents_of_own(own) if own else contents_of(checkpoint)
     built = options_of(model)
@@ -86,7 +90,7 @@ def load_weights(
     )
 
 
-def contents_of(checkpoint: Checkpoint) -> Contents:
+def contents_of(checkpoint: PretrainedCheckpoint) -> Contents:
     """Returns the contents of a checkpoint of another package."""
     return Contents(
         checkpoint.format.name,

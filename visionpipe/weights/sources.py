@@ -7,7 +7,7 @@ from pathlib import Path
 from visionpipe.errors import WeightsError
 from visionpipe.files import write_bytes
 from visionpipe.models.known import KERASHUB_PRESETS, known
-from visionpipe.weights.checkpoint import Checkpoint
+from visionpipe.weights.checkpoint import PretrainedCheckpoint
 from visionpipe.weights.download import NotFound, check_sha256, fetch
 
 HUGGING_FACE = "https://huggingface.co"
@@ -15,7 +15,7 @@ KAGGLE = "https://www.kaggle.com"
 SAFETENSORS, TORCH_BIN = "model.safetensors", "pytorch_model.bin"
 
 
-def resolve(source: str | Path, *, sha256: str | None = None, offline: bool = False) -> Checkpoint:
+def resolve(source: str | Path, *, sha256: str | None = None, offline: bool = False) -> PretrainedCheckpoint:
     """Returns the checkpoint at `source` as a local file, and downloads it first if it is not in the cache.
 
     Args:
@@ -53,7 +53,7 @@ def resolve(source: str | Path, *, sha256: str | None = None, offline: bool = Fa
                 f"{address}: no such file; other sources are URLs, hf:REPO, timm:NAME, kerashub:PRESET, "
                 f"models:/NAME@alias and the names that visionpipe models lists"
             )
-    checkpoint = Checkpoint(os.fspath(source), path)
+    checkpoint = PretrainedCheckpoint(os.fspath(source), path)
     if path.is_dir():
         if sha256 and not checkpoint.sha256.startswith(sha256.lower()):
             raise WeightsError(
