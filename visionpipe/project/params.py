@@ -13,7 +13,7 @@ import yaml
 from visionpipe.artifact.canonical import check_parameters
 from visionpipe.data.augmentation import AUGMENTATIONS, Mixing, OutOfRange
 from visionpipe.data.config import PrepareConfig
-from visionpipe.data.dice import MOST_ENTRIES
+from visionpipe.data.draws import MOST_ENTRIES
 from visionpipe.errors import ConfigError
 from visionpipe.models.names import layer_names
 from visionpipe.models.specs import Encoder, ModelSpec
