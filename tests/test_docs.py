@@ -200,6 +200,19 @@ def test_the_checklists_name_files_that_exist(page):
     ] == []
 
 
+def test_the_checklists_speak_of_what_the_code_has():
+    code = [
+        *(ROOT / "visionpipe").rglob("*.py"),
+        *(ROOT / "tests" / "shared").glob("*.py"),
+        *DOCS.glob("*.py"),
+    ]
+    words = {word for file in code for word in re.findall(r"\w+", file.read_text())}
+    words |= {"NAME", "KEY", "README"} | set(re.findall(r"\w+", (ROOT / "dvc.yaml").read_text()))
+    for page in written_by_hand("extending/"):
+        named = re.findall(r"`(\w+)`", (ROOT / page).read_text())
+        assert [name for name in named if name not in words] == [], page
+
+
 # Examples -------------------------------------------------------------------------------------------------------
 
 YAML = blocks("yaml", *written_by_hand("guides/", "quickstart"))

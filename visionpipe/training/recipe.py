@@ -94,7 +94,7 @@ class TrainConfig:
         class_weights: a factor for each class; `balanced` gives rare classes larger factors, with a mean of 1.
         distill: a teacher whose answers are a second target.
         ema_decay: the decay of a moving average of the weights and of the norms' statistics, which is then evaluated
-            and saved instead of them. It is updated with each update of the weights, and faster at first. null: no average.
+            and saved instead of them; it follows each update of the weights, and faster at first. null: no average.
         keep: which weights are saved: those of the last epoch, or of the best one on the validation images.
         patience: the number of epochs without a better validation accuracy after which the training ends; epochs of the
             phases of `freeze` do not count. null: it never ends early.
