@@ -204,7 +204,7 @@ def read_idx(folder: Path, name: str, dimensions: int) -> np.ndarray:
     try:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     except (OSError, EOFError, zlib.error):
-        raise DataError(f"prepare.path: {file} is damaged") from None
+        raise DataError(f"prepare.path: {file} is damaged: download or copy it again") from None
     header = np.frombuffer(content[: 4 + 4 * dimensions].ljust(4 + 4 * dimensions, b"\0"), ">i4")
     if header[0] != 0x800 + dimensions or len(content) != header.nbytes + np.prod(header[1:], dtype=np.int64):
         raise DataError(f"prepare.path: {file} is not an idx file of {dimensions} dimensions, or is damaged")
@@ -279,6 +279,7 @@ def file_refusal(name: str, target: str, root: Path, ancestors: tuple[str, ...])
 def read_member(
     archive: zipfile.ZipFile, member: zipfile.ZipInfo, lock: contextlib.AbstractContextManager[Any]
 ) -> bytes:
+    """Reads a member of an archive; raises ImageError if it is damaged."""
     try:
         with lock:
             return archive.read(member)
@@ -287,6 +288,7 @@ def read_member(
 
 
 def read_file(path: Path) -> bytes:
+    """Reads a file; raises ImageError if that fails."""
     try:
         return path.read_bytes()
     except OSError as error:
