@@ -15,8 +15,9 @@ class PrepareConfig:
         size: (height, width) of the prepared images, in pixels.
         interpolation: how the images are resized.
         crop_ratio: side of the central crop, relative to the short side of the resized image.
-        validation_fraction: share of the training images that becomes the validation split, if the source has none.
-        test_fraction: share of the images that becomes the test split, if the source has none.
+        test_fraction: share of the training images that becomes the test split, if the source has none.
+        validation_fraction: share of the remaining training images that becomes the validation split, if the source
+            has none.
 
     Size, interpolation and crop ratio are stored in the artifact, so that a server resizes images in the same way.
     """
