@@ -37,7 +37,7 @@ def code(model: Any, backend: str) -> str:
         shapes = [tuple(weight.shape) for weight in layer.weights]
         digest.update(repr((type(layer).__name__, layer.output.shape, shapes)).encode())
     files = {Path(inspect.getfile(type(layer))) for layer in built(model).layers}
-    kernels = [f"models/kernels/{name}.py" for name in ("__init__", backend)]
+    kernels = [f"kernels/{name}.py" for name in ("__init__", backend)]
     files |= {
         ROOT / "visionpipe" / name
         for name in (*kernels, "acceleration/network.py", "acceleration/chains.py", "training/adamw.py")
