@@ -25,6 +25,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed tests/requirements.txt
 	@touch $@
 
 repro: $(VENV)/.installed ## install, run the pipeline, compare the models
+	@visionpipe lock
 	@visionpipe params
 	dvc repro
 	@visionpipe compare
@@ -52,10 +53,11 @@ test-all: $(VENV)/.installed-dev ## what CI does not run: pipelines on JAX and t
 test-browser: $(VENV)/.installed-dev ## the page in Chromium: apt-get install chromium chromium-driver
 	pytest -m browser --numprocesses=0
 
-check: $(VENV)/.installed-dev docs ## format, lint, types, the documentation
+check: $(VENV)/.installed-dev docs ## format, lint, types, which room imports which, the documentation
 	ruff format --check .
 	ruff check .
 	mypy
+	lint-imports
 
 docs: $(VENV)/.installed-dev ## build the documentation into site/; a broken link is an error
 	zensical build --clean --strict

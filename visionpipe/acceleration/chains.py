@@ -1,4 +1,4 @@
-"""Fuses a convolution with the layers that alone read its output, for a backend that computes them at once.
+"""Fuses a convolution with the norm, sum and ReLU that follow it, if no other layer reads the tensors in between.
 
 In inference TensorFlow and torch use oneDNN's convolutions with a fused ReLU, which turn a NaN into 0. A model that
 diverged still shows: in the training loss, and in the logits, because the head has no ReLU.
@@ -34,10 +34,10 @@ class Chain:
         self.operation, self.outputs = self, links[-1].outputs
         self.input_tensors = [s for node in links for s in node.input_tensors if id(s) not in inner]
         self.arguments = SimpleNamespace(args=self.input_tensors, kwargs={})
-        self.between: set[int] = set()  # ids of the symbolic tensors that pass from chains to chains only
+        self.between: set[int] = set()  # ids of the symbolic tensors that only chains write and read
 
     def call(self, *inputs: Any, training: bool | None = None) -> Any:
-        """Computes the chain on the convolution's input and, if it has a sum, the tensor to add.
+        """Computes the chain from the convolution's input and, if the chain has a sum, the tensor to add.
 
         Tensors are (batch, height, width, channels). Between two chains they are (batch, channels, height, width) on
         a backend that prefers it.
@@ -98,6 +98,7 @@ def is_convolution(node: Any) -> bool:
 
 
 def is_norm(node: Any) -> bool:
+    """Whether a node is a batch norm that follows the model's training mode."""
     return type(node.operation) is BatchNorm and node.arguments.kwargs.get("training") is None
 
 
@@ -109,6 +110,7 @@ def is_sum(node: Any) -> bool:
 
 
 def is_relu(node: Any) -> bool:
+    """Whether a node is a plain ReLU, without a maximum, a slope or a threshold."""
     layer = node.operation
     if type(layer) is not keras.layers.ReLU:
         return False

@@ -14,8 +14,8 @@ from visionpipe.kernels import kernel
 class Step(NamedTuple):
     """One call of a layer.
 
-    `arguments` hold symbolic tensors in place of values. `results` and `last_used` are the ids of the symbolic tensors
-    that the call returns and that no later step reads.
+    `arguments` hold symbolic tensors in place of values. `results` are the ids of the symbolic tensors that the call
+    returns, and `last_used` of those that no later step reads.
     """
 
     operation: Any
@@ -33,10 +33,10 @@ class Network(keras.Model):
     Results agree up to rounding, except that in inference a fused ReLU turns a NaN into 0 (see chains.py). Masks are
     not passed on.
 
-    torch computes a layer at once when it is called. Around each call Keras spends 0.2 ms on binding arguments, on
-    scopes, and on checks of shapes that were made when the model was built; meanwhile torch's other threads fall
+    torch computes each layer as soon as it is called. Around each call Keras spends 0.2 ms on binding arguments, on
+    scopes, and on shape checks that were already made when the model was built; meanwhile torch's other threads fall
     asleep. Here the `call` methods of the layers follow each other directly, and each tensor is freed after its last
-    use. On both backends a convolution is fused with the layers that alone read its output (chains.py).
+    use. On both backends a convolution is fused with the layers that follow it (chains.py).
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -44,9 +44,7 @@ class Network(keras.Model):
         self.steps  # noqa: B018  (computed here, so that torch.compile does not trace how)
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        if (
-            kernel("chain") is None or in_stateless_scope()
-        ):  # a kernel would change more than the scope's values
+        if kernel("chain") is None or in_stateless_scope():  # in such a scope kernels would change variables
             return super().call(inputs, training=training, mask=mask)
         inputs = self._standardize_inputs(inputs)
         values = {id(symbol): value for symbol, value in zip(self.inputs, inputs, strict=True)}

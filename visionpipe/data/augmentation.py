@@ -1,8 +1,8 @@
 """The augmentations that params.yaml can list, applied to training batches on the CPU.
 
-Every random number is a stateless draw from (seed, step, position in the list) (draws.py), and pixels.py changes the
-pixels accordingly. A whole list is one compiled graph. So a batch is the same on every backend, with any number of
-workers and after every resume. This module imports no framework, because the parameters are checked against it.
+draws.py draws every random number statelessly from (seed, step, position in the list), and pixels.py changes the pixels
+accordingly. A whole list is one compiled graph. So a batch is the same on every backend, with any number of workers and
+after every resume. This module imports no framework, because params.yaml is checked against it.
 """
 
 import itertools

@@ -99,6 +99,7 @@ class RowCounter:
         self._inflate = zlib.decompressobj()
 
     def add(self, content: memoryview) -> None:
+        """Counts the next compressed bytes; raises ImageError if they are damaged or inflate to too much."""
         rest: bytes | memoryview = content
         try:
             while rest and not self._inflate.eof:

@@ -71,9 +71,9 @@ def expand(path: str) -> Iterator[File]:
 
 
 def is_archive(path: str) -> bool:
-    """Whether the file is a zip archive and no picture by its name or its first bytes.
+    """Whether a file is a zip archive, and neither its name nor its first bytes are a picture's.
 
-    The check is needed because a picture may have an archive appended to it.
+    A picture may have an archive appended to it.
     """
     if PICTURE.fullmatch(os.path.splitext(path)[1]):
         return False

@@ -15,6 +15,7 @@ COLOURS = (0.0, 255.0)
 
 
 def as_float(images: Any) -> Any:
+    """Converts images to float32 without changing their range."""
     import tensorflow as tf
 
     return tf.cast(images, tf.float32)
@@ -37,7 +38,7 @@ def moved(images: Any, rows: Any, columns: Any) -> Any:
     import tensorflow as tf
 
     count, height, width, channels = images.shape
-    black = count * height * width  # index of a black pixel, appended to the last one
+    black = count * height * width  # index of the black pixel that is appended
 
     def offsets(places: Any, side: int, stride: int) -> Any:
         return tf.where((places >= 0) & (places < side), places * stride, black)
@@ -64,7 +65,7 @@ def inside(images: Any, top: Any, left: Any, height: Any, width: Any) -> Any:
 
 
 def mixed(values: Any, share: Any) -> Any:
-    """Mixes `share` of each image or target with the rest of the one half a batch further on."""
+    """Adds `share` of each image or target and 1 - `share` of the one half a batch further on."""
     import tensorflow as tf
 
     other = tf.roll(values, values.shape[0] // 2, axis=0)

@@ -204,7 +204,7 @@ def read_idx(folder: Path, name: str, dimensions: int) -> np.ndarray:
     try:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     except (OSError, EOFError, zlib.error):
-        raise DataError(f"prepare.path: {file} is damaged") from None
+        raise DataError(f"prepare.path: {file} is damaged: download or copy it again") from None
     header = np.frombuffer(content[: 4 + 4 * dimensions].ljust(4 + 4 * dimensions, b"\0"), ">i4")
     if header[0] != 0x800 + dimensions or len(content) != header.nbytes + np.prod(header[1:], dtype=np.int64):
         raise DataError(f"prepare.path: {file} is not an idx file of {dimensions} dimensions, or is damaged")
@@ -286,6 +286,7 @@ def read_member(
     lock: contextlib.AbstractContextManager[Any],
     most: int = -1,
 ) -> bytes:
+    """Reads a member of an archive; raises ImageError if it is damaged."""
     try:
         with lock, archive.open(member) as file:
             return file.read(most)
@@ -294,6 +295,7 @@ def read_member(
 
 
 def read_file(path: Path, most: int = -1) -> bytes:
+    """Reads a file; raises ImageError if that fails."""
     try:
         with path.open("rb") as file:
             return file.read(most)

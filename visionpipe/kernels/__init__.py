@@ -1,8 +1,8 @@
 """Gives the layers faster operations than Keras's, where the running backend has one.
 
 One interface: `kernel(name)` returns the running backend's implementation of an operation, or None. The fallback is
-automatic: a caller that gets None computes the same with Keras's operations. Both ways agree up to rounding and
-share the memory layout (batch, height, width, channels).
+automatic: a caller that gets None computes the operation with Keras. Both results agree up to rounding, and both lie in
+memory as (batch, height, width, channels).
 
     fused = kernel("layer_norm")
     y = fused(x, gamma, beta, epsilon) if fused else super().call(x)

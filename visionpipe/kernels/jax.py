@@ -1,8 +1,8 @@
 """Kernels for JAX, most of them for CPUs.
 
-On a CPU XLA fuses without limit. It recomputes the gradient of a residual stream, from the last block on, for every
-operation that reads it, so the time of a step grows with the square of the depth. Here layer norms have a
-hand-written gradient and residual sums are materialised, so that XLA computes each gradient once.
+On a CPU XLA fuses without limit. For every operation that reads the gradient at a residual sum, it computes that
+gradient again through all later blocks, so the time of a step grows with the square of the depth. Here layer norms have
+a hand-written gradient, and the gradients at residual sums are stored, so that XLA computes each of them once.
 """
 
 from functools import partial
@@ -50,8 +50,8 @@ def softmax_product(logits: Array, values: Array) -> Array:
     logits = logits.astype(jnp.float32)
     if jax.default_backend() != "cpu":
         return jax.nn.softmax(logits).astype(values.dtype) @ values
-    # Dividing after the product takes as many divisions as a value has channels, not as there are tokens. The
-    # maximum cancels out, and so does its gradient.
+    # Dividing after the product takes one division per channel of a value, not one per token. The maximum cancels
+    # out, and so does its gradient.
     weights = jnp.exp(logits - lax.stop_gradient(logits.max(-1, keepdims=True)))
     weighted_sum = weights.astype(values.dtype) @ values
     return (weighted_sum / weights.sum(-1, keepdims=True)).astype(values.dtype)

@@ -57,6 +57,7 @@ def batch_norm_training(
 def batch_norm_inference(
     x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, variance: Tensor, epsilon: float
 ) -> Tensor:
+    """Normalises `x` (batch, height, width, channels) by the moving averages."""
     return tf.raw_ops.FusedBatchNormV3(
         x=x, scale=gamma, offset=beta, mean=mean, variance=variance, epsilon=epsilon, is_training=False
     ).y
@@ -76,8 +77,8 @@ def chain(
     In inference the norm is folded into the convolution: TensorFlow fuses a convolution, a bias, a sum and a ReLU into
     one operation.
     """
-    # Not in half precision: a folded kernel could overflow, and a folded bias, which is large in channels far from
-    # zero mean, would be rounded. There the norm computes in float32.
+    # Not in half precision: a folded kernel could overflow, and a folded bias, which is large in a channel whose mean
+    # is far from 0, would be rounded. There the norm computes in float32.
     if norm is None or (training and norm.trainable) or x.dtype != tf.float32:
         x = conv.call(x)
         x = norm.call(x, training=training) if norm else x

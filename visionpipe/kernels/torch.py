@@ -47,9 +47,9 @@ def _same_padding(x: torch.Tensor, size: Sequence[int], strides: tuple[int, int]
 def _pad(
     x: torch.Tensor, padding: list[tuple[int, int]], value: float
 ) -> tuple[torch.Tensor, tuple[int, int]]:
-    """Pads `x` where the two sides differ, and returns it with the padding that is left to the operation itself.
+    """Pads `x` if opposite sides need different padding; returns it and the padding that is left to the operation.
 
-    torch's convolutions and poolings pad both sides alike, at no cost.
+    torch's convolutions and poolings pad opposite sides by the same number of pixels, at no cost.
     """
     (top, bottom), (left, right) = padding
     if (top, left) == (bottom, right):
@@ -282,7 +282,7 @@ def adam(
 ) -> bool:
     """Updates all `variables` and their moments in place by Adam; `step` counts from 1.
 
-    Returns False, and changes nothing, where Keras's operations must or should do it.
+    Returns True; or returns False, without a change, if Keras's operations are needed or faster.
     """
     # torch.compile fuses Keras's operations itself. On an accelerator, reading `step` and `learning_rate` would wait
     # for the device. In a stateless scope only the scope's values may change, and `_value` does not see those.

@@ -121,7 +121,7 @@ class RelativeBiasAttention(MultiHeadSelfAttention):
 
 @keras.saving.register_keras_serializable("visionpipe")
 class BottleneckAttention(MultiHeadSelfAttention):
-    """Attends over a grid, comparing the query with learned vectors for the relative row and column as well.
+    """Attends over a grid, and compares the query also with learned vectors of the relative row and column.
 
     It has no biases and no output projection (Srinivas et al. 2021, arXiv:2101.11605, figure 4).
     """
@@ -171,8 +171,8 @@ class Tokens(keras.layers.Layer):
     """Turns a feature grid (batch, rows, columns, channels) into tokens (batch, tokens, channels), and adds positions.
 
     The order is: class token (Dosovitskiy et al. 2021, arXiv:2010.11929, equation 1), distillation token (Touvron et
-    al. 2021, arXiv:2012.12877), register tokens (Darcet et al. 2023, arXiv:2309.16588), image tokens. Only the last
-    are always there. Register tokens have no position.
+    al. 2021, arXiv:2012.12877), register tokens (Darcet et al. 2023, arXiv:2309.16588), image tokens. All but the image
+    tokens are optional. Register tokens have no position.
 
     Args:
         position: `learned`, `sincos` or `none`.
@@ -251,7 +251,7 @@ class Tokens(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         config: dict[str, Any] = {"class_token": self.has_class_token, "register_tokens": self.register_count}
-        # Written only where they are used, so that the files of all other models stay the same byte for byte.
+        # Only models that use these write them, so that the files of all other models stay the same, byte for byte.
         if self.has_distillation_token:
             config["distillation_token"] = True
         if self.sincos_grid:
@@ -303,7 +303,7 @@ class SequencePooling(keras.layers.Layer):
 
 
 def constant(array: np.ndarray) -> Any:
-    """Converts an array to what the backend can use best inside a layer's call."""
+    """Converts a constant array to the form that the backend handles best in a layer's `call`."""
     convert = kernel("constant")
     return convert(array) if convert else array
 

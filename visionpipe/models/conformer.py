@@ -15,6 +15,7 @@ from visionpipe.models.vit import drop_path_rates, encoder_block
 
 
 def conv_norm(x: Any, filters: int, kernel_size: int, stride: int, name: str, relu: bool = True) -> Any:
+    """Applies a He-initialised convolution without a bias, a batch norm, and a ReLU if `relu`."""
     x = Conv2D(
         filters,
         kernel_size,

@@ -41,16 +41,19 @@ CAFFE_RESNET: dict[str, Any] = {"padding": "symmetric", "stride_on": "1x1", "nor
 
 
 def timm(name: str, variant: str, accuracy: float, size: int = 224, **overrides: Any) -> Known:
+    """Returns a checkpoint of timm, under torchvision's licence if its tag begins with `tv_`."""
     licence = "BSD-3-Clause" if ".tv_" in name else "Apache-2.0"
     return Known(f"timm:{name}", variant, size, accuracy, licence, TIMM, overrides=overrides)
 
 
 def deit(size: str, letter: str, sha256: str, accuracy: float) -> Known:
+    """Returns a distilled DeiT; the name of its file ends with the first digits of its hash."""
     name = f"deit_{size}_distilled_patch16_224-{sha256}.pth"
     return Known(f"{DEIT_FILES}/{name}", f"DeiT-{letter}/16", 224, accuracy, "Apache-2.0", DEIT, sha256)
 
 
 def keras_resnet(depth: int, accuracy: float) -> Known:
+    """Returns a ResNet of keras.applications."""
     name = f"resnet{depth}_weights_tf_dim_ordering_tf_kernels.h5"
     return Known(
         f"{KERAS_FILES}/{name}", f"ResNet-{depth}", 224, accuracy, "MIT", KERAS, overrides=CAFFE_RESNET

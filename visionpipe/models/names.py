@@ -1,7 +1,7 @@
 """The names of layers that other modules rely on, and the layers' order: before, in and behind a model's blocks.
 
-Training, weights and commands look layers up by these names. They stand in `.keras` files too, so they never change.
-This module imports no framework, so that a recipe that names layers is checked, and its plan printed, at once.
+Training, weights and commands look layers up by these names. The names never change, because `.keras` files contain
+them. This module imports no framework, so that a recipe that names layers is checked, and its plan printed, at once.
 """
 
 import re
@@ -39,12 +39,12 @@ TOKEN_OR_POSITION = re.compile(r"token|embedding|relative")
 
 
 def encoder_block_name(block: int) -> str:
-    """Returns the name of a Transformer block, which begins those of its layers; the first block is 0."""
+    """Returns the name of a Transformer block, which is the prefix of its layers' names; the first block is 0."""
     return f"encoder_block_{block:02d}"
 
 
 def stage_block_name(stage: int, block: int) -> str:
-    """Returns the name of a block of a stage, which begins those of its layers; the first of each is 1."""
+    """Returns the name of a block of a stage, which is the prefix of its layers' names; both numbers start at 1."""
     return f"stage{stage}_block{block}"
 
 
@@ -56,7 +56,7 @@ def layer_depths(names: Iterable[str]) -> dict[str, int]:
     names = list(names)
     blocks = sorted({match[0] for name in names if (match := BLOCK.match(name))}, key=block_order)
     stages = sum(block.startswith("stage") for block in blocks)
-    # In a serial hybrid the Transformer follows the stages, and the layers that make its tokens count as the last one.
+    # In a serial hybrid the layers that make the tokens have the depth of the last stage's last block.
     embedding = stages if stages < len(blocks) else 0
     depths = {}
     for name in names:
@@ -81,7 +81,7 @@ def block_order(block: str) -> tuple[bool, list[int]]:
 def layer_names(spec: ModelSpec) -> list[str]:
     """Returns the names of a model's blocks, which stand for their layers, and of all other layers with weights.
 
-    The order is that of the depths.
+    The names are in order of depth.
     """
     names = [*before_blocks(spec), *block_names(spec)]
     if isinstance(spec, HybridSpec):

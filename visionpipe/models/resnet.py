@@ -31,7 +31,7 @@ def conv(x: Any, filters: int, kernel_size: int, stride: int, spec: Convolutions
 
 
 def norm(x: Any, spec: Convolutions, name: str, scale: str = "ones") -> Any:
-    """Applies the norm of the spec; `scale` initialises its factor of each channel."""
+    """Applies the norm of the spec; `scale` is the initializer of its factors."""
     if spec.norm == "group":
         return layers.GroupNormalization(
             GROUPS, epsilon=spec.norm_epsilon, gamma_initializer=scale, name=name
@@ -42,6 +42,7 @@ def norm(x: Any, spec: Convolutions, name: str, scale: str = "ones") -> Any:
 
 
 def norm_relu(x: Any, spec: Convolutions, name: str) -> Any:
+    """Applies the norm of the spec and a ReLU."""
     return layers.ReLU(name=name.replace("norm", "relu"))(norm(x, spec, name))
 
 
@@ -88,7 +89,7 @@ def residual_block(
     """Computes relu(shortcut(x) + branch(x)), or with preactivation shortcut(x) + branch(x).
 
     The branch is a series of convolutions, each followed by a norm, with ReLUs between them. With preactivation a norm
-    and a ReLU precede each convolution, and a shortcut that changes the shape reads behind the first of them.
+    and a ReLU precede each convolution, and a shortcut that changes the shape branches off behind the first ReLU.
 
     A basic block has two 3×3 convolutions. A bottleneck has a 1×1, a 3×3, and a 1×1 with four times the channels. In a
     wide bottleneck the first two have twice the channels.

@@ -83,13 +83,13 @@ class Convolutions:
         """Raises a ConfigError for settings of the convolutions that contradict each other or the image size."""
         check_size(image_size, self.total_stride)
         if self.stem != "3x3" and self.stem_stride != 1:
-            raise ConfigError(f"stem_stride belongs to stem 3x3; stem {self.stem} strides by 4")
+            raise ConfigError(f"stem_stride needs stem 3x3; stem {self.stem} always strides by 4")
         if self.stride_on == "1x1" and self.block == "basic":
-            raise ConfigError("stride_on 1x1 belongs to block bottleneck; block basic has no 1×1 to stride")
+            raise ConfigError("stride_on 1x1 needs block bottleneck; block basic has no 1×1 convolution")
         if self.shortcut == "pad" and self.block != "basic":
-            raise ConfigError("shortcut pad belongs to block basic")
+            raise ConfigError("shortcut pad needs block basic")
         if self.norm_momentum != Convolutions.norm_momentum and self.norm == "group":
-            raise ConfigError("norm_momentum belongs to norm batch; norm group has no moving averages")
+            raise ConfigError("norm_momentum needs norm batch; norm group has no moving averages")
         stem_filters = self.stem_filters or self.width
         if self.width < 1 or (self.stem == "deep" and stem_filters < 2):
             raise ConfigError(
@@ -349,6 +349,7 @@ ModelSpec = ViTSpec | ResNetSpec | HybridSpec | BoTNetSpec | CoAtNetSpec | Confo
 
 
 def check_size(image_size: Size, stride: int) -> None:
+    """Raises a ConfigError if the total stride is no power of two, or larger than the image."""
     height, width = image_size
     if stride.bit_count() != 1:  # every other stride is 2, and `features` names its outputs by powers of two
         raise ConfigError(
@@ -359,6 +360,7 @@ def check_size(image_size: Size, stride: int) -> None:
 
 
 def check_divisible(image_size: Size, number: int, what: str) -> None:
+    """Raises a ConfigError if `number` does not divide height and width; `what` describes the number."""
     height, width = image_size
     if height % number or width % number:
         raise ConfigError(f"image size {height}×{width} is not divisible by {what.format(number)}")

@@ -14,8 +14,9 @@ from visionpipe.models.names import ENCODER_OUTPUT, STAGE_OUTPUT, STEM_OUTPUTS
 def with_image_size(model: keras.Model, image_size: int | tuple[int, int]) -> keras.Model:
     """Returns a copy of `model` for images of another size.
 
-    Position embeddings and relative positions are resized linearly. Fixed positions are computed anew between those
-    of the old grid. All other weights are copied. NumPy does the arithmetic, so every backend gives the same weights.
+    Position embeddings and relative positions are resized linearly. Fixed positions are computed at points between
+    those of the old grid. All other weights are copied. NumPy does the arithmetic, so every backend gives the same
+    weights.
 
     Args:
         image_size: (height, width) in pixels, or one number for square images.
@@ -40,7 +41,7 @@ def with_image_size(model: keras.Model, image_size: int | tuple[int, int]) -> ke
             raise ConfigError(
                 f"{model.name} cannot take images of {height}×{width}: too small for its strides"
             )
-        if isinstance(layer, keras.layers.Conv2D) and layer.strides == layer.kernel_size:  # patches
+        if isinstance(layer, keras.layers.Conv2D) and layer.strides == layer.kernel_size:  # a patch embedding
             rest = [side % stride for side, stride in zip(layer.input.shape[1:3], layer.strides, strict=True)]
             if any(rest):
                 raise ConfigError(

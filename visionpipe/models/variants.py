@@ -104,6 +104,7 @@ def small_vit(hidden_dim: int, depth: int, num_heads: int) -> Variant:
 
 
 def resnet(blocks: tuple[int, ...], parameters: int, reference: str, **options: Any) -> Variant:
+    """Returns a ResNet for ImageNet."""
     return Variant(ResNetSpec(blocks_per_stage=blocks, **options), 224, 1000, parameters, reference)
 
 
@@ -147,6 +148,7 @@ def r_vit(blocks: tuple[int, ...], size: str, parameters: int, patch_size: int =
 
 
 def small_hybrid() -> Variant:
+    """Returns a hybrid for small images: a ResNet of 14 layers with a single Transformer block behind it."""
     spec = HybridSpec(
         blocks_per_stage=(2, 2, 2), filters=32, block="basic", stem="3x3", stem_stride=2, hidden_dim=128,
         depth=1, num_heads=4, mlp_dim=256, pool="gap",

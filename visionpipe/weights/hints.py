@@ -1,4 +1,4 @@
-"""Tables that tell how to build a model for a checkpoint, from tensors and weights that do not match each other."""
+"""Tables that tell which model a checkpoint needs, from tensors without a weight and weights without a tensor."""
 
 from collections.abc import Callable
 from typing import Any

@@ -213,7 +213,10 @@ def with_value(option: Any, values: dict[Any, Any]) -> Any:
 
 
 def prefixed(*models: str) -> tuple[str, ...]:
-    """Returns the possible prefixes of tensors: a classifier's file begins names with its model, a headless one not."""
+    """Returns the possible prefixes of the tensors' names.
+
+    A classifier's file puts the name of its model before the names of the backbone; a file without a head does not.
+    """
     return tuple(itertools.chain(("",), (f"{model}." for model in models)))
 
 

@@ -123,7 +123,7 @@ def with_layer_names(tensors: Tensors, companions: Companions) -> dict[str, np.n
 def in_order(config: dict[str, Any], kind: str) -> list[str]:
     """Returns the names of a ResNet's convolutions (`conv`) or norms (`bn`) in the order of Keras's numbers.
 
-    The one of the shortcut precedes the last one of its block.
+    Within a block the shortcut's layer precedes the last one.
     """
     basic = config.get("block_type") == "basic_block"
     names = [f"conv1_{kind}"]

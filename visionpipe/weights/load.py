@@ -113,8 +113,8 @@ def contents_of_own(own: OwnModel) -> Contents:
 def differences(options: Mapping[str, Any], built: Mapping[str, Any]) -> dict[str, str]:
     """Returns the options in which model and checkpoint differ, each with a description of both values.
 
-    An option that no model here has is always a difference. An option that concerns a part which this model lacks is
-    none: then the tensors differ, too.
+    An option that no model here has is always a difference. Options of parts that this model lacks are left out,
+    because the tensors differ then anyway.
     """
     differing = {}
     for name, wanted in options.items():

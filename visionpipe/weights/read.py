@@ -138,8 +138,8 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
         import torch
     except ImportError:
         raise WeightsError(
-            f"{path} is torch's own format: pip install 'visionpipe[torch]' -c constraints.txt, "
-            f"or take the .safetensors file of the same weights"
+            f"{path} is a torch file, and torch is not installed: pip install 'visionpipe[torch]' "
+            f"-c constraints.txt, or use the .safetensors file of the same weights"
         ) from None
     import pickle  # nosec B403: only its error class is used; nothing is unpickled
     import warnings
@@ -157,7 +157,7 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
             content = content[key]
             break
     if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, expected a dictionary of tensors")
+        raise WeightsError(f"{path} contains a {type(content).__name__}, expected a dictionary of tensors")
     return {
         str(name): (tensor.float() if tensor.is_floating_point() else tensor).numpy()
         for name, tensor in content.items()
@@ -168,7 +168,7 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
 def read_preset(folder: Path) -> dict[str, np.ndarray]:
     """Reads the backbone of a KerasHub preset, and its head if it has one."""
     if not (folder / "model.weights.h5").is_file():
-        raise WeightsError(f"{folder} is a folder without model.weights.h5: no KerasHub preset")
+        raise WeightsError(f"{folder} is a folder without model.weights.h5, so it is no KerasHub preset")
     return {
         name: array
         for file in ("model.weights.h5", "task.weights.h5")

@@ -1,4 +1,4 @@
-"""State dicts with timm's names, which the official DeiT files share, and for ResNets torchvision's, too."""
+"""State dicts with timm's names, which the official DeiT files and torchvision's ResNets use, too."""
 
 from typing import Any
 
