@@ -5,6 +5,7 @@ docs/reference/http.md the tables between markers are. `tests/test_docs.py` comp
 """
 
 import argparse
+import ast
 import dataclasses
 import importlib
 import inspect
@@ -12,7 +13,7 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -292,33 +293,8 @@ def markdown(thing: Any) -> str:
 
 # Limits of the server -----------------------------------------------------------------------------------------------
 
-# Limits that are no option: where the constant lies, how its value reads, and what happens beyond it.
-FIXED = (
-    ("serving.connections", "MAX_HEADERS", "bytes", "Request line and headers together. Beyond: 431."),
-    ("serving.connections", "MAX_HEADERS", "bytes", "Framing of a chunked body without any content. Beyond: 400."),
-    ("serving.connections", "LINGER", "seconds", "Reads on after a refusal, while the client is still sending."),
-    ("serving.connections", "ACCEPT", "seconds", "At shutdown: to take connections that the kernel has accepted."),
-    ("serving.connections", "LAST_CALL", "seconds", "At shutdown: for a client that has just connected."),
-    ("serving.connections", "TURN", "bytes", "Parsed from one connection before the others have their turn."),
-    ("serving.bodies", "MAX_PART_HEADERS", "bytes", "Headers of one part of a form. Beyond: 400."),
-    ("serving.bodies", "QUICK", "bytes", "JSON beside its texts. Beyond: 400. A larger body has a thread."),
-    ("serving.bodies", "STEP", "bytes", "Searched or decoded before another thread may run."),
-    ("serving.protocol_v2", "TEXTS", "texts", "Texts in JSON of `/v2` beside its files. Beyond: 413."),
-    ("serving.numbers", "PIECE", "bytes", "Parsed at a time from a tensor in JSON."),
-    ("serving.service", "READERS", "threads", "Take large bodies apart and write large answers."),
-    ("serving.service", "QUICK_NUMBERS", "probabilities", "A longer answer is written in another thread."),
-    ("serving.service", "RETRY_SECONDS", "seconds", "Pause before a version that was refused is tried again."),
-    ("serving.batching", "PATIENCE", "seconds", "An idle model waits for images that are being decoded."),
-    ("serving.batching", "SMALL", "bytes", "Files up to this size are decoded by one thread."),
-    ("serving.metrics", "KEPT", "versions", "The newest versions whose predictions `/metrics` counts by class."),
-    ("data.headers", "MAX_PIXELS", "pixels", "The default of `--max-pixels`; `prepare` and `predict` have it too."),
-    ("data.headers", "MAX_TEXT", "bytes", "One inflated text or colour profile of a PNG. Beyond: 413."),
-    ("data.headers", "MAX_TEXTS", "bytes", "All inflated texts and profiles of a PNG. Beyond: 413."),
-    ("data.headers", "MAX_SCANS", "scans", "Scans of a JPEG. Beyond: 413."),
-    ("data.headers", "MAX_FRAMES", "frames", "Frames of a GIF, of which the first is used. Beyond: 413."),
-    ("data.headers", "MAX_BLOCKS", "blocks", "Data blocks of a GIF. Beyond: 413."),
-    ("data.headers", "SLACK", "bytes", "Pixel data of a PNG beyond its last row. Beyond: 413."),
-)  # fmt: skip
+PACKAGE = ROOT / "visionpipe"
+LIMITED = ("serving", "data/headers.py")  # where limits of the server and of image files are
 
 
 def options_table() -> str:
@@ -331,13 +307,31 @@ def options_table() -> str:
 
 
 def fixed_table() -> str:
+    """Returns the numbers in the modules of the server and of the decoder's checks, with the comments beside them."""
     rows = []
-    for module, name, unit, meaning in FIXED:
-        value = getattr(importlib.import_module(f"visionpipe.{module}"), name)
-        rows.append(
-            [f"{size(value)} {unit}", meaning, f"`visionpipe/{module.replace('.', '/')}.py` `{name}`"]
-        )
+    for place in LIMITED:
+        for file in sorted((PACKAGE / place).rglob("*.py")) or [PACKAGE / place]:
+            for name, value, comment in constants(file):
+                where = f"`{file.relative_to(ROOT).as_posix()}` `{name}`"
+                rows.append([size(value), capitalised(comment), where])
     return table(["limit", "of what", "where"], rows)
+
+
+def constants(file: Path) -> Iterator[tuple[str, int | float, str]]:
+    """Yields the numbers at the top of a module: name, value, and the comment in the same lines."""
+    text = file.read_text()
+    lines = text.splitlines()
+    for node in ast.parse(text).body:
+        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
+            continue
+        name = node.targets[0].id
+        try:
+            value = eval(ast.unparse(node.value), {"__builtins__": {}})  # such as 16 * 2**10
+        except Exception:  # not a number, or one that another module defines
+            continue
+        if name.isupper() and isinstance(value, int | float):
+            comments = [line.partition("# ")[2] for line in lines[node.lineno - 1 : node.end_lineno]]
+            yield name, value, " ".join(comment for comment in comments if comment)
 
 
 def size(value: Any) -> str:
