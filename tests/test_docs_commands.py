@@ -133,7 +133,7 @@ def trained(tmp_path_factory):
     newcomer = Newcomer(home, variables(home))
     newcomer.run("visionpipe init flowers --images photos")
     make_cheap(home / "flowers")
-    newcomer.run("cd flowers && dvc repro")
+    newcomer.run("cd flowers && dvc repro && git add --all && git commit -qm 'The first models'")
     return home
 
 
