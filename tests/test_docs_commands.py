@@ -148,7 +148,12 @@ def furnish(project):
 def test_every_command_of_a_page_works(page, trained, tmp_path):
     home = tmp_path / "home"
     shutil.copytree(trained, home, symlinks=True)
-    if page != "quickstart.md":
+    if (
+        page == "quickstart.md"
+    ):  # begins before the first commit, and before dvc.lock, which DVC's cache gives back
+        (home / "flowers" / "dvc.lock").unlink()
+        subprocess.run(["git", "update-ref", "-d", "HEAD"], cwd=home / "flowers", check=True)
+    else:
         furnish(home / "flowers")
     newcomer = Newcomer(home / "flowers", variables(home))
     outputs = []
