@@ -248,7 +248,9 @@ def test_a_preset_of_kerashub_comes_as_one_folder(server):
     checkpoint = resolve("kerashub:resnet_50_imagenet")
     assert {name: (checkpoint.path / name).read_bytes() for name in files} == files
     assert resolve("kerashub:resnet_50_imagenet", offline=True).sha256 == checkpoint.sha256
-    with pytest.raises(WeightsError, match="expected the folder of a preset, or one of vit_base_patch16_224_imagenet"):
+    with pytest.raises(
+        WeightsError, match="expected the folder of a preset, or one of vit_base_patch16_224_imagenet"
+    ):
         resolve("kerashub:resnet_5000")
 
 
