@@ -46,7 +46,7 @@ def main() -> None:
             print(json.dumps(CONTENDERS[options.measure](Path(folder))))
         return
     from benchmarks.tables import write_pages
-    from visionpipe.artifact.machine import hardware
+    from visionpipe.artifact.hardware import hardware
 
     result = {"samples": []} if options.fresh or not FILE.exists() else results.read(FILE)
     installed = versions("keras", "numpy", "pillow", "tensorflow", "torch")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from visionpipe.artifact.classifier import Classifier
-from visionpipe.artifact.machine import processor
+from visionpipe.artifact.hardware import processor
 from visionpipe.files import sha256_json, write_json
 
 SECONDS = 0.6  # spent on each batch size

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from visionpipe.artifact.machine import hardware
+from visionpipe.artifact.hardware import hardware
 from visionpipe.errors import Interrupted
 from visionpipe.files import copied, sha256_file, temporary_folder
 from visionpipe.project.params import TrackingConfig
