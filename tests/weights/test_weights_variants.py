@@ -19,8 +19,8 @@ import safetensors.torch
 import transformers
 import yaml
 from reference_checkpoints import randomise_keras, randomised, torch_forward
+from torchvision_stub import stub_torchvision
 
-from benchmarks.peers import stub_torchvision
 from visionpipe.artifact.canonical import save_keras
 from visionpipe.errors import WeightsError
 from visionpipe.files import write_json

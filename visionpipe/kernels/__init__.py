@@ -12,7 +12,7 @@ a misspelt name cannot silently mean "slow".
 
 To add a kernel:
 
-1. Measure that Keras's operation is slow there, and write the numbers into docs/performance.md.
+1. Measure that Keras's operation is slow there, and write the numbers into docs/results/training.md.
 2. Write the kernel in the backend's module. Its public functions are kernels; helpers begin with an underscore.
 3. Declare the backend in OPERATIONS.
 4. Call the kernel through `kernel(name)`, beside the fallback.
