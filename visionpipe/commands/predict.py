@@ -26,7 +26,7 @@ from visionpipe.artifact.versions import load
 from visionpipe.data.paths import File, find_files, is_small, read, state
 from visionpipe.errors import ConfigError, DataError, ImageError
 from visionpipe.escape import csv_line, visible
-from visionpipe.files import exclusive, replacing, temporary_name
+from visionpipe.files import exclusive, replacing_file, temporary_name
 from visionpipe.tracking.lookup import find_version
 
 ROWS_AT_ONCE = 10_000  # of a Parquet row group, if these are at most
@@ -72,7 +72,7 @@ def predict(paths: list[str], output: Path, target: str, probabilities: bool) ->
                     bar.update(rows.count(b"\n"))
             rate = len(left) / (time.perf_counter() - start)
         broken = Broken()
-        with replacing(output) as table:
+        with replacing_file(output) as table:
             WRITERS[output.suffix](broken.seen(values(journal, places, files, columns)), columns, table)
         journal.unlink()
     Path(f"{journal}.lock").unlink(missing_ok=True)

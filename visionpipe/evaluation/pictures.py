@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from visionpipe.escape import visible
 from visionpipe.evaluation.metrics import Answers, Calibration, Pairs, answers, most_confused, nonzero
-from visionpipe.files import replacing
+from visionpipe.files import replacing_file
 
 INK, ACCENT, PALE = "#2f5d8a", "#d9713c", "#c9d6e3"
 STYLE: Any = {
@@ -197,5 +197,5 @@ def glyphs() -> frozenset[int]:
 @matplotlib.rc_context({"text.parse_math": False})  # some labels are made when they are drawn
 def save(figure: Figure, path: Path) -> None:
     """A PNG file without the software's version in it: equal figures give equal bytes."""
-    with replacing(path) as file:  # what lies there may be a link into DVC's cache
+    with replacing_file(path) as file:  # what lies there may be a link into DVC's cache
         figure.savefig(file, format="png", metadata={"Software": None})

@@ -12,7 +12,7 @@ from typing import Any
 from visionpipe.artifact.digest import artifact_sha256 as artifact_digest
 from visionpipe.artifact.package import pyfunc_arguments
 from visionpipe.errors import ArtifactError, RegistryError
-from visionpipe.files import copied, temporary_folder
+from visionpipe.files import copy_contents, temporary_folder
 from visionpipe.tracking.processes import is_abandoned, process_identity
 from visionpipe.tracking.store import DeletedVersion, Store, StoreError
 from visionpipe.tracking.verification import (
@@ -232,7 +232,7 @@ def save_pyfunc(local: Path, artifact: Path, card: str, model: Any) -> None:
         model_card = temporary / "MODEL_CARD.md"
         model_card.write_text(card, encoding="utf-8")
         # DVC may have linked the files into its cache: MLflow refuses links, and copies the cache's permissions.
-        files = copied(artifact, temporary / artifact.name)
+        files = copy_contents(artifact, temporary / artifact.name)
         arguments = pyfunc_arguments(files, temporary / "code")
         arguments["artifacts"] |= {"model_card": str(model_card)}
         mlflow.pyfunc.save_model(local, mlflow_model=model, **arguments)

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from visionpipe.errors import Interrupted
-from visionpipe.files import copied, sha256_file, sha256_json, temporary_folder
+from visionpipe.files import copy_contents, sha256_file, sha256_json, temporary_folder
 from visionpipe.project.params import TrackingConfig
 from visionpipe.project.paths import state_folder
 from visionpipe.tracking.commits import commit_that_makes
@@ -230,7 +230,7 @@ def complete(store: Store, run_id: str, report: Path, measured: dict[str, float]
         store, run_id, flatten(metrics) | {f"serving.{name}": value for name, value in measured.items()}
     )
     with temporary_folder() as temporary:  # DVC may have linked the files, and made them read-only
-        store.client.log_artifacts(run_id, str(copied(report, temporary / report.name)), "evaluation")
+        store.client.log_artifacts(run_id, str(copy_contents(report, temporary / report.name)), "evaluation")
     store.client.set_tag(run_id, "evaluated", evaluated)
 
 
