@@ -81,11 +81,20 @@ def explained(error: Exception, command: str) -> str | None:
     of_mlflow = type(error).__module__.startswith("mlflow.")
     of_the_store = command in STORE_COMMANDS and isinstance(error, LookupError | StopIteration | ValueError)
     if of_mlflow or of_the_store:
-        from visionpipe.tracking.store import tracking_uri
-
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        return f"{command} has failed at what is in the tracking store {tracking_uri()} ({reason}); {where}"
+        return f"{command} has failed at what is in {store_named()} ({reason}); {where}"
     return None
+
+
+def store_named() -> str:
+    """The tracking store with its address, where it has one: a sentence about an error must not raise another."""
+    from visionpipe.tracking.lookup import without_password
+    from visionpipe.tracking.store import tracking_uri
+
+    try:
+        return f"the tracking store {without_password(tracking_uri())}"
+    except (VisionpipeError, OSError):  # the folder's name fits no address, or the folder is gone
+        return "the tracking store"
 
 
 def file_of(error: Exception) -> str:

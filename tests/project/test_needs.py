@@ -50,7 +50,7 @@ FROM_A = ENTRY | {"needs": FILES[0]}
         ({"s": FROM_A | {"init": "models/a/model.keras"}}, "models.s.init: is the output of an entry: write init: a"),
         ({"s": ENTRY | {"needs": "models/s/model.keras"}}, "models.s.needs: goes in a circle, s needs s"),
         ({"a": ENTRY | {"needs": FILES[1], "init": "t"}, "t": FROM_A | {"init": "a"}}, "a needs t needs a"),
-        ({"a": ENTRY | {"needs": "models/s/lineage.json"}, "s": FROM_A | {"init": "a"}}, "a needs s needs a"),
+        ({"a": ENTRY | {"needs": "models/s/model.keras"}, "s": FROM_A | {"init": "a"}}, "a needs s needs a"),
         ({"s": ENTRY | {"init_head": "load"}}, "models.s.init_head: has no effect without init"),
         ({"s": ENTRY | {"train": {"rates": {"stage1": 2.0}}}}, None),
         ({"s": ENTRY | {"train": {"rates": {"stage1_blck1": 2.0}}}}, "rates: no layer begins with stage1_blck1 .did"),
@@ -63,6 +63,24 @@ def test_what_could_not_be_trained_is_refused_at_once(tmp_path, models, message)
         return
     with pytest.raises(ConfigError, match=message):
         load(tmp_path, models)
+
+
+NOT_NEEDED = ["/etc/passwd", "data/s.needs", "data/prepared", "models/x/model.keras", "models/a/lineage.json"]
+
+
+@pytest.mark.parametrize("needs", NOT_NEEDED)
+def test_a_file_that_dvc_could_not_order_the_training_after_is_refused(tmp_path, needs):
+    said = "models.s.needs: must be data/prepared/manifest.json, or models/NAME/model.keras to train s after the entry"
+    with pytest.raises(ConfigError, match=said):
+        load(tmp_path, {"s": ENTRY | {"needs": needs}})
+
+
+def test_dvc_may_watch_the_file_of_weights_to_start_from(tmp_path):
+    load(tmp_path, {"s": ENTRY | {"init": "weights/vit.npz", "needs": "weights/vit.npz"}})
+
+
+def test_an_entry_may_wait_for_another_without_its_weights(tmp_path):
+    load(tmp_path, {"s": FROM_A | {"variant": "ViT-Mi/4"}})
 
 
 def test_what_makes_no_weight_may_differ(tmp_path):

@@ -284,6 +284,20 @@ def test_what_the_machine_or_the_store_refuses_is_one_line(monkeypatch, capsys, 
     assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
+def test_an_error_is_one_line_where_the_store_has_no_address_too(tmp_path, monkeypatch, capsys):
+    def fail(_):
+        raise KeyError("tag")
+
+    monkeypatch.setattr(cli, "run", fail)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "what?"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert cli.main(["lineage", "1"]) == 1
+    assert "lineage has failed at what is in the tracking store (KeyError" in capsys.readouterr().err
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:secret@mlflow.example.com")
+    assert cli.main(["lineage", "1"]) == 1
+    assert "the tracking store https://mlflow.example.com (KeyError" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["what?", "a%41b", "a%20b?mode=memory"])
 def test_a_folder_that_an_address_cannot_name_is_one_sentence_and_nothing_is_made(
     tmp_path, params, monkeypatch, name

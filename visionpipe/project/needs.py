@@ -14,6 +14,7 @@ from visionpipe.project.schema import require, suggest
 if TYPE_CHECKING:
     from visionpipe.project.params import Params
 
+IMAGES = "data/prepared/manifest.json"  # not of data/prepared.py, which imports NumPy
 OUTPUT = re.compile(r"(?:\./)?(?:models|artifacts|reports)/([^/]+)(?:/.*)?")
 # They make no weight of another shape, and no model that computes something else in inference.
 FREE = {"dropout_rate", "stochastic_depth_rate", "position_stddev", "zero_last_scale", "norm_momentum"}
@@ -39,6 +40,12 @@ def check_needs(params: "Params") -> None:
             name not in params.needs or len(files) == 2,
             f"needs.{name}", f"is for an entry with two models, in init and train.distill.teacher; {name} has not",
         )  # fmt: skip
+        require(
+            files or entry.needs in (IMAGES, entry.init, *map(model_file, params.models)),
+            f"models.{name}.needs",
+            f"must be {IMAGES}, or {model_file('NAME')} to train {name} after the entry NAME of models:, or the file "
+            f"in init",
+        )
         if "init" in needed:
             check_same_weights(params, name, needed["init"])
     for name in params.needs:
