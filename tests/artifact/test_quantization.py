@@ -195,7 +195,7 @@ def test_the_choice_reaches_run_version_and_card(params):
     assert run.data.metrics["export.speedup"] == 2.5
     assert run.data.metrics["export.accuracy_int8"] == 1.0
     card = next(downloaded(version).rglob("MODEL_CARD.md")).read_text()
-    assert "Computed in int8. Validation accuracy in int8 1.0000, in fp32 1.0000" in card
+    assert "computes in int8. Its validation accuracy is 1.0000 in int8 and 1.0000 in fp32" in card
     assert "int8 is 2.50 times as fast" in card
 
 

@@ -341,7 +341,7 @@ def test_the_card_of_many_classes_shows_the_worst(large_report, monkeypatch):
     text = card()
     assert "102 classes: c0, c1, " in text
     assert "c99 and 2 more." in text
-    assert "These 100 of 102 classes have the lowest F1." in text
+    assert "The table shows the 100 of 102 classes with the lowest F1." in text
     table = json.loads((large_report / "per_class.json").read_text())
     shown = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| c")]
     scores = [table[name]["f1"] for name in shown if name in table]

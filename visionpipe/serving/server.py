@@ -59,10 +59,10 @@ def serve(target: str, settings: Settings) -> None:
 def load_first(target: str, settings: Settings) -> "tuple[Service, Lookup | None]":
     """A service that can answer, and what knows the version that it should answer with."""
     from visionpipe.serving.service import Service
-    from visionpipe.tracking.lookup import open_target
+    from visionpipe.tracking.lookup import look_up
 
     service = Service(settings)
-    version, lookup = open_target(target)
+    version, lookup = look_up(target)
     try:
         service.serve(version)
     except BaseException:
