@@ -44,7 +44,7 @@ def workspace(tmp_path_factory) -> Path:
     """A folder with prepared images and one tracking store. Tests keep apart by the names they use in it."""
     folder = tmp_path_factory.mktemp("workspace")
     (folder / ".dvc").mkdir()
-    for name in ("dvc.yaml", "visionpipe"):
+    for name in ("dvc.yaml", "code.lock"):
         (folder / name).symlink_to(CHECKOUT / name)
     write_prepared(folder / PREPARED)
     return folder

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -10,66 +11,22 @@ import yaml
 from packaging.requirements import Requirement
 
 from visionpipe import __version__
-from visionpipe.project.lock import stage_code
+from visionpipe.project.lock import write_lock
 from visionpipe.project.params import load_params
+from visionpipe.project.paths import STAGES
 
 ROOT = Path(__file__).parents[1]
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
-STAGES = ("prepare", "train", "export", "evaluate", "register")
-
-# Modules that a stage imports and that cannot change what it writes, each with the reason.
-WITHOUT_EFFECT = {
-    "config": "reads params.yaml, whose values DVC compares by themselves",
-    "errors": "names what stops a stage",
-    "files": "how files are written, not what is in them",
-    "lineage": "hashes, which are compared with those of other versions",
-    "evaluation/speed": "measures into a folder that is no output",
-    "evaluation/comparison": "writes a table that is no output",
-    "tracking/store": "opens MLflow, whose content is no output",
-    "tracking/trained": "fetches a model whose sha256 is part of the key",
-    "tracking/commits": "names a commit in MLflow, whose content is no output",
-    "tracking/runs": "fills MLflow, whose content is no output",
-    "backend": "for stages that only ask it for the number of threads",
-}
+TEMPLATE = ROOT / "visionpipe" / "project" / "template"
 
 
-def imported(module):
-    """The modules of visionpipe that a file imports, inside functions too, as paths below visionpipe/."""
-    found = set()
-    for node in ast.walk(ast.parse((ROOT / "visionpipe" / f"{module}.py").read_text())):
-        names = []
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("visionpipe"):
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names if alias.name.startswith("visionpipe")]
-        for name in names:
-            path = name.removeprefix("visionpipe").removeprefix(".").replace(".", "/")
-            if (ROOT / "visionpipe" / f"{path}.py").is_file():
-                found.add(path)
-            elif path and (ROOT / "visionpipe" / path / "__init__.py").is_file():
-                found.add(f"{path}/__init__")
-    return found
+def test_the_pipeline_of_this_repository_is_that_of_a_new_project():
+    assert (ROOT / "dvc.yaml").read_bytes() == (TEMPLATE / "dvc.yaml").read_bytes()
 
 
-def needed(stage):
-    """What the stage's module imports, directly and through others, without what has no effect."""
-    todo, seen = [stage], set()
-    while todo:
-        module = todo.pop()
-        if module not in seen and (
-            module not in WITHOUT_EFFECT or (module == "backend" and stage in ("train", "export"))
-        ):
-            seen.add(module)
-            todo.extend(imported(module))
-    return {f"visionpipe/{module}.py" for module in seen}
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_dvc_knows_every_module_that_a_stage_uses(stage, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    listed = set(stage_code(stage))
-    missing = {path for path in needed(stage) - listed if not path.endswith("__init__.py")}
-    assert not missing, f"add to the deps of {stage} in dvc.yaml"
+def test_code_lock_is_that_of_the_code(tmp_path):
+    shutil.copy(ROOT / "code.lock", tmp_path)
+    assert write_lock(tmp_path) == ["code.lock is up to date: no stage runs again"], "run visionpipe lock"
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -78,12 +35,21 @@ def test_one_name_in_five_places(stage):
     assert definition["cmd"].startswith(f"python -m visionpipe {stage}")
     functions = [
         n.name
-        for n in ast.parse((ROOT / "visionpipe" / f"{stage}.py").read_text()).body
+        for n in ast.parse((ROOT / "visionpipe" / "stages" / f"{stage}.py").read_text()).body
         if isinstance(n, ast.FunctionDef)
     ]
     assert stage in functions
     assert any(name == stage for name in definition["params"])
     assert stage in yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_its_code_and_libraries_and_on_no_source_file(stage):
+    definition = DVC["stages"][stage].get("do", DVC["stages"][stage])
+    (locked,) = [entry["code.lock"] for entry in definition["params"] if isinstance(entry, dict)]
+    libraries = {"train": ["libraries.${backend}"], "register": []}.get(stage, [f"libraries.{stage}"])
+    assert locked == [f"stages.{stage}", *libraries]
+    assert not [dep for dep in definition["deps"] if "visionpipe" in dep]
 
 
 def test_every_dependency_is_pinned_to_the_version_that_was_tested():

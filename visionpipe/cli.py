@@ -15,10 +15,10 @@ from typing import Any
 from visionpipe import __version__
 from visionpipe.errors import Interrupted, VisionpipeError, no_room
 from visionpipe.escape import visible
+from visionpipe.project.paths import STAGES
 from visionpipe.serving.settings import Settings
 
 STORE_COMMANDS = ("register", "check", "promote", "rollback", "lineage", "prune")
-STAGES = ("prepare", "train", "export", "evaluate", "register")
 ADVICE = "make room on the disk, then give the same command again"
 CHAMPION = "models:/visionpipe@champion"
 
@@ -151,6 +151,7 @@ def parser() -> argparse.ArgumentParser:
     ):
         add(name, text).add_argument("name", metavar="NAME", help="an entry of models: in params.yaml")
     add("register", "stage: complete the MLflow runs, register the best model that passes the gate")
+    add("lock", "write code.lock for the installed code, and print which stages run again and why")
     add("params", "check params.yaml and that its images are there; list the trainings")
     add("models", "print the model variants, and the published checkpoints that fit them")
     preview = add("preview", "draw augmented training images with their labels")
@@ -254,13 +255,23 @@ def run(options: argparse.Namespace) -> None:
 
         predict(options.paths, options.output, options.model, options.probabilities)
         return
+    from visionpipe.project.paths import enter_project
+
+    enter_project()
+    if options.command == "lock":
+        from visionpipe.project.lock import write_lock
+
+        print(*write_lock(), sep="\n")
+        return
     from visionpipe.project.params import load_params
 
     params = load_params()
     if options.command in STAGES:
         from visionpipe.project.backend import check_backend
+        from visionpipe.project.lock import check_lock
 
         check_backend(params)
+        check_lock(options.command, params.backend)
         die_with_dvc()
     match options.command:
         case "prepare":

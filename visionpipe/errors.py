@@ -2,6 +2,7 @@
 
 VisionpipeError
 ├── ConfigError     params.yaml or the command line asks for something impossible
+├── LockError       code.lock is missing, or names other code or libraries than those that run
 ├── BackendError    the Keras backend is unknown, not installed, or contradicted by the environment
 ├── DataError       the data set is unusable: a missing source, a single class, damaged prepared files
 ├── ImageError      one image cannot be decoded; `code` says why
@@ -28,6 +29,10 @@ class VisionpipeError(Exception):
 
 
 class ConfigError(VisionpipeError):
+    pass
+
+
+class LockError(VisionpipeError):
     pass
 
 

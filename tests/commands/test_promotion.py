@@ -18,13 +18,12 @@ from visionpipe.commands.check import check
 from visionpipe.commands.lineage import lineage
 from visionpipe.commands.promote import Move, champions_before, promote, rollback
 from visionpipe.commands.prune import prune
-from visionpipe.data.prepared import PREPARED
+from visionpipe.data.prepared import PREPARED, open_prepared
 from visionpipe.errors import ArtifactError, RegistryError
 from visionpipe.evaluation.comparison import compare
 from visionpipe.files import exclusive, write_json
-from visionpipe.project.lineage import train_key
 from visionpipe.stages.register import alias_summary, golden, register
-from visionpipe.stages.train import training_identity
+from visionpipe.stages.training_plan import resolve_training
 from visionpipe.tracking.lookup import Lookup, artifact_in, describe_version
 from visionpipe.tracking.receipt import RECEIPT
 from visionpipe.tracking.registry import all_versions, locked_files, logged_model_id, move_aliases, publish
@@ -307,10 +306,9 @@ def test_prune_leaves_a_store_on_a_server_to_its_other_users(registry, registere
 
 def test_prune_spares_trainings_that_run_or_would_be_taken_up_again(params, capsys):
     store = connect(params.tracking)
-    data_sha256 = json.loads((PREPARED / "manifest.json").read_text())["content_sha256"]
     keys = {
         "going": "a" * 64,
-        "interrupted": train_key(training_identity("one", params, data_sha256)),
+        "interrupted": resolve_training("one", params, open_prepared(PREPARED)).key,
         "abandoned": "b" * 64,
     }
     for name, key in keys.items():

@@ -15,8 +15,10 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import keras
 import numpy as np
 
+from visionpipe import kernels
+from visionpipe.acceleration import chains
 from visionpipe.acceleration.network import Network
-from visionpipe.models import attention, chains, kernels, layers
+from visionpipe.models import attention, layers
 from visionpipe.training import adamw
 
 

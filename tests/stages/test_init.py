@@ -20,10 +20,11 @@ from repository import CHECKOUT, CLASSES, NEEDS, Project, environment, tracked
 
 import visionpipe.models.attention
 import visionpipe.models.layers  # noqa: F401  (both register the layers of model.keras)
+from visionpipe.data.prepared import PREPARED, open_prepared
 from visionpipe.files import sha256_file
 from visionpipe.project.lineage import train_key
 from visionpipe.project.params import load_params
-from visionpipe.stages.train import training_identity
+from visionpipe.stages.training_plan import resolve_training
 from visionpipe.weights import resolve
 
 pytestmark = pytest.mark.slow
@@ -146,12 +147,12 @@ def test_the_sha256_of_the_file_is_in_the_key_and_the_lineage(trained, monkeypat
     assert found["init_sha256"] == sha256_file(project.root / "x.npz")
     assert found["params"]["model"]["init"] == "x.npz"
     monkeypatch.chdir(project.root)
-    params, data = load_params(), found["data_sha256"]
-    identity = training_identity("start", params, data)
+    params, data = load_params(), open_prepared(PREPARED)
+    identity = resolve_training("start", params, data).identity
     assert train_key(identity) == found["train_key"]
     np.savez("other.npz", **google(**SHAPE, grid=(4, 4), classes=len(CLASSES), seed=1))
     model = replace(params.model("start"), init="other.npz")
-    other = training_identity("start", replace(params, models={"start": model}), data)
+    other = resolve_training("start", replace(params, models={"start": model}), data).identity
     assert other["init_sha256"] == sha256_file(Path("other.npz"))
     assert train_key(identity | {"init_sha256": other["init_sha256"]}) != train_key(identity)
     (run,) = [run for run in tracked(project.root / "mlflow.db").runs if run.data.tags["model"] == "start"]

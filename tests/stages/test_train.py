@@ -5,16 +5,19 @@ import signal
 from pathlib import Path
 
 import pytest
-from linear_models import make_params, state
+from linear_models import make_params, state, write_prepared
 
+from visionpipe.data.prepared import PREPARED, open_prepared
 from visionpipe.errors import Interrupted, TrainingError
 from visionpipe.files import write_json
+from visionpipe.project.lock import write_lock
 from visionpipe.stages.train import introduction, last_identity, print_changes
+from visionpipe.stages.training_plan import resolve_training
 from visionpipe.tracking.runs import LiveRun
 
 IDENTITY = {
     "data_sha256": "d1",
-    "code": {"visionpipe/stages/train.py": "c1"},
+    "code": "c1",
     "params": {"backend": "tensorflow", "model": {"family": "resnet"}, "train": {"epochs": 3}},
     "versions": {"keras": "3"},
 }
@@ -32,19 +35,22 @@ def params(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("budget", "said"),
     [
-        ({"epochs": 3}, "3 epochs, 10 steps an epoch, adamw"),
-        ({"steps": 2500}, "2,500 steps, 10 steps an epoch, adamw"),
+        ({"epochs": 3}, "3 epochs, 1 step an epoch, adamw"),
+        ({"steps": 2500}, "2,500 steps, 1 step an epoch, adamw"),
         (
             {"minutes": 1.5},
-            "1.5 minutes, 10 steps an epoch (how many that are depends on the machine: not reproducible), adamw",
+            "1.5 minutes, 1 step an epoch (how many that are depends on the machine: not reproducible), adamw",
         ),
     ],
 )
 def test_a_training_says_what_it_is_about_to_do(params, budget, said):
     params = dataclasses.replace(params, train=budget | {"precision": "bfloat16"})
-    line = introduction("one", params, 640, "abcdef0123")
+    write_prepared(PREPARED)
+    write_lock()
+    plan = resolve_training("one", params, open_prepared(PREPARED))
+    line = introduction(plan)
     assert line.startswith("one: ResNet-8 on tensorflow, ")
-    assert line.endswith(f", 1 threads, bfloat16, 640 images, {said}, key abcdef")
+    assert line.endswith(f", 1 threads, bfloat16, 40 images, {said}, key {plan.key[:6]}")
 
 
 def test_a_training_says_what_changed_since_the_last_one_of_its_name(params, capsys):
@@ -55,13 +61,13 @@ def test_a_training_says_what_changed_since_the_last_one_of_its_name(params, cap
     assert capsys.readouterr().out == ""
     now = IDENTITY | {
         "data_sha256": "d2",
-        "code": {"visionpipe/stages/train.py": "c2"},
+        "code": "c2",
         "teacher_sha256": "t1",
     }
     now["params"] = IDENTITY["params"] | {"train": {"epochs": 4, "patience": 2}}
     print_changes("one", now)
     assert capsys.readouterr().out.splitlines() == [
-        "  changed: code.visionpipe/stages/train.py",
+        "  changed: code",
         "  changed: data_sha256",
         "  changed: params.train.epochs, 3 → 4",
         "  changed: params.train.patience, nothing → 2",

@@ -11,13 +11,10 @@ from repository import CHECKOUT, write_params
 
 from visionpipe.commands.prune import addresses_in, locked_models
 from visionpipe.errors import RegistryError
-from visionpipe.files import sha256_file
+from visionpipe.project.lineage import training_params
 from visionpipe.project.params import load_params
-from visionpipe.stages.train import training_params
-from visionpipe.tracking.commits import Made, commit_that_makes, content, files_at, params_at, sha256
+from visionpipe.tracking.commits import Made, commit_that_makes, content, files_at, params_at
 from visionpipe.tracking.tags import locked_outputs
-
-CODE = "visionpipe/stages/train.py"
 
 
 def git(*arguments: str) -> str:
@@ -40,22 +37,27 @@ def change(key: str, value: object) -> None:
 
 def identity() -> dict:
     """Returns the identity that a training in this folder would record."""
-    code = {CODE: sha256_file(Path(CODE))}
-    return json.loads(json.dumps({"code": code, "params": training_params("vit", load_params())}))
+    params, lock = load_params(), yaml.safe_load(Path("code.lock").read_text())
+    made = training_params("vit", params, params.train_config("vit"), params.model_spec("vit"))
+    identity = {
+        "code": lock["stages"]["train"],
+        "versions": lock["libraries"]["tensorflow"],
+        "params": made,
+    }
+    return json.loads(json.dumps(identity))
 
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch) -> Path:
-    """Makes a repository without a commit, whose training uses one file of code."""
-    for cached in (content, files_at, params_at, sha256):
+    """Makes a repository without a commit."""
+    for cached in (content, files_at, params_at):
         cached.cache_clear()
     monkeypatch.chdir(tmp_path)
     for name in ("GIT_DIR", "DVC_ROOT"):
         monkeypatch.delenv(name, raising=False)
     write_params(tmp_path / "params.yaml", "tensorflow")
-    Path("visionpipe").mkdir()
-    shutil.copy(CHECKOUT / CODE, CODE)
-    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"train": {"do": {"deps": ["data", CODE]}}}}))
+    for name in ("dvc.yaml", "code.lock"):
+        shutil.copy(CHECKOUT / name, name)
     Path("data").mkdir()
     Path("data/tiny.zip").write_bytes(b"images")
     git("init", "--quiet", "--initial-branch", "main")
@@ -88,13 +90,16 @@ def test_an_older_commit_is_named_where_it_makes_the_model_and_head_does_not(rep
     assert commit_that_makes("vit", identity()) == Made(newer)
 
 
-@pytest.mark.parametrize("what", ["parameters", "code", "images"])
+@pytest.mark.parametrize("what", ["parameters", "code", "libraries", "images"])
 def test_no_commit_makes_what_was_trained_with_uncommitted_changes(repository, what):
     commit("first")
     if what == "parameters":
         change("epochs", 2)
-    elif what == "code":
-        Path(CODE).write_text("# another\n")
+    elif what in ("code", "libraries"):
+        lock = yaml.safe_load(Path("code.lock").read_text())
+        lock["stages"]["train"] = "c0de" if what == "code" else lock["stages"]["train"]
+        lock["libraries"]["tensorflow"]["keras"] += "" if what == "code" else ".1"
+        Path("code.lock").write_text(yaml.safe_dump(lock))
     else:
         Path("data/tiny.zip").write_bytes(b"other images")
     made = commit_that_makes("vit", identity())

@@ -136,7 +136,7 @@ def test_of_two_runs_that_are_created_at_once_one_stays(params, monkeypatch, fir
     identity = {
         "params": {"model": {"family": "f"}, "backend": "b"},
         "data_sha256": "d",
-        "code": {},
+        "code": "c0de",
         "versions": {},
     }
     create, rivals = runs.create_run, []

@@ -34,7 +34,7 @@ def pyfunc_arguments(artifact: Path, staging: Path) -> dict[str, Any]:
         staging: an empty folder, which holds the code until MLflow has copied it.
     """
     return {
-        "python_model": str(PACKAGE / "artifact" / "pyfunc.py"),
+        "python_model": str(PACKAGE / "artifact/pyfunc.py"),
         "artifacts": {"classifier": str(artifact)},
         "code_paths": [str(copy_code(staging))],
         "pip_requirements": pip_requirements(),

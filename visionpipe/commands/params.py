@@ -6,7 +6,7 @@ from visionpipe.data.prepared import MANIFEST, PREPARED, open_prepared
 from visionpipe.data.sources import existing
 from visionpipe.models.names import layer_names
 from visionpipe.project.backend import check_backend
-from visionpipe.project.params import Params
+from visionpipe.project.params import Params, plan_of
 from visionpipe.training.plan import plan_lines
 
 
@@ -23,7 +23,7 @@ def show_params(params: Params) -> None:
             f"{recipe.batch_size}"
         )
         if images:
-            params.plan(name, images)
+            plan_of(recipe, name, images)
         print(*plan_lines(recipe, images, layer_names(params.model_spec(name))), sep="\n")
 
 

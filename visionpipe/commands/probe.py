@@ -16,7 +16,8 @@ from visionpipe.files import sha256_json
 from visionpipe.models import build_model
 from visionpipe.models.known import known
 from visionpipe.models.variants import VARIANTS, fields
-from visionpipe.project.backend import backend_versions, start_backend
+from visionpipe.project.backend import start_backend
+from visionpipe.project.lock import installed
 from visionpipe.project.params import Params
 from visionpipe.project.paths import model_folder
 from visionpipe.tracking.runs import find_run, log_metrics, log_params
@@ -222,7 +223,7 @@ def log(
         "weights_sha256": checkpoint.sha256,
         "data_sha256": data.manifest["content_sha256"],
         "image_size": list(image_size),
-        "versions": backend_versions(params),
+        "versions": installed(params.backend),
     }
     key = sha256_json(identity)
     experiment = f"{params.tracking.experiment} probes"

@@ -15,14 +15,13 @@ from typing import Any
 import yaml
 
 from visionpipe.commands.promote import champions_before, promotions
-from visionpipe.data.prepared import MANIFEST, PREPARED
+from visionpipe.data.prepared import MANIFEST, PREPARED, open_prepared
 from visionpipe.errors import VisionpipeError
 from visionpipe.files import open_lock, temporary_folder
 from visionpipe.project.backend import check_backend
-from visionpipe.project.lineage import train_key
 from visionpipe.project.params import Params
 from visionpipe.project.paths import model_folder, state_folder
-from visionpipe.stages.train import training_identity
+from visionpipe.stages.training_plan import resolve_training
 from visionpipe.tracking.commits import NoGit, git
 from visionpipe.tracking.processes import is_abandoned, is_alive
 from visionpipe.tracking.registry import (
@@ -255,12 +254,12 @@ def current_keys(params: Params) -> set[str]:
     if not manifest.exists():
         return set()
     check_backend(params)
-    data_sha256 = json.loads(manifest.read_text(encoding="utf-8"))["content_sha256"]
+    data = open_prepared(PREPARED, verify=False)
     keys = set()
     for name in params.models:
         # Without the weights that it starts from or its teacher's, it has no training to take up again.
         with contextlib.suppress(VisionpipeError, FileNotFoundError):
-            keys.add(train_key(training_identity(name, params, data_sha256)))
+            keys.add(resolve_training(name, params, data).key)
     return keys
 
 

@@ -1,6 +1,5 @@
 """Chooses the Keras backend, its threads and its device before anything imports Keras."""
 
-import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -113,9 +112,3 @@ def device_name() -> str:
     import torch
 
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"
-
-
-def backend_versions(params: Params) -> dict[str, str]:
-    """Versions of what computes the weights: Keras, the backend, and the input path."""
-    packages = {"keras", "keras-cv", "numpy", "tensorflow", PACKAGES[params.backend]}
-    return {package: importlib.metadata.version(package) for package in sorted(packages)}

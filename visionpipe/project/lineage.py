@@ -4,8 +4,10 @@ from dataclasses import asdict
 from typing import Any
 
 from visionpipe.files import sha256_json
+from visionpipe.models.specs import ModelSpec
 from visionpipe.project.backend import thread_count
 from visionpipe.project.params import ModelConfig, Params
+from visionpipe.training.recipe import TrainConfig
 
 Pixels = dict[str, tuple[float, ...]]
 CHECKPOINTS = ("checkpoint_minutes", "checkpoint_steps")  # no weight depends on them
@@ -21,8 +23,8 @@ def lineage_id(key: str, model_sha256: str) -> str:
     return sha256_json({"train_key": key, "model_sha256": model_sha256})
 
 
-def training_params(name: str, params: Params) -> dict[str, Any]:
-    """What params.yaml says of everything that the weights depend on."""
+def training_params(name: str, params: Params, recipe: TrainConfig, spec: ModelSpec) -> dict[str, Any]:
+    """Returns the part of params.yaml that the weights of the entry `name` depend on."""
     entry = params.model(name)
     return {
         "backend": params.backend,
@@ -30,15 +32,13 @@ def training_params(name: str, params: Params) -> dict[str, Any]:
         "threads": thread_count(params),
         "model": {
             "variant": entry.variant,
-            "family": params.model_spec(name).family,
+            "family": spec.family,
             **({"init": entry.init, "init_head": entry.init_head} if entry.init is not None else {}),
             **({"init_grid": entry.init_grid} if entry.init_grid is not None else {}),
             **written_pixels(entry),
-            **asdict(params.model_spec(name)),
+            **asdict(spec),
         },
-        "train": {
-            key: value for key, value in asdict(params.train_config(name)).items() if key not in CHECKPOINTS
-        },
+        "train": {key: value for key, value in asdict(recipe).items() if key not in CHECKPOINTS},
         "prepare": asdict(params.prepare),
     }
 

@@ -131,13 +131,6 @@ class Params:
             check_mixing(recipe, recipe.batch_size)
         return recipe
 
-    def plan(self, name: str, images: int) -> Plan:
-        """What the recipe comes to for so many training images; ConfigError where it does not fit them."""
-        plan = Plan(self.train_config(name), images)
-        with named(f"models.{name}.train."):
-            plan.check()
-        return plan
-
     def model_spec(self, name: str) -> ModelSpec:
         """The variant with its overrides, checked against the image size and for what an ONNX file can hold."""
         model = self.model(name)
@@ -146,6 +139,18 @@ class Params:
             if isinstance(spec, Encoder):  # whose matrices are nearly all that a large model has
                 check_parameters(spec.depth * spec.hidden_dim * (4 * spec.hidden_dim + 2 * spec.mlp_dim))
             return spec
+
+
+def plan_of(recipe: TrainConfig, name: str, images: int) -> Plan:
+    """Returns the phases and steps of an entry's recipe for a number of training images.
+
+    Raises:
+        ConfigError: the recipe does not fit this number.
+    """
+    plan = Plan(recipe, images)
+    with named(f"models.{name}.train."):
+        plan.check()
+    return plan
 
 
 @contextmanager
@@ -162,7 +167,9 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)  # nosec B506: a SafeLoader
     except FileNotFoundError:
-        raise ConfigError(f"no {path} here: run visionpipe in the folder that holds dvc.yaml") from None
+        raise ConfigError(
+            f"there is no {path}: run visionpipe in the folder of a project, or visionpipe init to make one"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     params = build(Params, content, "")

@@ -3,6 +3,34 @@
 import os
 from pathlib import Path
 
+from visionpipe.errors import ConfigError
+
+STAGES = ("prepare", "train", "export", "evaluate", "register")
+
+
+def project_root(start: Path | None = None) -> Path | None:
+    """Returns the nearest folder, from `start` upwards, that holds params.yaml and dvc.yaml; None outside a project."""
+    start = (start or Path.cwd()).absolute()
+    for folder in (start, *start.parents):
+        if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
+            return folder
+    return None
+
+
+def enter_project() -> None:
+    """Changes to the project's folder, so that every command works from a subfolder.
+
+    Raises:
+        ConfigError: there is no project.
+    """
+    root = project_root()
+    if root is None:
+        raise ConfigError(
+            f"{Path.cwd()} is no visionpipe project: make one with visionpipe init NAME --images FOLDER, or run this "
+            f"in a folder with params.yaml and dvc.yaml"
+        )
+    os.chdir(root)
+
 
 def dvc_root() -> Path:
     """Returns the repository's root. In `dvc exp run --temp` that is the main repository, not the temporary copy."""

@@ -16,14 +16,9 @@ from visionpipe.errors import ConfigError
 from visionpipe.project.lineage import training_params
 from visionpipe.project.params import Params, load_params
 
-INPUTS = ("params.yaml", "dvc.yaml", "visionpipe")
-NOT_OF_DVC = (
-    yaml.YAMLError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ValueError,
-)  # errors of reading a damaged file
+INPUTS = ("params.yaml", "dvc.yaml", "code.lock")
+# The errors of reading a damaged file of DVC.
+NOT_OF_DVC = (yaml.YAMLError, LookupError, TypeError, AttributeError, ValueError)
 NOT_READABLE = "is damaged, perhaps by conflict markers, so the images that made the model are unknown"
 MOST_COMMITS = 500  # that are searched, the newest first
 REASONS = (
@@ -67,9 +62,10 @@ class Made:
 def commit_that_makes(name: str, identity: dict[str, Any]) -> Made:
     """Finds the commit whose checkout makes model `name`: HEAD, or else the newest other commit that does.
 
-    The machine's number of cores and the versions of libraries are not compared, because a commit does not decide them.
+    The commit's code.lock names the code and the libraries. The machine's number of cores is not compared, because a
+    commit does not decide it.
 
-    identity: what made the model, from `training_identity` or a lineage.json.
+    identity: what made the model, from a TrainingPlan or a lineage.json.
     """
     try:
         return search(name, identity)
@@ -102,19 +98,19 @@ def search(name: str, identity: dict[str, Any]) -> Made:
 def makes(commit: str, name: str, identity: dict[str, Any]) -> bool:
     """Whether a checkout of `commit` makes this model."""
     blobs = files_at(commit)
-    if not {"params.yaml", "dvc.yaml"} <= blobs.keys():
+    if not {"params.yaml", "code.lock"} <= blobs.keys():
         return False
     try:
-        deps = yaml.safe_load(content(blobs["dvc.yaml"]))["stages"]["train"]["do"]["deps"]
+        lock = yaml.safe_load(content(blobs["code.lock"]))
+        code, versions = lock["stages"]["train"], lock["libraries"][identity["params"]["backend"]]
         params = params_at(blobs["params.yaml"])
-        trained = json.loads(json.dumps(training_params(name, params)))
+        made_there = training_params(name, params, params.train_config(name), params.model_spec(name))
     except (yaml.YAMLError, LookupError, TypeError, ConfigError):
         return False
-    code = {path for path in blobs if path.endswith(".py") and any(within(path, str(dep)) for dep in deps)}
+    trained = json.loads(json.dumps(made_there))
     return (
-        code == set(identity["code"])
+        (code, versions) == (identity["code"], identity["versions"])
         and same(identity["params"], trained, {"threads"} if params.threads is None else set())
-        and all(sha256(blobs[path]) == expected for path, expected in identity["code"].items())
         and has_data(commit, params.prepare.path)
     )
 
@@ -126,11 +122,6 @@ def has_data(commit: str, path: str) -> bool:
     except Damaged:  # a checkout of this commit could not reproduce the model
         return False
     return data in (None, data_here(path))
-
-
-def within(path: str, dependency: str) -> bool:
-    """Whether a file is the dependency, or in its folder, within the package."""
-    return dependency.startswith("visionpipe/") and (path == dependency or path.startswith(f"{dependency}/"))
 
 
 def same(made: Any, written: Any, but: set[str]) -> bool:
@@ -216,12 +207,6 @@ def files_at(commit: str) -> dict[str, str]:
 def content(blob: str) -> bytes:
     """Returns the content of a file in git."""
     return git("cat-file", "blob", blob)
-
-
-@functools.cache
-def sha256(blob: str) -> str:
-    """Hashes a file in git."""
-    return hashlib.sha256(content(blob)).hexdigest()
 
 
 @functools.cache

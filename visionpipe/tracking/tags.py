@@ -9,7 +9,6 @@ from visionpipe.artifact.quantization import decision_path
 from visionpipe.artifact.speed import measurement_path
 from visionpipe.data.prepared import PREPARED, open_prepared
 from visionpipe.errors import RegistryError
-from visionpipe.files import sha256_json
 from visionpipe.project.backend import thread_count
 from visionpipe.project.params import Params
 from visionpipe.project.paths import artifact_folder, model_folder, report_folder, state_folder
@@ -30,7 +29,7 @@ def version_tags(name: str) -> dict[str, str]:
         "data": Path(lineage["params"]["prepare"]["path"]).name,
         "data_sha256": lineage["data_sha256"],
         "training_images": str(sum(prepared.manifest["counts"]["train"].values())),
-        "code_sha256": sha256_json(lineage["code"]),
+        "code_sha256": lineage["code"],
         "model": name,
         "backend": lineage["params"]["backend"],
         "validation_accuracy": repr(metrics["validation"]["accuracy"]),
