@@ -19,9 +19,8 @@ import re
 import signal
 from typing import Literal
 
-YAML_EXPONENT = (
-    " (YAML reads 1e-3 as text: write 1.0e-3)"  # appended when a number is expected and text was given
-)
+# Appended to an error if a number is expected and text was given.
+YAML_EXPONENT = " (YAML reads 1e-3 as text: write 1.0e-3)"
 
 
 class VisionpipeError(Exception):

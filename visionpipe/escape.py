@@ -6,12 +6,11 @@ JSON files, and tables that are not CSV, hold the names unescaped.
 import re
 from collections.abc import Iterable
 
-FORMULA = re.compile(
-    r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]"
-)  # the last four are the full-width forms of = + - @
+# How text starts that a spreadsheet executes. The last four characters are the full-width forms of = + - @.
+FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 QUOTED = re.compile('[,"\r\n]')
-# Characters that can start or end Markdown within a line. An "_" inside a word cannot, and marks that count only at
-# the start of a line are left out.
+# Characters that can start or end Markdown within a line: not "_" inside a word, and not those that matter only at the
+# start of a line.
 MARKUP = re.compile(r"[\\`*\[\]<>&|~$#@]|:(?=\S)|(?<=www)\.|(?<![^\W_])_|_(?![^\W_])", re.IGNORECASE)
 
 

@@ -67,7 +67,7 @@ def temporary_beside(path: Path) -> Path:
 
 
 def temporary_name(path: Path, process: int | str) -> str:
-    """Returns the name of a process's temporary file for `path`, with the machine in it: several may share a folder."""
+    """Returns the name of a process's temporary file for `path`. It names the machine: several may share a folder."""
     machine = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
     return f".{path.name}.{machine}-{process}.tmp"
 
@@ -78,7 +78,7 @@ def without_temporaries(path: str) -> str:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Syncs a file or a folder. A new file's name is on the disk only after its folder was synced too."""
+    """Syncs a file or a folder. After a file was created or renamed, its folder must be synced too."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -133,10 +133,10 @@ def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
 
 
 def claim_folder(parent: Path | None = None) -> tuple[Path, int]:
-    """Makes a temporary folder. Returns its path and an open, locked descriptor, to be closed after its removal.
+    """Makes a temporary folder. Returns its path, and a locked file descriptor to be closed after removing the folder.
 
-    The lock shows other processes that this one is alive. Folders whose process was killed are removed: the kernel
-    has released their locks.
+    The lock shows other processes that this process is alive. Folders of killed processes, whose locks the kernel has
+    released, are removed.
     """
     parent = parent or Path(tempfile.gettempdir())
     parent.mkdir(parents=True, exist_ok=True)

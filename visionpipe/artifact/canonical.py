@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import onnx
 
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
-# The most float32 parameters in an ONNX file. Protobuf allows 2 GiB, and the graph without weights takes below 16 MiB.
+# The most float32 parameters in an ONNX file: Protobuf allows 2 GiB, and the graph without weights needs under 16 MiB.
 MOST_PARAMETERS = (2**31 - 2**24) // 4
 
 
@@ -64,7 +64,7 @@ def canonical_keras(content: bytes) -> bytes:
 def renumber(node: Any, seen: dict[int, int]) -> Any:
     """Replaces every `shared_object_id`, a memory address, by its order of appearance in the JSON value `node`.
 
-    Layers that share an object still share it. `seen` maps the addresses so far to their numbers, and is extended.
+    Layers that share an object still share it. `seen`: address → number; the function adds new addresses.
     """
     if isinstance(node, list):
         return [renumber(item, seen) for item in node]
@@ -80,8 +80,8 @@ def canonical_onnx(model: "onnx.ModelProto", input_name: str, output_name: str) 
     """Serialises an ONNX model with names and a node order that depend on its graph alone.
 
     Nodes are ordered by a depth-first walk from the output back to the input, and values are numbered in that order.
-    The model must have one input and one output, which get the names `input_name` and `output_name`; else it raises
-    ArtifactError.
+    Raises ArtifactError unless the model has one input and one output; they get the names `input_name` and
+    `output_name`.
     """
     import onnx
 

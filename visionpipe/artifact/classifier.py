@@ -21,8 +21,8 @@ class Classifier:
     Args:
         folder: holds `model.onnx`, `labels.json` and `preprocessing.json`.
         threads: number of threads of one prediction; None means the number of physical cores.
-        spinning: when idle threads wait actively: "always", "within" a prediction only, or "never". Active waiting
-            is the fastest, but occupies the cores.
+        spinning: whether threads without work spin, which is the fastest but occupies the cores: "always", "within" a
+            prediction only, or "never".
 
     Attributes:
         labels: class names in the order of the logits.
@@ -55,7 +55,7 @@ class Classifier:
             raise ArtifactError(f"{folder}: model.onnx has {outputs} classes, labels.json {len(self.labels)}")
 
     def __reduce__(self) -> tuple[type["Classifier"], tuple[Any, ...]]:
-        """Pickles the arguments alone: the other process loads the model from its folder."""
+        """Pickles only the arguments, so that another process loads the model from its folder."""
         return Classifier, self._arguments
 
     def preprocess(self, data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:

@@ -23,7 +23,7 @@ PRODUCTS = ("Conv", "Gemm", "MatMul")  # the operations that take most of the ti
 
 @dataclass(frozen=True)
 class Decision:
-    """The choice between fp32 and int8, and its reasons. Accuracies are those on the validation images, in [0, 1]."""
+    """The choice between fp32 and int8, with the validation accuracies, in [0, 1], and speeds that decide it."""
 
     requested: str  # "int8" or "auto"
     accuracy_fp32: float
@@ -51,17 +51,17 @@ class Decision:
         )
 
     def accuracies(self) -> dict[str, Any]:
-        """Returns what is the same in every run, for the artifact's `parity.json`: no speeds."""
+        """Returns precision and accuracies for the artifact's `parity.json`. Speeds would differ from run to run."""
         accuracies = {"fp32": self.accuracy_fp32, "int8": self.accuracy_int8}
         return {"precision": self.precision, "validation_accuracy": accuracies}
 
     def measured(self) -> dict[str, Any]:
-        """Returns accuracies and speeds, for MLflow and the model card."""
+        """Returns precision, accuracies and speeds for MLflow and the model card."""
         return asdict(self) | {"precision": self.precision, "speedup": round(self.speedup, 3)}
 
 
 def decision_path(artifact_sha256: str, state: Path) -> Path:
-    """Returns the path of the measurements that decided the precision, which exist only on the exporting machine."""
+    """Returns the path of the numbers that decided the precision. Only the machine that exported has the file."""
     return state / "measurements" / f"precision-{artifact_sha256}.json"
 
 
@@ -114,11 +114,11 @@ def quantize(model: bytes, images: np.ndarray) -> bytes:
 
 
 def products_left_in_fp32(graph: Any) -> list[str]:
-    """Returns the names of the nodes that are not worth quantizing: those of attention. A pure ResNet has none.
+    """Returns the names of the products that are not worth quantizing. Only graphs with attention have such products.
 
-    In a graph with attention, products of two activations stay fp32, because int8 does not make them faster. The
-    first and the last product stay fp32 too, because they lose too much accuracy: the residual stream of a transformer
-    is not normalised between the patch embedding and its end. docs/serving.md has the numbers.
+    Products of two activations stay fp32, because int8 does not make them faster. The first and the last product stay
+    fp32, because they lose too much accuracy: the residual stream of a transformer is not normalised between the patch
+    embedding and its end. docs/serving.md has the numbers.
     """
     constants = {tensor.name for tensor in graph.initializer}
     products = [node for node in graph.node if node.op_type in PRODUCTS]

@@ -16,12 +16,12 @@ from visionpipe.artifact.classifier import Classifier
 from visionpipe.artifact.machine import cpu_model
 from visionpipe.files import sha256_json, write_json
 
-SECONDS = 0.6  # of measuring per batch size
+SECONDS = 0.6  # of predictions per batch size
 BATCHES = (1, 8, 32)
 
 
 def measure(folder: Path, artifact_sha256: str, threads: int, state: Path) -> dict[str, float]:
-    """Measures the speed of the artifact in `folder`, or reads the earlier measurement of this artifact and machine.
+    """Measures the speed of the artifact in `folder`, or reads it if this machine has measured it before.
 
     Returns latency_p50_ms and latency_p95_ms (of one image, without decoding), images_per_second (at the fastest of
     a few batch sizes) and peak_memory_mib (of a process that loads the model and predicts).
@@ -35,13 +35,13 @@ def measure(folder: Path, artifact_sha256: str, threads: int, state: Path) -> di
 
 
 def measurement_path(artifact_sha256: str, threads: int, state: Path) -> Path:
-    """Returns the path of the measured speed of an artifact on this CPU with this number of threads."""
+    """Returns the path of the file with the speed of an artifact on this CPU with `threads` threads."""
     key = sha256_json({"artifact": artifact_sha256, "cpu": cpu_model(), "threads": threads})
     return state / "measurements" / f"{key}.json"
 
 
 def speed(classifier: Classifier) -> dict[str, float]:
-    """Measures predictions of noise, one image at a time, then in larger batches unless they would take too long."""
+    """Measures predictions of noise: one image at a time, and in larger batches unless these would take too long."""
     noise = np.random.default_rng(0).integers(0, 256, (max(BATCHES), *classifier.size, 3), np.uint8)
     latencies = run_times(classifier, noise[:1])
     median = float(np.median(latencies))
@@ -56,7 +56,7 @@ def speed(classifier: Classifier) -> dict[str, float]:
 
 
 def run_times(classifier: Classifier, images: np.ndarray) -> list[float]:
-    """Measures the seconds of each prediction: as many as fit into SECONDS, at least one, after two for warming up."""
+    """Returns the seconds of each prediction, for as many as fit into SECONDS, at least one, after two for warm-up."""
     for _ in range(2):
         classifier.logits(images)
     times: list[float] = []

@@ -12,9 +12,7 @@ from visionpipe.artifact.digest import ARTIFACT_FILES, artifact_sha256
 from visionpipe.errors import ArtifactError
 
 RECORD = "version.json"  # describes the version beside an artifact that was packed for a container
-QUICK = (
-    0.005  # seconds per prediction; for faster models threads must not spin, as decoding needs the cores too
-)
+QUICK = 0.005  # seconds of a prediction; threads of faster models must not spin: decoding needs the cores
 KNOWN_FILES = {*ARTIFACT_FILES, "parity.json", RECORD}
 
 
@@ -30,7 +28,7 @@ class Version:
 
     @property
     def identity(self) -> tuple[str, str | None]:
-        """Distinguishes versions. The number alone does not: a store that was recreated counts from 1 again."""
+        """Returns what identifies the version. The number alone does not: a recreated store counts from 1 again."""
         return self.number, self.tags.get("artifact_sha256")
 
 
@@ -63,7 +61,7 @@ def write_record(version: Version, path: Path) -> None:
 
 
 def not_registered(name: str, number: str) -> str:
-    """Returns the message about a version that somebody made without visionpipe, such as in the MLflow UI."""
+    """Returns the error message for a version that was made without visionpipe, for example in the MLflow UI."""
     return (
         f"version {number} of {name} was not made by visionpipe register, so it was never verified: delete it or "
         f"remove its aliases in the MLflow UI, then run visionpipe register"

@@ -118,7 +118,7 @@ def classification_metrics(
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Counts, int64 (classes, classes), how many images of the row's class were predicted as the column's class."""
+    """Counts the images by true class (rows) and predicted class (columns), int64 (classes, classes)."""
     flat = np.bincount(labels.astype(np.int64) * classes + predicted, minlength=classes**2)
     return flat.reshape(classes, classes)
 
@@ -149,7 +149,7 @@ def totals(indices: np.ndarray, counts: np.ndarray, classes: int) -> list[int]:
 
 
 def most_confused(confusion: np.ndarray | Pairs, classes: int, most: int) -> np.ndarray:
-    """Selects at most `most` classes: those of the most frequent mistakes, then any others. Indices are ascending."""
+    """Returns ascending indices of at most `most` classes: those with the most frequent mistakes, then any others."""
     cells = nonzero(confusion)
     wrong = np.flatnonzero(cells.actual != cells.predicted)
     wrong = wrong[np.argsort(-cells.counts[wrong], kind="stable")]

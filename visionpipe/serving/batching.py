@@ -109,7 +109,10 @@ class Batcher:
         return job
 
     def _work(self) -> None:
-        """Decodes images until none waits, or until a batch is ready for an idle model; then runs the model."""
+        """Decodes images, then runs the model.
+
+        Decoding ends when no image waits, or when an idle model has a full batch or has waited GATHER_SECONDS.
+        """
         begin = time.perf_counter()
         while True:
             with self._lock:
@@ -140,7 +143,7 @@ class Batcher:
                     self._idle += cores
 
     def _take(self) -> tuple[Classifier, int, list[Job]] | None:
-        """Takes the next batch: a classifier, the number of cores it occupies, and jobs. None if no batch can start."""
+        """Returns the next batch: classifier, number of cores and jobs; None if no batch can start."""
         with self._lock:
             much = len(self._ready) + len(self._undecoded) > self.max_batch
             if much and self._load_one_core:
@@ -216,9 +219,9 @@ def settle(jobs: list[Job], outcome: np.ndarray | Exception) -> None:
 
 
 def batch_limit(classifier: Classifier, settings: Settings) -> int:
-    """Measures how many images run in about `batch_seconds`; at most `max_batch`.
+    """Measures how many images the model runs in about `batch_seconds`; returns at most `max_batch`.
 
-    Larger batches are faster per image, but let the next request wait longer.
+    Larger batches are faster per image, but the next request waits longer.
     """
     blank = np.zeros((1, *classifier.size, 3), np.uint8)
     times = []

@@ -44,9 +44,7 @@ class Question:
     images: list[bytes] = field(default_factory=list)
     top_k: int | None = None
     unsure_below: float | None = None
-    several: bool = (
-        False  # the images are a list, so that a bad image is an entry of the answer and no refusal
-    )
+    several: bool = False  # the images are a list: a bad image is an error in the answer, not a refusal
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -172,9 +170,10 @@ def from_json(body: bytes, settings: Settings) -> Question:
 
 
 def read_json(body: bytes, strings: int) -> Any:
-    """Parses JSON. Raises Refusal if a large body has more than `strings` strings, or more than MAX_JSON bytes besides.
+    """Parses JSON. Raises Refusal for a large body of more than `strings` strings, or MAX_JSON bytes outside them.
 
-    No other thread can run during parsing, and two bytes of JSON can become a hundred bytes of objects.
+    These limits exist because no other thread can run during parsing, and because two bytes of JSON can become a
+    hundred bytes of objects.
     """
     if (
         len(body) > QUICK_BODY
@@ -200,7 +199,7 @@ def outside_strings(body: bytes, strings: int) -> list[tuple[int, int]]:
 
 
 def end_of_string(body: bytes, start: int) -> int:
-    """Returns the end of the string whose first byte is at `start`: after a quote behind an even number of \\."""
+    """Returns the end of the string that starts at `start`: after the first quote that no \\ escapes."""
     while (quote := find(body, b'"', start)) >= 0:
         before = body[start:quote]
         if (len(before) - len(before.rstrip(b"\\"))) % 2 == 0:

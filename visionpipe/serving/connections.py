@@ -159,7 +159,7 @@ class Connection(HttpToolsProtocol):
         return True
 
     def _discard(self, data: bytes) -> None:
-        """Drops what a client sends after the last answer; closes the connection if it is too much."""
+        """Drops what a client sends after the last answer; closes the connection after too many bytes."""
         self._received += len(data)
         if self._received > 2 * self.settings.max_body:
             self.transport.finish()
@@ -213,7 +213,7 @@ class Connection(HttpToolsProtocol):
         self._stop_deadline()
 
     def shutdown(self) -> None:
-        """Closes the connection like uvicorn, but still accepts the first request of a new connection."""
+        """Closes the connection like uvicorn, but waits for the first request of a new connection."""
         if self.transport.is_closing():
             self.transport.finish()
         elif self.cycle is None:

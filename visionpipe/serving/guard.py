@@ -52,9 +52,9 @@ def failure_response(
 
 
 class Direct:
-    """Calls the endpoint of one POST route without FastAPI's routing, which takes half of a request's time.
+    """Calls the endpoint of one POST route directly, because FastAPI's routing takes half of a request's time.
 
-    `route` is FastAPI's route, which remains for the OpenAPI document.
+    The route itself remains in FastAPI, for the OpenAPI document.
     """
 
     def __init__(self, app: ASGIApp, route: APIRoute):
@@ -138,6 +138,6 @@ class Guard:
 
 
 def spellings(token: str) -> list[bytes]:
-    """Returns the token's possible bytes in a header: clients encode it in UTF-8, or in Latin-1 as browsers do."""
+    """Returns the bytes that a header may have for the token, in UTF-8 or, as browsers send it, in Latin-1."""
     latin = all(ord(letter) < 256 for letter in token)
     return [token.encode(), token.encode("latin-1")] if latin else [token.encode()]

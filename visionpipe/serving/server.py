@@ -26,9 +26,7 @@ def serve(target: str, settings: Settings) -> None:
         ArtifactError, RegistryError: the model cannot be loaded.
     """
     logging.basicConfig(format="visionpipe: %(message)s", level=logging.WARNING)
-    logging.getLogger("python_multipart").setLevel(
-        logging.ERROR
-    )  # it warns about errors that clients are told
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # its warnings are told to the client
     settings = complete(settings, os.environ)
     bound = listen(settings)
     # Loads the model while FastAPI is imported: each takes a good part of a second.

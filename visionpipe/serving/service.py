@@ -62,7 +62,7 @@ class Service:
         self.metrics.queue.set_function(lambda: self.queue.waiting)
         self.live: Live | None = None
         self.draining = False
-        # Why the live version is not the alias's: "" if it is, None if no alias is followed.
+        # Why the alias's version is not live: "" if it is live, None if no alias is followed.
         self.unfollowed: str | None = None
         self._last_warning = ""
 
@@ -80,7 +80,7 @@ class Service:
         self.metrics.now_serving(version.name, version.number)
 
     def follow(self, problem: str, details: str = "") -> None:
-        """Records why the live version is not the alias's; "" means that it is. Logs the details once."""
+        """Records why the alias's version is not live, or "" if it is. Logs the details, but not twice in a row."""
         self.unfollowed = problem
         if self.live is not None:
             self.metrics.following.labels(self.live.name).set(problem == "")

@@ -18,36 +18,29 @@ from visionpipe.errors import ConfigError
 TOKEN_VARIABLE = "VISIONPIPE_TOKEN"  # nosec B105
 
 # Limits on requests that are not options.
-MAX_HEADERS = (
-    64 * 2**10
-)  # bytes of a request's first line and headers; also of the framing of chunks without content
+MAX_HEADERS = 64 * 2**10  # bytes of a request's first line and headers, and of chunks without content
 MAX_PART_HEADERS = 8 * 2**10  # bytes of the headers of each part of a form
 MAX_JSON = 64 * 2**10  # bytes of JSON outside its strings
 JSON_STRINGS = 8  # strings in the JSON of /predict besides the images
-V2_STRINGS = (
-    256  # strings in the JSON of the Open Inference Protocol besides the files: names, id, parameters
-)
+V2_STRINGS = 256  # strings in the JSON of the Open Inference Protocol besides the files
 
-# Seconds of closing connections, and of following the alias.
+# Times, in seconds.
 LINGER_SECONDS = 2.0  # for reading what a refused client is still sending
-ACCEPT_SECONDS = (
-    0.1  # for taking over the connections that the kernel has accepted, before the socket is closed
-)
-LAST_REQUEST_SECONDS = 0.5  # for the request of a client that connected just before the end
+ACCEPT_SECONDS = 0.1  # for taking over connections that the kernel has accepted, before a shutdown
+LAST_REQUEST_SECONDS = 0.5  # for the request of a client that connected just before a shutdown
 RETRY_SECONDS = 60  # before a refused version is loaded again
+GATHER_SECONDS = 0.001  # that an idle model waits for images being decoded, to run them in one batch
 
-# Amounts of work after which other requests have their turn.
-QUICK_BODY = (
-    64 * 2**10
-)  # bytes of a body that are read at once in the event loop; larger ones in a reader thread
-QUICK_ANSWER = 20_000  # probabilities that are sorted and written in the event loop; more in a reader thread
-READERS = 2  # threads that parse large bodies and write large answers
-PARSE_STEP = 16 * 2**10  # bytes of HTTP that are parsed
-SEARCH_STEP = 2**20  # bytes that are searched or decoded from base64
-NUMBERS_STEP = 64 * 2**10  # bytes of numbers in JSON that are parsed
+# Work that blocks the event loop, or all threads, is limited, so that other requests are answered meanwhile.
+QUICK_BODY = 64 * 2**10  # bytes of a body that the event loop reads; a reader thread reads larger ones
+QUICK_ANSWER = 20_000  # probabilities that the event loop writes; a reader thread writes more
+READERS = 2  # reader threads
 SMALL_FILE = 16 * 2**10  # bytes of an image file that is decoded in a fraction of a millisecond
-GATHER_SECONDS = 0.001  # that an idle model waits for images that are being decoded, to run them together
-VERSIONS_IN_METRICS = 2  # the latest ones, for which /metrics has predictions by class
+PARSE_STEP = 16 * 2**10  # bytes of HTTP that are parsed at a time
+SEARCH_STEP = 2**20  # bytes that are searched, or decoded from base64, at a time
+NUMBERS_STEP = 64 * 2**10  # bytes of numbers in JSON that are parsed at a time
+
+VERSIONS_IN_METRICS = 2  # the latest versions, for which /metrics has predictions by class
 
 
 def option(default: Any, text: str) -> Any:

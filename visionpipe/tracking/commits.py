@@ -47,7 +47,7 @@ class Damaged(NoAnswer):
 
 @dataclass(frozen=True)
 class Made:
-    """`commit`: its full hash, or "none". `note`: why its checkout does not make the model; empty if it does."""
+    """The commit of a model, or "none". `note` says why its checkout does not make the model; empty if it does."""
 
     commit: str
     note: str = ""
@@ -125,7 +125,7 @@ def has_data(commit: str, path: str) -> bool:
 
 
 def same(made: Any, written: Any, but: set[str]) -> bool:
-    """Whether `written` has every value of `made`, except the keys `but`. `written` may have newer keys as well."""
+    """Whether `written` has every value of `made`, apart from the keys `but`. It may have additional, newer keys."""
     if isinstance(made, dict) and isinstance(written, dict):
         return all(
             key in but or (key in written and same(value, written[key], but)) for key, value in made.items()
@@ -147,7 +147,7 @@ def data_here(path: str) -> str | None:
 
 
 def data_at(commit: str, path: str) -> str | None:
-    """Returns the md5 of the images at a commit: from the .dvc file, the file in git, or dvc.lock; None without any."""
+    """Returns the md5 of the images at a commit, from their .dvc file, git or dvc.lock; None if it is in none."""
     files = files_at(commit)
     if f"{path}.dvc" in files:
         return pointed_data(content(files[f"{path}.dvc"]))

@@ -1,4 +1,4 @@
-"""Looks up the version that an alias points to, fast: the server asks every second, and must be ready in two seconds.
+"""Looks up the version that an alias points to, fast: the server asks every second, and starts within two seconds.
 
 Importing MLflow alone takes longer than two seconds. A SQLite store whose artifacts are files, which is the default, is
 therefore read directly, and never written. For any other store a child process, `python -m visionpipe.tracking.lookup
@@ -291,7 +291,7 @@ def answer_questions(name: str, folder: Path) -> None:
 
 
 def make_client(uri: str) -> Any:
-    """Makes a `mlflow.MlflowClient`. Raises an error at once if a database does not answer; MLflow would retry long."""
+    """Makes a `mlflow.MlflowClient`. Raises an error at once if a database does not answer; MLflow would retry."""
     configure_mlflow(PGCONNECT_TIMEOUT="10")
     if re.match(r"(postgresql|mysql|mssql)\b", uri):
         import sqlalchemy
@@ -306,7 +306,7 @@ def make_client(uri: str) -> Any:
 def describe_version(
     client: Any, name: str, alias: str | None, number: str | None, folder: Path, downloads: Callable[[], None]
 ) -> dict[str, Any]:
-    """Returns the arguments of `Version`. If `folder` lacks its files, calls `downloads`, then downloads them."""
+    """Returns the arguments for a `Version`. Calls `downloads` before it downloads files that `folder` lacks."""
     import mlflow
 
     try:
@@ -320,9 +320,7 @@ def describe_version(
             raise missing(name, alias, aliased(client, name, alias) if alias else number) from None
         raise
     digest = version.tags.get("artifact_sha256", "")
-    target = (
-        folder / f"{version.version}-{digest[:16]}"
-    )  # with the digest: a recreated store has another version 1
+    target = folder / f"{version.version}-{digest[:16]}"  # a recreated store has another version 1
     if is_old(target / DAMAGED):
         shutil.rmtree(target)  # the store's files may have been repaired since
     if not target.exists():

@@ -51,11 +51,11 @@ def relocate(database: Path) -> int:
 
 
 def present_location(location: str, database: Path) -> str:
-    """Returns the current form of an artifact location of the store at `database`.
+    """Returns where an artifact is now, from its recorded location in the store at `database`.
 
-    The location changes if the store was moved or copied. The store was moved if there is an artifact folder beside it,
-    or none at the old location. It was copied if another database is at the old location. An artifact that was not
-    copied with the store keeps its old location.
+    The location changes if the store was moved or copied. The store was moved if an artifact folder is beside it, or if
+    the old artifact folder does not exist. It was copied if a database of its name is beside the old artifact folder.
+    An artifact that was not copied with the store keeps its old location.
     """
     match = LOCATION.fullmatch(location)
     if match is None or urlsplit(location).scheme not in ("", "file"):

@@ -25,13 +25,11 @@ from visionpipe.tracking.verification import (
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 UPLOADER = "uploader"  # tag of a logged model: the process that uploads it
-DESCRIPTION_LENGTH = (
-    5000  # characters, the limit of MLflow's databases; the MLflow model holds the whole card
-)
+DESCRIPTION_LENGTH = 5000  # characters, MLflow's limit; the MLflow model holds the whole card
 
 
 def all_versions(store: Store, more: str = "") -> dict[str, Any]:
-    """Returns number → version of all versions that were not deleted, the oldest first. `more` extends the query."""
+    """Returns number → version, the oldest first, without deleted versions. `more` is appended to the query."""
     quote = '"' if "'" in store.model_name else "'"
     versions, token = [], None
     while True:
@@ -256,7 +254,7 @@ def ensure_registered_model(store: Store) -> None:
 
 
 def move_aliases(store: Store, version: Any) -> list[str]:
-    """Sets the aliases that `version` deserves; returns those that were set.
+    """Sets `challenger` and `champion` to `version` where it should have them; returns the aliases that were set.
 
     `challenger` is set if `version` has a better validation accuracy than the present challenger, or if the two cannot
     be compared: the present one was trained on other data, or has no validation accuracy. `champion` is set if there
@@ -289,7 +287,7 @@ def validation_accuracy(version: Any) -> float | None:
 
 
 def locked_files(version: Any) -> dict[str, str]:
-    """Returns path → md5 from dvc.lock at the registration. Ignores a tag that somebody edited to anything else."""
+    """Returns path → md5 from dvc.lock at the registration. A tag that was edited to anything else counts as empty."""
     try:
         files = json.loads(version.tags.get("dvc_lock", "{}"))
     except (ValueError, RecursionError):

@@ -24,7 +24,7 @@ from visionpipe.tracking.processes import is_abandoned, is_alive, process_identi
 from visionpipe.tracking.store import Store, connect
 
 PROCESS = "trainer"  # tag: the process that trains
-SETTLED = "settled"  # tag: this run was chosen among those that several processes created for one training
+SETTLED = "settled"  # tag: the run that was chosen, if several processes created runs for one training
 ATTEMPTS, PAUSE = 20, 0.25  # PAUSE in seconds, while processes agree on one of the runs that they created
 ROWS_PER_REQUEST = 100  # of about ten metrics each: MLflow splits requests of more than 1,000 metrics
 OTHER_WEIGHTS = ("init_sha256", "teacher_sha256")  # tags of trainings that used other weights
@@ -119,9 +119,9 @@ def create_run_once(
 ) -> Any:
     """Creates a run, or returns the run that another process created for the same training at the same time.
 
-    MLflow cannot create a run only if there is none. So each process creates a run and then looks for rivals: runs of
-    other processes for the same training. It deletes its run if a rival is settled or has a smaller id, and settles its
-    run if there is no rival. A process that saw no rival is seen by all processes that come later.
+    MLflow has no operation that creates a run only if none exists. So each process creates a run, and then looks for
+    rivals: runs of other processes for the same training. It deletes its run if a rival is settled or has a smaller id,
+    and settles its run if there is no rival. All later processes see a run that had no rival.
 
     known: ids of earlier runs with the same train_key, which are not rivals.
     """
@@ -158,7 +158,7 @@ def find_settled(store: Store, key: str) -> Any | None:
 
 
 def create_run(store: Store, name: str, key: str, identity: dict[str, Any], trained_here: bool) -> Any:
-    """Creates a run. Its hardware and commit are unknown unless the model was trained on this machine."""
+    """Creates a run. Records hardware and commit only if the model was trained on this machine."""
     origin = {"hardware": hardware()} | commit_tag(name, identity)
     return store.client.create_run(
         store.experiment_id,
@@ -288,7 +288,7 @@ def log_params(store: Store, run_id: str, values: dict[str, Any]) -> None:
 
 
 def measurement(lineage: dict[str, Any]) -> Path:
-    """Returns the path of a training's measurements, which exist on the machine that trained only."""
+    """Returns the path of a training's measurements. Only the machine that trained has the file."""
     return state_folder() / "measurements" / f"train-{lineage['model_sha256']}.json"
 
 

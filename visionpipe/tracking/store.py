@@ -24,9 +24,7 @@ SETTINGS = {
     "PGCONNECT_TIMEOUT": "5",
 }
 SECONDS_TO_CONNECT = 5
-NOT_IN_AN_ADDRESS = re.compile(
-    r"\?|%[0-9A-Fa-f]{2}"
-)  # starts the options, or is decoded to another character
+NOT_IN_AN_ADDRESS = re.compile(r"\?|%[0-9A-Fa-f]{2}")  # the start of options; an escaped character
 CHECKOUT_TAG = "visionpipe.checkout."  # prefix of the tags of an experiment that name the checkouts using it
 ADDRESS = re.compile(r"models:/(?P<name>[^/@:]+)(@(?P<alias>[^/@:]+)|/(?P<number>\d+))")
 
@@ -153,9 +151,7 @@ def open_client(uri: str) -> Client:
         logging.getLogger(name).setLevel(logging.WARNING)
     # This module prints the traceback of an error, such as a full disk, and raises the error as well.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    mlflow.store.db.utils.MAX_RETRY_COUNT = (
-        2  # the default of ten attempts takes two minutes for a missing database
-    )
+    mlflow.store.db.utils.MAX_RETRY_COUNT = 2  # the default of ten takes two minutes
     database = database_of(uri)
     with failures_named(uri, "cannot be opened"):
         mlflow.set_tracking_uri(uri)  # MLflow loads models by `models:/` address from this store

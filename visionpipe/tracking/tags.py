@@ -39,9 +39,9 @@ def version_tags(name: str) -> dict[str, str]:
 
 
 def precision(name: str) -> dict[str, Any]:
-    """Returns the precision, fp32 or int8, and what decided it.
+    """Returns the precision, fp32 or int8, with the numbers that decided it.
 
-    That is the accuracy of both, if int8 was requested, and the speeds, if they were measured on this machine.
+    These are the accuracies of both, if int8 was requested, and the speeds, if they were measured on this machine.
     """
     artifact = artifact_folder(name)
     parity = read_output(artifact / "parity.json") if (artifact / "parity.json").exists() else {}

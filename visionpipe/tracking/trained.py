@@ -10,7 +10,7 @@ from visionpipe.tracking.store import StoreError, database_of, open_client, read
 
 
 def download_trained(address: str) -> Path:
-    """Downloads the trained model of a version into `.visionpipe/trained/SHA256`, unless it is there; returns its path.
+    """Downloads the trained model of a version, once, into `.visionpipe/trained/SHA256`; returns its path.
 
     The file comes from the version's run, and is compared with the sha256 in the run's tags. The run's `lineage.json`
     is stored beside it.
