@@ -93,13 +93,13 @@ class Project:
         """
         import pandas
 
-        from visionpipe.evaluation.comparison import read_rows
+        from visionpipe.evaluation.comparison import read_results
         from visionpipe.project.backend import thread_count
 
         with contextlib.chdir(self.path):
             params = load_params()
             trained = [name for name in params.models if (model_folder(name) / "lineage.json").exists()]
-            rows = read_rows(trained, thread_count(params), state_folder())
+            rows = read_results(trained, thread_count(params), state_folder())
         return pandas.DataFrame(rows, columns=None if rows else ["model"]).set_index("model")
 
     def model(self, name: str) -> "keras.Model":
@@ -136,9 +136,9 @@ def load(what: str | os.PathLike[str] = "models:/visionpipe@champion") -> "Predi
     Raises:
         RegistryError, ArtifactError: there is no such model, or its files are not those that were registered.
     """
-    from visionpipe.tracking.lookup import find_version
+    from visionpipe.tracking.lookup import looked_up
 
-    with find_version(os.fspath(what)) as version:
+    with looked_up(os.fspath(what)) as version:
         return Predictor(versions.load(version), version.name, version.number)
 
 

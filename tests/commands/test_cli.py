@@ -233,7 +233,7 @@ def test_params_lists_the_trainings_or_says_what_is_wrong(project):
 
 
 def test_compare_before_anything_was_trained_says_so(project):
-    assert "nothing has been evaluated here yet" in one_line(project, "compare")
+    assert "no model of this project has been evaluated yet" in one_line(project, "compare")
 
 
 def visionpipe(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,6 @@
-"""Runs and versions: nothing twice, nothing lost, nothing unverified.
+"""Tests that runs and versions are recorded exactly once, that none is lost, and that every version is verified.
 
-The models are linear and written without training; the store, the uploads and the checks are real.
+The models are linear and written without training. The store, the uploads and the verification are real.
 """
 
 import dataclasses
@@ -50,21 +50,21 @@ def test_an_upload_that_arrives_damaged_is_never_registered(params, monkeypatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(mlflow.MlflowClient, "log_model_artifacts", damaging)
-        with pytest.raises(RegistryError, match=r"model.onnx came back changed"):
+        with pytest.raises(RegistryError, match=r"model.onnx was changed by the upload"):
             register(only(params, "one"))
     assert_exactly_once(params, ["one"], versions=0)
     register(only(params, "one"))
     assert_exactly_once(params, ["one"], versions=1)
 
 
-def test_an_upload_that_answers_otherwise_is_never_registered(params):
+def test_an_upload_that_answers_differently_is_never_registered(params):
     write_model("one", params)
     store = connect(params.tracking)
     run_id = record(store, Path("models/one"))
     right = golden("one")
     wrong = dataclasses.replace(right, answers=[*right.answers[:-1], right.answers[0] | {"label": "red"}])
     assert wrong != right
-    with pytest.raises(RegistryError, match="answers otherwise"):
+    with pytest.raises(RegistryError, match="does not answer like the evaluated model"):
         publish(store, run_id, "one", Path("artifacts/one"), "# card", wrong, version_tags("one"))
     assert_exactly_once(params, ["one"], versions=0)
 
@@ -72,7 +72,7 @@ def test_an_upload_that_answers_otherwise_is_never_registered(params):
 # Runs --------------------------------------------------------------------------------------------------
 
 
-def test_another_model_from_the_same_training_key_is_a_run_of_its_own_and_says_why(params):
+def test_another_model_from_the_same_training_key_gets_a_separate_run_that_says_why(params):
     write_model("one", params)
     store = connect(params.tracking)
     first = record(store, Path("models/one"))
@@ -99,7 +99,7 @@ def test_a_history_whose_logging_was_cut_off_is_completed(params, monkeypatch):
 
     def cut_off(**request):
         sent.append(len(request["metrics"]))
-        if len(sent) == 4:  # the parameters, and two parts of the history, arrived
+        if len(sent) == 4:  # after the parameters and two parts of the history
             raise ConnectionError("cut off")
         return send(**request)
 
