@@ -18,6 +18,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from visionpipe.project.lock import write_lock
+
 CHECKOUT = Path(__file__).parents[2]
 CLASSES = ("blue", "green", "red", "stripes")
 MODELS = ("resnet", "vit")
@@ -136,6 +138,7 @@ def copy_checkout(root: Path) -> Project:
             target = root / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(CHECKOUT / name, target)
+    write_lock(root)
     return Project(root)
 
 

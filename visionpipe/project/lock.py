@@ -33,6 +33,7 @@ HEADER = "# Written by visionpipe lock: the code and the libraries that each sta
 
 # Modules and rooms that a stage imports and that cannot change what the stage writes.
 WITHOUT_EFFECT = {
+    "api": "the interface from Python, which no stage calls",
     "errors": "words of error messages",
     "files": "how files are written, not their content",
     "project.backend": "the choice of the backend, which is a parameter, and of threads",

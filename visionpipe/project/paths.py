@@ -9,10 +9,10 @@ STAGES = ("prepare", "train", "export", "evaluate", "register")
 
 
 def project_root(start: Path | None = None) -> Path | None:
-    """Returns the nearest folder, from `start` upwards, that holds params.yaml and dvc.yaml; None outside a project."""
+    """Returns the nearest folder, from `start` upwards, that holds params.yaml; None outside a project."""
     start = (start or Path.cwd()).absolute()
     for folder in (start, *start.parents):
-        if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
+        if (folder / "params.yaml").is_file():
             return folder
     return None
 
@@ -27,7 +27,7 @@ def enter_project() -> None:
     if root is None:
         raise ConfigError(
             f"{Path.cwd()} is no visionpipe project: make one with visionpipe init NAME --images FOLDER, or run this "
-            f"in a folder with params.yaml and dvc.yaml"
+            f"in the folder of one, which holds params.yaml"
         )
     os.chdir(root)
 
