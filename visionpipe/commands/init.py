@@ -1,6 +1,7 @@
 """`visionpipe init`: makes a project, which is a folder with parameters and without code."""
 
 import importlib.util
+import logging
 import os
 import shlex
 import shutil
@@ -265,6 +266,7 @@ def initialise_git_and_dvc(project: Project) -> None:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
+    logging.getLogger("dvc").setLevel(logging.WARNING)
     inner = Path(top.stdout.rstrip("\n")).resolve() != folder.resolve()
     # An interrupted call leaves an empty .dvc, which `force` replaces; with a cache in it, DVC refuses.
     begun = (folder / ".dvc").is_dir() and not any((folder / ".dvc").iterdir())
@@ -291,7 +293,7 @@ def report(project: Project, images: Path | None, backend: str, chosen: Choices 
     if project.left:
         yield f"left as it was: {', '.join(project.left)}"
     if str(PARAMS_FILE) in project.left and images is not None:
-        yield f"{PARAMS_FILE} decides, so nobody looked at {visible(str(images))}: set prepare.path, or move the file away"
+        yield f"{PARAMS_FILE} exists, so --images had no effect: set prepare.path in it, or move it away first"
     if (
         "dvc.yaml" in project.left
         and (folder / "dvc.yaml").read_bytes() != (TEMPLATE / "dvc.yaml").read_bytes()
