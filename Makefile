@@ -25,6 +25,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed tests/requirements.txt
 	@touch $@
 
 repro: $(VENV)/.installed ## install, run the pipeline, compare the models
+	@visionpipe lock
 	@visionpipe params
 	dvc repro
 	@visionpipe compare
@@ -52,10 +53,11 @@ test-all: $(VENV)/.installed-dev ## what CI does not run: pipelines on JAX and t
 test-browser: $(VENV)/.installed-dev ## the page in Chromium: apt-get install chromium chromium-driver
 	pytest -m browser --numprocesses=0
 
-check: $(VENV)/.installed-dev ## format, lint, types
+check: $(VENV)/.installed-dev ## format, lint, types, and which room imports which
 	ruff format --check .
 	ruff check .
 	mypy
+	lint-imports
 
 audit: $(VENV)/.installed-dev ## bandit on the code, pip-audit on the pinned versions (asks the package index)
 	bandit --quiet --configfile pyproject.toml --recursive visionpipe

@@ -115,7 +115,7 @@ def test_a_project_has_parameters_results_and_models(in_workspace, workspace, tm
         project.model("api-three")
     with pytest.raises(ConfigError, match=r"no model 'api-oen'.*did you mean 'api-one'"):
         project.model("api-oen")
-    with pytest.raises(RegistryError, match="no tracking store|no alias champion"):
+    with pytest.raises(RegistryError, match=r"no tracking store|no alias champion"):
         project.load("models:/api@champion")
     assert Path.cwd() == elsewhere
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # on those without (docs/performance.md). TensorFlow reads the variable when it is imported.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["load", "open_project"]
 
 

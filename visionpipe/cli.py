@@ -33,6 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         try:
             options = parser().parse_args(arguments)
+            if options.command is None:
+                print_first_steps()
+                return 0
             command, debug = options.command, options.debug
             run(options)
         finally:
@@ -50,6 +53,32 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         return failed(reason, debug, 1)
     return 0
+
+
+def print_first_steps() -> None:
+    """Prints what to do next: in a project its commands, elsewhere how to make one."""
+    from visionpipe.project.paths import project_root
+
+    root = project_root()
+    if root is None:
+        print(
+            "This folder is no visionpipe project. To make one from your own images:\n\n"
+            "  visionpipe init flowers --images ~/photos    # a folder of class folders, or a zip archive of them\n"
+            "  cd flowers\n"
+            "  dvc repro                                    # prepare, train, export, evaluate, register\n"
+            "  mlflow ui                                    # compare the models in the browser\n"
+            "  visionpipe serve                             # answer requests with the best one\n\n"
+            "Without --images the project is on a sample, 6,000 pictures of clothes. All commands: visionpipe --help"
+        )
+    else:
+        print(
+            f"The project in {root}:\n\n"
+            "  visionpipe params     check params.yaml, and list the trainings\n"
+            "  dvc repro             run what changed\n"
+            "  visionpipe compare    print the trained models side by side\n"
+            "  visionpipe serve      answer requests with the champion\n\n"
+            "All commands: visionpipe --help"
+        )
 
 
 def open_closed_streams() -> None:
@@ -138,7 +167,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"visionpipe {__version__}")
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text)
@@ -274,7 +303,15 @@ def run(options: argparse.Namespace) -> None:
         return
     from visionpipe.project.paths import enter_project
 
+    here = Path.cwd()
     enter_project()
+    if (
+        options.command == "probe"
+        and options.target
+        and here != Path.cwd()
+        and (here / options.target).exists()
+    ):
+        options.target = str(here / options.target)
     if options.command == "lock":
         from visionpipe.project.lock import write_lock
 

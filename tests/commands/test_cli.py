@@ -196,11 +196,29 @@ def test_debug_adds_the_traceback(project):
     assert "seed: must lie between" in result.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("arguments", [[], ["no-such-command"], ["train"], ["prepare", "--fast"]])
+@pytest.mark.parametrize("arguments", [["no-such-command"], ["train"], ["prepare", "--fast"]])
 def test_wrong_usage_exits_with_2_and_shows_the_usage(arguments):
     result = visionpipe(*arguments)
     assert result.returncode == 2
     assert result.stderr.startswith("usage: visionpipe")
+
+
+def test_without_a_command_one_is_told_what_to_do_next(project, tmp_path):
+    result = project.visionpipe()
+    assert f"The project in {project.root}" in result.stdout
+    assert "dvc repro" in result.stdout
+    elsewhere = Project(tmp_path)
+    assert "visionpipe init flowers --images ~/photos" in elsewhere.visionpipe().stdout
+
+
+def test_every_command_works_from_a_subfolder_and_a_moved_project_goes_on(project, tmp_path):
+    project.root.rename(tmp_path / "moved")
+    inside = Project(tmp_path / "moved" / "data")
+    assert "resnet: ResNet-8 on tensorflow" in inside.visionpipe("params").stdout
+    assert "prepared 200 of 200 files" in inside.visionpipe("prepare").stdout
+    assert (tmp_path / "moved/data/prepared/manifest.json").exists()
+    assert "no model 'vti' in params.yaml (did you mean 'vit'?)" in one_line(inside, "train", "vti")
+    assert "code.lock is up to date" in inside.visionpipe("lock").stdout
 
 
 def test_an_entry_that_is_there_twice_is_refused(project):

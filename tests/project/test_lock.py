@@ -231,7 +231,9 @@ def test_a_project_of_the_version_before_is_told_how_it_moves_over(tmp_path):
     with pytest.raises(LockError, match=r"there is no .*code.lock: run visionpipe lock"):
         lock.read_lock(tmp_path)
     (tmp_path / "dvc.yaml").write_text("stages:\n  prepare:\n    deps:\n      - visionpipe/prepare.py\n")
-    with pytest.raises(
-        LockError, match=r"dvc.yaml is that of visionpipe 0.1: move .* away, run visionpipe init"
-    ):
-        lock.read_lock(tmp_path)
+    for act in (lock.read_lock, lock.write_lock):
+        with pytest.raises(
+            LockError, match=r"dvc.yaml is that of visionpipe 0.1: remove .*, then run visionpipe init"
+        ):
+            act(tmp_path)
+    assert not (tmp_path / "code.lock").exists()

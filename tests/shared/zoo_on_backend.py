@@ -1,6 +1,6 @@
-"""Run by test_zoo.py in a process of its own: KERAS_BACKEND=… python zoo_on_backend.py FOLDER.
+"""Run by test_zoo.py in a process of its own: KERAS_BACKEND=… python zoo_on_backend.py FOLDER STEP.
 
-FOLDER holds every kind as NUMBER.keras with NUMBER.npz, both made on TensorFlow. For each kind: its logits here, and
+FOLDER holds every kind as NUMBER.keras with NUMBER.npz, both made on TensorFlow. For each STEP-th kind: its logits here, and
 those at another image size; then one step of training, its file and its logits after that; then one step in bfloat16.
 """
 
@@ -36,8 +36,8 @@ def answers(model, images):
     return model.predict(images, verbose=0)
 
 
-def main(folder):
-    for number, (variant, image_size, overrides) in enumerate(ZOO.values()):
+def main(folder, step):
+    for number, (variant, image_size, overrides) in list(enumerate(ZOO.values()))[::step]:
         arrays = np.load(folder / f"{number}.npz")
         images, larger_images = arrays["images"], arrays["larger_images"]
         model = keras.models.load_model(folder / f"{number}.keras")
@@ -57,4 +57,4 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

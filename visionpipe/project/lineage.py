@@ -23,6 +23,12 @@ def lineage_id(key: str, model_sha256: str) -> str:
     return sha256_json({"train_key": key, "model_sha256": model_sha256})
 
 
+def code_sha256(identity: dict[str, Any]) -> str:
+    """Returns the hash of the code that trained a model; visionpipe 0.1 wrote one for each file."""
+    code = identity["code"]
+    return code if isinstance(code, str) else sha256_json(code)
+
+
 def training_params(name: str, params: Params, recipe: TrainConfig, spec: ModelSpec) -> dict[str, Any]:
     """Returns the part of params.yaml that the weights of the entry `name` depend on."""
     entry = params.model(name)

@@ -77,6 +77,7 @@ def write_lock(folder: Path = Path()) -> list[str]:
     Returns:
         Lines for the user: which stages run again, and why.
     """
+    refuse_version_0_1(folder)
     old = read_lock(folder) if (folder / LOCK).exists() else None
     before = old or {"visionpipe": None, "stages": {}, "libraries": {}, "files": {}}
     files = {name: digest for stage in STAGES for name, digest in stage_files(stage).items()}
@@ -131,13 +132,14 @@ def read_lock(folder: Path = Path()) -> dict[str, Any]:
     """Reads `folder/code.lock`.
 
     Raises:
-        LockError: the file is missing, or not what `visionpipe lock` writes.
+        LockError: the file is missing or damaged, or the project is one of visionpipe 0.1.
     """
     path = folder / LOCK
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise LockError(f"there is no {path}{of_an_older_version(folder)}: run visionpipe lock") from None
+        refuse_version_0_1(folder)
+        raise LockError(f"there is no {path}: run visionpipe lock") from None
     except (yaml.YAMLError, UnicodeDecodeError):
         content = None
     match content:
@@ -146,15 +148,18 @@ def read_lock(folder: Path = Path()) -> dict[str, Any]:
     raise LockError(f"{path} is damaged, perhaps by a merge: remove the file, then run visionpipe lock")
 
 
-def of_an_older_version(folder: Path) -> str:
-    """Says what to do first where dvc.yaml is that of visionpipe 0.1, which listed the files of the package."""
+def refuse_version_0_1(folder: Path) -> None:
+    """Says how a project of visionpipe 0.1 moves over: its dvc.yaml listed the files of the package.
+
+    Raises:
+        LockError: dvc.yaml does.
+    """
     dvc_yaml = folder / "dvc.yaml"
     if dvc_yaml.is_file() and "- visionpipe/" in dvc_yaml.read_text(encoding="utf-8", errors="replace"):
-        return (
-            f", and {dvc_yaml} is that of visionpipe 0.1: move {dvc_yaml} away, run visionpipe init {folder} for the "
-            f"present one (your params.yaml stays as it is)"
+        raise LockError(
+            f"{dvc_yaml} is that of visionpipe 0.1: remove {dvc_yaml}, then run visionpipe init {folder}, which adds "
+            f"the present dvc.yaml and code.lock and leaves params.yaml as it is"
         )
-    return ""
 
 
 def check_lock(stage: str, backend: str) -> None:

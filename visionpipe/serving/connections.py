@@ -361,7 +361,7 @@ def make_server(app: Any, service: Service) -> Server:
         host=settings.host,
         port=settings.port,
         http=type("Connection", (Connection,), {"settings": settings}),
-        loop="uvloop",
+        loop="auto",
         ws="none",
         lifespan="off",
         access_log=False,

@@ -19,6 +19,7 @@ import psutil
 
 from visionpipe.errors import Interrupted
 from visionpipe.files import copied, sha256_file, temporary_folder
+from visionpipe.project.lineage import code_sha256
 from visionpipe.project.params import TrackingConfig
 from visionpipe.project.paths import state_folder
 from visionpipe.tracking.commits import commit_that_makes
@@ -169,7 +170,7 @@ def create_run(store: Store, name: str, key: str, identity: dict[str, Any], trai
             "model": name,
             "family": identity["params"]["model"]["family"],
             "data_sha256": identity["data_sha256"],
-            "code_sha256": identity["code"],
+            "code_sha256": code_sha256(identity),
             "backend": identity["params"]["backend"],
             "versions": json.dumps(identity["versions"]),
         }

@@ -10,6 +10,7 @@ from visionpipe.artifact.speed import measurement_path
 from visionpipe.data.prepared import PREPARED, open_prepared
 from visionpipe.errors import RegistryError
 from visionpipe.project.backend import thread_count
+from visionpipe.project.lineage import code_sha256
 from visionpipe.project.params import Params
 from visionpipe.project.paths import artifact_folder, model_folder, report_folder, state_folder
 from visionpipe.tracking.commits import Damaged, commit_that_makes, locked
@@ -29,7 +30,7 @@ def version_tags(name: str) -> dict[str, str]:
         "data": Path(lineage["params"]["prepare"]["path"]).name,
         "data_sha256": lineage["data_sha256"],
         "training_images": str(sum(prepared.manifest["counts"]["train"].values())),
-        "code_sha256": lineage["code"],
+        "code_sha256": code_sha256(lineage),
         "model": name,
         "backend": lineage["params"]["backend"],
         "validation_accuracy": repr(metrics["validation"]["accuracy"]),
