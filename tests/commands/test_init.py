@@ -298,6 +298,7 @@ def test_a_folder_that_git_ignores_is_refused_by_dvc_in_one_line(tmp_path, capsy
 
 def test_a_mistake_is_one_line_and_makes_nothing(tmp_path, capsys):
     write_photos(tmp_path / "photos")
+    write_photos(tmp_path / "data")
     write_photos(tmp_path / "one")
     shutil.rmtree(tmp_path / "one" / "red")
     (tmp_path / "loose").mkdir()
@@ -315,6 +316,7 @@ def test_a_mistake_is_one_line_and_makes_nothing(tmp_path, capsys):
         (["file/x", "--images", "photos"], "file cannot be written to"),
         (["photos/x", "--images", "photos"], "photos/x is in the folder of the images"),
         (["photos", "--images", "photos"], "photos is in the folder of the images"),
+        ([".", "--images", "data"], "data is where the project writes data/prepared"),
         (["x", "--copy"], "--copy copies the images that --images names"),
     ]:
         assert message in one_line(capsys, *arguments), arguments

@@ -111,11 +111,15 @@ def check_arguments(folder: Path, images: Path | None, copy: bool) -> None:
         return
     if not images.exists():
         raise DataError(f"{visible(str(images))}: there is no such file or folder")
-    inside, outside = (folder / PREPARED).resolve(), images.resolve()
+    inside, outside = folder.resolve(), images.resolve()
     if inside.is_relative_to(outside):
         raise ConfigError(
-            f"{visible(str(folder))} is in the folder of the images, or holds nothing else: the project writes files "
-            "of its own, so give it a folder beside them"
+            f"{visible(str(folder))} is in the folder of the images: give the project a folder beside them, for it "
+            "writes files of its own"
+        )
+    if (inside / PREPARED).is_relative_to(outside):
+        raise ConfigError(
+            f"{visible(str(images))} is where the project writes {PREPARED}: give the images another folder"
         )
     try:
         str(outside).encode()

@@ -21,6 +21,7 @@ Size = tuple[int, int]
 EFFICIENCY = 0.5  # of a product's rate that small models reach in training on CPUs: 0.49 a ViT, 0.67 a ResNet
 GPU_EFFICIENCY = 0.03  # a small model leaves most of a GPU idle
 START_SECONDS = 30  # of each training: imports and the tracing of the graph
+EPOCH_SECONDS = 0.2  # of each epoch: its checkpoint, its numbers for MLflow, the start of the input
 STEP_SECONDS = 0.004  # of each step, beside its products
 PIXEL_SECONDS = 6e-9  # of the input path, for each pixel of an image
 OTHER_SECONDS = 30  # of exporting and evaluating each model
@@ -253,7 +254,7 @@ def training_seconds(
     for model in models:
         forward = 2 * model.macs(size) / rate
         image = 3 * forward + PIXEL_SECONDS * size[0] * size[1] + STEP_SECONDS / batch
-        total += START_SECONDS + epochs * (training * image + validation * forward)
+        total += START_SECONDS + epochs * (EPOCH_SECONDS + training * image + validation * forward)
     return total
 
 
