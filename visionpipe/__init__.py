@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from visionpipe.api import open_project as open_project
 
 # By itself TensorFlow takes oneDNN's kernels only on processors with AVX-512, though they train a ResNet twice as fast
-# on those without (docs/performance.md). TensorFlow reads the variable when it is imported.
+# on those without (docs/results/training.md). TensorFlow reads the variable when it is imported.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 __version__ = "0.2.0"

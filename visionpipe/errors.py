@@ -13,10 +13,12 @@ VisionpipeError
 └── RegistryError   the tracking store or the model registry refuses
 """
 
+import difflib
 import errno
 import os
 import re
 import signal
+from collections.abc import Iterable
 from typing import Literal
 
 YAML_EXPONENT = " (YAML reads 1e-3 as text: write 1.0e-3)"  # where text stands in place of a number
@@ -77,6 +79,13 @@ class ArtifactError(VisionpipeError):
 
 class RegistryError(VisionpipeError):
     pass
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Returns a hint at the known word that is most like `word`, with a leading space, or "" if none is like it."""
+    lowered = {name.lower(): name for name in known}
+    match = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)
+    return f" (did you mean {lowered[match[0]]!r}?)" if match else ""
 
 
 # What the system, NumPy and SQLite say where a file cannot grow: the disk, the quota or `ulimit -f` has an end.

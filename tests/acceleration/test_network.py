@@ -112,6 +112,7 @@ def test_torchs_compiler_can_follow_every_layer(network):
 
 COMPILED = """
 import keras, numpy as np
+from visionpipe.acceleration.network import accelerate
 from visionpipe.models import build_model
 images = np.random.default_rng(0).normal(100, 50, (8, 16, 16, 3)).astype("float32")
 shapes = {
@@ -119,15 +120,15 @@ shapes = {
     "ResNet-20": {"blocks_per_stage": (1, 1), "filters": 16},
 }
 for name, shape in shapes.items():
-    found = []
+    results = []
     for compiled in (True, False):
         keras.utils.set_random_seed(0)
-        model = build_model(name, 3, 16, **shape)
+        model = accelerate(build_model(name, 3, 16, **shape))
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.SGD(0.1), loss, jit_compile=compiled)
         model.fit(images, np.arange(8) % 3, verbose=0)
-        found.append([model.predict(images, verbose=0), *model.get_weights()])
-    for ours, uncompiled in zip(*found, strict=True):
+        results.append([model.predict(images, verbose=0), *model.get_weights()])
+    for ours, uncompiled in zip(*results, strict=True):
         np.testing.assert_allclose(ours, uncompiled, rtol=1e-3, atol=1e-4)
 """
 

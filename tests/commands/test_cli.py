@@ -61,7 +61,7 @@ WRONG_PARAMETERS = [
     ("evaluate.worst_mistakes", -1, "evaluate.worst_mistakes: must not be negative"),
     ("export.opset", 99, "export.opset: must lie between 13 and 18"),
     ("tracking.model", "a/b", "tracking.model: needs a name without '/' and ':'"),
-    ("models.vit.variant", "vit-mi/4", "did you mean 'ViT-Mi/4'?); visionpipe models lists them"),
+    ("models.vit.variant", "vit-mi/4", "did you mean 'ViT-Mi/4'?); visionpipe models lists all variants"),
     ("seed", True, "seed: expected a whole number, received True"),
     ("train", None, "models.resnet.train.epochs: give one of epochs, steps, minutes; received none"),
     ("train.steps", 5, "epochs: give one of epochs, steps, minutes; received epochs, steps"),

@@ -14,7 +14,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from visionpipe.data import pixels
 from visionpipe.data.augmentation import AUGMENTATIONS, make_augmentation
-from visionpipe.data.dice import MOST_ENTRIES, MOST_STREAMS, Dice
+from visionpipe.data.draws import MOST_ENTRIES, MOST_STREAMS, Draws
 from visionpipe.errors import ConfigError
 from visionpipe.project.params import check_augmentation
 
@@ -79,7 +79,7 @@ def test_no_augmentation_gives_the_pixels_themselves():
     np.testing.assert_array_equal(targets, classes_of(IMAGES))
 
 
-def test_two_entries_of_one_kind_roll_different_dice():
+def test_two_entries_of_one_kind_draw_different_numbers():
     once, _ = augmenter({"name": "crop", "padding": 3})(IMAGES)
     second, _ = augmenter({"name": "crop", "padding": 0}, {"name": "crop", "padding": 3})(IMAGES)
     assert (once != second).any()
@@ -102,16 +102,16 @@ def test_the_list_in_the_readme_is_accepted():
     check_augmentation(tuple(yaml.safe_load(text)["train"]["augmentation"]), "train.augmentation")
 
 
-# The dice
+# The random draws
 
 
-def dice(step=0, count=20_000, position=0, seed=1):
-    return Dice(seed, position, tf.constant(step, tf.int64), count)
+def draws(step=0, count=20_000, position=0, seed=1):
+    return Draws(seed, position, tf.constant(step, tf.int64), count)
 
 
 def test_no_two_entries_streams_or_seeds_share_a_key():
     keys = {
-        tuple(dice(seed=seed, position=position).key(stream).numpy())
+        tuple(draws(seed=seed, position=position).key(stream).numpy())
         for seed in (0, 1, 2**31 - 1)
         for position in (0, 1, MOST_ENTRIES - 1)
         for stream in (0, 1, MOST_STREAMS - 1)
@@ -120,16 +120,16 @@ def test_no_two_entries_streams_or_seeds_share_a_key():
 
 
 @pytest.mark.parametrize("step", [0, 1, 10**9])
-def test_dice_are_uniform_and_columns_independent(step):
-    one, two = (column.numpy() for column in dice(step).uniform(2))
+def test_draws_are_uniform_and_columns_independent(step):
+    one, two = (column.numpy() for column in draws(step).uniform(2))
     counts = np.histogram2d(one, two, bins=10, range=[[0, 1], [0, 1]])[0].ravel()
     chi_squared = ((counts - counts.mean()) ** 2).sum() / counts.mean()
     assert 99 - 4 * 198**0.5 < chi_squared < 99 + 4 * 198**0.5
-    assert abs(np.corrcoef(one, dice(step + 1).uniform(2)[0].numpy())[0, 1]) < 0.03
+    assert abs(np.corrcoef(one, draws(step + 1).uniform(2)[0].numpy())[0, 1]) < 0.03
 
 
 def test_integers_reach_both_ends_equally_often():
-    (drawn,) = dice().integers(1, -2, 2)
+    (drawn,) = draws().integers(1, -2, 2)
     values, counts = np.unique(drawn.numpy(), return_counts=True)
     assert values.tolist() == [-2, -1, 0, 1, 2]
     assert np.abs(counts - 4000).max() < 4 * (4000 * 0.8) ** 0.5
@@ -137,7 +137,7 @@ def test_integers_reach_both_ends_equally_often():
 
 @pytest.mark.parametrize("alpha", [0.05, 0.2, 1.0, 8.0])
 def test_beta_has_the_moments_of_its_distribution(alpha):
-    drawn = dice().beta(alpha, stream=1).numpy()
+    drawn = draws().beta(alpha, stream=1).numpy()
     assert np.isfinite(drawn).all()
     assert drawn.min() >= 0
     assert drawn.max() <= 1
@@ -150,7 +150,7 @@ def test_beta_has_the_moments_of_its_distribution(alpha):
     ("sides", "ratio"), [((20, 30), (0.5, 2)), ((20, 30), (3, 4)), ((64, 8), (0.3, 3.3))]
 )
 def test_rectangles_lie_inside_have_the_drawn_areas_and_ratios_that_fit(sides, ratio):
-    top, left, height, width = (x.numpy() for x in dice().rectangles(sides, (0.1, 0.6), ratio))
+    top, left, height, width = (x.numpy() for x in draws().rectangles(sides, (0.1, 0.6), ratio))
     assert min(top.min(), left.min()) >= 0
     assert (top + height).max() <= sides[0] + 1e-3
     assert (left + width).max() <= sides[1] + 1e-3

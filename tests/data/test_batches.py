@@ -104,7 +104,7 @@ def test_neither_workers_nor_prefetch_change_a_batch():
     assert len(digests) == 1
 
 
-def test_repeated_augmentation_shows_each_image_so_often_in_a_batch_with_dice_of_its_own():
+def test_repeated_augmentation_repeats_each_image_in_a_batch_with_other_draws():
     images = np.arange(64, dtype=np.uint8)[:, None, None, None] + np.arange(
         0, 160, 10, dtype=np.uint8
     ).reshape(1, 4, 4, 1)

@@ -117,7 +117,7 @@ def test_empty_class_folders_are_classes_too(tmp_path):
 
 
 def test_splits_without_a_training_folder_are_an_error(tmp_path):
-    with pytest.raises(DataError, match="folders test, val are there, but no folder train"):
+    with pytest.raises(DataError, match="there are folders test, val, but no folder train"):
         folder_listing(write_files(tmp_path, "test/cat/1.png", "val/cat/2.png"))
 
 
@@ -170,7 +170,7 @@ def test_class_folders_that_differ_in_case_are_one_class_with_a_note(tmp_path):
     )
     assert listing.classes == ("Cat", "dog")
     (note,) = listing.notes
-    assert note.startswith("folders 'Cat', 'cat' are one class, 'Cat': to keep them apart")
+    assert note.startswith("folders 'Cat', 'cat' are one class, 'Cat': for separate classes")
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ def test_a_tensorflow_datasets_set_is_found_by_name_with_its_bytes_untouched(tin
     listing = SOURCES["tfds"](PrepareConfig("tfds", str(tiny_shapes), name="tiny_shapes"))
     assert listing.classes == ("square", "disc")
     assert listing.splits == {"train", "test"}
-    assert listing.notes == ("splits of tiny_shapes that are not used: unlabelled",)
+    assert listing.notes == ("tiny_shapes has splits that are not used: unlabelled",)
     entries = list(listing.entries)
     assert listing.total == len(entries) == 16
     assert [entry.reason for entry in entries if isinstance(entry, Rejected)] == ["has no label"]
@@ -371,7 +371,7 @@ def test_a_tensorflow_datasets_set_keeps_its_order(tiny_shapes):
 
 def test_an_unknown_tensorflow_datasets_set_is_one_line(tmp_path):
     with pytest.raises(
-        DataError, match=r"^no_such_set is not in .* and cannot be fetched: .*not found"
+        DataError, match=r"^no_such_set is not in .* and cannot be downloaded: .*not found"
     ) as caught:
         SOURCES["tfds"](PrepareConfig("tfds", str(tmp_path), name="no_such_set"))
     assert "\n" not in str(caught.value)

@@ -129,10 +129,10 @@ def test_an_option_makes_another_model_or_is_refused(family, option):
 @pytest.mark.parametrize(
     ("variant", "options", "message"),
     [
-        ("ViT-S/16", {"position": "none", "position_stddev": 0.5}, "position_stddev has no effect, for position none"),
+        ("ViT-S/16", {"position": "none", "position_stddev": 0.5}, "has no effect, because position none"),
         ("ViT-S/16", {"position": "sincos", "position_stddev": 0.02}, "position_stddev has no effect"),
         ("R50+ViT-B/16", {"position": "none", "position_stddev": 0.5}, "position_stddev has no effect"),
-        ("ResNet-50v2", {"zero_last_scale": True}, "zero_last_scale has no effect, for with preactivation"),
+        ("ResNet-50v2", {"zero_last_scale": True}, "zero_last_scale has no effect, because with preactivation"),
         ("ResNet-50", {"blocks_per_stage": (1,), "stride_on": "1x1"}, "stride_on has no effect"),
     ],
 )  # fmt: skip

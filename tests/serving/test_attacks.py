@@ -172,7 +172,7 @@ def test_pipelined_requests_pile_up_nowhere(server):
 
 
 def test_nobody_waits_while_large_bodies_of_every_kind_are_read(server):
-    """They wait for 2 to 7 seconds where 19 MiB are parsed at once; benchmarks/hardening.py sends so much."""
+    """They wait for 2 to 7 seconds where 19 MiB are parsed at once; benchmarks/robustness/battery.py sends so much."""
     for name, result in beside(server, heavy(8 * 2**20)).items():
         assert result["status"] // 100 == 4 or name == "v2: numbers", name
         assert result["slowest ms"] < 500, name

@@ -226,7 +226,7 @@ print(sorted(set(sys.modules) & {{"keras", "tensorflow", "jax", "torch", "mlflow
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 0
     assert output.strip() == "[]"
-    assert seconds < 4  # 1 to 2 on a quiet machine; benchmarks/serving.py measures it
+    assert seconds < 4  # 1 to 2 on a quiet machine; benchmarks/serving/compare.py measures it
 
 
 # Refusals ----------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What is done to a running server: fuzz, slowness, bodies without end, and load while it ends or changes.
 
-Each attack returns what happened; the tests run short ones, benchmarks/hardening.py long ones.
+Each attack returns what happened; the tests run short ones, benchmarks/robustness/battery.py long ones.
 """
 
 import asyncio

@@ -95,7 +95,7 @@ def zoo_differences(policy, names):
         model = build_model(variant, 5, image_size, **overrides)
         for variable in model.trainable_weights:  # zeros would hide what is behind them
             variable.assign(variable + random.normal(0, 0.05, variable.shape).astype("float32"))
-        # An odd batch: with "resnet wide" oneDNN's own strided gradient would end the process (models/kernels/).
+        # An odd batch: with "resnet wide" oneDNN would end the process, see visionpipe/kernels/torch.py.
         images = random.integers(0, 256, (3, *model.input.shape[1:])).astype("float32")
         pairs = zip(outcome(model, images), outcome(plain(model), images), strict=True)
         differences[name] = max(relative(ours, keras_own) for ours, keras_own in pairs)

@@ -399,7 +399,7 @@ if __name__ == "__main__":
         torch.set_num_threads(1)
         if kind == "torch":
             huggingface_cases(target)  # before the stub, which it would take for the real torchvision
-        from benchmarks.peers import stub_torchvision
+        from torchvision_stub import stub_torchvision
 
         stub_torchvision()
         timm_cases(target, lambda name: (name in HEAVY) == (kind == "heavy"))

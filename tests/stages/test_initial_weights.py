@@ -137,7 +137,7 @@ def test_a_training_starts_from_the_tensors_of_the_file_with_a_head_of_zeros(tra
     assert len(same) == len(found) - 2 * OVERRIDES["depth"], (
         "all but query, key and value, which are put together"
     )
-    assert "head: zeros, as asked for" in said["start"].output
+    assert "head: zeros, as requested" in said["start"].output
     assert "resized: tokens/position_embedding, 4×4 → 2×2, linear" in said["start"].output
 
 
@@ -263,12 +263,12 @@ BAD = [
     ({"init": "truncated.npz"}, "truncated.npz is damaged: "),
     ({"init_sha256": "00ff"}, ", expected 00ff: another file, or a damaged one"),
     ({"init": "archive.npz"}, "archive.npz is a tar archive: unpack it first"),
-    ({"init": "pickle.npz"}, "pickle.npz is a pickle of more than tensors, which is never loaded"),
+    ({"init": "pickle.npz"}, "pickle.npz is a pickle that contains more than tensors, which is never loaded"),
     ({"init": "misshapen.npz"}, "scale has shape (15,), for encoder_norm/gamma of shape (16,)"),
-    ({"init": "nan.npz"}, "Transformer/encoder_norm/scale holds 16 entries that are NaN or infinite"),
+    ({"init": "nan.npz"}, "Transformer/encoder_norm/scale has 16 entries that are NaN or infinite"),
     (
         {"init": "deeper.npz"},
-        "16 of its tensors have no place in the model, the first Transformer/encoderblock_2/",
+        "16 of its tensors have no place in the model, the first is Transformer/encoderblock_2/",
     ),
     ({"overrides": OVERRIDES | {"activation": "gelu"}}, "build it with overrides: {activation: gelu_tanh}"),
     ({"variant": "ResNet-8", "overrides": {}}, "not of this model: "),

@@ -128,7 +128,7 @@ def test_a_file_that_changed_between_is_not_put_together_from_both(server, tmp_p
 
 def test_a_connection_that_keeps_breaking_is_one_line_and_goes_on_next_time(server):
     server.cut = [600_000] * 4
-    with pytest.raises(WeightsError, match=r"2\.3 MiB are kept, the next try goes on from there"):
+    with pytest.raises(WeightsError, match=r"2\.3 MiB are stored, and the next try resumes there"):
         fetch(f"{server.url}/models/x.npz")
     assert fetch(f"{server.url}/models/x.npz").read_bytes() == CONTENT
     assert server.requests[-1] == ("/models/x.npz", "bytes=2400000-")
@@ -248,7 +248,9 @@ def test_a_preset_of_kerashub_comes_as_one_folder(server):
     checkpoint = resolve("kerashub:resnet_50_imagenet")
     assert {name: (checkpoint.path / name).read_bytes() for name in files} == files
     assert resolve("kerashub:resnet_50_imagenet", offline=True).sha256 == checkpoint.sha256
-    with pytest.raises(WeightsError, match="known are a preset's folder and vit_base_patch16_224_imagenet"):
+    with pytest.raises(
+        WeightsError, match="expected the folder of a preset, or one of vit_base_patch16_224_imagenet"
+    ):
         resolve("kerashub:resnet_5000")
 
 

@@ -19,8 +19,8 @@ import safetensors.torch
 import transformers
 import yaml
 from reference_checkpoints import randomise_keras, randomised, torch_forward
+from torchvision_stub import stub_torchvision
 
-from benchmarks.peers import stub_torchvision
 from visionpipe.artifact.canonical import save_keras
 from visionpipe.errors import WeightsError
 from visionpipe.files import write_json
@@ -96,7 +96,7 @@ NONE = "no model of this family has"
         ({"act_layer": "gelu_tanh"}, "equal", "assumed activation"),
         ({"act_layer": "quick_gelu"}, f"{NONE} activation quick_gelu", "assumed activation"),
         ({"global_pool": "avg", "fc_norm": False}, f"{NONE} pool gap beside", "assumed pool"),
-        ({"global_pool": "avg"}, "its norm stands behind the pooling", "its norm stands behind the pooling"),
+        ({"global_pool": "avg"}, "it has a norm behind the pooling", "it has a norm behind the pooling"),
         ({"class_token": False, "global_pool": "map"}, "it pools with attention", "it pools with attention"),
         ({"global_pool": "max", "fc_norm": False}, f"{NONE} pool max", "assumed pool"),
         (GAP, "equal", "equal"),
@@ -104,7 +104,7 @@ NONE = "no model of this family has"
         (GAP | {"reg_tokens": 2}, "its register tokens have positions", "its register tokens have positions"),
         ({"no_embed_class": True}, "equal", "equal"),
         ({"init_values": 0.1, "qkv_bias": False}, "equal", "equal"),
-        ({"pre_norm": True}, "a norm stands before its blocks", "a norm stands before its blocks"),
+        ({"pre_norm": True}, "it has a norm before the first block", "it has a norm before the first block"),
         ({"qk_norm": True}, "it normalises queries and keys", "it normalises queries and keys"),
         ({"pos_embed": "none"}, "equal", "equal"),
         ({"img_size": (192, 224)}, "equal", "equal"),  # 1 + 12·14 positions are 13·13
@@ -142,8 +142,8 @@ def test_what_a_timm_vit_says_of_itself_is_read_and_what_it_does_not_say_is_in_t
         (
             "resnet50",
             {"avg_down": True},
-            "weights of the model are not in it",
-            "weights of the model are not in it",
+            "weights of the model, the first is",
+            "weights of the model, the first is",
         ),
     ],
 )
@@ -297,7 +297,7 @@ BACKBONE = {
     [
         ({"layer_norm_epsilon": 1e-3, "num_heads": 8}, {"intermediate_dim": 8}, {}, "equal"),
         ({}, {}, {"scale": 1 / 255}, "equal"),
-        ({"use_mha_bias": False}, {}, {}, "weights of the model are not in it"),
+        ({"use_mha_bias": False}, {}, {}, "weights of the model, the first is"),
         ({"use_class_token": False}, {"pooling": "gap"}, {"offset": -1.0}, "equal"),
         ({}, {"pooling": "gap"}, {}, f"{NONE} pool gap of all tokens"),
         ({"use_class_token": False}, {}, {}, f"{NONE} pool token, the first"),

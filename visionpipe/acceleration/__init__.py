@@ -1,1 +1,1 @@
-"""Calls the layers of a plain Keras model directly, and several of them as one operation, where that is faster."""
+"""Speeds up a plain Keras model: calls its layers directly, and fuses several of them into one operation."""

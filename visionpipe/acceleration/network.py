@@ -1,4 +1,4 @@
-"""A Keras model that on torch and TensorFlow calls its layers itself."""
+"""A Keras model that calls its layers directly on torch and TensorFlow."""
 
 import inspect
 from functools import cached_property
@@ -12,7 +12,11 @@ from visionpipe.kernels import kernel
 
 
 class Step(NamedTuple):
-    """A call: `arguments` hold symbolic tensors in place of values; `results` and `last_used` are their ids."""
+    """One call of a layer.
+
+    `arguments` hold symbolic tensors in place of values. `results` are the ids of the symbolic tensors that the call
+    returns, and `last_used` of those that no later step reads.
+    """
 
     operation: Any
     arguments: Any
@@ -24,21 +28,23 @@ class Step(NamedTuple):
 
 @keras.saving.register_keras_serializable("visionpipe")
 class Network(keras.Model):
-    """What `keras.Model(inputs, outputs)` makes, with the same results but for rounding, and for a NaN that a ReLU
-    reads in inference on torch (chains.py); no masks go along.
+    """Computes what `keras.Model(inputs, outputs)` computes, faster on torch and TensorFlow.
 
-    torch computes a layer when it is called, and what Keras does around each call (binding arguments, scopes,
-    checks of shapes that were made when the model was built) takes 0.2 ms, in which torch's other threads fall
-    asleep. Here one layer's own `call` follows upon the other, and a tensor goes after its last use. There and on
-    TensorFlow a convolution is one operation with what follows upon it alone (chains.py).
+    Results agree up to rounding, except that in inference a fused ReLU turns a NaN into 0 (see chains.py). Masks are
+    not passed on.
+
+    torch computes each layer as soon as it is called. Around each call Keras spends 0.2 ms on binding arguments, on
+    scopes, and on shape checks that were already made when the model was built; meanwhile torch's other threads fall
+    asleep. Here the `call` methods of the layers follow each other directly, and each tensor is freed after its last
+    use. On both backends a convolution is fused with the layers that follow it (chains.py).
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.steps  # noqa: B018  (now: torch.compile would follow how they come about)
+        self.steps  # noqa: B018  (computed here, so that torch.compile does not trace how)
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        if kernel("chain") is None or in_stateless_scope():  # where nothing may change but the scope's values
+        if kernel("chain") is None or in_stateless_scope():  # in such a scope kernels would change variables
             return super().call(inputs, training=training, mask=mask)
         inputs = self._standardize_inputs(inputs)
         values = {id(symbol): value for symbol, value in zip(self.inputs, inputs, strict=True)}
@@ -48,7 +54,7 @@ class Network(keras.Model):
             named = {name: filled(argument, values) for name, argument in arguments.kwargs.items()}
             if takes_training and (training is not None or "training" not in named):
                 named["training"] = training
-            # A quantized layer computes with another method.
+            # Keras computes a quantized layer with another method than `call`.
             direct = direct and operation.quantization_mode is None
             outcome = (operation.call if direct else operation)(*positional, **named)
             several = isinstance(outcome, list | tuple | dict)
@@ -62,7 +68,7 @@ class Network(keras.Model):
 
     @cached_property
     def steps(self) -> list[Step]:
-        """The graph in its order."""
+        """The calls that compute the graph, in order."""
         nodes = [
             node
             for depth in sorted(self._nodes_by_depth, reverse=True)
@@ -88,7 +94,10 @@ class Network(keras.Model):
         ]
 
     def is_direct(self, node: Any) -> bool:
-        """Whether Keras's own call would add nothing: no other precision, no penalty on outputs."""
+        """Whether a node's layer can be called directly, because Keras's `__call__` would change nothing.
+
+        `__call__` casts the inputs of a layer of another precision, and collects penalties on outputs.
+        """
         layer = node.operation
         if isinstance(layer, Chain):
             return True
@@ -101,7 +110,7 @@ class Network(keras.Model):
 
 
 def filled(argument: Any, values: dict[int, Any]) -> Any:
-    """`argument` with its symbolic tensors' values in place of them."""
+    """Returns `argument` with values in place of its symbolic tensors; `values` maps their ids to values."""
     if isinstance(argument, keras.KerasTensor):
         return values[id(argument)]
     if isinstance(argument, list | tuple):
@@ -112,5 +121,5 @@ def filled(argument: Any, values: dict[int, Any]) -> Any:
 
 
 def accelerate(model: keras.Model) -> Network:
-    """Returns a model of the same layers and variables that calls its layers itself."""
+    """Returns a model with the same layers and variables that calls its layers directly."""
     return Network(model.input, model.output, name=model.name)

@@ -4,7 +4,6 @@
 """
 
 import json
-import platform
 import re
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from visionpipe.artifact.classifier import Classifier
+from visionpipe.artifact.hardware import processor
 from visionpipe.files import sha256_json, write_json
 
 SECONDS = 0.6  # spent on each batch size
@@ -36,16 +36,8 @@ def measure(folder: Path, artifact_sha256: str, threads: int, state: Path) -> di
 
 def measurement_path(artifact_sha256: str, threads: int, state: Path) -> Path:
     """The file that holds the speed of this artifact, on this CPU, with so many threads."""
-    key = sha256_json({"artifact": artifact_sha256, "cpu": cpu_model(), "threads": threads})
+    key = sha256_json({"artifact": artifact_sha256, "cpu": processor(), "threads": threads})
     return state / "measurements" / f"{key}.json"
-
-
-def cpu_model() -> str:
-    try:
-        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
 
 
 def speed(classifier: Classifier) -> dict[str, float]:

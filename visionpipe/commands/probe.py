@@ -15,6 +15,7 @@ from visionpipe.errors import ConfigError, WeightsError
 from visionpipe.files import sha256_json
 from visionpipe.models import build_model
 from visionpipe.models.known import known
+from visionpipe.models.names import CLASS_LOGITS, LOGITS
 from visionpipe.models.variants import VARIANTS, fields
 from visionpipe.project.backend import start_backend
 from visionpipe.project.lock import installed
@@ -22,7 +23,7 @@ from visionpipe.project.params import Params
 from visionpipe.project.paths import model_folder
 from visionpipe.tracking.runs import find_run, log_metrics, log_params
 from visionpipe.tracking.store import connect
-from visionpipe.weights import Checkpoint, load_weights, resolve
+from visionpipe.weights import PretrainedCheckpoint, load_weights, resolve
 
 if TYPE_CHECKING:
     import keras
@@ -78,7 +79,7 @@ def trained(name: str) -> Path:
 
 def open_target(
     name: str, params: Params, variant: str | None, image_size: tuple[int, ...]
-) -> tuple[Checkpoint, "keras.Model"]:
+) -> tuple[PretrainedCheckpoint, "keras.Model"]:
     """The weights and a model that has them."""
     if name in params.models and trained(name).exists():
         checkpoint = resolve(trained(name))
@@ -115,7 +116,7 @@ def without_head(model: "keras.Model") -> "keras.Model":
     from visionpipe.acceleration.network import accelerate
 
     names = {layer.name for layer in model.layers}
-    head = model.get_layer("logits_class" if "logits_class" in names else "logits")
+    head = model.get_layer(CLASS_LOGITS if CLASS_LOGITS in names else LOGITS)
     return accelerate(keras.Model(model.input, head.input))
 
 
@@ -214,7 +215,11 @@ def least_squares(
 
 
 def log(
-    params: Params, checkpoint: Checkpoint, data: Prepared, image_size: tuple[int, ...], result: Result
+    params: Params,
+    checkpoint: PretrainedCheckpoint,
+    data: Prepared,
+    image_size: tuple[int, ...],
+    result: Result,
 ) -> None:
     """One run for the same weights on the same images, however often they are probed; in an experiment of its
     own, because nothing was trained.

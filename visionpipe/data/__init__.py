@@ -1,1 +1,1 @@
-"""From image files to prepared arrays: sources, decoding, the prepared form, batches, augmentation."""
+"""Turns image files into training batches: sources, decoding, the prepared arrays, batches, augmentation."""

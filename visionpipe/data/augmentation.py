@@ -1,9 +1,8 @@
-"""Training augmentation on the CPU input path: what params.yaml can list, and what each entry does.
+"""The augmentations that params.yaml can list, applied to training batches on the CPU.
 
-Every random number is drawn statelessly from (seed, step, position in the list), by `dice.py`; `pixels.py`
-does to the pixels what the numbers say; and all of a list is one compiled graph: the same batch on every
-backend, with any number of workers and after every resume. This module imports no framework, because
-config.py reads from it what an entry may say.
+draws.py draws every random number statelessly from (seed, step, position in the list), and pixels.py changes the pixels
+accordingly. A whole list is one compiled graph. So a batch is the same on every backend, with any number of workers and
+after every resume. This module imports no framework, because params.yaml is checked against it.
 """
 
 import itertools
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from visionpipe.data import pixels
-from visionpipe.data.dice import MOST_STREAMS, Dice, Range, Sides
+from visionpipe.data.draws import MOST_STREAMS, Draws, Range, Sides
 from visionpipe.errors import ConfigError
 
 # images uint8 (batch, height, width, 3), targets float32 (batch, classes), step int64 () → both float32
@@ -24,12 +23,12 @@ Ratio = Annotated[Range, (0.01, 100)]
 
 
 class OutOfRange(ConfigError):
-    """Names the parameter; config.py knows which entry it is of."""
+    """A parameter of an augmentation is out of range. The message names the parameter, but not the list entry."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """One entry of `augmentation:`. The annotations hold the least and the largest value of a parameter."""
+    """One entry of `augmentation:`. The annotations of its parameters contain their least and largest values."""
 
     def __post_init__(self) -> None:
         for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
@@ -45,57 +44,60 @@ class Augmentation:
 
     @staticmethod
     def apply(run: "Run", images: Any, targets: Any, epoch: Any) -> tuple[Any, Any]:
-        """One after the other the entries of `run`, neighbours in the list that share this function."""
+        """Applies the entries of `run` in order; these are neighbours in the list that share this function."""
         raise NotImplementedError
 
 
-Run = list[tuple[Any, Dice]]  # entries, with the dice of each
+Run = list[tuple[Any, Draws]]  # entries, each with its random draws
 
 
 class Moving(Augmentation):
-    """Moves whole pixels. Neighbours in the list become one gather, on uint8."""
+    """Moves whole pixels. Neighbours in the list become one gather of uint8 pixels."""
 
-    def sources(self, rows: Any, columns: Any, dice: Dice, sides: Sides) -> tuple[Any, Any]:
-        """Positions int32 (batch, height) and (batch, width) to those that their pixels come from."""
+    def sources(self, rows: Any, columns: Any, draws: Draws, sides: Sides) -> tuple[Any, Any]:
+        """Maps positions int32 (batch, height) and (batch, width) to the positions that their pixels come from."""
         raise NotImplementedError
 
     @staticmethod
     def apply(run: Run, images: Any, targets: Any, epoch: Any) -> tuple[Any, Any]:
         sides = images.shape[1:3]
         rows, columns = pixels.positions(images)
-        for entry, dice in reversed(run):  # from where a pixel ends back to where it began
-            rows, columns = entry.sources(rows, columns, dice, sides)
+        for entry, draws in reversed(run):  # from where a pixel ends back to where it comes from
+            rows, columns = entry.sources(rows, columns, draws, sides)
         return pixels.moved(images, rows, columns), targets
 
 
 class Changing(Augmentation):
-    """Gives each image new pixels."""
+    """Computes new pixels for each image."""
 
-    def change(self, images: Any, dice: Dice) -> Any:
-        """images: float32 (batch, height, width, 3), [0, 255], here and back."""
+    def change(self, images: Any, draws: Draws) -> Any:
+        """Changes images, float32 (batch, height, width, 3) in [0, 255], and returns the same shape and range."""
         raise NotImplementedError
 
     @staticmethod
     def apply(run: Run, images: Any, targets: Any, epoch: Any) -> tuple[Any, Any]:
-        for entry, dice in run:
-            images = entry.change(pixels.as_float(images), dice)
+        for entry, draws in run:
+            images = entry.change(pixels.as_float(images), draws)
         return images, targets
 
 
 @dataclass(frozen=True)
 class Mixing(Augmentation):
-    """Mixes each image and its label with the one half a batch further on, and so never with itself.
+    """Mixes each image and its label with the image half a batch further on, and so never with itself.
 
-    Where a list has several such entries, each image draws one of them. From epoch `off_epoch` on, counted
-    from 0, an entry does nothing; null: it never ends.
+    Where a list has several such entries, each image draws one of them. An entry does nothing from epoch `off_epoch`
+    on, counted from 0; null means that it never stops.
     """
 
-    alpha: Annotated[float, (0.05, 1000)] = 1.0  # of Beta(alpha, alpha), which the mix is drawn from
+    alpha: Annotated[float, (0.05, 1000)] = 1.0  # the mixing share is drawn from Beta(alpha, alpha)
     probability: Fraction = 1.0
     off_epoch: Annotated[int | None, (0, math.inf)] = None
 
-    def own(self, images: Any, dice: Dice) -> tuple[Any, Any]:
-        """What an image keeps: of each pixel (batch, height or 1, width or 1, 1), of its label (batch,)."""
+    def shares(self, images: Any, draws: Draws) -> tuple[Any, Any]:
+        """Returns the share that an image retains of each pixel and of its label; the rest is the other image's.
+
+        The shares are float32 in [0, 1]: (batch, height or 1, width or 1, 1) for pixels, and (batch,) for labels.
+        """
         raise NotImplementedError
 
     @staticmethod
@@ -105,86 +107,91 @@ class Mixing(Augmentation):
         images = pixels.as_float(images)
         on = tf.stack([entry.off_epoch is None or epoch < entry.off_epoch for entry, _ in run])
         (u,) = run[0][1].uniform(1)
-        drawn = tf.cast(u * tf.cast(tf.math.count_nonzero(on), tf.float32), tf.int32)  # among those on
-        share, label_share = tf.ones((images.shape[0], 1, 1, 1)), tf.ones((images.shape[0],))
-        for index, (entry, dice) in enumerate(run):
+        # Each image draws one of the entries that are on.
+        drawn = tf.cast(u * tf.cast(tf.math.count_nonzero(on), tf.float32), tf.int32)
+        shares, label_shares = tf.ones((images.shape[0], 1, 1, 1)), tf.ones((images.shape[0],))
+        for index, (entry, draws) in enumerate(run):
             turn = on[index] & (drawn == tf.math.count_nonzero(on[:index], dtype=tf.int32))
-            mixed = turn & dice.whether(entry.probability, stream=3)
-            own, label_own = entry.own(images, dice)
-            share = tf.where(mixed[:, None, None, None], own, share)
-            label_share = tf.where(mixed, label_own, label_share)
-        return pixels.mixed(images, share), pixels.mixed(targets, label_share[:, None])
+            mixed = turn & draws.whether(entry.probability, stream=3)
+            entry_shares, entry_label_shares = entry.shares(images, draws)
+            shares = tf.where(mixed[:, None, None, None], entry_shares, shares)
+            label_shares = tf.where(mixed, entry_label_shares, label_shares)
+        return pixels.mixed(images, shares), pixels.mixed(targets, label_shares[:, None])
 
 
 @dataclass(frozen=True)
 class Flip(Moving):
-    """Mirrors left and right."""
+    """Mirrors images left to right."""
 
     probability: Fraction = 0.5
 
-    def sources(self, rows: Any, columns: Any, dice: Dice, sides: Sides) -> tuple[Any, Any]:
+    def sources(self, rows: Any, columns: Any, draws: Draws, sides: Sides) -> tuple[Any, Any]:
         import tensorflow as tf
 
-        flips = dice.whether(self.probability)[:, None]
+        flips = draws.whether(self.probability)[:, None]
         return rows, tf.where(flips, sides[1] - 1 - columns, columns)
 
 
 @dataclass(frozen=True)
 class Crop(Moving):
-    """Pads with `padding` black pixels on each side and crops back to size, anywhere."""
+    """Pads images with `padding` black pixels on each side, and crops them to their size at a random place."""
 
     padding: Annotated[int, (0, math.inf)] = 4
 
-    def sources(self, rows: Any, columns: Any, dice: Dice, sides: Sides) -> tuple[Any, Any]:
-        down, right = dice.integers(2, -self.padding, self.padding)
+    def sources(self, rows: Any, columns: Any, draws: Draws, sides: Sides) -> tuple[Any, Any]:
+        down, right = draws.integers(2, -self.padding, self.padding)
         return rows + down[:, None], columns + right[:, None]
 
 
 @dataclass(frozen=True)
 class ResizedCrop(Changing):
-    """A rectangle anywhere, resized to the whole (Szegedy et al. 2014, arXiv:1409.4842, section 6).
+    """Resizes a random rectangle to the whole image (Szegedy et al. 2014, arXiv:1409.4842, section 6).
 
-    `scale`: its share of the image's area; `ratio`: its width by its height.
+    `scale` is the range of its share of the image's area, and `ratio` that of its width divided by its height.
     """
 
     scale: Annotated[Range, (0.001, 1)] = (0.08, 1.0)
     ratio: Ratio = (3 / 4, 4 / 3)
 
-    def change(self, images: Any, dice: Dice) -> Any:
-        return pixels.resized(images, *dice.rectangles(images.shape[1:3], self.scale, self.ratio))
+    def change(self, images: Any, draws: Draws) -> Any:
+        return pixels.resized(images, *draws.rectangles(images.shape[1:3], self.scale, self.ratio))
 
 
 @dataclass(frozen=True)
 class RandAugment(Changing):
-    """`count` of 14 operations, one after the other (Cubuk et al. 2019, arXiv:1909.13719).
+    """Applies `count` random operations out of 14, one after another (Cubuk et al. 2019, arXiv:1909.13719).
 
-    `magnitude`: 0 to 10, with a normal spread of `magnitude_std` between images and operations. More is
-    always stronger: colour, contrast, brightness and sharpness go either way, as in timm's `inc1`.
+    The strength of each operation on each image is normally distributed around `magnitude`, from 0 to 10, with standard
+    deviation `magnitude_std`. A larger magnitude is always stronger: colour, contrast, brightness and sharpness go up
+    or down, as in timm's `inc1`.
     """
 
     count: Annotated[int, (1, MOST_STREAMS // 2)] = 2
     magnitude: Annotated[float, (0, 10)] = 9.0
     magnitude_std: Annotated[float, (0, 10)] = 0.5
 
-    def change(self, images: Any, dice: Dice) -> Any:
+    def change(self, images: Any, draws: Draws) -> Any:
         for turn in range(self.count):
-            operation, sign = dice.uniform(2, stream=2 * turn)
-            magnitude = self.magnitude + self.magnitude_std * dice.normal(stream=2 * turn + 1)
+            operation, sign = draws.uniform(2, stream=2 * turn)
+            magnitude = self.magnitude + self.magnitude_std * draws.normal(stream=2 * turn + 1)
             images = pixels.operate(images, operation, magnitude / 10, sign)
         return images
 
 
 @dataclass(frozen=True)
 class ColorJitter(Changing):
-    """Factors within 1 ± so much; `hue` turns by up to so much of the circle, either way."""
+    """Changes brightness, contrast and saturation by random factors, and turns the hue by a random angle.
+
+    A factor lies within 1 ± the parameter. `hue` is the largest angle in either direction, as a fraction of the circle.
+    """
 
     brightness: Fraction = 0.4
     contrast: Fraction = 0.4
     saturation: Fraction = 0.4
     hue: Annotated[float, (0, 0.5)] = 0.1
 
-    def change(self, images: Any, dice: Dice) -> Any:
-        u, v, w, x = (2 * u - 1 for u in dice.uniform(4))
+    def change(self, images: Any, draws: Draws) -> Any:
+        u, v, w, x = (2 * u - 1 for u in draws.uniform(4))
         images = pixels.brightness(images, 1 + self.brightness * u)
         images = pixels.contrast(images, 1 + self.contrast * v)
         images = pixels.saturation(images, 1 + self.saturation * w)
@@ -193,9 +200,9 @@ class ColorJitter(Changing):
 
 @dataclass(frozen=True)
 class Erasing(Changing):
-    """Overwrites a rectangle of some images with noise or grey (Zhong et al. 2017, arXiv:1708.04896).
+    """Overwrites a random rectangle of some images with noise or grey (Zhong et al. 2017, arXiv:1708.04896).
 
-    `scale` and `ratio` as in `resized_crop`.
+    `scale` and `ratio` mean the same as for `resized_crop`.
     """
 
     probability: Fraction = 0.25
@@ -203,50 +210,56 @@ class Erasing(Changing):
     ratio: Ratio = (0.3, 10 / 3)
     fill: Literal["noise", "grey"] = "noise"
 
-    def change(self, images: Any, dice: Dice) -> Any:
+    def change(self, images: Any, draws: Draws) -> Any:
         import tensorflow as tf
 
-        chosen = dice.whether(self.probability, stream=1)[:, None, None, None]
-        rectangles = dice.rectangles(images.shape[1:3], self.scale, self.ratio)
-        fill = dice.noise(images.shape, stream=2) if self.fill == "noise" else pixels.GREY
+        chosen = draws.whether(self.probability, stream=1)[:, None, None, None]
+        rectangles = draws.rectangles(images.shape[1:3], self.scale, self.ratio)
+        fill = draws.noise(images.shape, stream=2) if self.fill == "noise" else pixels.GREY
         return tf.where(chosen & pixels.inside(images, *rectangles), fill, images)
 
 
 @dataclass(frozen=True)
 class Cutout(Changing):
-    """Greys out a rectangle of `fraction` of each side, centred anywhere (DeVries & Taylor 2017)."""
+    """Greys out a rectangle that has `fraction` of each side and a random centre.
+
+    Source: DeVries & Taylor 2017, arXiv:1708.04552.
+    """
 
     fraction: Fraction = 0.5
 
-    def change(self, images: Any, dice: Dice) -> Any:
+    def change(self, images: Any, draws: Draws) -> Any:
         import tensorflow as tf
 
-        rectangles = dice.centred(images.shape[1:3], tf.fill((dice.count,), self.fraction))
+        rectangles = draws.centred(images.shape[1:3], tf.fill((draws.count,), self.fraction))
         return tf.where(pixels.inside(images, *rectangles), pixels.GREY, images)
 
 
 @dataclass(frozen=True)
 class MixUp(Mixing):
-    """A blend of two images (Zhang et al. 2017, arXiv:1710.09412)."""
+    """Blends two images and their labels (Zhang et al. 2017, arXiv:1710.09412)."""
 
     alpha: Annotated[float, (0.05, 1000)] = 0.2
 
-    def own(self, images: Any, dice: Dice) -> tuple[Any, Any]:
-        share = dice.beta(self.alpha, stream=1)
+    def shares(self, images: Any, draws: Draws) -> tuple[Any, Any]:
+        share = draws.beta(self.alpha, stream=1)
         return share[:, None, None, None], share
 
 
 @dataclass(frozen=True)
 class CutMix(Mixing):
-    """A rectangle of another image; labels follow the pixels (Yun et al. 2019, arXiv:1905.04899)."""
+    """Replaces a rectangle with that of another image, and mixes the labels by area.
 
-    def own(self, images: Any, dice: Dice) -> tuple[Any, Any]:
+    Source: Yun et al. 2019, arXiv:1905.04899.
+    """
+
+    def shares(self, images: Any, draws: Draws) -> tuple[Any, Any]:
         import tensorflow as tf
 
-        fraction = tf.sqrt(1 - dice.beta(self.alpha, stream=1))
-        rectangles = dice.centred(images.shape[1:3], fraction, stream=2)
-        kept = tf.cast(~pixels.inside(images, *rectangles), tf.float32)
-        return kept, tf.reduce_mean(kept, axis=(1, 2, 3))
+        fraction = tf.sqrt(1 - draws.beta(self.alpha, stream=1))
+        rectangles = draws.centred(images.shape[1:3], fraction, stream=2)
+        outside = tf.cast(~pixels.inside(images, *rectangles), tf.float32)
+        return outside, tf.reduce_mean(outside, axis=(1, 2, 3))
 
 
 AUGMENTATIONS: dict[str, type[Augmentation]] = {
@@ -263,17 +276,17 @@ AUGMENTATIONS: dict[str, type[Augmentation]] = {
 
 
 def make_augmentation(entries: Sequence[dict[str, Any]], seed: int, steps_per_epoch: int) -> Augment:
-    """One function from a batch and its global step to the augmented batch.
+    """Returns a function that augments a batch, given its global step.
 
     Args:
-        entries: params.yaml's `train.augmentation`, in order: `name` and parameters of its kind.
+        entries: the list `train.augmentation` of params.yaml: a `name` from AUGMENTATIONS, and parameters.
         seed: with the step, the only source of randomness.
-        steps_per_epoch: what `off_epoch` is counted with.
+        steps_per_epoch: converts the epochs of `off_epoch` to steps.
 
     Returns:
-        A graph function of TensorFlow tensors, for a `tf.data` pipeline: images uint8 (batch, height,
-        width, 3), targets float32 (batch, classes) and the step int64 () to images float32 of the same
-        shape in [0, 255] and targets float32, soft where images were mixed.
+        A TensorFlow graph function for a `tf.data` pipeline. It takes images uint8 (batch, height, width, 3), targets
+        float32 (batch, classes) and the step int64 (). It returns images float32 of the same shape in [0, 255], and
+        targets float32, soft where images were mixed.
     """
     import tensorflow as tf
 
@@ -284,8 +297,8 @@ def make_augmentation(entries: Sequence[dict[str, Any]], seed: int, steps_per_ep
 
     @tf.function(reduce_retracing=True)
     def augment(images: Any, targets: Any, step: Any) -> tuple[Any, Any]:
-        rolled = [(kind, Dice(seed, index, step, images.shape[0])) for index, kind in enumerate(kinds)]
-        for apply, run in itertools.groupby(rolled, key=lambda pair: pair[0].apply):
+        drawn = [(kind, Draws(seed, index, step, images.shape[0])) for index, kind in enumerate(kinds)]
+        for apply, run in itertools.groupby(drawn, key=lambda pair: pair[0].apply):
             images, targets = apply(list(run), images, targets, step // steps_per_epoch)
         return pixels.as_float(images), targets
 

@@ -1,6 +1,6 @@
-"""The sampler: a batch is a pure function of (seed, global step).
+"""Makes training batches: a batch is a pure function of (seed, global step).
 
-So the data order is the same on every backend, with any prefetch depth, and after every resume.
+So the order of the data is the same on every backend, with any prefetch depth, and after every resume.
 """
 
 import functools
@@ -17,29 +17,28 @@ EVALUATION_BATCH = 250
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Optimizer steps that see `count` images about once."""
+    """Returns the number of optimizer steps that see `count` images about once."""
     return max(1, round(count / batch_size))
 
 
 def batch_indices(seed: int, step: int, batch_size: int, count: int, repeats: int = 1) -> np.ndarray:
-    """Indices (batch,) of batch number `step`, computable without the batches before it.
+    """Returns the indices int64 (batch,) of the images in batch `step`, without computing earlier batches.
 
-    The stream is one seeded permutation of the `count` images after another; a batch may straddle two
-    of them, so that no image is ever left out. With `repeats`, each image drawn is there that many times,
-    side by side.
+    The batches follow one seeded permutation of the `count` images after another. A batch may straddle two
+    permutations, so that no image is left out. With `repeats`, each image appears that many times in a row.
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size) // repeats
     rounds, offsets = np.divmod(positions, count)
     indices = np.empty(batch_size, np.int64)
     for number in range(rounds[0], rounds[-1] + 1):
-        here = rounds == number
-        indices[here] = permutation(seed, number, count)[offsets[here]]
+        in_round = rounds == number
+        indices[in_round] = permutation(seed, number, count)[offsets[in_round]]
     return indices
 
 
-@functools.lru_cache(maxsize=2)  # a million images take 20 ms: once for each round, not for each batch
+@functools.lru_cache(maxsize=2)  # a million images take 20 ms, which is too long for every batch
 def permutation(seed: int, number: int, count: int) -> np.ndarray:
-    """Round `number` of the stream: (count,), in as few bytes as there may be, for it stays in memory."""
+    """Returns permutation `number` of the images, (count,), in the smallest dtype because it stays in memory."""
     generator = np.random.Generator(np.random.Philox(key=[seed, number]))
     return generator.permutation(count).astype(np.min_scalar_type(count))
 
@@ -58,20 +57,24 @@ def training_batches(
     workers: int = WORKERS,
     prefetch: int = PREFETCH,
 ) -> Any:
-    """The batches of the global `steps`, prepared ahead on the CPU.
+    """Returns the augmented batches of the global `steps`, which are prepared ahead on the CPU.
 
     Args:
-        repeated_augmentation: how often each image that is drawn appears in its batch, each time with dice of
-            its own (Hoffer et al. 2020, arXiv:1901.09335). A step sees fewer images then, an epoch has as
-            many steps.
-        teacher_logits: float32 (all, classes), put beside the labels: then these are (batch, 2·classes).
-        workers, prefetch: batches that are made at the same time, and kept ahead. They change no batch.
+        images: uint8 (all, height, width, 3); may be a memory map.
+        labels: int32 (all,).
+        steps: the numbers of the batches.
+        repeated_augmentation: how often each image appears in its batch, each time with other random draws (Hoffer et
+            al. 2020, arXiv:1901.09335). A batch then has fewer different images; an epoch has the same steps.
+        teacher_logits: float32 (all, classes), appended to the labels, which are then (batch, 2·classes).
+        workers: how many batches are made at the same time. Changes no batch.
+        prefetch: how many finished batches may wait. Changes no batch.
 
     Returns:
         A `tf.data.Dataset` of images float32 (batch, height, width, 3) in [0, 255] and labels float32
         (batch, classes): one-hot, or soft where images were mixed.
 
-    Raises ConfigError where the batch does not hold `repeated_augmentation` of each of its images.
+    Raises:
+        ConfigError: the batch size is not a multiple of `repeated_augmentation`.
     """
     import tensorflow as tf
 
@@ -79,8 +82,7 @@ def training_batches(
         raise ConfigError(
             f"batch_size {batch_size} is not a multiple of repeated_augmentation {repeated_augmentation}"
         )
-    pixels = np.asarray(images)  # a memory map without the class around it, which costs more than the copy
-
+    pixels = np.asarray(images)  # indexing np.memmap itself costs more than the copy of the pixels
     taught = np.empty((len(labels), 0), np.float32) if teacher_logits is None else teacher_logits
 
     def read(step: np.int64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -88,12 +90,12 @@ def training_batches(
         return pixels.take(indices, axis=0), labels[indices], taught[indices]
 
     def batch(step: Any) -> tuple[Any, Any]:
-        kinds = [tf.uint8, tf.int32, tf.float32]
-        chosen, classes_of_chosen, answers = tf.numpy_function(read, [step], kinds, stateful=False)
+        dtypes = [tf.uint8, tf.int32, tf.float32]
+        chosen, chosen_labels, logits = tf.numpy_function(read, [step], dtypes, stateful=False)
         chosen = tf.ensure_shape(chosen, (batch_size, *images.shape[1:]))
-        targets = tf.one_hot(tf.ensure_shape(classes_of_chosen, (batch_size,)), classes)
+        targets = tf.one_hot(tf.ensure_shape(chosen_labels, (batch_size,)), classes)
         augmented, targets = augment(chosen, targets, step)
-        return augmented, tf.concat([targets, tf.ensure_shape(answers, (batch_size, taught.shape[1]))], 1)
+        return augmented, tf.concat([targets, tf.ensure_shape(logits, (batch_size, taught.shape[1]))], 1)
 
     numbers = tf.data.Dataset.range(steps.start, steps.stop)
     batches = numbers.map(batch, num_parallel_calls=workers, deterministic=True).prefetch(prefetch)
@@ -103,7 +105,7 @@ def training_batches(
 def evaluation_batches(
     images: np.ndarray, labels: np.ndarray, classes: int, batch_size: int = EVALUATION_BATCH
 ) -> Any:
-    """A whole split in order, not augmented, as a `tf.data.Dataset` like that of `training_batches`."""
+    """Returns a whole split in order, not augmented, as a `tf.data.Dataset` like that of `training_batches`."""
     import tensorflow as tf
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -119,7 +121,7 @@ def evaluation_batches(
 
 
 def untuned() -> Any:
-    """There is nothing to tune, and after a minute of work the tuner takes half a minute to stop."""
+    """Returns dataset options without autotuning: after a minute of work the tuner takes half a minute to stop."""
     import tensorflow as tf
 
     options = tf.data.Options()
@@ -128,5 +130,5 @@ def untuned() -> Any:
 
 
 def one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Labels int (n,) to float32 (n, classes)."""
+    """Converts labels int (n,) to float32 (n, classes)."""
     return np.eye(classes, dtype=np.float32)[labels]

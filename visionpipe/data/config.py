@@ -6,9 +6,20 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """`size`: (height, width) in pixels. `crop_ratio`: side of the central crop, relative to the short side of the
-    resized image. Both and the interpolation travel into the artifact. Each fraction is of the images that the split
-    is drawn from.
+    """Says where the images are, and how they are resized and split.
+
+    Args:
+        source: the kind of source (see sources.py).
+        path: the file or folder of the source.
+        name: the name of a set of TensorFlow Datasets, for `source: tfds` only.
+        size: (height, width) of the prepared images, in pixels.
+        interpolation: how the images are resized.
+        crop_ratio: side of the central crop, relative to the short side of the resized image.
+        test_fraction: share of the training images that becomes the test split, if the source has none.
+        validation_fraction: share of the remaining training images that becomes the validation split, if the source
+            has none.
+
+    Size, interpolation and crop ratio are stored in the artifact, so that a server resizes images in the same way.
     """
 
     source: Literal["zip", "folder", "tfds", "idx"]

@@ -1,6 +1,6 @@
-"""Image files to RGB pixels, the same way for preparing and for serving.
+"""Decodes and resizes images, in the same way for preparing and for serving.
 
-This module travels into the served artifact: it needs NumPy, Pillow, headers.py and visionpipe.errors only.
+This module is copied into the served artifact, so it imports NumPy, Pillow, headers.py and visionpipe.errors only.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
-# The accepted formats, as Pillow calls them, and how their files begin.
+# The accepted formats by Pillow's names → how their files begin.
 SIGNATURES = {
     "JPEG": rb"\xff\xd8\xff",
     "PNG": rb"\x89PNG\r\n\x1a\n",
@@ -36,7 +36,7 @@ SIGNATURES = {
     "PPM": rb"P[1-6f]\s",
 }
 
-# What turns the stored pixels upright, by EXIF orientation.
+# EXIF orientation → the operation that turns the stored pixels upright.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -51,12 +51,13 @@ _warning_filters = threading.Lock()
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Decodes the first frame of an image file, upright: uint8 (height, width, 3), RGB.
+    """Decodes the first frame of an image file and turns it upright: uint8 (height, width, 3), RGB.
 
-    Transparency is composited on BACKGROUND, CMYK becomes RGB without a colour profile, and deep grey
-    levels are scaled as `_eight_bit_grey` says. 16-bit colour keeps its high byte.
+    Transparency is composited on BACKGROUND, and CMYK becomes RGB without a colour profile. Of 16-bit colours the high
+    byte is used; `_eight_bit_grey` says how deep grey levels are scaled.
 
-    Raises ImageError, and nothing else, for whatever the bytes are.
+    Raises:
+        ImageError: the bytes cannot be decoded. No other exception is raised, whatever the bytes are.
     """
     image_format = next((name for name, start in SIGNATURES.items() if re.match(start, data)), None)
     if image_format is None:
@@ -67,17 +68,25 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]
         raise
     except (Image.DecompressionBombError, MemoryError):
         raise ImageError("too_large", "needs too much memory to decode") from None
-    except Exception:  # the parsers fail with OSError, SyntaxError, struct.error, zlib.error and more
+    except Exception:  # Pillow's parsers raise OSError, SyntaxError, struct.error, zlib.error and more
         raise ImageError("broken", f"damaged, truncated or unusual {image_format} data") from None
 
 
 def resize_and_crop(
     image: NDArray[np.uint8], size: tuple[int, int], interpolation: str = "bicubic", crop_ratio: float = 1.0
 ) -> NDArray[np.uint8]:
-    """Resizes to just cover `size`, (height, width), divided by `crop_ratio`, and cuts the centre out.
+    """Resizes an image until it just covers `size` divided by `crop_ratio`, and cuts `size` out of the centre.
 
-    uint8 (h, w, 3) to uint8 (height, width, 3), both RGB. An image of that size already comes
-    back unchanged at crop ratio 1. `interpolation`: one of RESAMPLING.
+    At crop ratio 1 an image that already has this size is returned unchanged.
+
+    Args:
+        image: uint8 (h, w, 3).
+        size: (height, width) of the result, in pixels.
+        interpolation: one of RESAMPLING.
+        crop_ratio: side of the crop, relative to the short side of the resized image.
+
+    Returns:
+        uint8 (height, width, 3).
     """
     (height, width), (source_height, source_width) = size, image.shape[:2]
     if image.shape[:2] == (height, width) and crop_ratio == 1:
@@ -85,7 +94,7 @@ def resize_and_crop(
     scale = max(height / source_height, width / source_width) / crop_ratio
     left = max(0.0, (source_width - width / scale) / 2)
     top = max(0.0, (source_height - height / scale) / 2)
-    # Resizing only what the crop keeps: a strip of 1 × 1,000,000 pixels never becomes a huge image.
+    # Only the cropped part is resized, so that a strip of 1 × 1,000,000 pixels never becomes a huge image.
     box = (left, top, source_width - left, source_height - top)
     return np.array(Image.fromarray(image).resize((width, height), RESAMPLING[interpolation], box=box))
 
@@ -103,7 +112,9 @@ def _decode(data: bytes, image_format: str, max_pixels: int) -> NDArray[np.uint8
             raise ImageError(
                 "too_large", f"{image.width} × {image.height} pixels, more than {max_pixels:,} in all"
             )
-        if image_format == "TIFF":  # reads tags, and warns about them, while loading
+        if (
+            image_format == "TIFF"
+        ):  # Pillow reads a TIFF's tags, and warns about them, while it loads the pixels
             image.load()
     image.load()
     with _pillow_warnings_ignored():
@@ -116,10 +127,10 @@ def _decode(data: bytes, image_format: str, max_pixels: int) -> NDArray[np.uint8
 
 @contextlib.contextmanager
 def _pillow_warnings_ignored() -> Iterator[None]:
-    """Keeps Pillow's remarks on odd metadata from being printed, or raised where warnings are errors.
+    """Ignores Pillow's warnings about odd metadata, which would be raised as errors where warnings are errors.
 
-    Python's warning filters belong to the whole process: hence a lock, held for headers only, so that
-    threads still decode pixels side by side.
+    Python's warning filters belong to the whole process and need a lock. It is held while headers are read, so that
+    threads still decode pixels in parallel.
     """
     with _warning_filters, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -127,10 +138,10 @@ def _pillow_warnings_ignored() -> Iterator[None]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where the metadata cannot be read, as image viewers do."""
+    """Returns the EXIF orientation, 1 to 8; like image viewers it assumes 1 where the metadata cannot be read."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # as above: any parser error
+    except Exception:  # Pillow's parsers raise errors of many classes
         return 1
     return int(orientation) if orientation in UPRIGHT else 1
 
@@ -147,24 +158,25 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bit_grey(image: Image.Image) -> Image.Image:
-    """Deep grey levels as mode L, or LA if one level stands for "transparent". Pillow alone would clip them.
+    """Converts deep grey levels to mode L, or to LA if one level means "transparent". Pillow would clip the levels.
 
-    16-bit integers keep their high byte. Floats and 32-bit integers have no white of their own: values
-    within [0, 1] are multiplied by 255, all others stretched from their least and largest to 0 and 255.
+    Of 16-bit integers the high byte is used. Floats and 32-bit integers do not say which level is white. Images whose
+    levels lie within [0, 1] are multiplied by 255. All others are stretched so that their smallest level becomes 0 and
+    their largest 255.
     """
     levels = np.asarray(image)
-    tags = getattr(image, "tag_v2", {})  # of TIFF files
+    tags = getattr(image, "tag_v2", {})  # only TIFF files have them
     if image.mode.startswith("I;16") or (image.format == "PPM" and image.mode == "I"):
         grey = levels >> (4 if tags.get(ExifTags.Base.BitsPerSample) == (12,) else 8)
     elif not np.isfinite(levels).all():
-        raise ImageError("broken", "holds pixels that are not finite numbers")
+        raise ImageError("broken", "contains pixels that are not finite numbers")
     else:
         levels = levels.astype(np.float64)
         low, high = levels.min(), levels.max()
         if low < 0 or high > 1:
             levels = (levels - low) / ((high - low) or 1)
         grey = np.rint(levels * 255)
-    if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # white is zero
+    if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # 0 is white
         grey = 255 - grey
     deep = Image.fromarray(grey.astype(np.uint8))
     if "transparency" not in image.info:

@@ -1,7 +1,7 @@
-"""What a file says about itself, looked at before Pillow decodes it: damage and bombs that Pillow lets pass.
+"""Checks PNG, JPEG and GIF files for damage and decompression bombs that Pillow lets pass.
 
-Pillow reads PNG rows that are not there as black, ignores the checksums of pixels, keeps up to 64 MB of inflated
-texts, and follows a JPEG through any number of scans. Travels into the served artifact, like decode.py.
+Pillow decodes missing PNG rows as black, ignores the checksums of pixels, stores up to 64 MB of inflated texts, and
+decodes any number of scans of a JPEG. Like decode.py, this module is copied into the served artifact.
 """
 
 import struct
@@ -11,27 +11,25 @@ from collections.abc import Iterator
 from visionpipe.errors import ImageError
 
 MAX_PIXELS = 50_000_000
-MAX_TEXT = 2**20  # bytes of one inflated text or profile: Pillow's own limit
-MAX_TEXTS = 16 * 2**20  # bytes of all of them
-MAX_SCANS = 100  # of a JPEG: each costs a pass over the whole image, and encoders make about ten
-MAX_FRAMES = 1_000  # of a GIF: only the first is used, and nothing with more is a picture
-MAX_BLOCKS = (
-    500_000  # of a GIF, each of up to 255 bytes: as many as are walked through in a tenth of a second
-)
-SLACK = 2**20  # bytes of pixels beyond the last row, which some encoders write a few of
-CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by PNG's colour type
-# Adam7: first column and row of each pass, and the steps to the next ones.
+MAX_TEXT = 2**20  # bytes of one inflated text or colour profile; Pillow has the same limit
+MAX_TEXTS = 16 * 2**20  # bytes of all inflated texts of a file
+MAX_SCANS = 100  # in a JPEG; each costs a pass over the whole image, and encoders make about ten
+MAX_FRAMES = 1_000  # in a GIF; only the first is used, and a file with more is no photograph
+MAX_BLOCKS = 500_000  # in a GIF, each of up to 255 bytes; going through so many takes a tenth of a second
+SLACK = 2**20  # bytes allowed behind the last row, because some encoders write a few
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # PNG's colour type → channels
+# The passes of PNG's interlacing, Adam7: first column, first row, and the steps to the next column and row.
 PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
 def check_jpeg(data: bytes) -> None:
-    """Raises ImageError for a file of more scans than MAX_SCANS. Coded pixels cannot hold their mark."""
+    """Raises ImageError for a JPEG with more than MAX_SCANS scans. Compressed pixels cannot contain a scan's marker."""
     if data.count(b"\xff\xda") > MAX_SCANS:
-        raise ImageError("too_large", f"a JPEG of more than {MAX_SCANS} scans")
+        raise ImageError("too_large", f"a JPEG with more than {MAX_SCANS} scans")
 
 
 def check_gif(data: bytes) -> None:
-    """Raises ImageError for more frames than MAX_FRAMES or more blocks than MAX_BLOCKS. Damage is left to Pillow."""
+    """Raises ImageError for a GIF with more than MAX_FRAMES frames or MAX_BLOCKS blocks. Pillow detects damage."""
     position, frames, blocks = 13 + colour_table_size(data[10:11]), 0, 0
     while (kind := data[position : position + 1]) in (b",", b"!"):  # a frame, an extension
         frames += kind == b","
@@ -40,22 +38,22 @@ def check_gif(data: bytes) -> None:
             position += 1 + length
             blocks += 1
             if blocks > MAX_BLOCKS:
-                raise ImageError("too_large", f"a GIF of more than {MAX_BLOCKS:,} blocks")
+                raise ImageError("too_large", f"a GIF with more than {MAX_BLOCKS:,} blocks")
         position += 1
         if frames > MAX_FRAMES:
-            raise ImageError("too_large", f"a GIF of more than {MAX_FRAMES:,} frames")
+            raise ImageError("too_large", f"a GIF with more than {MAX_FRAMES:,} frames")
 
 
 def colour_table_size(flags: bytes) -> int:
-    """Bytes of the colour table that these flags announce."""
+    """Returns the size of the colour table that the flags announce, in bytes."""
     value = int.from_bytes(flags)
     return 3 * 2 ** (value % 8 + 1) if value & 0x80 else 0
 
 
 def check_png(data: bytes, max_pixels: int) -> None:
-    """Raises ImageError for a wrong checksum, missing or superfluous rows, and texts that inflate to too much.
+    """Raises ImageError for a PNG with a wrong checksum, missing or extra rows, or texts that inflate to too much.
 
-    Whatever Pillow itself refuses passes: an unknown header, and more pixels than `max_pixels`.
+    A file that is refused later passes: one with an unknown header, or with more pixels than `max_pixels`.
     """
     texts, rows = 0, RowCounter()
     for kind, content in chunks(memoryview(data)):
@@ -71,12 +69,12 @@ def check_png(data: bytes, max_pixels: int) -> None:
             texts += size
             if size > MAX_TEXT or texts > MAX_TEXTS:
                 raise ImageError("too_large", f"texts or a colour profile of more than {MAX_TEXT:,} bytes")
-    if rows.found < rows.expected:
-        raise ImageError("broken", "a PNG without all of its rows")
+    if rows.inflated < rows.expected:
+        raise ImageError("broken", "a PNG that lacks some of its rows")
 
 
 def chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
-    """Kind and content of each chunk up to IEND. Only of those that pixels depend on is the checksum compared."""
+    """Yields the kind and content of each chunk up to IEND, and checks the checksums of chunks that affect pixels."""
     position = 8
     while position + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
@@ -94,26 +92,27 @@ def chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
 
 
 class RowCounter:
-    """Counts the bytes of the inflated rows, without keeping them."""
+    """Counts the bytes of the inflated rows without storing them."""
 
     def __init__(self) -> None:
-        self.expected = self.found = 0
+        self.expected = self.inflated = 0
         self._inflate = zlib.decompressobj()
 
     def add(self, content: memoryview) -> None:
+        """Counts the next compressed bytes; raises ImageError if they are damaged or inflate to too much."""
         rest: bytes | memoryview = content
         try:
             while rest and not self._inflate.eof:
-                self.found += len(self._inflate.decompress(rest, SLACK))
+                self.inflated += len(self._inflate.decompress(rest, SLACK))
                 rest = self._inflate.unconsumed_tail
-                if self.found > self.expected + SLACK:
+                if self.inflated > self.expected + SLACK:
                     raise ImageError("too_large", "a PNG with more pixels than its header says")
         except zlib.error:
             raise ImageError("broken", "a PNG with damaged pixels") from None
 
 
 def rows_size(header: tuple[int, ...]) -> int:
-    """Bytes of all rows, each after the byte that names its filter."""
+    """Returns the size of all rows, each with the byte that names its filter, in bytes."""
     width, height, depth, colour, _, _, interlaced = header
     total = 0
     for left, top, across, down in PASSES if interlaced else ((0, 0, 1, 1),):
@@ -124,7 +123,7 @@ def rows_size(header: tuple[int, ...]) -> int:
 
 
 def inflated_size(kind: bytes, content: bytes) -> int:
-    """Bytes that a compressed chunk inflates to, as far as they matter; 0 for what is not compressed."""
+    """Returns the inflated size of a compressed chunk in bytes, at most MAX_TEXT + 1; 0 if it is not compressed."""
     _, _, rest = content.partition(b"\0")  # after the keyword
     if kind == b"iTXt":
         compressed, rest = rest[:1] == b"\1", rest[2:].partition(b"\0")[2].partition(b"\0")[2]

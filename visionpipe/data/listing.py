@@ -1,4 +1,4 @@
-"""What a source holds: records of files, their classes and splits, read off the folders' names."""
+"""Lists the files of a source, with the class and split that the names of their folders say."""
 
 import unicodedata
 from collections.abc import Iterable
@@ -28,7 +28,7 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Record:
-    """One file that may be an image. `split` is None where the source has none; `read` raises ImageError."""
+    """One file that may be an image. `split` is None if the source has no splits; `read` raises ImageError."""
 
     split: str | None
     class_name: str
@@ -46,10 +46,10 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source holds, in an order that depends on nothing but its content.
+    """The content of a source, in an order that depends on the content only.
 
-    `splits` are those that the source itself makes, `total` is the number of entries, and `notes` are
-    remarks for the user. Every file found is an entry: nothing is left out silently.
+    Every file is an entry, so that nothing is left out silently. `splits` are those that the source defines, `total` is
+    the number of entries, and `notes` are remarks for the user.
     """
 
     classes: tuple[str, ...]
@@ -60,11 +60,19 @@ class Listing:
 
 
 def list_class_folders(files: dict[str, Reader], folders: set[str], rejected: list[Rejected]) -> Listing:
-    """Reads splits and classes off the paths of files and folders, relative to the source and with "/".
+    """Reads splits and classes off the paths of files and folders.
 
-    Class folders lie at the top, or within folders for the splits (train, validation or val, test); their
-    images may lie at any depth below. A single folder around everything is looked through. Class folders
-    whose names differ only in case or Unicode form are one class, with a note.
+    Class folders lie at the top, or in folders for the splits (train, validation or val, test). Their images may lie at
+    any depth. A single folder around everything is skipped. Class folders whose names differ only in case or Unicode
+    form are one class, and a note says so.
+
+    Args:
+        files: path → function that reads the file. Paths are relative to the source and have "/" as separator.
+        folders: paths of the folders; empty ones are classes, too.
+        rejected: files that are already known to be unusable.
+
+    Raises:
+        DataError: there are folders for splits, but none for training.
     """
     entries: list[Record | Rejected] = list(rejected)
     entries += [Rejected(path, "hidden or system file") for path in files if is_hidden(path)]
@@ -75,7 +83,7 @@ def list_class_folders(files: dict[str, Reader], folders: set[str], rejected: li
     visible_folders.discard(wrapper.rstrip("/"))
     inner_folders = [path.removeprefix(wrapper).split("/") for path in visible_folders]
     splits = split_folders({parts[0] for parts in inner_folders})
-    depth = 1 if splits else 0  # of the class folders
+    depth = 1 if splits else 0  # where the class folders lie
     names, notes = merge_spellings(
         {parts[depth] for parts in inner_folders if len(parts) > depth and (not splits or parts[0] in splits)}
     )
@@ -93,34 +101,40 @@ def list_class_folders(files: dict[str, Reader], folders: set[str], rejected: li
 
 
 def is_hidden(path: str) -> bool:
+    """Whether a file, or a folder around it, is hidden or belongs to an operating system."""
     return any(part.startswith(".") or part.casefold() in SYSTEM_FILES for part in path.split("/"))
 
 
 def wrapping_folder(folders: set[str]) -> str:
-    """The single folder around everything, as "name/", or "" if there is none."""
+    """Returns the single folder around everything, as "name/", or "" if there is none."""
     top = min(folders, key=len, default="")
     is_wrapper = len(folders) > 1 and all(path.startswith(f"{top}/") for path in folders - {top})
     return f"{top}/" if is_wrapper and top.casefold() not in SPLIT_NAMES else ""
 
 
 def split_folders(folders: set[str]) -> dict[str, str]:
-    """Top-level folder → split, for those named like one; DataError if no train is among them."""
+    """Maps the folders that are named like a split to that split; raises DataError if there is none for training."""
     splits = {
         path: SPLIT_NAMES[path.casefold()] for path in sorted(folders) if path.casefold() in SPLIT_NAMES
     }
     if splits and "train" not in splits.values():
-        raise DataError(f"folders {', '.join(splits)} are there, but no folder train beside them")
+        raise DataError(
+            f"there are folders {', '.join(splits)}, but no folder train beside them: add it, or rename them"
+        )
     return splits
 
 
 def merge_spellings(folders: set[str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Folder name → class name, and a note for every class whose folders differ in case or Unicode form."""
+    """Maps folder names to class names, and returns a note for every class with several spellings.
+
+    Spellings of a class differ in case or Unicode form only.
+    """
     spellings: dict[str, list[str]] = {}
     for folder in sorted(folders):
         spellings.setdefault(unicodedata.normalize("NFC", folder).casefold(), []).append(folder)
     names = {folder: unicodedata.normalize("NFC", same[0]) for same in spellings.values() for folder in same}
     notes = tuple(
-        f"folders {', '.join(map(ascii, same))} are one class, {names[same[0]]!r}: to keep them apart, "
+        f"folders {', '.join(map(ascii, same))} are one class, {names[same[0]]!r}: for separate classes, "
         "give them names that differ in more than case"
         for same in spellings.values()
         if len(same) > 1

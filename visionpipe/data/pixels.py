@@ -1,9 +1,9 @@
-"""What augmentation does to pixels: pure functions of a batch of images and of one number for each image.
+"""The pixel operations of augmentation: pure functions of a batch of images and one number per image.
 
-keras-cv's vectorised layers do it where their kernel computes what the paper says; where they do not, are
-not vectorised, or fail in a graph beside JAX and torch, TensorFlow's own operations, each with its reason.
+We draw the random parameters; keras-cv applies them. TensorFlow's operations replace a layer of keras-cv that differs
+from its paper, is not vectorised, or fails in a graph beside JAX and torch; each replacement states its reason.
 
-images: float32 (batch, height, width, 3), [0, 255], unless said otherwise. Numbers: float32 (batch,).
+Unless stated otherwise, images are float32 (batch, height, width, 3) in [0, 255], and numbers are float32 (batch,).
 """
 
 from collections.abc import Callable
@@ -15,13 +15,14 @@ COLOURS = (0.0, 255.0)
 
 
 def as_float(images: Any) -> Any:
+    """Converts images to float32 without changing their range."""
     import tensorflow as tf
 
     return tf.cast(images, tf.float32)
 
 
 def positions(images: Any) -> tuple[Any, Any]:
-    """Of every pixel: rows int32 (batch, height), columns int32 (batch, width)."""
+    """Returns the positions of all pixels: rows int32 (batch, height) and columns int32 (batch, width)."""
     import tensorflow as tf
 
     count, *sides = images.shape[:3]
@@ -30,14 +31,14 @@ def positions(images: Any) -> tuple[Any, Any]:
 
 
 def moved(images: Any, rows: Any, columns: Any) -> Any:
-    """The pixels at `rows` and `columns`, black where these lie outside; of any dtype, and exactly.
+    """Returns the pixels at `rows` and `columns`, of any dtype, unchanged; black where these lie outside the image.
 
-    One gather, on uint8: keras-cv's flip alone makes five passes over four times the bytes.
+    This is a single gather, of uint8 pixels. keras-cv's flip alone makes five passes over four times the bytes.
     """
     import tensorflow as tf
 
     count, height, width, channels = images.shape
-    black = count * height * width  # one pixel after the last
+    black = count * height * width  # index of the black pixel that is appended
 
     def offsets(places: Any, side: int, stride: int) -> Any:
         return tf.where((places >= 0) & (places < side), places * stride, black)
@@ -50,7 +51,7 @@ def moved(images: Any, rows: Any, columns: Any) -> Any:
 
 
 def inside(images: Any, top: Any, left: Any, height: Any, width: Any) -> Any:
-    """bool (batch, height, width, 1): the pixels of a rectangle, its edges rounded to whole ones."""
+    """Returns bool (batch, height, width, 1): whether a pixel lies in a rectangle with edges rounded to pixels."""
     import tensorflow as tf
 
     def within(start: Any, length: Any, side: int) -> Any:
@@ -64,7 +65,7 @@ def inside(images: Any, top: Any, left: Any, height: Any, width: Any) -> Any:
 
 
 def mixed(values: Any, share: Any) -> Any:
-    """`share` of each, the rest from the one half a batch further on: of images, or of targets."""
+    """Adds `share` of each image or target and 1 - `share` of the one half a batch further on."""
     import tensorflow as tf
 
     other = tf.roll(values, values.shape[0] // 2, axis=0)
@@ -72,18 +73,21 @@ def mixed(values: Any, share: Any) -> Any:
 
 
 def resized(images: Any, top: Any, left: Any, height: Any, width: Any) -> Any:
-    """A rectangle of each image, bilinearly, as large as the image; as Pillow's `resize` with a `box`.
+    """Resizes a rectangle of each image bilinearly to the whole image, as Pillow's `resize` with a `box` does.
 
     keras-cv's RandomCropAndResize is not vectorised.
     """
     sides = images.shape[1:3]
     y, x = (length / side for length, side in zip((height, width), sides, strict=True))
-    # Centres of pixels lie at halves.
+    # Pixel 0 has its centre at 0.5.
     return projected(images, x, 0 * x, left + x / 2 - 0.5, 0 * y, y, top + y / 2 - 0.5, fill_mode="NEAREST")
 
 
 def projected(images: Any, *matrix: Any, fill_mode: str = "CONSTANT") -> Any:
-    """Bilinearly, what lies at (a x + b y + c, d x + e y + f) for the pixel at (x, y); `matrix`: a to f."""
+    """Replaces the pixel at (x, y) with the one at (a x + b y + c, d x + e y + f), interpolated bilinearly.
+
+    `matrix` is a, b, c, d, e, f.
+    """
     import tensorflow as tf
 
     zero = tf.zeros_like(matrix[0])
@@ -98,34 +102,35 @@ def projected(images: Any, *matrix: Any, fill_mode: str = "CONSTANT") -> Any:
 
 
 def layer(name: str, *arguments: Any, **parameters: Any) -> Callable[..., Any]:
-    """The kernel of a keras-cv layer, which takes images and what the layer would have drawn itself."""
+    """Returns the deterministic part of a keras-cv layer: it takes images and the parameters to apply."""
     import keras_cv
 
-    # Whatever the precision of the model that is trained on the images.
-    kernel: Callable[..., Any] = getattr(keras_cv.layers, name)(
+    # float32 whatever the precision of the model that trains on the images
+    apply: Callable[..., Any] = getattr(keras_cv.layers, name)(
         *arguments, **parameters, dtype="float32"
     ).augment_images
-    return kernel
+    return apply
 
 
 def per_image(numbers: Any) -> Any:
+    """Reshapes (batch,) to (batch, 1, 1, 1)."""
     return numbers[:, None, None, None]
 
 
 def blended(images: Any, others: Any, factors: Any) -> Any:
-    """`others` at factor 0, `images` at 1, and beyond; as Pillow's ImageEnhance."""
+    """Interpolates from `others` (factor 0) to `images` (factor 1), and extrapolates, as Pillow's ImageEnhance does."""
     import tensorflow as tf
 
     return tf.clip_by_value(others + (images - others) * per_image(factors), *COLOURS)
 
 
 def brightness(images: Any, factors: Any) -> Any:
-    """keras-cv's adds instead of multiplying."""
+    """Multiplies the pixels by `factors`. keras-cv's layer adds instead."""
     return blended(images, 0.0, factors)
 
 
 def contrast(images: Any, factors: Any) -> Any:
-    """Away from the mean grey; keras-cv's takes the mean of each channel, which shifts colours."""
+    """Scales the distance from the mean grey. keras-cv's layer takes the mean of each channel, which shifts colours."""
     import tensorflow as tf
 
     grey = tf.reduce_mean(tf.image.rgb_to_grayscale(images), axis=(1, 2), keepdims=True)
@@ -133,22 +138,24 @@ def contrast(images: Any, factors: Any) -> Any:
 
 
 def saturation(images: Any, factors: Any) -> Any:
-    kernel = layer("RandomColorDegeneration", 0.5)
-    return kernel(images, per_image(1 - factors))
+    """Scales the distance from the grey version of each image."""
+    return layer("RandomColorDegeneration", 0.5)(images, per_image(1 - factors))
 
 
 def sharpness(images: Any, factors: Any) -> Any:
-    kernel = layer("RandomSharpness", 0.5, COLOURS)
-    return kernel(images, per_image(1 - factors))
+    """Scales the distance from a blurred version of each image."""
+    return layer("RandomSharpness", 0.5, COLOURS)(images, per_image(1 - factors))
 
 
 def hue(images: Any, turns: Any) -> Any:
+    """Turns the hue by fractions of the colour circle."""
     return layer("RandomHue", 0.5, COLOURS)(images, turns)
 
 
 def equalize(images: Any) -> Any:
-    """Each channel's histogram made flat, as by Pillow. keras-cv's counts image by image, in a loop, and
-    leaves out the smallest bin where Pillow leaves out the last.
+    """Flattens the histogram of each channel, as Pillow does.
+
+    keras-cv's layer counts in a loop over images, and ignores the smallest bin where Pillow ignores the last.
     """
     import tensorflow as tf
 
@@ -165,7 +172,10 @@ def equalize(images: Any) -> Any:
 
 
 def posterize(images: Any, levels: Any) -> Any:
-    """Keeps 8 to 4 bits. keras-cv's is not vectorised."""
+    """Clears the low bits of each pixel: 8 bits remain at level 0, and 4 at level 1.
+
+    keras-cv's layer is not vectorised.
+    """
     import tensorflow as tf
 
     step = per_image(2 ** tf.round(4 * levels))
@@ -173,7 +183,7 @@ def posterize(images: Any, levels: Any) -> Any:
 
 
 def rotate(images: Any, angles: Any) -> Any:
-    """By `angles`, in radians, around the centre. keras-cv's fails in a graph beside JAX and torch."""
+    """Rotates by `angles`, in radians, around the centre. keras-cv's layer fails in a graph beside JAX and torch."""
     import tensorflow as tf
 
     y, x = ((side - 1) / 2 for side in images.shape[1:3])
@@ -184,25 +194,27 @@ def rotate(images: Any, angles: Any) -> Any:
 
 
 def shear(images: Any, x: Any, y: Any) -> Any:
-    kernel = layer("RandomShear", 0.5, 0.5, fill_mode="constant", fill_value=GREY)
-    return kernel(
+    """Shears along each axis by fractions of the side; None leaves an axis unchanged."""
+    apply = layer("RandomShear", 0.5, 0.5, fill_mode="constant", fill_value=GREY)
+    return apply(
         images, {"shear_x": None if x is None else x[:, None], "shear_y": None if y is None else y[:, None]}
     )
 
 
 def translate(images: Any, x: Any, y: Any) -> Any:
-    """By so much of the width and the height."""
-    kernel = layer("RandomTranslation", 1.0, 1.0, fill_mode="constant", fill_value=GREY)
-    return kernel(images, {"width_translations": x[:, None], "height_translations": y[:, None]})
+    """Moves by fractions `x` of the width and `y` of the height."""
+    apply = layer("RandomTranslation", 1.0, 1.0, fill_mode="constant", fill_value=GREY)
+    return apply(images, {"width_translations": x[:, None], "height_translations": y[:, None]})
 
 
 def solarize(images: Any, thresholds: Any) -> Any:
-    kernel = layer("Solarization", COLOURS)
-    return kernel(images, {"thresholds": per_image(thresholds), "additions": 0.0})
+    """Inverts the pixels above `thresholds`."""
+    apply = layer("Solarization", COLOURS)
+    return apply(images, {"thresholds": per_image(thresholds), "additions": 0.0})
 
 
-# RandAugment's, from images, levels in [0, 1] and signs ±1; the ranges are those of the paper's code, and of
-# timm for what goes either way.
+# The operations of RandAugment, each a function of images, levels in [0, 1] and signs ±1. The ranges are those of the
+# paper's code, or timm's for operations that have a sign.
 OPERATIONS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "identity": lambda images, level, sign: images,
     "auto_contrast": lambda images, level, sign: layer("AutoContrast", COLOURS)(images),
@@ -222,9 +234,12 @@ OPERATIONS: dict[str, Callable[[Any, Any, Any], Any]] = {
 
 
 def operate(images: Any, choice: Any, level: Any, side: Any) -> Any:
-    """One of OPERATIONS for each image: the batch is dealt out to them, and put together again.
+    """Applies one of OPERATIONS to each image: splits the batch by operation, and puts it together again.
 
-    choice, side: uniform in [0, 1); level: 0 to 1, and clipped to that.
+    Args:
+        choice: uniform in [0, 1); selects the operation.
+        level: strength of the operation, clipped to [0, 1].
+        side: uniform in [0, 1); selects the sign.
     """
     import tensorflow as tf
 
@@ -237,7 +252,7 @@ def operate(images: Any, choice: Any, level: Any, side: Any) -> Any:
     results = []
     for operation, *parts in zip(OPERATIONS.values(), *groups[:3], strict=True):
         parts[0] = tf.ensure_shape(parts[0], (None, *images.shape[1:]))
-        # Not on an empty part: TensorFlow's convolution gives that another size.
+        # Empty groups are skipped: TensorFlow's convolution changes the size of an empty batch.
         results.append(
             tf.cond(tf.size(parts[1]) > 0, partial(operation, *parts), lambda parts=parts: parts[0])
         )

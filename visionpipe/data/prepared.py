@@ -1,13 +1,12 @@
-"""The prepared form of a data set: a few large files that training reads without copying.
+"""Writes and reads the prepared form of a data set: a few large files that training reads without copying.
 
 images-SPLIT.npy   uint8 (n, height, width, 3), RGB
 labels-SPLIT.npy   int32 (n,), positions in the manifest's `classes`
 files-SPLIT.jsonl  n lines, each the name of a source file as a JSON string
-manifest.json      what the data are (`content_sha256`), where every file went, and what looks suspicious
+manifest.json      the identity of the data (`content_sha256`), counts, quarantined files and warnings
 """
 
 import contextlib
-import hashlib
 import json
 import math
 import shutil
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from visionpipe.errors import DataError
-from visionpipe.files import flush_to_disk
+from visionpipe.files import flush_to_disk, sha256_file, sha256_json
 
 PREPARED = Path("data/prepared")
 MANIFEST = "manifest.json"
@@ -29,13 +28,14 @@ CHUNK_BYTES = 8 * 2**20
 
 @dataclass(frozen=True)
 class Prepared:
-    """The prepared images; `write_manifest` says what `manifest` holds."""
+    """A prepared data set in `folder`; `write_manifest` describes the `manifest`."""
 
     folder: Path
     manifest: dict[str, Any]
 
     @property
     def classes(self) -> list[str]:
+        """The class names, in the order of the labels."""
         return self.manifest["classes"]
 
     @property
@@ -46,26 +46,28 @@ class Prepared:
 
     @property
     def splits(self) -> list[str]:
+        """The names of the splits."""
         return list(self.manifest["counts"])
 
     def images(self, split: str) -> np.memmap:
-        """uint8 (n, height, width, 3), RGB, mapped from the file and read-only."""
+        """Returns the images of a split, uint8 (n, height, width, 3), RGB, as a read-only memory map."""
         return np.load(self.folder / f"images-{split}.npy", mmap_mode="r")
 
     def labels(self, split: str) -> np.ndarray:
-        """int32 (n,)."""
+        """Returns the labels of a split, int32 (n,)."""
         return np.load(self.folder / f"labels-{split}.npy")
 
     def files(self, split: str) -> list[str]:
-        """The source file of every image."""
+        """Returns the name of the source file of every image of a split."""
         with (self.folder / f"files-{split}.jsonl").open(encoding="utf-8") as lines:
             return [json.loads(line) for line in lines]
 
 
 def open_prepared(folder: Path, verify: bool = True) -> Prepared:
-    """Opens what `prepare` wrote; with `verify` every file is read and compared with its checksum.
+    """Opens a prepared data set; with `verify` it reads every file and compares its checksum.
 
-    Raises DataError where the folder is missing, incomplete or damaged.
+    Raises:
+        DataError: the folder is missing, incomplete or damaged.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -79,22 +81,24 @@ def open_prepared(folder: Path, verify: bool = True) -> Prepared:
 
 
 def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raises DataError for a file that differs from its checksum in the manifest."""
     for name, expected in manifest["sha256"].items():
-        if file_sha256(folder / name) != expected:
+        if sha256_file(folder / name) != expected:
             raise damaged(folder / name)
     if content_sha256(manifest) != manifest["content_sha256"]:
         raise damaged(folder / MANIFEST)
 
 
 def damaged(path: Path) -> DataError:
+    """Returns the error for a damaged file."""
     return DataError(f"{path} is damaged: run dvc repro --force prepare")
 
 
 @contextlib.contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A new folder to fill, which takes the place of `folder` when the block ends well.
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yields a new folder to fill, which replaces `folder` when the block ends without an error.
 
-    Where the block fails or the process is killed, `folder` stays as it was.
+    If the block fails or the process is killed, `folder` is unchanged.
     """
     partial, previous = (folder.with_name(folder.name + suffix) for suffix in (".partial", ".previous"))
     shutil.rmtree(partial, ignore_errors=True)
@@ -115,9 +119,12 @@ def replacing(folder: Path) -> Iterator[Path]:
 def write_split(
     folder: Path, split: str, images: np.ndarray, rows: list[int], labels: list[int], files: list[str]
 ) -> None:
-    """Writes the three files of a split: `rows` of `images`, with a label and a source file for each.
+    """Writes the three files of a split.
 
-    images: uint8 (all, height, width, 3); may be a memory map larger than memory.
+    Args:
+        images: uint8 (all, height, width, 3); may be a memory map larger than memory.
+        rows: the positions of the split's images in `images`.
+        labels, files: the label and the name of the source file of each row.
     """
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows), *images.shape[1:])}
     with (folder / f"images-{split}.npy").open("wb") as file:
@@ -141,16 +148,23 @@ def write_manifest(
     quarantined: list[dict[str, str]],
     warnings: list[str],
 ) -> dict[str, Any]:
-    """Writes and returns the manifest of the splits that lie in `folder`.
+    """Writes and returns the manifest of the splits in `folder`.
 
-    Beside the arguments it holds `counts` (split → class → images), `kept` (images in all splits),
-    `found` (kept and quarantined files), `sha256` of every file and `content_sha256`, which names the
-    data: classes, size and arrays, whatever the source files were called. The channel statistics are
-    the training split's, in [0, 255]; `quarantined` has a `path` and a `reason` for each file.
+    The manifest contains the arguments and:
+
+    - `counts`: split → class → number of images
+    - `kept`: number of images in all splits
+    - `found`: number of images and quarantined files
+    - `sha256`: file → hash
+    - `content_sha256`: a hash of classes, size and arrays, but not of the names of the source files
+
+    Args:
+        channel_mean, channel_std: statistics of the training split per channel, in [0, 255].
+        quarantined: `path` and `reason` of each file that could not be used.
     """
     labels = {split: np.load(folder / f"labels-{split}.npy") for split in SPLITS}
     counts = {split: np.bincount(labels[split], minlength=len(classes)).tolist() for split in SPLITS}
-    kept = sum(len(labels[split]) for split in SPLITS)
+    total = sum(len(labels[split]) for split in SPLITS)
     manifest = {
         "size": list(size),
         "interpolation": interpolation,
@@ -159,11 +173,11 @@ def write_manifest(
         "counts": {split: dict(zip(classes, counts[split], strict=True)) for split in SPLITS},
         "channel_mean": channel_mean,
         "channel_std": channel_std,
-        "found": kept + len(quarantined),
-        "kept": kept,
+        "found": total + len(quarantined),
+        "kept": total,
         "quarantined": quarantined,
         "warnings": warnings,
-        "sha256": {path.name: file_sha256(path) for path in sorted(folder.iterdir())},
+        "sha256": {path.name: sha256_file(path) for path in sorted(folder.iterdir())},
     }
     manifest = {"content_sha256": content_sha256(manifest), **manifest}
     text = json.dumps(manifest, indent=2, ensure_ascii=False)
@@ -172,20 +186,15 @@ def write_manifest(
 
 
 def content_sha256(manifest: dict[str, Any]) -> str:
+    """Hashes the classes, the image size and the arrays of a data set."""
     arrays = {name: sha256 for name, sha256 in manifest["sha256"].items() if name.endswith(".npy")}
-    content = {"classes": manifest["classes"], "size": manifest["size"], "arrays": arrays}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_json({"classes": manifest["classes"], "size": manifest["size"], "arrays": arrays})
 
 
 def channel_statistics(images: np.ndarray, rows: list[int]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel over `rows` of uint8 (n, height, width, 3).
+    """Computes the mean and standard deviation of each channel over `rows` of uint8 (n, height, width, 3).
 
-    From exact integer sums, so that the machine and the order of the images do not show in the result.
+    The sums are exact integers, so the result depends neither on the machine nor on the order of the images.
     """
     histograms = np.zeros((3, 256), np.int64)
     for chunk in chunks(images, rows):
@@ -202,7 +211,7 @@ def channel_statistics(images: np.ndarray, rows: list[int]) -> tuple[list[float]
 
 
 def chunks(images: np.ndarray, rows: list[int]) -> Iterator[np.ndarray]:
-    """`rows` of `images`, a few megabytes at a time."""
+    """Yields `rows` of `images`, a few megabytes at a time."""
     step = max(1, CHUNK_BYTES // images[0].nbytes)
     for start in range(0, len(rows), step):
         yield images[rows[start : start + step]]

@@ -1,8 +1,8 @@
-"""Where images come from: one function per source, each returning a Listing.
+"""The sources of images: one function per source, which returns a Listing.
 
-zip and folder: one folder per class, laid out as `list_class_folders` says.
-tfds: any image classification set of TensorFlow Datasets; its bytes pass through our own decoder.
-idx: a folder of the four files that MNIST came in (LeCun et al. 1998), gzipped or not.
+zip, folder: one folder per class, laid out as `list_class_folders` says.
+tfds: any image classification set of TensorFlow Datasets; decode.py decodes the stored bytes, as for every source.
+idx: a folder with the four files of MNIST's format (LeCun et al. 1998), gzipped or not.
 """
 
 import contextlib
@@ -28,17 +28,17 @@ from visionpipe.data.listing import SPLIT_NAMES, Listing, Reader, Record, Reject
 from visionpipe.errors import DataError, ImageError
 
 MAX_FILE_BYTES = 256 * 2**20
-DVC_CACHE_FILE = re.compile(r".*/[0-9a-f]{2}/[0-9a-f]{30}")  # named by its own md5
+DVC_CACHE_FILE = re.compile(r".*/[0-9a-f]{2}/[0-9a-f]{30}")  # its name is its md5
 
 
 def list_zip(config: PrepareConfig) -> Listing:
-    """Lists an archive without unpacking it. Links in it are never followed."""
+    """Lists a zip archive without unpacking it. Links in the archive are never followed."""
     path = existing(config, Path.is_file, "a file")
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, OSError):
         raise DataError(f"prepare.path: {path} is not a zip archive, or is damaged") from None
-    lock = threading.Lock()  # ZipFile does not promise to be safe for several threads
+    lock = threading.Lock()  # ZipFile is not documented to be safe for several threads
     files: dict[str, Reader] = {}
     folders: set[str] = set()
     rejected = []
@@ -57,8 +57,10 @@ def list_zip(config: PrepareConfig) -> Listing:
 
 
 def list_folder(config: PrepareConfig) -> Listing:
-    """Lists a folder. Links are followed within it and into a cache of DVC, which may link the files that it tracks;
-    never elsewhere, and never in a circle.
+    """Lists a folder.
+
+    Links are followed within the folder and into a DVC cache, because DVC may link the files that it tracks. They are
+    never followed elsewhere, nor in a circle.
     """
     root = Path(os.path.realpath(existing(config, Path.is_dir, "a folder")))
     files: dict[str, Reader] = {}
@@ -85,7 +87,7 @@ def list_folder(config: PrepareConfig) -> Listing:
 
 
 def list_tfds(config: PrepareConfig) -> Listing:
-    """Lists a set of TensorFlow Datasets in the data folder `path`; downloads it if it is not there."""
+    """Lists a set of TensorFlow Datasets in the data folder `path`, and downloads it first if it is missing."""
     import tensorflow_datasets as tfds
 
     if not sys.stderr.isatty():
@@ -94,9 +96,9 @@ def list_tfds(config: PrepareConfig) -> Listing:
         builder = tfds.builder(config.name, data_dir=config.path)
         if not builder.is_prepared():
             builder.download_and_prepare()
-    except Exception as error:  # of the network, the file system, or the set's own code
+    except Exception as error:  # the network, the file system and the set's code raise errors of any class
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{config.name} is not in {config.path} and cannot be fetched: {reason}") from None
+        raise DataError(f"{config.name} is not in {config.path} and cannot be downloaded: {reason}") from None
     names = {
         name: SPLIT_NAMES[name.casefold()] for name in builder.info.splits if name.casefold() in SPLIT_NAMES
     }
@@ -109,12 +111,12 @@ def list_tfds(config: PrepareConfig) -> Listing:
         splits=frozenset(names.values()),
         total=sum(builder.info.splits[name].num_examples for name in names),
         entries=read_examples(config, builder.info, names),
-        notes=(f"splits of {config.name} that are not used: {', '.join(unused)}",) if unused else (),
+        notes=(f"{config.name} has splits that are not used: {', '.join(unused)}",) if unused else (),
     )
 
 
 def read_examples(config: PrepareConfig, info: Any, names: dict[str, str]) -> Iterator[Record | Rejected]:
-    """The examples of a set's splits (`names`: its own → ours), with the image bytes as they are stored."""
+    """Yields the examples of a set, with the image bytes as they are stored; `names` maps its splits to ours."""
     import tensorflow_datasets as tfds
 
     image_key, label_key = classification_features(info)
@@ -142,7 +144,11 @@ def read_examples(config: PrepareConfig, info: Any, names: dict[str, str]) -> It
 
 
 def classification_features(info: Any) -> tuple[str, str]:
-    """Names of the image and the label feature of a TensorFlow Datasets set, the supervised keys first."""
+    """Returns the names of the image and the label feature of a set; its supervised keys take precedence.
+
+    Raises:
+        DataError: the set is not for classification.
+    """
     import tensorflow_datasets as tfds
 
     features = dict(info.features) if isinstance(info.features, tfds.features.FeaturesDict) else {}
@@ -151,13 +157,14 @@ def classification_features(info: Any) -> tuple[str, str]:
     image = next((name for name in names if isinstance(features[name], tfds.features.Image)), None)
     label = next((name for name in names if isinstance(features[name], tfds.features.ClassLabel)), None)
     if image is None or label is None:
-        raise DataError(f"{info.name} is not for classification: it needs an Image and a ClassLabel feature")
+        raise DataError(f"{info.name} is not for classification: it lacks an Image or a ClassLabel feature")
     return image, label
 
 
 def list_idx(config: PrepareConfig) -> Listing:
-    """Lists `train-` and `t10k-images-idx3-ubyte` with their labels; the classes are named by the lines of
-    classes.txt beside them, or by their numbers.
+    """Lists `train-images-idx3-ubyte` and `t10k-images-idx3-ubyte` with their labels.
+
+    The lines of classes.txt in the same folder name the classes; without that file, numbers do.
     """
     folder = existing(config, Path.is_dir, "a folder")
     parts = {}
@@ -187,14 +194,17 @@ def list_idx(config: PrepareConfig) -> Listing:
 
 
 def read_idx(folder: Path, name: str, dimensions: int) -> np.ndarray:
-    """uint8, (n, height, width) or (n,); the header gives the sizes as big-endian int32."""
+    """Reads an idx file of 3 or 1 dimensions: uint8 (n, height, width) or (n,).
+
+    Its header has the sizes as big-endian int32.
+    """
     file = next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
     if file is None:
         raise DataError(f"prepare.path: {folder} has no {name} or {name}.gz, as prepare.source: idx needs")
     try:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     except (OSError, EOFError, zlib.error):
-        raise DataError(f"prepare.path: {file} is damaged") from None
+        raise DataError(f"prepare.path: {file} is damaged: download or copy it again") from None
     header = np.frombuffer(content[: 4 + 4 * dimensions].ljust(4 + 4 * dimensions, b"\0"), ">i4")
     if header[0] != 0x800 + dimensions or len(content) != header.nbytes + np.prod(header[1:], dtype=np.int64):
         raise DataError(f"prepare.path: {file} is not an idx file of {dimensions} dimensions, or is damaged")
@@ -202,13 +212,14 @@ def read_idx(folder: Path, name: str, dimensions: int) -> np.ndarray:
 
 
 def as_png(pixels: np.ndarray, most: int = -1) -> bytes:
-    """Grey pixels as a file that the one decoder reads."""
+    """Encodes grey pixels as a PNG file, so that all sources share one decoder."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=0)
     return first_bytes(buffer.getvalue(), most)
 
 
 def first_bytes(content: bytes, most: int = -1) -> bytes:
+    """Returns the first `most` bytes, or all of them where `most` is negative."""
     return content if most < 0 else content[:most]
 
 
@@ -221,6 +232,7 @@ SOURCES: dict[str, Callable[[PrepareConfig], Listing]] = {
 
 
 def existing(config: PrepareConfig, has_kind: Callable[[Path], bool], kind: str) -> Path:
+    """Returns the source's path; raises DataError if it does not exist, or is not the `kind` that `has_kind` checks."""
     path = Path(config.path)
     if not path.exists():
         raise DataError(f"prepare.path: {path} does not exist: put the images there, or run dvc pull")
@@ -230,7 +242,7 @@ def existing(config: PrepareConfig, has_kind: Callable[[Path], bool], kind: str)
 
 
 def member_name(member: zipfile.ZipInfo) -> str | None:
-    """The name of an archive's member; None if it is not UTF-8, which archives need not declare."""
+    """Returns the name of an archive's member, or None if it is not UTF-8; archives need not declare the encoding."""
     if member.filename.isascii() or member.flag_bits & 0x800:
         return member.filename
     try:
@@ -240,7 +252,7 @@ def member_name(member: zipfile.ZipInfo) -> str | None:
 
 
 def member_refusal(member: zipfile.ZipInfo) -> str | None:
-    """Why a member of an archive is not read, or None."""
+    """Returns the reason why a member of an archive is not read, or None."""
     if ".." in member.filename.split("/") or re.match(r"/|[A-Za-z]:", member.filename):
         return "path leads out of the archive"
     if stat.S_ISLNK(member.external_attr >> 16):
@@ -251,7 +263,7 @@ def member_refusal(member: zipfile.ZipInfo) -> str | None:
 
 
 def file_refusal(name: str, target: str, root: Path, ancestors: tuple[str, ...]) -> str | None:
-    """Why a folder's entry is not read, or None. `target` is where it really lies, all links resolved."""
+    """Returns the reason why an entry of a folder is not read, or None; `target` is its path with links resolved."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -275,14 +287,16 @@ def read_member(
     lock: contextlib.AbstractContextManager[Any],
     most: int = -1,
 ) -> bytes:
+    """Reads a member of an archive, or its first `most` bytes; raises ImageError if the member is damaged."""
     try:
         with lock, archive.open(member) as file:
             return file.read(most)
-    except Exception:  # of any decompressor, the checksum, or the file system
-        raise ImageError("broken", "damaged in the archive, or compressed in an unknown way") from None
+    except Exception:  # decompressors, checksums and the file system raise errors of any class
+        raise ImageError("broken", "damaged in the archive, or compressed by an unknown method") from None
 
 
 def read_file(path: Path, most: int = -1) -> bytes:
+    """Reads a file, or its first `most` bytes; raises ImageError if that fails."""
     try:
         with path.open("rb") as file:
             return file.read(most)

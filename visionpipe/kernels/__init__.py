@@ -1,36 +1,73 @@
-"""Kernels of one backend each, where measurement asks for them (docs/performance.md).
+"""Gives the layers faster operations than Keras's, where the running backend has one.
 
-Each computes what the layer that calls it would compute with Keras's own operations, on the same memory
-layout (batch, height, width, channels). A module holds those of its backend; where it has none, Keras's
-operations run.
+One interface: `kernel(name)` returns the running backend's implementation of an operation, or None. The fallback is
+automatic: a caller that gets None computes the operation with Keras. Both results agree up to rounding, and both lie in
+memory as (batch, height, width, channels).
+
+    fused = kernel("layer_norm")
+    y = fused(x, gamma, beta, epsilon) if fused else super().call(x)
+
+OPERATIONS declares which backends implement which operation. An operation that is not declared is a KeyError, so that
+a misspelt name cannot silently mean "slow".
+
+To add a kernel:
+
+1. Measure that Keras's operation is slow there, and write the numbers into docs/results/training.md.
+2. Write the kernel in the backend's module. Its public functions are kernels; helpers begin with an underscore.
+3. Declare the backend in OPERATIONS.
+4. Call the kernel through `kernel(name)`, beside the fallback.
+5. Add a case to tests/shared/kernels_on_backend.py, which compares outputs and gradients with Keras's.
 """
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import keras
 
-BACKEND = importlib.import_module(f"visionpipe.kernels.{keras.backend.backend()}")
+# Operation → the backends that implement it.
+OPERATIONS: Mapping[str, tuple[str, ...]] = {
+    "adam": ("tensorflow", "torch"),
+    "add": ("jax",),
+    "arrange_filters": ("torch",),
+    "batch_norm_inference": ("tensorflow", "torch"),
+    "batch_norm_training": ("tensorflow", "torch"),
+    "chain": ("tensorflow", "torch"),
+    "channels_first": ("torch",),
+    "channels_last": ("torch",),
+    "constant": ("torch",),
+    "conv2d": ("tensorflow", "torch", "jax"),
+    "dense": ("torch",),
+    "dense_in_parts": ("torch", "jax"),
+    "gelu": ("tensorflow", "torch"),
+    "gelu_tanh": ("tensorflow", "torch"),
+    "layer_norm": ("tensorflow", "jax"),
+    "max_pool": ("torch",),
+    "softmax_product": ("jax",),
+    "uniform": ("torch",),
+}
+BACKEND = keras.backend.backend()
+MODULE = importlib.import_module(f"visionpipe.kernels.{BACKEND}")
+KERNELS: Mapping[str, Callable[..., Any] | None] = {
+    name: getattr(MODULE, name) if BACKEND in backends else None for name, backends in OPERATIONS.items()
+}
 in_use = True
 
 
 def kernel(name: str) -> Callable[..., Any] | None:
-    """The running backend's kernel of this name, or None where Keras's operations do."""
-    return getattr(BACKEND, name, None) if in_use else None
+    """Returns the running backend's kernel for an operation, or None where Keras's operations compute it.
 
-
-def uniform(shape: tuple[Any, ...], seed: keras.random.SeedGenerator) -> Any:
-    """Numbers in [0, 1), as Keras draws them; torch.compile cannot follow the generator that Keras makes for each."""
-    if keras.backend.backend() == "torch" and BACKEND.torch.compiler.is_compiling():
-        return BACKEND.drawn_by_torch(shape)
-    return keras.random.uniform(shape, seed=seed)
+    Raises:
+        KeyError: OPERATIONS does not declare the operation.
+    """
+    implementation = KERNELS[name]
+    return implementation if in_use else None
 
 
 @contextmanager
 def keras_operations_only() -> Iterator[None]:
-    """For what is built inside: an exporter knows the operations of Keras, not ours."""
+    """Turns all kernels off within the block, for exporters, which know Keras's operations only."""
     global in_use
     in_use = False
     try:

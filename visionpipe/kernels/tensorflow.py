@@ -1,6 +1,8 @@
-"""TensorFlow. It runs every elementwise operation as a pass over memory of its own, forward and backward;
-here XLA makes one loop of those that belong together. Matrix products and convolutions stay with oneDNN,
-which is faster.
+"""Kernels for TensorFlow.
+
+TensorFlow makes a separate pass over memory for every elementwise operation, forward and backward. Here XLA compiles
+the elementwise operations of a layer into one loop. Matrix products and convolutions stay with oneDNN, which is
+faster than XLA there.
 """
 
 import math
@@ -19,9 +21,10 @@ Tensor = Any  # TensorFlow ships no types
 def conv2d(
     x: Tensor, kernel: Tensor, strides: tuple[int, int], padding: str, dilation: tuple[int, int]
 ) -> Tensor:
-    """`kernel`: (height, width, channels in, channels out)."""
+    """Convolves `x` (batch, height, width, channels) with `kernel` (height, width, channels in, channels out)."""
     if kernel.shape[:2] == (1, 1) and kernel.shape[2] < 16 and strides != (1, 1):
-        # Here oneDNN's gradient writes outside its memory: AVX-512, TensorFlow 2.21, batches of 3, 5 …
+        # oneDNN's gradient of such a convolution writes outside its memory (AVX-512, TensorFlow 2.21, batches of 3,
+        # 5 …), so the input is strided before it.
         x, strides = x[:, :: strides[0], :: strides[1]], (1, 1)
     return ops.conv(x, kernel, strides, padding, dilation_rate=dilation)
 
@@ -35,12 +38,15 @@ def batch_norm_training(
     momentum: float,
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The result and both averages with this batch's mean and biased variance in them."""
+    """Normalises `x` (batch, height, width, channels) by the statistics of the batch.
+
+    Returns the result and the new moving mean and moving variance, updated with the biased variance as in Keras.
+    """
     y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, is_training=True
     )
     count = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), variance.dtype)
-    variance *= (count - 1) / count  # the kernel reports the unbiased one
+    variance *= (count - 1) / count  # FusedBatchNormV3 returns the unbiased variance
     averages = [
         old * momentum + batch * (1 - momentum)
         for old, batch in ((moving_mean, mean), (moving_variance, variance))
@@ -51,6 +57,7 @@ def batch_norm_training(
 def batch_norm_inference(
     x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, variance: Tensor, epsilon: float
 ) -> Tensor:
+    """Normalises `x` (batch, height, width, channels) by the moving averages."""
     return tf.raw_ops.FusedBatchNormV3(
         x=x, scale=gamma, offset=beta, mean=mean, variance=variance, epsilon=epsilon, is_training=False
     ).y
@@ -65,11 +72,13 @@ def chain(
     *,
     training: bool | None,
 ) -> Tensor:
-    """What acceleration/chains.py takes together; in inference the norm is a part of the convolution, for which
-    TensorFlow has an operation with a bias, a sum and a ReLU.
+    """Computes relu(norm(conv(x)) + other), of which norm, sum and ReLU are optional (see acceleration/chains.py).
+
+    In inference the norm is folded into the convolution: TensorFlow fuses a convolution, a bias, a sum and a ReLU into
+    one operation.
     """
-    # In half precision a folded kernel could overflow, and its bias, large in channels that are far from their mean,
-    # would be rounded: there the norm computes in float32.
+    # Not in half precision: a folded kernel could overflow, and a folded bias, which is large in a channel whose mean
+    # is far from 0, would be rounded. There the norm computes in float32.
     if norm is None or (training and norm.trainable) or x.dtype != tf.float32:
         x = conv.call(x)
         x = norm.call(x, training=training) if norm else x
@@ -83,7 +92,7 @@ def chain(
 
 
 @tf.function(jit_compile=True, reduce_retracing=True)
-def layer_norm_forward(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> tuple[Tensor, ...]:
+def _layer_norm_forward(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> tuple[Tensor, ...]:
     x = tf.cast(x, tf.float32)
     mean = tf.reduce_mean(x, -1, keepdims=True)
     centred = x - mean
@@ -92,7 +101,7 @@ def layer_norm_forward(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -
 
 
 @tf.function(jit_compile=True, reduce_retracing=True)
-def layer_norm_backward(
+def _layer_norm_backward(
     x: Tensor, mean: Tensor, scale: Tensor, gamma: Tensor, dy: Tensor
 ) -> tuple[Tensor, ...]:
     dtype, x = x.dtype, tf.cast(x, tf.float32)
@@ -106,20 +115,20 @@ def layer_norm_backward(
 
 
 def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> Tensor:
-    """Over the last axis, in float32, as Keras does it in every precision."""
+    """Normalises over the last axis in float32, as Keras does in every precision. Returns float32."""
 
     @tf.custom_gradient
     def normalise(x: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Callable[[Tensor], Any]]:
-        y, mean, scale = layer_norm_forward(x, gamma, beta, epsilon)
-        return y, lambda dy: layer_norm_backward(x, mean, scale, gamma, dy)
+        y, mean, scale = _layer_norm_forward(x, gamma, beta, epsilon)
+        return y, lambda dy: _layer_norm_backward(x, mean, scale, gamma, dy)
 
     rows = tf.reshape(x, (-1, x.shape[-1]))
     y = normalise(rows, tf.cast(gamma, tf.float32), tf.cast(beta, tf.float32))
     return tf.ensure_shape(tf.reshape(y, tf.shape(x)), x.shape)
 
 
-def one_loop(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """An elementwise `function` and its gradient, each compiled into one loop."""
+def _compiled(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Compiles an elementwise `function` and its gradient into one loop each."""
     forward = tf.function(function, jit_compile=True, reduce_retracing=True)
 
     @tf.function(jit_compile=True, reduce_retracing=True)
@@ -136,12 +145,12 @@ def one_loop(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
     return both
 
 
-@one_loop
+@_compiled
 def gelu(x: Tensor) -> Tensor:
     return 0.5 * x * (1 + tf.math.erf(x * 0.5**0.5))
 
 
-@one_loop
+@_compiled
 def gelu_tanh(x: Tensor) -> Tensor:
     return 0.5 * x * (1 + tf.math.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3)))
 
@@ -157,7 +166,7 @@ def adam(
     beta_2: float,
     epsilon: float,
 ) -> bool:
-    """Adam's update of all `variables` and moments; `step` counts from 1."""
+    """Updates all `variables` and their moments in place by Adam; `step` counts from 1. Returns True."""
     for variable, gradient, momentum, velocity in zip(
         variables, gradients, momentums, velocities, strict=True
     ):

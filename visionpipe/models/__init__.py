@@ -1,4 +1,4 @@
-"""The models. `build_model` imports Keras only when it is called; the tables in variants.py need none."""
+"""Builds image classifiers by name. Importing this package imports no framework; `build_model` imports Keras."""
 
 import csv
 import math
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visionpipe.errors import ConfigError
+from visionpipe.models.names import IMAGES, LOGITS, NORMALISATION, TWO_HEADS
 from visionpipe.models.specs import ModelSpec
 from visionpipe.models.variants import VARIANTS, resolve_variant
 
@@ -21,8 +22,10 @@ COSTS = Path(__file__).with_name("costs.csv")
 
 @dataclass(frozen=True)
 class Listed:
-    """What `build_model` makes of a name alone. `parameters`: the trainable ones; `gmac`: thousand million
-    multiply-accumulates of one image; both at `image_size`, which is square.
+    """One row of the list of models: what `build_model` makes of a name without overrides.
+
+    `parameters` counts the trainable parameters, and `gmac` the billions of multiply-accumulates for one image. Both
+    are for square images of `image_size` pixels.
     """
 
     name: str
@@ -34,7 +37,7 @@ class Listed:
 
 
 def list_models() -> list[Listed]:
-    """Every model there is, in the order of the table that `visionpipe models` prints."""
+    """Returns all models, in the order in which `visionpipe models` prints them."""
     with COSTS.open() as file:
         costs = {row["name"]: (int(row["parameters"]), float(row["gmac"])) for row in csv.DictReader(file)}
     return [
@@ -52,19 +55,22 @@ def build_model(
     pixel_std: tuple[float, ...] = (127.5, 127.5, 127.5),
     **overrides: Any,
 ) -> "keras.Model":
-    """A freshly initialised classifier; any field of the variant can be overridden by keyword.
+    """Builds a classifier with freshly initialised weights.
 
     Args:
+        variant: a name that `list_models` returns, such as `ResNet-50`.
+        num_classes: the number of logits.
         image_size: (height, width) in pixels, or one number for square images.
-        pixel_mean, pixel_std: per channel, in [0, 255]; normalisation is part of the model. A deviation of 0
-            counts as 1.
+        pixel_mean: mean of each channel, in [0, 255]. The model normalises its input itself.
+        pixel_std: standard deviation of each channel; 0 counts as 1.
+        overrides: values for fields of the variant (see specs.py).
 
     Returns:
         A model from images (batch, height, width, 3), float32 or uint8 in [0, 255], to float32 logits
         (batch, num_classes).
 
     Raises:
-        ConfigError: unknown variant or field, an impossible value or combination.
+        ConfigError: the variant or a field is unknown, or a value or combination is impossible.
     """
     if not positive(num_classes):
         raise ConfigError(f"num_classes: expected a positive whole number, received {num_classes!r}")
@@ -75,7 +81,11 @@ def build_model(
 
 
 def height_and_width(image_size: Any) -> tuple[int, int]:
-    """Of what callers give: both, or one number for square images; ConfigError for anything else."""
+    """Returns (height, width) for a pair, or for one number that stands for both.
+
+    Raises:
+        ConfigError: `image_size` is neither.
+    """
     sides = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
     if len(sides) != 2 or not all(map(positive, sides)):
         raise ConfigError(f"image_size: expected pixels or (height, width), received {image_size!r}")
@@ -84,11 +94,12 @@ def height_and_width(image_size: Any) -> tuple[int, int]:
 
 
 def positive(number: Any) -> bool:
-    """Whole numbers, NumPy's too."""
+    """Whether `number` is a whole number above 0; NumPy's integers count, booleans do not."""
     return isinstance(number, Integral) and not isinstance(number, bool) and int(number) > 0
 
 
 def per_channel(name: str, values: Any) -> tuple[float, ...]:
+    """Returns the three finite numbers of an argument, or raises a ConfigError that names the argument."""
     try:
         numbers = tuple(map(float, values))
     except (TypeError, ValueError):
@@ -105,7 +116,7 @@ def model_from_spec(
     pixel_mean: tuple[float, ...],
     pixel_std: tuple[float, ...],
 ) -> "keras.Model":
-    """`build_model` for a spec that has been checked."""
+    """Builds the model of a spec that has already been checked."""
     import keras
 
     from visionpipe.models.coatnet import coatnet
@@ -123,18 +134,18 @@ def model_from_spec(
         "coatnet": coatnet,
         "conformer": conformer,
     }
-    images = keras.Input((*image_size, 3), name="images")
+    images = keras.Input((*image_size, 3), name=IMAGES)
     scale = [1 / (deviation or 1.0) for deviation in pixel_std]
     offset = [-mean * factor for mean, factor in zip(pixel_mean, scale, strict=True)]
     # Not keras.layers.Normalization: its constants become extra inputs of the exported ONNX graph.
-    x = Rescaling(scale, offset, name="normalisation")(images)
+    x = Rescaling(scale, offset, name=NORMALISATION)(images)
     features = families[spec.family](x, spec)
-    if isinstance(features, list):  # of the class and of the distillation token
+    if isinstance(features, list):  # the vectors of the class token and of the distillation token
         heads = [
             keras.layers.Dense(num_classes, dtype="float32", name=name)(vector)
-            for name, vector in zip(("logits_class", "logits_distillation"), features, strict=True)
+            for name, vector in zip(TWO_HEADS, features, strict=True)
         ]
-        logits = keras.layers.Average(dtype="float32", name="logits")(heads)
+        logits = keras.layers.Average(dtype="float32", name=LOGITS)(heads)
     else:
-        logits = keras.layers.Dense(num_classes, dtype="float32", name="logits")(features)
+        logits = keras.layers.Dense(num_classes, dtype="float32", name=LOGITS)(features)
     return keras.Model(images, logits, name=spec.family)

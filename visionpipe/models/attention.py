@@ -1,4 +1,4 @@
-"""Self-attention over tokens or feature grids, and what tells it where a token lies."""
+"""Self-attention over tokens or feature grids, with the position embeddings that it uses."""
 
 import math
 from functools import partial
@@ -12,19 +12,19 @@ from visionpipe.kernels import kernel
 from visionpipe.models.layers import product, weights
 from visionpipe.models.positions import distance_index, resize_positions, sincos_positions
 
-Shape = tuple[Any, ...]  # None where the size is not known
+Shape = tuple[Any, ...]  # None where a size is unknown
 
 
 @keras.saving.register_keras_serializable("visionpipe")
 class MultiHeadSelfAttention(keras.layers.Layer):
-    """Softmax(q·kᵀ/√d)·v over `num_heads` heads (Vaswani et al. 2017, arXiv:1706.03762, section 3.2).
+    """Computes softmax(q·kᵀ/√d)·v in each of `num_heads` heads (Vaswani et al. 2017, arXiv:1706.03762, section 3.2).
 
-    One matrix holds query, key and value side by side, for one product or three, as the backend
-    likes. Input: (batch, tokens, channels) or a grid (batch, rows, columns, channels); output: the same
-    with `hidden_dim` channels, by default those of the input.
+    The input is (batch, tokens, channels) or a grid (batch, rows, columns, channels). The output has `hidden_dim`
+    channels, by default as many as the input. One matrix holds the weights of query, key and value side by side; the
+    backend computes one product with it, or three.
     """
 
-    projected = True  # a dense layer follows
+    projected = True  # whether a dense layer follows
 
     def __init__(self, num_heads: int, hidden_dim: int | None = None, use_bias: bool = True, **kwargs: Any):
         super().__init__(**kwargs)
@@ -33,17 +33,17 @@ class MultiHeadSelfAttention(keras.layers.Layer):
     def build(self, shape: Shape) -> None:
         hidden_dim = self.hidden_dim or shape[-1]
         self.head_dim = hidden_dim // self.num_heads
-        # Without it theirs would be the policy in force now, which need not be the one that the file was made with.
+        # Else the inner layers would take the global policy, which may not be the one that the file was saved with.
         dense = partial(keras.layers.Dense, dtype=self.dtype_policy)
         self.query_key_value = dense(3 * hidden_dim, use_bias=self.use_bias, name="query_key_value")
         self.query_key_value.build(shape)
         if self.projected:
-            # Zeros make a new residual branch the identity, as the zero scales of the ResNet do.
+            # With zeros a new residual block starts as the identity, as a ResNet's does with zero scales.
             self.output_projection = dense(hidden_dim, kernel_initializer="zeros", name="output")
             self.output_projection.build((*shape[:-1], hidden_dim))
 
     def heads(self, x: Any) -> list[Any]:
-        """Query, scaled, key and value, each (batch, heads, tokens, head_dim)."""
+        """Returns the scaled query, the key and the value, each (batch, heads, tokens, head_dim)."""
         shape = (-1, math.prod(x.shape[1:-1]), self.num_heads, self.head_dim)
         in_parts, dense = kernel("dense_in_parts"), self.query_key_value
         if in_parts and dense.quantization_mode is None:
@@ -55,36 +55,38 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         return [query * self.head_dim**-0.5, key, value]
 
     def logits(self, query: Any, key: Any) -> Any:
-        """(batch, heads, tokens, tokens)."""
+        """Returns the attention logits (batch, heads, tokens, tokens)."""
         return ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
 
     def attention_map(self, x: Any) -> Any:
-        """How much each token reads from each other one: (batch, heads, tokens, tokens); rows sum to 1."""
+        """Returns the attention weights (batch, heads, tokens, tokens); the weights of each query sum to 1."""
         query, key, _ = self.heads(x)
         return softmax(self.logits(query, key))
 
     def attend(self, x: Any) -> Any:
+        """Returns the heads' weighted sums of values side by side, in the shape of the output."""
         query, key, value = self.heads(x)
         logits, fused = self.logits(query, key), kernel("softmax_product")
-        read = fused(logits, value) if fused else ops.matmul(softmax(logits), value)
-        return ops.reshape(ops.transpose(read, (0, 2, 1, 3)), (-1, *self.compute_output_shape(x.shape)[1:]))
+        sums = fused(logits, value) if fused else ops.matmul(softmax(logits), value)
+        return ops.reshape(ops.transpose(sums, (0, 2, 1, 3)), (-1, *self.compute_output_shape(x.shape)[1:]))
 
     def call(self, x: Any) -> Any:
-        read = self.attend(x)
-        return product(read, self.output_projection) if self.projected else read
+        y = self.attend(x)
+        return product(y, self.output_projection) if self.projected else y
 
     def compute_output_shape(self, shape: Shape) -> Shape:
         return (*shape[:-1], self.hidden_dim or shape[-1])
 
     def get_config(self) -> dict[str, Any]:
-        own = {"num_heads": self.num_heads, "hidden_dim": self.hidden_dim, "use_bias": self.use_bias}
-        return super().get_config() | own
+        config = {"num_heads": self.num_heads, "hidden_dim": self.hidden_dim, "use_bias": self.use_bias}
+        return super().get_config() | config
 
 
 @keras.saving.register_keras_serializable("visionpipe")
 class RelativeBiasAttention(MultiHeadSelfAttention):
-    """On a grid, with a learned number per head for each distance in rows and columns, added to the logits
-    (Dai et al. 2021, arXiv:2106.04803, equation 3).
+    """Attends over a grid and adds a learned bias to each logit, per head and relative position in rows and columns.
+
+    Source: Dai et al. 2021, arXiv:2106.04803, equation 3.
     """
 
     def build(self, shape: Shape) -> None:
@@ -100,15 +102,14 @@ class RelativeBiasAttention(MultiHeadSelfAttention):
 
     def logits(self, query: Any, key: Any) -> Any:
         table = ops.cast(self.relative_bias, query.dtype)
-        bias = ops.take(
-            ops.take(table, self.rows, axis=1), self.columns, axis=3
-        )  # heads, row, row, column, column
+        # (heads, rows, rows, columns, columns)
+        bias = ops.take(ops.take(table, self.rows, axis=1), self.columns, axis=3)
         tokens = self.grid[0] * self.grid[1]
         bias = ops.reshape(ops.transpose(bias, (0, 1, 3, 2, 4)), (1, self.num_heads, tokens, tokens))
         return super().logits(query, key) + bias
 
     def resize_from(self, other: "RelativeBiasAttention") -> None:
-        """Takes the weights of a layer built for another grid."""
+        """Copies the weights of a layer built for another grid, and resizes its biases linearly."""
         take_weights(self, other, except_for="relative_bias")
         table = ops.convert_to_numpy(other.relative_bias)
         self.relative_bias.assign(
@@ -120,8 +121,9 @@ class RelativeBiasAttention(MultiHeadSelfAttention):
 
 @keras.saving.register_keras_serializable("visionpipe")
 class BottleneckAttention(MultiHeadSelfAttention):
-    """On a grid, without biases or output projection, with learned vectors for the distance in rows and in
-    columns that the query is compared with too (Srinivas et al. 2021, arXiv:2101.11605, figure 4).
+    """Attends over a grid, and compares the query also with learned vectors of the relative row and column.
+
+    It has no biases and no output projection (Srinivas et al. 2021, arXiv:2101.11605, figure 4).
     """
 
     projected = False
@@ -154,7 +156,7 @@ class BottleneckAttention(MultiHeadSelfAttention):
         return super().logits(query, key) + relative
 
     def resize_from(self, other: "BottleneckAttention") -> None:
-        """Takes the weights of a layer built for another grid."""
+        """Copies the weights of a layer built for another grid, and resizes its relative positions linearly."""
         take_weights(self, other, except_for="relative_")
         for mine, theirs in (
             (self.relative_rows, other.relative_rows),
@@ -166,13 +168,16 @@ class BottleneckAttention(MultiHeadSelfAttention):
 
 @keras.saving.register_keras_serializable("visionpipe")
 class Tokens(keras.layers.Layer):
-    """A feature grid (batch, rows, columns, channels) as tokens (batch, tokens, channels): those of the image
-    behind an optional class token, distillation token and register tokens, with their positions added
-    (Dosovitskiy et al. 2021, equation 1; Touvron et al. 2021, arXiv:2012.12877, for the second; Darcet et al.
-    2023 for the registers, which have no position).
+    """Turns a feature grid (batch, rows, columns, channels) into tokens (batch, tokens, channels), and adds positions.
 
-    `position`: learned, sincos or none; `stddev`: of the learned ones at first; `sincos_grid`: the rows and
-    columns that the fixed ones span, by default those of the input.
+    The order is: class token (Dosovitskiy et al. 2021, arXiv:2010.11929, equation 1), distillation token (Touvron et
+    al. 2021, arXiv:2012.12877), register tokens (Darcet et al. 2023, arXiv:2309.16588), image tokens. All but the image
+    tokens are optional. Register tokens have no position.
+
+    Args:
+        position: `learned`, `sincos` or `none`.
+        stddev: standard deviation of the initial learned positions.
+        sincos_grid: the rows and columns that the fixed positions span; by default those of the input.
     """
 
     def __init__(
@@ -193,7 +198,7 @@ class Tokens(keras.layers.Layer):
 
     @property
     def first(self) -> int:
-        """How many tokens with a position stand before those of the image."""
+        """The number of tokens with a position that precede the image tokens."""
         return self.has_class_token + self.has_distillation_token
 
     def build(self, shape: Shape) -> None:
@@ -216,7 +221,7 @@ class Tokens(keras.layers.Layer):
             self.span(channels, self.sincos_grid)
 
     def span(self, channels: int, sincos_grid: tuple[int, int] | None) -> None:
-        """Computes the fixed positions for images whose rows and columns are those of `sincos_grid`."""
+        """Computes the fixed positions, stretched over the rows and columns of `sincos_grid`."""
         self.sincos_grid = sincos_grid
         positions = sincos_positions(self.grid[0], self.grid[1], channels, sincos_grid)
         self.fixed_positions = constant(np.pad(positions, ((self.first, 0), (0, 0)))[None])
@@ -245,27 +250,29 @@ class Tokens(keras.layers.Layer):
         return (shape[0], self.first + self.register_count + shape[1] * shape[2], shape[3])
 
     def get_config(self) -> dict[str, Any]:
-        own: dict[str, Any] = {"class_token": self.has_class_token, "register_tokens": self.register_count}
-        if self.has_distillation_token:  # files of models without it stay what they were
-            own["distillation_token"] = True
+        config: dict[str, Any] = {"class_token": self.has_class_token, "register_tokens": self.register_count}
+        # Only models that use these write them, so that the files of all other models stay the same, byte for byte.
+        if self.has_distillation_token:
+            config["distillation_token"] = True
         if self.sincos_grid:
-            own["sincos_grid"] = self.sincos_grid
-        return super().get_config() | own | {"position": self.position, "stddev": self.stddev}
+            config["sincos_grid"] = self.sincos_grid
+        return super().get_config() | config | {"position": self.position, "stddev": self.stddev}
 
     def resize_from(self, other: "Tokens") -> None:
-        """Takes the weights of a layer built for another grid; only the image's positions change."""
+        """Copies the weights of a layer built for another grid, and resizes the image tokens' positions linearly."""
         take_weights(self, other, except_for="position_embedding")
         if self.position != "learned":
             return
-        old, kept = ops.convert_to_numpy(other.position_embedding)[0], self.first
-        grid = resize_positions(old[kept:].reshape(*other.grid, -1), self.grid, "linear")
-        self.position_embedding.assign(np.concatenate([old[:kept], grid.reshape(-1, old.shape[-1])])[None])
+        old, first = ops.convert_to_numpy(other.position_embedding)[0], self.first
+        grid = resize_positions(old[first:].reshape(*other.grid, -1), self.grid, "linear")
+        self.position_embedding.assign(np.concatenate([old[:first], grid.reshape(-1, old.shape[-1])])[None])
 
 
 @keras.saving.register_keras_serializable("visionpipe")
 class LaidOutAs(keras.layers.Layer):
-    """Tokens (batch, rows·columns, channels) as the grid (batch, rows, columns, channels) that the second
-    input has.
+    """Reshapes tokens (batch, rows·columns, channels) to (batch, rows, columns, channels).
+
+    Takes [tokens, grid] and reads rows and columns off the shape of `grid`.
     """
 
     def call(self, inputs: list[Any]) -> Any:
@@ -279,8 +286,9 @@ class LaidOutAs(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("visionpipe")
 class SequencePooling(keras.layers.Layer):
-    """The mean of the tokens (batch, tokens, channels) with weights that each one's content decides:
-    (batch, channels) (Hassani et al. 2021, arXiv:2104.05704, section 3.2).
+    """Averages the tokens (batch, tokens, channels) to (batch, channels), weighted by a learned score of each token.
+
+    Source: Hassani et al. 2021, arXiv:2104.05704, section 3.2.
     """
 
     def build(self, shape: Shape) -> None:
@@ -295,18 +303,21 @@ class SequencePooling(keras.layers.Layer):
 
 
 def constant(array: np.ndarray) -> Any:
-    """As the backend likes it inside of a layer's call."""
-    known = kernel("constant")
-    return known(array) if known else array
+    """Converts a constant array to the form that the backend handles best in a layer's `call`."""
+    convert = kernel("constant")
+    return convert(array) if convert else array
 
 
 def softmax(x: Any, axis: int = -1) -> Any:
-    """In float32, whatever the precision of `x`, which the result has again."""
+    """Computes the softmax in float32 and returns it in the dtype of `x`."""
     return ops.cast(ops.softmax(ops.cast(x, "float32"), axis), x.dtype)
 
 
 def take_weights(layer: keras.layers.Layer, other: keras.layers.Layer, except_for: str | None = None) -> None:
-    """Copies: on JAX both layers would share their arrays, which a training step of one of them deletes."""
-    for mine, theirs in zip(layer.weights, other.weights, strict=True):
-        if except_for is None or not mine.name.startswith(except_for):
-            mine.assign(np.array(ops.convert_to_numpy(theirs)))
+    """Copies the weights of `other` into `layer`, except those whose name begins with `except_for`.
+
+    The arrays are copied because on JAX the layers would share them, and a training step of one layer deletes them.
+    """
+    for weight, source in zip(layer.weights, other.weights, strict=True):
+        if except_for is None or not weight.name.startswith(except_for):
+            weight.assign(np.array(ops.convert_to_numpy(source)))

@@ -1,4 +1,4 @@
-"""CoAtNet: convolution stages, then attention stages (Dai et al. 2021, arXiv:2106.04803, appendix A.1)."""
+"""CoAtNet: stages of convolution, then stages of attention (Dai et al. 2021, arXiv:2106.04803, appendix A.1)."""
 
 from typing import Any
 
@@ -6,13 +6,16 @@ from keras import layers
 
 from visionpipe.models.attention import RelativeBiasAttention
 from visionpipe.models.layers import Add, BatchNorm, Conv2D, LayerNorm, MaxPooling2D, StochasticDepth, gelu
+from visionpipe.models.names import POOL, stage_block_name
 from visionpipe.models.specs import CoAtNetSpec
 from visionpipe.models.vit import drop_path_rates, mlp_block
 
 
 def mbconv(x: Any, dim: int, stride: int, drop_path_rate: float, name: str) -> Any:
-    """1×1 up to four times `dim`, depthwise 3×3, squeeze-and-excitation, 1×1 down; norm first. The shortcut
-    is pooled and projected where the shape changes (equation 4).
+    """Applies an inverted bottleneck in a residual branch (equation 4).
+
+    The branch is: norm, 1×1 up to 4·dim channels, depthwise 3×3, squeeze-and-excitation, 1×1 down to `dim`. Where the
+    shape changes, the shortcut is pooled and projected.
     """
     y = BatchNorm(name=f"{name}_norm")(x)
     y = Conv2D(4 * dim, 1, stride, use_bias=False, name=f"{name}_expand")(y)
@@ -30,7 +33,7 @@ def mbconv(x: Any, dim: int, stride: int, drop_path_rate: float, name: str) -> A
 
 
 def squeeze_and_excite(x: Any, filters: int, name: str) -> Any:
-    """Scales each channel by what the mean of all says about it (Hu et al. 2018, arXiv:1709.01507)."""
+    """Scales each channel by a factor computed from the means of all channels (Hu et al. 2018, arXiv:1709.01507)."""
     y = layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_mean")(x)
     y = Conv2D(filters, 1, activation=gelu, name=f"{name}_reduce")(y)
     y = Conv2D(x.shape[-1], 1, activation="sigmoid", name=f"{name}_expand")(y)
@@ -40,8 +43,9 @@ def squeeze_and_excite(x: Any, filters: int, name: str) -> Any:
 def transformer_block(
     x: Any, dim: int, stride: int, spec: CoAtNetSpec, drop_path_rate: float, name: str
 ) -> Any:
-    """Attention with relative position, then an MLP, on the grid; a strided one pools its input first, in the
-    branch after the norm and on the shortcut (equation 5).
+    """Applies attention with relative positions, then an MLP, to a grid, each in a residual branch (equation 5).
+
+    A strided block pools its input first: in the branch behind the norm, and on the shortcut.
     """
 
     def dropped(y: Any, branch: str) -> Any:
@@ -62,7 +66,7 @@ def transformer_block(
 
 
 def coatnet(images: Any, spec: CoAtNetSpec) -> Any:
-    """Normalised images (batch, height, width, 3) to features (batch, channels)."""
+    """Maps normalised images (batch, height, width, 3) to features (batch, channels)."""
     x = images
     for number in range(1, spec.blocks_per_stage[0] + 1):
         stride = spec.stem_stride if number == 1 else 1
@@ -72,10 +76,10 @@ def coatnet(images: Any, spec: CoAtNetSpec) -> Any:
     rates = iter(drop_path_rates(spec.stochastic_depth_rate, sum(spec.blocks_per_stage[1:])))
     for stage, (count, dim) in enumerate(zip(spec.blocks_per_stage[1:], spec.dims[1:], strict=True), start=1):
         for block in range(1, count + 1):
-            stride, name = 2 if block == 1 else 1, f"stage{stage}_block{block}"
+            stride, name = 2 if block == 1 else 1, stage_block_name(stage, block)
             if stage >= len(spec.dims) - spec.attention_stages:
                 x = transformer_block(x, dim, stride, spec, next(rates), name)
             else:
                 x = mbconv(x, dim, stride, next(rates), name)
-    x = layers.GlobalAveragePooling2D(name="pool")(x)
-    return LayerNorm(name="pool_norm")(x)
+    x = layers.GlobalAveragePooling2D(name=POOL)(x)
+    return LayerNorm(name=f"{POOL}_norm")(x)

@@ -1,5 +1,6 @@
-"""Conformer: a convolution branch and a Transformer branch side by side, coupled in every block
-(Peng et al. 2021, arXiv:2105.03889, figure 2).
+"""Conformer: a branch of convolutions and a Transformer side by side that exchange features in every block.
+
+Source: Peng et al. 2021, arXiv:2105.03889, figure 2.
 """
 
 from typing import Any
@@ -8,11 +9,13 @@ from keras import layers
 
 from visionpipe.models.attention import LaidOutAs, Tokens
 from visionpipe.models.layers import BatchNorm, Conv2D, LayerNorm, MaxPooling2D, WeightedSum, gelu
+from visionpipe.models.names import ENCODER_NORM, PATCH_EMBEDDING, POOL, STEM_CONV, TOKENS, stage_block_name
 from visionpipe.models.specs import ConformerSpec, Encoder
 from visionpipe.models.vit import drop_path_rates, encoder_block
 
 
 def conv_norm(x: Any, filters: int, kernel_size: int, stride: int, name: str, relu: bool = True) -> Any:
+    """Applies a He-initialised convolution without a bias, a batch norm, and a ReLU if `relu`."""
     x = Conv2D(
         filters,
         kernel_size,
@@ -29,8 +32,9 @@ def conv_norm(x: Any, filters: int, kernel_size: int, stride: int, name: str, re
 def bottleneck(
     x: Any, filters: int, stride: int, project: bool, name: str, added: Any | None = None
 ) -> tuple[Any, Any]:
-    """1×1, 3×3, 1×1 around a shortcut; `added` joins before the 3×3. Returns the output and what came out of
-    the 3×3.
+    """Applies a bottleneck, 1×1, 3×3, 1×1, in a residual branch; `added` is added before the 3×3 convolution.
+
+    Returns the block's output and the output of the 3×3 convolution.
     """
     y = conv_norm(x, filters // 4, 1, 1, f"{name}_conv1")
     y = layers.Add(name=f"{name}_join")([y, added]) if added is not None else y
@@ -42,8 +46,9 @@ def bottleneck(
 
 
 def to_tokens(grid: Any, tokens: Any, hidden_dim: int, factor: int, name: str) -> Any:
-    """The feature map, `factor` times as fine, at the tokens' resolution and width, behind the class token:
-    (batch, tokens, hidden_dim). The paper's feature coupling unit, downwards.
+    """Converts a feature map to tokens (batch, tokens, hidden_dim), behind the class token of `tokens`.
+
+    The map has `factor` times the tokens' resolution. This is the paper's feature coupling unit, downwards.
     """
     x = Conv2D(hidden_dim, 1, name=f"{name}_project")(grid)
     x = layers.AveragePooling2D(factor, name=f"{name}_pool")(x) if factor > 1 else x
@@ -54,8 +59,10 @@ def to_tokens(grid: Any, tokens: Any, hidden_dim: int, factor: int, name: str) -
 
 
 def to_grid(tokens: Any, patches: Any, filters: int, factor: int, name: str) -> Any:
-    """The tokens without the class token, laid out as the `patches` they were, at the feature map's
-    resolution and width; upwards.
+    """Converts tokens, except the class token, to a feature map of `filters` channels.
+
+    The tokens are laid out like the grid `patches`, and the map has `factor` times its resolution. This is the paper's
+    feature coupling unit, upwards.
     """
     x = LaidOutAs(name=f"{name}_grid")([tokens[:, 1:], patches])
     x = Conv2D(filters, 1, name=f"{name}_project")(x)
@@ -64,8 +71,9 @@ def to_grid(tokens: Any, patches: Any, filters: int, factor: int, name: str) -> 
 
 
 def conformer(images: Any, spec: ConformerSpec) -> Any:
-    """Normalised images (batch, height, width, 3) to the features of both branches, side by side or summed:
-    (batch, features).
+    """Maps normalised images (batch, height, width, 3) to the features of both branches (batch, features).
+
+    `spec.fusion` says whether these are concatenated or summed.
     """
     encoder = Encoder(
         hidden_dim=spec.hidden_dim,
@@ -75,32 +83,33 @@ def conformer(images: Any, spec: ConformerSpec) -> Any:
         dropout_rate=spec.dropout_rate,
     )
     if spec.stem == "7x7":
-        x = conv_norm(images, 64, 7, 2, "stem_conv")
+        x = conv_norm(images, 64, 7, 2, STEM_CONV)
         x = MaxPooling2D(3, 2, padding="same", name="stem_pool")(x)
     else:
-        x = conv_norm(images, 64, 3, 1, "stem_conv")
+        x = conv_norm(images, 64, 3, 1, STEM_CONV)
     rates = drop_path_rates(spec.stochastic_depth_rate, spec.depth)
 
     patch = spec.patch_size // spec.stem_stride
-    patches = Conv2D(spec.hidden_dim, patch, patch, name="patch_embedding")(x)
-    tokens = Tokens(class_token=True, position="none", name="tokens")(patches)
-    tokens = encoder_block(tokens, encoder, rates[0], "stage1_block1_encoder")
-    x, _ = bottleneck(x, spec.filters, 1, True, "stage1_block1")
+    patches = Conv2D(spec.hidden_dim, patch, patch, name=PATCH_EMBEDDING)(x)
+    tokens = Tokens(class_token=True, position="none", name=TOKENS)(patches)
+    name = stage_block_name(1, 1)
+    tokens = encoder_block(tokens, encoder, rates[0], f"{name}_encoder")
+    x, _ = bottleneck(x, spec.filters, 1, True, name)
 
     for block in range(2, spec.depth + 1):
         stage, first = (block - 1) // (spec.depth // 3), (block - 1) % (spec.depth // 3) == 0
         filters, stride = spec.filters * 2**stage, 2 if first else 1
-        factor, name = patch // 2**stage, f"stage{stage + 1}_block{block - stage * (spec.depth // 3)}"
+        factor, name = patch // 2**stage, stage_block_name(stage + 1, block - stage * (spec.depth // 3))
         x, inner = bottleneck(x, filters, stride, first, f"{name}_conv")
-        seen = to_tokens(inner, tokens, spec.hidden_dim, factor, f"{name}_down")
-        tokens = layers.Add(name=f"{name}_tokens")([seen, tokens])
+        from_grid = to_tokens(inner, tokens, spec.hidden_dim, factor, f"{name}_down")
+        tokens = layers.Add(name=f"{name}_tokens")([from_grid, tokens])
         tokens = encoder_block(tokens, encoder, rates[block - 1], f"{name}_encoder")
-        read = to_grid(tokens, patches, filters // 4, factor, f"{name}_up")
+        from_tokens = to_grid(tokens, patches, filters // 4, factor, f"{name}_up")
         last = block == spec.depth
-        x, _ = bottleneck(x, filters, 2 if last else 1, last, f"{name}_fusion", added=read)
+        x, _ = bottleneck(x, filters, 2 if last else 1, last, f"{name}_fusion", added=from_tokens)
 
-    x = layers.GlobalAveragePooling2D(name="pool")(x)
-    token = LayerNorm(name="encoder_norm")(tokens)[:, 0]
+    x = layers.GlobalAveragePooling2D(name=POOL)(x)
+    token = LayerNorm(name=ENCODER_NORM)(tokens)[:, 0]
     if spec.fusion == "concat":
         return layers.Concatenate(name="fusion")([x, token])
     x = layers.Dense(spec.hidden_dim, name="pool_project")(x)

@@ -1,8 +1,8 @@
-"""What a model costs: parameters and multiply-accumulates, counted on the built graph.
+"""Counts a model's parameters and multiply-accumulates on its graph.
 
     python -m visionpipe.models.costs
 
-writes costs.csv beside this file, the numbers of every variant that `visionpipe models` shows.
+writes the numbers of all variants into costs.csv beside this file, which `visionpipe models` reads.
 """
 
 import csv
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def parameters(model: "keras.Model") -> int:
-    """Trainable parameters."""
+    """Counts the trainable parameters."""
     return sum(math.prod(variable.shape) for variable in model.trainable_variables)
 
 
 def multiply_accumulates(model: "keras.Model") -> int:
-    """Of one image, in convolutions, dense layers and attention; all else is small beside them."""
+    """Counts the multiply-accumulates for one image in convolutions, dense layers and attention; the rest is small."""
     from keras import layers
 
     from visionpipe.models.attention import MultiHeadSelfAttention
@@ -40,7 +40,7 @@ def multiply_accumulates(model: "keras.Model") -> int:
 
 
 def build_all() -> list[dict[str, object]]:
-    """One row per variant, at its own image size and number of classes, without a byte for the weights."""
+    """Returns one row per variant, at its image size and number of classes, without allocating weights."""
     import keras
 
     rows: list[dict[str, object]] = []
@@ -53,7 +53,7 @@ def build_all() -> list[dict[str, object]]:
 
 
 def table() -> str:
-    """All variants side by side, in Markdown."""
+    """Returns the list of models as a Markdown table."""
     lines = [
         "| name | family | parameters | GMAC | image size | reference |",
         "| --- | --- | ---: | ---: | ---: | --- |",

@@ -1,6 +1,6 @@
-"""Published checkpoints that are known to fit, as `visionpipe models` lists them. Imports no framework.
+"""The published checkpoints that are known to fit a variant. Imports no framework.
 
-Accuracies are top-1 on ImageNet-1k's validation images as their source prints them, in per cent.
+Accuracies are top-1 on ImageNet-1k's validation images, in per cent, as the source prints them.
 """
 
 from collections.abc import Mapping
@@ -12,8 +12,11 @@ from visionpipe.models.variants import shown
 
 @dataclass(frozen=True)
 class Known:
-    """`variant`, `overrides`: what to build; `size`: of the images, in pixels; `sha256`: its first digits,
-    where the publisher gives them in the file's name, else null; `reference`: where the accuracy is printed.
+    """One published checkpoint.
+
+    `variant` and `overrides` say what to build for it. `size` is the side of its square images, in pixels. `sha256` has
+    the first digits of the file's hash where the publisher puts them into the file's name. `reference` is where the
+    accuracy is printed.
     """
 
     source: str
@@ -38,16 +41,19 @@ CAFFE_RESNET: dict[str, Any] = {"padding": "symmetric", "stride_on": "1x1", "nor
 
 
 def timm(name: str, variant: str, accuracy: float, size: int = 224, **overrides: Any) -> Known:
+    """Returns a checkpoint of timm, under torchvision's licence if its tag begins with `tv_`."""
     licence = "BSD-3-Clause" if ".tv_" in name else "Apache-2.0"
     return Known(f"timm:{name}", variant, size, accuracy, licence, TIMM, overrides=overrides)
 
 
 def deit(size: str, letter: str, sha256: str, accuracy: float) -> Known:
+    """Returns a distilled DeiT; the name of its file ends with the first digits of its hash."""
     name = f"deit_{size}_distilled_patch16_224-{sha256}.pth"
     return Known(f"{DEIT_FILES}/{name}", f"DeiT-{letter}/16", 224, accuracy, "Apache-2.0", DEIT, sha256)
 
 
 def keras_resnet(depth: int, accuracy: float) -> Known:
+    """Returns a ResNet of keras.applications."""
     name = f"resnet{depth}_weights_tf_dim_ordering_tf_kernels.h5"
     return Known(
         f"{KERAS_FILES}/{name}", f"ResNet-{depth}", 224, accuracy, "MIT", KERAS, overrides=CAFFE_RESNET
@@ -96,7 +102,7 @@ KNOWN: Mapping[str, Known] = {
     ),
 }  # fmt: skip
 
-# Preset → its place at Kaggle, with the version that KerasHub 0.32 takes.
+# Preset → its address at Kaggle, with the version that KerasHub 0.32 downloads.
 KERASHUB_PRESETS: Mapping[str, str] = {
     "vit_base_patch16_224_imagenet": "keras/vit/keras/vit_base_patch16_224_imagenet/4",
     "vit_base_patch16_384_imagenet": "keras/vit/keras/vit_base_patch16_384_imagenet/4",
@@ -117,11 +123,12 @@ KERASHUB_PRESETS: Mapping[str, str] = {
 
 
 def known(name: str) -> Known | None:
+    """Returns the published checkpoint of this name, or None."""
     return KNOWN.get(name)
 
 
 def table() -> str:
-    """All of them, in Markdown."""
+    """Returns all known checkpoints as a Markdown table."""
     lines = [
         "| checkpoint | variant | overrides | top-1 % | size | licence | sha256 | source | accuracy from |",
         "| --- | --- | --- | ---: | ---: | --- | --- | --- | --- |",

@@ -1,4 +1,7 @@
-"""Layers that Keras does not have, or not as fast (kernels/). Everything else is written with plain Keras layers."""
+"""The layers that Keras lacks, and faster versions of some that it has (kernels/).
+
+Everything else in the models is a plain Keras layer.
+"""
 
 from typing import Any
 
@@ -6,22 +9,24 @@ import keras
 import numpy as np
 from keras import ops
 
-from visionpipe.kernels import kernel, uniform
+from visionpipe.kernels import kernel
 
-Shape = tuple[Any, ...]  # None where the size is not known
+Shape = tuple[Any, ...]  # None where a size is unknown
 
 
 @keras.saving.register_keras_serializable("visionpipe")
 class Rescaling(keras.layers.Layer):
-    """Images (batch, height, width, channels) times a `scale` plus an `offset` per channel.
+    """Multiplies images (batch, height, width, channels) by `scale` and adds `offset`, each given per channel.
 
-    Computes in float32, whatever the precision of the layers that follow: far from the mean both terms are large and
-    their sum is small, so half precision would lose the pixels. Keras's own layer looks its backend up at every
-    call, which torch.compile cannot follow.
+    Computes in float32 whatever the precision of the following layers: far from the mean both terms are large and
+    their sum is small, so half precision would lose the pixels. Keras's layer of this name looks up its backend at
+    every call, which torch.compile cannot follow.
     """
 
     def __init__(self, scale: list[float], offset: list[float], **kwargs: Any):
-        super().__init__(autocast=False, **kwargs)  # or Keras would round the pixels before `call` has them
+        super().__init__(
+            autocast=False, **kwargs
+        )  # else Keras would round the pixels before `call` gets them
         self.scale, self.offset = tuple(scale), tuple(offset)
 
     def call(self, x: Any) -> Any:
@@ -40,9 +45,9 @@ class Rescaling(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("visionpipe")
 class BatchNorm(keras.layers.BatchNormalization):
-    """Batch normalisation over (batch, height, width) (Ioffe & Szegedy 2015, arXiv:1502.03167).
+    """Normalises each channel over (batch, height, width) (Ioffe & Szegedy 2015, arXiv:1502.03167).
 
-    Epsilon 1e-5 and momentum 0.9 as in the ResNet papers' code; Keras's own defaults are 1e-3 and 0.99.
+    The defaults are those of the ResNet papers' code; Keras's are epsilon 1e-3 and momentum 0.99.
     """
 
     def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5, **kwargs: Any):
@@ -51,7 +56,7 @@ class BatchNorm(keras.layers.BatchNormalization):
     def call(self, x: Any, training: bool | None = None, mask: Any = None) -> Any:
         training = bool(training and self.trainable)
         fused = kernel("batch_norm_training" if training else "batch_norm_inference")
-        if fused is None or self.compute_dtype == "float64":  # which the kernels do not know
+        if fused is None or self.compute_dtype == "float64":  # the kernels do not support float64
             return super().call(x, training=training, mask=mask)
         moving = (self.moving_mean, self.moving_variance)
         weights = [ops.convert_to_tensor(v) for v in (self.gamma, self.beta, *moving)]
@@ -65,9 +70,9 @@ class BatchNorm(keras.layers.BatchNormalization):
 
 @keras.saving.register_keras_serializable("visionpipe")
 class LayerNorm(keras.layers.LayerNormalization):
-    """Normalisation of each token over its channels (Ba et al. 2016, arXiv:1607.06450).
+    """Normalises each token over its channels (Ba et al. 2016, arXiv:1607.06450).
 
-    Epsilon 1e-6 as in the ViT papers' code; Keras's own default is 1e-3.
+    The default epsilon is that of the ViT papers' code; Keras's is 1e-3.
     """
 
     def __init__(self, epsilon: float = 1e-6, **kwargs: Any):
@@ -82,7 +87,7 @@ class LayerNorm(keras.layers.LayerNormalization):
 
 @keras.saving.register_keras_serializable("visionpipe")
 class Conv2D(keras.layers.Conv2D):
-    """Keras's convolution, through the backend's kernel."""
+    """Computes Keras's convolution, with the backend's kernel if there is one."""
 
     def build(self, shape: Shape) -> None:
         super().build(shape)
@@ -100,7 +105,7 @@ class Conv2D(keras.layers.Conv2D):
 
 @keras.saving.register_keras_serializable("visionpipe")
 class Dense(keras.layers.Dense):
-    """Keras's dense layer, through the backend's kernel."""
+    """Computes Keras's dense layer, with the backend's kernel if there is one."""
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         fused = kernel("dense")
@@ -112,7 +117,7 @@ class Dense(keras.layers.Dense):
 
 @keras.saving.register_keras_serializable("visionpipe")
 class MaxPooling2D(keras.layers.MaxPooling2D):
-    """Keras's pooling, through the backend's kernel."""
+    """Computes Keras's max-pooling, with the backend's kernel if there is one."""
 
     def call(self, inputs: Any) -> Any:
         fused = kernel("max_pool")
@@ -123,7 +128,7 @@ class MaxPooling2D(keras.layers.MaxPooling2D):
 
 @keras.saving.register_keras_serializable("visionpipe")
 class Add(keras.layers.Add):
-    """Where a residual branch joins: [x, branch], of one shape."""
+    """Adds a residual branch to its shortcut; takes [shortcut, branch], both of the same shape."""
 
     def call(self, inputs: list[Any]) -> Any:
         fused = kernel("add")
@@ -132,8 +137,9 @@ class Add(keras.layers.Add):
 
 @keras.saving.register_keras_serializable("visionpipe")
 class WeightStandardizedConv2D(Conv2D):
-    """A convolution whose kernel has mean 0 and deviation 1 for each output channel (Qiao et al. 2019,
-    arXiv:1903.10520, equations 6 and 7).
+    """Convolves with a kernel of mean 0 and standard deviation 1 in each output channel.
+
+    Source: Qiao et al. 2019, arXiv:1903.10520, equations 6 and 7.
     """
 
     def convolution_op(self, inputs: Any, weights: Any) -> Any:
@@ -144,8 +150,9 @@ class WeightStandardizedConv2D(Conv2D):
 
 @keras.saving.register_keras_serializable("visionpipe")
 class Scale(keras.layers.Layer):
-    """A learned factor per channel, the same `initial` one at first (Touvron et al. 2021, arXiv:2103.17239,
-    "LayerScale").
+    """Multiplies each channel by a learned factor that starts at `initial`.
+
+    Source: Touvron et al. 2021, arXiv:2103.17239, "LayerScale".
     """
 
     def __init__(self, initial: float, **kwargs: Any):
@@ -169,7 +176,7 @@ class Scale(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("visionpipe")
 class ChannelPadding(keras.layers.Layer):
-    """Adds channels of zeros before and after those of (batch, height, width, channels)."""
+    """Pads (batch, height, width, channels) with `before` channels of zeros in front and `after` behind."""
 
     def __init__(self, before: int, after: int, **kwargs: Any):
         super().__init__(**kwargs)
@@ -187,7 +194,7 @@ class ChannelPadding(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("visionpipe")
 class WeightedSum(keras.layers.Layer):
-    """The mean of several inputs of one shape, weighted by the softmax of one learned number each."""
+    """Averages several inputs of the same shape, weighted by the softmax of one learned score per input."""
 
     def build(self, shapes: list[Shape]) -> None:
         self.scores = self.add_weight(shape=(len(shapes),), initializer="zeros", name="scores")
@@ -202,8 +209,10 @@ class WeightedSum(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("visionpipe")
 class StochasticDepth(keras.layers.Layer):
-    """Drops a whole residual branch for some images of a batch, and scales the rest up so that the
-    expectation stays (Huang et al. 2016, arXiv:1603.09382). Identity at inference.
+    """Drops a whole residual branch for a random fraction `rate` of the images in a batch; the identity in inference.
+
+    The branch of the other images is divided by 1 - rate, which preserves the expectation (Huang et al. 2016,
+    arXiv:1603.09382).
     """
 
     def __init__(self, rate: float, seed: int | None = None, **kwargs: Any):
@@ -216,8 +225,9 @@ class StochasticDepth(keras.layers.Layer):
         if not training or self.rate == 0:
             return x
         shape = (ops.shape(x)[0],) + (1,) * (len(x.shape) - 1)
-        kept = uniform(shape, seed=self.seed_generator) >= self.rate
-        return x * ops.cast(kept, x.dtype) / (1 - self.rate)
+        draw = kernel("uniform") or keras.random.uniform
+        survives = draw(shape, seed=self.seed_generator) >= self.rate
+        return x * ops.cast(survives, x.dtype) / (1 - self.rate)
 
     def compute_output_shape(self, shape: Shape) -> Shape:
         return shape
@@ -228,8 +238,9 @@ class StochasticDepth(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("visionpipe")
 def gelu(x: Any) -> Any:
-    """Exact GELU, x·Φ(x) (Hendrycks & Gimpel 2016). Written with erf: the ONNX exporter has no Erfc,
-    which TensorFlow's own GELU uses.
+    """Computes the exact GELU, x·Φ(x) (Hendrycks & Gimpel 2016, arXiv:1606.08415).
+
+    The formula uses erf because TensorFlow's GELU uses erfc, which the ONNX exporter does not support.
     """
     fused = kernel("gelu")
     return fused(x) if fused else 0.5 * x * (1 + ops.erf(x * 0.5**0.5))
@@ -237,19 +248,19 @@ def gelu(x: Any) -> Any:
 
 @keras.saving.register_keras_serializable("visionpipe")
 def gelu_tanh(x: Any) -> Any:
-    """The approximation of GELU that the published ViTs of Google's code were trained with."""
+    """Computes the tanh approximation of GELU, with which Google's published ViTs were trained."""
     fused = kernel("gelu_tanh")
     return fused(x) if fused else 0.5 * x * (1 + ops.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
 
 
 def product(x: Any, dense: keras.layers.Dense) -> Any:
-    """`dense(x)` for one without an activation, which is a part of another layer."""
+    """Computes `dense(x)` for a dense layer without an activation that is part of another layer."""
     fused = kernel("dense") if dense.quantization_mode is None else None
     return fused(x, *weights(dense, x.dtype)) if fused else dense(x)
 
 
 def weights(dense: keras.layers.Dense, dtype: Any) -> list[Any]:
-    """Its kernel and, where it has one, its bias."""
+    """Returns the layer's kernel and, if it has one, its bias."""
     return [ops.convert_to_tensor(w, dtype) for w in (dense.kernel, dense.bias) if w is not None]
 
 

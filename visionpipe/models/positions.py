@@ -1,4 +1,4 @@
-"""Fixed positions, and learned ones at another grid: ours linearly, those of a checkpoint as its own code does."""
+"""Fixed position embeddings, and the resizing of learned ones to another grid."""
 
 import numpy as np
 
@@ -6,9 +6,14 @@ import numpy as np
 def sincos_positions(
     rows: int, columns: int, channels: int, grid: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """Sines and cosines of column and row, float32 (rows·columns, channels) (Beyer et al. 2022,
-    arXiv:2205.01580, appendix; frequencies from 1 to 1/10000). With `grid` the places lie between those of so
-    many rows and columns, corners onto corners.
+    """Computes fixed positions from sines and cosines of column and row: float32 (rows·columns, channels).
+
+    The frequencies run from 1 to 1/10000 (Beyer et al. 2022, arXiv:2205.01580, appendix).
+
+    Args:
+        rows, columns: the grid to fill.
+        channels: a multiple of 4.
+        grid: (rows, columns) that the positions span, aligned at the corners; by default the grid itself.
     """
     frequencies = 10000.0 ** -np.linspace(0, 1, channels // 4)
     sides = zip(grid or (rows, columns), (rows, columns), strict=True)
@@ -20,10 +25,10 @@ def sincos_positions(
 
 
 def resize_positions(grid: np.ndarray, size: tuple[int, int], method: str) -> np.ndarray:
-    """(rows, columns, channels) to `size` rows and columns.
+    """Resizes positions (rows, columns, channels) to `size`, (rows, columns).
 
-    `method`: `linear`, corners onto corners (scipy.ndimage.zoom of order 1, the original ViT's); `bicubic`
-    and `bicubic, antialiased`, pixel areas onto pixel areas (torch's interpolate, Hugging Face's and timm's).
+    `method` is `linear`, which aligns corners, as scipy.ndimage.zoom of order 1 does for the original ViT; or `bicubic`
+    or `bicubic, antialiased`, which align pixel areas, as torch's interpolate does for Hugging Face and timm.
     """
     matrix = MATRICES[method]
     for axis, length in enumerate(size):
@@ -33,13 +38,13 @@ def resize_positions(grid: np.ndarray, size: tuple[int, int], method: str) -> np
 
 
 def linear(old: int, new: int) -> np.ndarray:
-    """(new, old) weights."""
+    """Returns the weights (new, old) of linear interpolation with aligned corners."""
     places = np.linspace(0, old - 1, new)
     return np.stack([np.interp(places, range(old), row) for row in np.eye(old)], axis=1)
 
 
 def cubic(distance: np.ndarray, a: float) -> np.ndarray:
-    """Keys' kernel (1981), which is zero from a distance of 2 on."""
+    """Computes Keys' cubic convolution kernel (1981), which is zero beyond a distance of 2."""
     x = np.abs(distance)
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = ((x - 5) * x + 8) * x * a - 4 * a
@@ -47,7 +52,7 @@ def cubic(distance: np.ndarray, a: float) -> np.ndarray:
 
 
 def bicubic(old: int, new: int) -> np.ndarray:
-    """torch's interpolate: a = −0.75, four samples, those beyond the border repeat it."""
+    """Returns the weights (new, old) of torch's bicubic interpolation: a = −0.75, and the border repeats outwards."""
     weights = np.zeros((new, old))
     for row in range(new):
         place = (row + 0.5) * old / new - 0.5
@@ -57,7 +62,10 @@ def bicubic(old: int, new: int) -> np.ndarray:
 
 
 def antialiased_bicubic(old: int, new: int) -> np.ndarray:
-    """torch's interpolate with antialias, and Pillow's: a = −0.5, the kernel in units of the new pixels."""
+    """Returns the weights (new, old) of bicubic interpolation with antialiasing, as in torch and Pillow: a = −0.5.
+
+    Where the grid shrinks, the kernel is as wide as the new pixels.
+    """
     centres, samples = (np.arange(new) + 0.5) * old / new, np.arange(old) + 0.5
     weights = cubic((samples[None] - centres[:, None]) / max(old / new, 1), -0.5)
     return weights / weights.sum(axis=1, keepdims=True)
@@ -67,5 +75,5 @@ MATRICES = {"linear": linear, "bicubic": bicubic, "bicubic, antialiased": antial
 
 
 def distance_index(side: int) -> np.ndarray:
-    """(side, side): where the distance from position i to position j stands in a table of 2·side−1."""
+    """Returns int (side, side): the index of the distance from position i to j in a table of 2·side−1 distances."""
     return np.arange(side)[None, :] - np.arange(side)[:, None] + side - 1

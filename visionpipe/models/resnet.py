@@ -1,4 +1,4 @@
-"""Residual networks (He et al. 2016, arXiv:1512.03385), with the later options of `Convolutions`."""
+"""Residual networks (He et al. 2016, arXiv:1512.03385), with the later variations that `Convolutions` lists."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,14 +6,15 @@ from typing import Any
 from keras import layers
 
 from visionpipe.models.layers import BatchNorm, ChannelPadding, Conv2D, MaxPooling2D, WeightStandardizedConv2D
+from visionpipe.models.names import FINAL_NORM, POOL, STEM_CONV, STEM_NORM, stage_block_name
 from visionpipe.models.specs import GROUPS, Convolutions, ResNetSpec
 
-# What takes the place of a bottleneck's 3×3 convolution: (x, filters, stride, name) → x.
+# A replacement for a bottleneck's 3×3 convolution: (x, filters, stride, name) → x.
 Spatial = Callable[[Any, int, int, str], Any]
 
 
 def conv(x: Any, filters: int, kernel_size: int, stride: int, spec: Convolutions, name: str) -> Any:
-    """A convolution without bias (the norm that follows has one), He-initialised."""
+    """Applies a He-initialised convolution without a bias; the norm that follows has one."""
     kind = WeightStandardizedConv2D if spec.norm == "group" else Conv2D
     padding = "same"
     if spec.padding == "symmetric" and stride > 1 and kernel_size > 1:
@@ -30,7 +31,7 @@ def conv(x: Any, filters: int, kernel_size: int, stride: int, spec: Convolutions
 
 
 def norm(x: Any, spec: Convolutions, name: str, scale: str = "ones") -> Any:
-    """`scale`: the initial value of its factor per channel."""
+    """Applies the norm of the spec; `scale` is the initializer of its factors."""
     if spec.norm == "group":
         return layers.GroupNormalization(
             GROUPS, epsilon=spec.norm_epsilon, gamma_initializer=scale, name=name
@@ -41,34 +42,35 @@ def norm(x: Any, spec: Convolutions, name: str, scale: str = "ones") -> Any:
 
 
 def norm_relu(x: Any, spec: Convolutions, name: str) -> Any:
+    """Applies the norm of the spec and a ReLU."""
     return layers.ReLU(name=name.replace("norm", "relu"))(norm(x, spec, name))
 
 
 def stem(images: Any, spec: Convolutions) -> Any:
-    """Normalised images to the first stage's input."""
+    """Maps normalised images (batch, height, width, 3) to the input of the first stage."""
     filters = spec.stem_filters or spec.width
     match spec.stem:
         case "3x3":
-            x = conv(images, filters, 3, spec.stem_stride, spec, "stem_conv")
+            x = conv(images, filters, 3, spec.stem_stride, spec, STEM_CONV)
         case "7x7":
-            x = conv(images, filters, 7, 2, spec, "stem_conv")
+            x = conv(images, filters, 7, 2, spec, STEM_CONV)
         case "deep":
             x = norm_relu(conv(images, filters // 2, 3, 2, spec, "stem_conv1"), spec, "stem_norm1")
             x = norm_relu(conv(x, filters // 2, 3, 1, spec, "stem_conv2"), spec, "stem_norm2")
-            x = conv(x, filters, 3, 1, spec, "stem_conv")
-    if not spec.preactivation:  # there the first block begins with its own
-        x = norm_relu(x, spec, "stem_norm")
+            x = conv(x, filters, 3, 1, spec, STEM_CONV)
+    if not spec.preactivation:  # with preactivation the first block begins with a norm
+        x = norm_relu(x, spec, STEM_NORM)
     if spec.stem == "3x3":
         return x
     if spec.padding == "symmetric":
-        # Zeros in place of torch's minus infinity: the same behind a ReLU, and what BiT's own code does without one.
+        # torch pads with minus infinity. Zeros give the same result behind a ReLU; without one, BiT's code uses zeros.
         x = layers.ZeroPadding2D(1, name="stem_pool_padding")(x)
         return MaxPooling2D(3, 2, name="stem_pool")(x)
     return MaxPooling2D(3, 2, padding="same", name="stem_pool")(x)
 
 
 def shortcut(x: Any, filters: int, stride: int, spec: Convolutions, name: str) -> Any:
-    """`x` in the shape of its block's output."""
+    """Brings `x` into the shape of its block's output."""
     if stride == 1 and x.shape[-1] == filters:
         return x
     if spec.shortcut == "pad":
@@ -84,11 +86,13 @@ def shortcut(x: Any, filters: int, stride: int, spec: Convolutions, name: str) -
 def residual_block(
     x: Any, filters: int, stride: int, spec: Convolutions, name: str, spatial: Spatial | None = None
 ) -> Any:
-    """relu(shortcut(x) + branch(x)), where a branch is convolutions, each followed by a norm, with ReLUs in
-    between; with preactivation, shortcut(relu(norm(x))) + convolutions that follow a norm and a ReLU each.
+    """Computes relu(shortcut(x) + branch(x)), or with preactivation shortcut(x) + branch(x).
 
-    basic: 3×3, 3×3. bottleneck: 1×1, 3×3, 1×1 with four times the channels. wide: the first two
-    of these with twice the channels.
+    The branch is a series of convolutions, each followed by a norm, with ReLUs between them. With preactivation a norm
+    and a ReLU precede each convolution, and a shortcut that changes the shape branches off behind the first ReLU.
+
+    A basic block has two 3×3 convolutions. A bottleneck has a 1×1, a 3×3, and a 1×1 with four times the channels. In a
+    wide bottleneck the first two have twice the channels.
     """
     inner = 2 * filters if spec.block == "wide" else filters
     strides = (stride, 1) if spec.stride_on == "1x1" else (1, stride)
@@ -121,21 +125,20 @@ def residual_block(
 
 
 def resnet_stages(images: Any, spec: Convolutions, last_spatial: Spatial | None = None) -> Any:
-    """Normalised images (batch, height, width, 3) to the last feature map (batch, height/s, width/s,
-    channels) with s = `spec.total_stride`.
+    """Maps normalised images (batch, height, width, 3) to the last feature map (batch, height/s, width/s, channels).
 
-    `last_spatial` takes the place of the 3×3 convolutions of the last stage.
+    Here s is `spec.total_stride`. In the last stage `last_spatial` replaces the 3×3 convolutions.
     """
     x = stem(images, spec)
     for stage, blocks in enumerate(spec.blocks_per_stage):
         spatial = last_spatial if stage == len(spec.blocks_per_stage) - 1 else None
         for block in range(blocks):
             stride = 2 if stage > 0 and block == 0 else 1
-            name = f"stage{stage + 1}_block{block + 1}"
+            name = stage_block_name(stage + 1, block + 1)
             x = residual_block(x, spec.width * 2**stage, stride, spec, name, spatial)
-    return norm_relu(x, spec, "final_norm") if spec.preactivation else x
+    return norm_relu(x, spec, FINAL_NORM) if spec.preactivation else x
 
 
 def resnet(images: Any, spec: ResNetSpec) -> Any:
-    """Normalised images (batch, height, width, 3) to features (batch, channels)."""
-    return layers.GlobalAveragePooling2D(name="pool")(resnet_stages(images, spec))
+    """Maps normalised images (batch, height, width, 3) to features (batch, channels)."""
+    return layers.GlobalAveragePooling2D(name=POOL)(resnet_stages(images, spec))

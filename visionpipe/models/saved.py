@@ -1,15 +1,15 @@
-"""Models in `.keras` files."""
+"""Loads models from `.keras` files."""
 
 from pathlib import Path
 
 import keras
 
-import visionpipe.models.attention  # noqa: F401  (registers, with layers.py, the layers that a file names)
+import visionpipe.models.attention  # noqa: F401  (with layers.py, registers the layers that a file names)
 from visionpipe.errors import ArtifactError
 
 
 def load_model(file: Path) -> keras.Model:
-    """Loads the model in a `.keras` file, not compiled."""
+    """Loads the model in a `.keras` file, without compiling it."""
     return keras.models.load_model(file, compile=False)
 
 

@@ -1,5 +1,6 @@
-"""What can be said about a model of each family, and which combinations exist. Imports no framework, so
-that a wrong name, field or image size is refused before anything slow starts.
+"""The settings of each model family, and the checks of their combinations.
+
+Imports no framework, so that a wrong name, field or image size is refused before anything slow starts.
 """
 
 from dataclasses import dataclass
@@ -8,27 +9,31 @@ from typing import ClassVar, Literal
 from visionpipe.errors import ConfigError
 
 Size = tuple[int, int]
-GROUPS = 32  # of a group normalisation (Wu & He 2018, arXiv:1803.08494, table 3)
+GROUPS = 32  # of every group norm (Wu & He 2018, arXiv:1803.08494, table 3)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Convolutions:
-    """Residual stages (He et al. 2016, arXiv:1512.03385).
+    """Settings of residual stages (He et al. 2016, arXiv:1512.03385).
 
-    `blocks_per_stage`: residual blocks in each stage; every stage but the first halves the resolution.
-    `filters`: channels of the first stage, times `width_factor`; each next stage has twice as many. A
-    bottleneck block puts out four times that; inside of a `wide` one are twice as many (arXiv:1605.07146).
-    `stem`: `7x7` and `deep` (three 3×3, ResNet-D) halve twice; `3x3` strides by `stem_stride` and has no
-    pooling. `stem_filters`: null for those of the first stage.
-    `shortcut`, where the shape changes: a strided 1×1 `projection`, an average `pool` before the 1×1
-    (ResNet-D), or no parameters: strided, and `pad`ded with zero channels (section 4.2, option A).
-    `preactivation`: norm and ReLU before each convolution (He et al. 2016, arXiv:1603.05027).
-    `stride_on`: the bottleneck's convolution that strides: `3x3`, or the first `1x1` as in the first paper.
-    `norm`: `group` goes with weight-standardised convolutions (Qiao et al. 2019, arXiv:1903.10520).
-    `norm_momentum`: of batch norm's running statistics: what stays of the old ones at each step.
-    `zero_last_scale`: each block starts as the identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1);
-    with `preactivation` no norm is the last, and blocks start as Keras's initialisers have them.
-    `padding`: TensorFlow's `same`, which puts an odd pixel below and right, or torch's `symmetric`.
+    Args:
+        blocks_per_stage: residual blocks in each stage. Every stage except the first halves the resolution.
+        filters: channels of the first stage; each next stage has twice as many. A bottleneck's output has four times
+            as many.
+        width_factor: multiplies `filters`.
+        block: `wide` is a bottleneck with twice the channels inside (Zagoruyko & Komodakis 2016, arXiv:1605.07146).
+        preactivation: whether norm and ReLU precede each convolution (He et al. 2016, arXiv:1603.05027).
+        stem: `7x7` and `deep` (three 3×3, ResNet-D) halve the resolution twice; `3x3` strides by `stem_stride` and
+            has no pooling.
+        stem_filters: channels of the stem; null: those of the first stage.
+        shortcut: how a shortcut changes the shape: a strided 1×1 `projection`; an average `pool` before the 1×1
+            (ResNet-D); or `pad`, a stride and channels of zeros, without parameters (section 4.2, option A).
+        stride_on: which convolution of a bottleneck strides: the `3x3`, or the first `1x1` as in the first paper.
+        norm: `group` includes weight-standardised convolutions (Qiao et al. 2019, arXiv:1903.10520).
+        norm_momentum: how much of its moving averages a batch norm retains at each step.
+        zero_last_scale: whether each block starts as the identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
+            With `preactivation` it has no effect, because no norm ends a block.
+        padding: TensorFlow's `same`, which puts an odd pixel below and right, or torch's `symmetric`.
     """
 
     blocks_per_stage: tuple[int, ...]
@@ -54,62 +59,69 @@ class Convolutions:
 
     @property
     def total_stride(self) -> int:
+        """How many times smaller than the image the last feature map is."""
         stem = self.stem_stride if self.stem == "3x3" else 4
         return stem * 2 ** max(len(self.blocks_per_stage) - 1, 0)
 
     def idle(self) -> dict[str, str]:
-        """Fields that change nothing here, with the reason."""
+        """Returns the fields that have no effect on this model, each with the reason."""
         stages = len(self.blocks_per_stage)
-        found = {}
+        reasons = {}
         if self.preactivation:
-            found["zero_last_scale"] = "with preactivation no norm is the last of a block"
+            reasons["zero_last_scale"] = "with preactivation no norm ends a block"
         if stages < 2:
-            found["stride_on"] = "with one stage no block strides"
+            reasons["stride_on"] = "with one stage no block strides"
         if stages < 1:
             for name in ("block", "shortcut", "zero_last_scale"):
-                found[name] = "without stages there is no block"
-        return found
+                reasons[name] = "without stages there is no block"
+        return reasons
 
     def check_convolutions(self, image_size: Size) -> None:
+        """Raises a ConfigError for settings of the convolutions that contradict each other or the image size."""
         check_size(image_size, self.total_stride)
         if self.stem != "3x3" and self.stem_stride != 1:
-            raise ConfigError(f"stem_stride belongs to stem 3x3; stem {self.stem} strides by 4")
+            raise ConfigError(f"stem_stride needs stem 3x3; stem {self.stem} always strides by 4")
         if self.stride_on == "1x1" and self.block == "basic":
-            raise ConfigError("stride_on 1x1 belongs to block bottleneck; block basic has no 1×1 to stride")
+            raise ConfigError("stride_on 1x1 needs block bottleneck; block basic has no 1×1 convolution")
         if self.shortcut == "pad" and self.block != "basic":
-            raise ConfigError("shortcut pad belongs to block basic")
+            raise ConfigError("shortcut pad needs block basic")
         if self.norm_momentum != Convolutions.norm_momentum and self.norm == "group":
-            raise ConfigError("norm_momentum belongs to norm batch; norm group keeps no statistics")
+            raise ConfigError("norm_momentum needs norm batch; norm group has no moving averages")
         stem_filters = self.stem_filters or self.width
         if self.width < 1 or (self.stem == "deep" and stem_filters < 2):
-            raise ConfigError(f"filters × width_factor is {self.width}, the stem has {stem_filters}: too few")
+            raise ConfigError(
+                f"filters × width_factor is {self.width} and the stem has {stem_filters} filters: too few, "
+                "use larger filters, width_factor or stem_filters"
+            )
         if self.shortcut == "pad" and stem_filters > self.width:
             raise ConfigError(
-                f"shortcut pad only adds channels: stem_filters {stem_filters} is more than the first stage's "
+                f"shortcut pad can only add channels, but stem_filters {stem_filters} is more than the first stage's "
                 f"{self.width}"
             )
         narrowest = stem_filters // 2 if self.stem == "deep" else stem_filters
         if self.norm == "group" and (self.width % GROUPS or narrowest % GROUPS):
             raise ConfigError(
-                f"norm group needs channels in multiples of {GROUPS}: filters × width_factor is "
-                f"{self.width}, the stem has {narrowest}"
+                f"norm group needs channels in multiples of {GROUPS}, but filters × width_factor is {self.width} and "
+                f"the stem has {narrowest}"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """Transformer encoder over a grid of tokens (Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1).
+    """Settings of a Transformer encoder over a grid of tokens (Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1).
 
-    `pool`: `token` reads a class token, `gap` averages the tokens of the image (Beyer et al. 2022,
-    arXiv:2205.01580), `seq` averages them with learned weights (Hassani et al. 2021, arXiv:2104.05704).
-    `representation_dim`: width of a tanh layer before the head, or null.
-    `position`: `learned`, fixed `sincos` of rows and columns (Beyer et al. 2022), or `none`.
-    `register_tokens`: extra tokens that are read by nobody (Darcet et al. 2023, arXiv:2309.16588).
-    `position_stddev`: of the learned ones at first. `activation`: exact `gelu` or its approximation with tanh.
-    `layer_norm_epsilon`: 1e-6 as the papers' code has it; Hugging Face's ViT has 1e-12.
-    `layer_scale`: first value of a learned scale per channel and branch (Touvron et al. 2021,
-    arXiv:2103.17239), or null.
-    `stochastic_depth_rate`: of the last block; it grows linearly from 0 at the first.
+    Args:
+        pool: `token` reads a class token; `gap` averages the image tokens (Beyer et al. 2022, arXiv:2205.01580);
+            `seq` averages them with learned weights (Hassani et al. 2021, arXiv:2104.05704).
+        representation_dim: width of a tanh layer before the head; null: no such layer.
+        position: `learned`, fixed `sincos` of rows and columns (Beyer et al. 2022), or `none`.
+        position_stddev: standard deviation of the initial learned positions.
+        register_tokens: extra tokens that the head does not read (Darcet et al. 2023, arXiv:2309.16588).
+        activation: the exact `gelu`, or `gelu_tanh`, its approximation with tanh.
+        layer_norm_epsilon: the default is that of the papers' code; Hugging Face's ViT has 1e-12.
+        layer_scale: initial value of a learned factor per channel and branch (Touvron et al. 2021, arXiv:2103.17239);
+            null: no such factor.
+        stochastic_depth_rate: the rate of the last block; it grows linearly from 0 at the first.
     """
 
     hidden_dim: int
@@ -129,12 +141,13 @@ class Encoder:
     stochastic_depth_rate: float = 0.0
 
     def idle(self) -> dict[str, str]:
-        """Fields that change nothing here, with the reason."""
+        """Returns the fields that have no effect on this model, each with the reason."""
         if self.position == "learned":
             return {}
-        return {"position_stddev": f"position {self.position} has none that is learned"}
+        return {"position_stddev": f"position {self.position} learns no positions"}
 
     def check_encoder(self) -> None:
+        """Raises a ConfigError for settings of the encoder that contradict each other."""
         check_heads(self.hidden_dim, self.num_heads)
         if self.position == "sincos" and (self.hidden_dim % 4 or self.hidden_dim < 8):
             raise ConfigError(
@@ -144,12 +157,14 @@ class Encoder:
 
 @dataclass(frozen=True, kw_only=True)
 class ViTSpec(Encoder):
-    """Vision Transformer. `stem`: `patch` cuts the image up; `conv` is the tokenizer of the compact
-    transformers: 3×3 convolutions, each followed by a ReLU and a max-pooling of stride 2, until a token
-    stands for `patch_size` × `patch_size` pixels (Hassani et al. 2021, section 3.3).
+    """Settings of a Vision Transformer.
 
-    `distillation_token`: a second token with a head of its own, which learns from a teacher; the answer is
-    the mean of both heads (Touvron et al. 2021, arXiv:2012.12877, section 4).
+    Args:
+        patch_size: side of the square of pixels that a token stands for.
+        stem: `patch` cuts the image into patches; `conv` is the tokenizer of the compact transformers: 3×3
+            convolutions, each followed by a ReLU and a max-pooling of stride 2 (Hassani et al. 2021, section 3.3).
+        distillation_token: whether a second token with a second head learns from a teacher. The model's logits are the
+            mean of both heads (Touvron et al. 2021, arXiv:2012.12877, section 4).
     """
 
     family: ClassVar[str] = "vit"
@@ -164,12 +179,12 @@ class ViTSpec(Encoder):
         if self.stem == "conv" and (self.patch_size < 2 or self.patch_size.bit_count() != 1):
             raise ConfigError(f"stem conv needs a patch_size of 2, 4, 8 …, received {self.patch_size}")
         if self.distillation_token and (self.pool != "token" or self.representation_dim):
-            raise ConfigError("distillation_token goes with pool token, without representation_dim")
+            raise ConfigError("distillation_token needs pool token and no representation_dim")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResNetSpec(Convolutions):
-    """Residual network, its last feature map averaged."""
+    """Settings of a residual network whose head reads the average of the last feature map."""
 
     family: ClassVar[str] = "resnet"
 
@@ -180,8 +195,9 @@ class ResNetSpec(Convolutions):
 
 @dataclass(frozen=True, kw_only=True)
 class HybridSpec(Convolutions, Encoder):
-    """Serial hybrid: patches of the last feature map become the tokens (Dosovitskiy et al. 2021,
-    section 3.1, "Hybrid Architecture").
+    """Settings of a serial hybrid: patches of the last feature map become the tokens.
+
+    Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1, "Hybrid Architecture".
     """
 
     family: ClassVar[str] = "hybrid"
@@ -200,8 +216,9 @@ class HybridSpec(Convolutions, Encoder):
 
 @dataclass(frozen=True, kw_only=True)
 class BoTNetSpec(Convolutions):
-    """Interleaved hybrid: attention in place of the last stage's 3×3 convolutions (Srinivas et al. 2021,
-    arXiv:2101.11605).
+    """Settings of a ResNet whose last stage has attention in place of its 3×3 convolutions.
+
+    Source: Srinivas et al. 2021, arXiv:2101.11605.
     """
 
     family: ClassVar[str] = "botnet"
@@ -211,7 +228,7 @@ class BoTNetSpec(Convolutions):
         check_stages(self.blocks_per_stage)
         self.check_convolutions(image_size)
         if self.block != "bottleneck" or self.preactivation:
-            raise ConfigError("attention goes into block bottleneck, without preactivation")
+            raise ConfigError("a BoTNet needs block bottleneck and preactivation false, for its attention")
         filters = self.width * 2 ** (len(self.blocks_per_stage) - 1)
         if filters % self.num_heads:
             raise ConfigError(
@@ -221,11 +238,16 @@ class BoTNetSpec(Convolutions):
 
 @dataclass(frozen=True, kw_only=True)
 class CoAtNetSpec:
-    """Interleaved hybrid: stages of MBConv, then stages of attention with relative position (Dai et al.
-    2021, arXiv:2106.04803, table 3).
+    """Settings of a CoAtNet: stages of MBConv, then stages of attention with relative positions.
 
-    `blocks_per_stage`, `dims`: of the stem S0 and the stages S1 to S4; `attention_stages`: how many of the
-    last ones attend. The stem strides by `stem_stride`, every later stage by 2.
+    Source: Dai et al. 2021, arXiv:2106.04803, table 3.
+
+    Args:
+        blocks_per_stage: blocks in the stem S0 and in each of the stages S1, S2 …
+        dims: channels of the stem and of each stage.
+        attention_stages: how many of the last stages have attention.
+        stem_stride: stride of the stem; every stage strides by 2.
+        head_dim: channels of an attention head.
     """
 
     family: ClassVar[str] = "coatnet"
@@ -250,19 +272,24 @@ class CoAtNetSpec:
                 raise ConfigError(f"dims: {dim} is not divisible by head_dim {self.head_dim}")
         for dim in self.dims[1 : -self.attention_stages]:
             if dim < 4:
-                raise ConfigError(f"dims: {dim} is too few for a squeeze to a quarter, of 4 or more")
+                raise ConfigError(f"dims: {dim} is too few: squeeze-and-excitation divides it by 4")
         check_size(image_size, self.stem_stride * 2 ** (len(self.dims) - 1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConformerSpec:
-    """Parallel hybrid: a convolution branch and a Transformer branch that exchange features in every block
-    (Peng et al. 2021, arXiv:2105.03889).
+    """Settings of a parallel hybrid: a branch of convolutions and a Transformer that exchange features in every block.
 
-    `filters`: channels that the first of three stages puts out; each next one halves the resolution and has
-    twice as many; the last block strides once more. `depth`: blocks. `stem`: `7x7` halves twice, `3x3` keeps
-    the resolution. `patch_size`: pixels to the side of a token. `fusion`: the head reads both branches side
-    by side (`concat`), or their sum with learned weights (`weighted`).
+    Source: Peng et al. 2021, arXiv:2105.03889.
+
+    Args:
+        filters: output channels of the first of three stages. Each next stage halves the resolution and has twice as
+            many; the last block strides once more.
+        depth: number of blocks, a multiple of 3.
+        patch_size: side of the square of pixels that a token stands for.
+        stem: `7x7` halves the resolution twice; `3x3` preserves it.
+        fusion: what the head reads: both branches concatenated (`concat`), or their weighted sum with learned weights
+            (`weighted`).
     """
 
     family: ClassVar[str] = "conformer"
@@ -279,14 +306,15 @@ class ConformerSpec:
 
     @property
     def stem_stride(self) -> int:
+        """How many times smaller than the image the output of the stem is."""
         return 4 if self.stem == "7x7" else 1
 
     def check(self, image_size: Size) -> None:
         check_heads(self.hidden_dim, self.num_heads)
         if self.depth % 3:
-            raise ConfigError(f"depth {self.depth} is not a multiple of 3, the convolution stages")
+            raise ConfigError(f"depth {self.depth} is not a multiple of 3, the number of stages")
         if self.filters % 4:
-            raise ConfigError(f"filters {self.filters} is not divisible by 4, the expansion of a block")
+            raise ConfigError(f"filters {self.filters} is not divisible by 4, the expansion of a bottleneck")
         stride = self.stem_stride * 4
         if self.patch_size % stride:
             raise ConfigError(
@@ -299,14 +327,18 @@ ModelSpec = ViTSpec | ResNetSpec | HybridSpec | BoTNetSpec | CoAtNetSpec | Confo
 
 
 def check_size(image_size: Size, stride: int) -> None:
+    """Raises a ConfigError if the total stride is no power of two, or larger than the image."""
     height, width = image_size
-    if stride.bit_count() != 1:  # all that strides but the stem halves, and `features` names powers of two
-        raise ConfigError(f"stem_stride: expected 1, 2, 4 …; so the total stride would be {stride}")
+    if stride.bit_count() != 1:  # every other stride is 2, and `features` names its outputs by powers of two
+        raise ConfigError(
+            f"stem_stride: expected 1, 2, 4 …; with this one the total stride would be {stride}"
+        )
     if min(image_size) < stride:
         raise ConfigError(f"image size {height}×{width} is too small for a total stride of {stride}")
 
 
 def check_divisible(image_size: Size, number: int, what: str) -> None:
+    """Raises a ConfigError if `number` does not divide height and width; `what` describes the number."""
     height, width = image_size
     if height % number or width % number:
         raise ConfigError(f"image size {height}×{width} is not divisible by {what.format(number)}")

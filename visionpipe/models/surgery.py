@@ -1,6 +1,5 @@
-"""What can be done with a built or trained model: another resolution, its inner features, its attention."""
+"""Operations on a built or trained model: another image size, its inner features, its attention maps."""
 
-import re
 from typing import Any
 
 import keras
@@ -9,15 +8,21 @@ import numpy as np
 from visionpipe.errors import ConfigError
 from visionpipe.models import height_and_width
 from visionpipe.models.attention import MultiHeadSelfAttention, take_weights
+from visionpipe.models.names import ENCODER_OUTPUT, STAGE_OUTPUT, STEM_OUTPUTS
 
 
 def with_image_size(model: keras.Model, image_size: int | tuple[int, int]) -> keras.Model:
-    """A copy of `model` for images of another (height, width), with its position embeddings and relative
-    positions resized linearly; fixed ones are read between those that the model knows. All other weights are
-    the same. Computed in NumPy: equal on every backend.
+    """Returns a copy of `model` for images of another size.
+
+    Position embeddings and relative positions are resized linearly. Fixed positions are computed at points between
+    those of the old grid. All other weights are copied. NumPy does the arithmetic, so every backend gives the same
+    weights.
+
+    Args:
+        image_size: (height, width) in pixels, or one number for square images.
 
     Raises:
-        ConfigError: no size, or one that the model's strides and patches do not fit.
+        ConfigError: `image_size` is no size, or the model's strides and patches do not fit it.
     """
     height, width = height_and_width(image_size)
     config = model.get_config()
@@ -36,7 +41,7 @@ def with_image_size(model: keras.Model, image_size: int | tuple[int, int]) -> ke
             raise ConfigError(
                 f"{model.name} cannot take images of {height}×{width}: too small for its strides"
             )
-        if isinstance(layer, keras.layers.Conv2D) and layer.strides == layer.kernel_size:  # patches
+        if isinstance(layer, keras.layers.Conv2D) and layer.strides == layer.kernel_size:  # a patch embedding
             rest = [side % stride for side, stride in zip(layer.input.shape[1:3], layer.strides, strict=True)]
             if any(rest):
                 raise ConfigError(
@@ -52,39 +57,45 @@ def with_image_size(model: keras.Model, image_size: int | tuple[int, int]) -> ke
 
 
 def features(model: keras.Model) -> keras.Model:
-    """A model with the same input and a dictionary of named intermediate outputs.
+    """Returns a model with the same input whose output is a dictionary of intermediate outputs.
 
-    Convolution stages, or the stem where there is no stage: `stride_4`, `stride_8` …, the last block's output
-    at each stride (batch, rows, columns, channels); with `preactivation` it has no norm yet. Transformer
-    blocks over tokens (ViT, serial and parallel hybrids): `block_00`, `block_01` …, their outputs, class and
-    register tokens first (batch, tokens, hidden_dim).
+    `stride_4`, `stride_8` … are the outputs of the last block at each stride (batch, rows, columns, channels), or the
+    stem's where there is no stage. With `preactivation` these have not passed a norm yet. `block_00`, `block_01` … are
+    the outputs of the Transformer blocks of ViTs and of serial and parallel hybrids (batch, tokens, hidden_dim), class
+    and register tokens first.
     """
     rows = model.input.shape[1]
     outputs: dict[str, Any] = {}
     blocks = 0
     names = [layer.name for layer in model.layers]
-    stages = [name for name in names if re.fullmatch(r"stage\d+_block\d+(_fusion)?_output", name)]
-    stem = [name for name in names if name in ("stem_conv", "stem_relu", "stem_pool")]
+    stages = [name for name in names if STAGE_OUTPUT.fullmatch(name)]
+    stem = [name for name in names if name in STEM_OUTPUTS]
     for layer in model.layers:
         if layer.name in (stages or stem[-1:]):
             outputs[f"stride_{stride(rows, layer.output.shape[1])}"] = layer.output
-        elif re.fullmatch(r"(encoder_block_\d+|.*_encoder)_mlp_add", layer.name):
+        elif ENCODER_OUTPUT.fullmatch(layer.name):
             outputs[f"block_{blocks:02d}"] = layer.output
             blocks += 1
     return keras.Model(model.input, outputs, name=f"{model.name}_features")
 
 
 def stride(rows: int, left: int) -> int:
-    """How often, as a power of two, `rows` were halved until `left` were there; odd ones are rounded up."""
+    """Returns the power of two by which `rows` were divided to get `left` rows; each halving rounds up."""
     return 1 if rows <= left else 2 * stride(-(-rows // 2), left)
 
 
 def attention_maps(model: keras.Model, images: Any) -> dict[str, np.ndarray]:
-    """How much each token of each Transformer block reads from each other one: by the layer's name, float
-    (batch, heads, tokens, tokens), rows summing to 1. Class and register tokens come first.
+    """Computes the attention weights of every attention layer for a batch of images.
+
+    Args:
+        images: (batch, height, width, 3), float32 or uint8 in [0, 255].
+
+    Returns:
+        Layer name → (batch, heads, tokens, tokens). The weights of each query sum to 1. Class and register tokens come
+        first.
 
     Raises:
-        ConfigError: the model has none.
+        ConfigError: the model has no attention.
     """
     attentions = [layer for layer in model.layers if isinstance(layer, MultiHeadSelfAttention)]
     if not attentions:

@@ -1,15 +1,17 @@
-"""The model tables: what a variant's name stands for, and where that is written. A new variant is one row."""
+"""The table of variants: the settings that a name such as `ResNet-50` stands for, and where they are published.
+
+A new variant is one row.
+"""
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from visionpipe.errors import YAML_EXPONENT, ConfigError
+from visionpipe.errors import YAML_EXPONENT, ConfigError, did_you_mean
 from visionpipe.models.specs import (
     BoTNetSpec,
     CoAtNetSpec,
@@ -26,8 +28,10 @@ from visionpipe.models.specs import (
 
 @dataclass(frozen=True)
 class Variant:
-    """One row. `parameters`: the trainable ones as published, exact or as printed there, with `image_size`
-    and `num_classes`; null for our own sizes and for combinations that no paper has.
+    """One row of the table.
+
+    `parameters` is the published number of trainable parameters at `image_size` and `num_classes`, exact or as the
+    paper prints it; null where no paper has this model. `reference` is where the model is published.
     """
 
     spec: ModelSpec
@@ -47,7 +51,7 @@ ENCODERS = {
 }
 VIT = "Dosovitskiy et al. 2021, arXiv:2010.11929, table 1"
 VIT_SMALL = "Touvron et al. 2021, arXiv:2012.12877, table 1; Steiner et al. 2022, arXiv:2106.10270, table 2"
-VIT_PARAMETERS = {  # of the published files with a head of 1,000 classes, as timm counts them
+VIT_PARAMETERS = {  # the published files with a head of 1,000 classes, as timm counts them
     "Ti/16": 5_717_416,
     "S/32": 22_878_952,
     "S/16": 22_050_664,
@@ -62,10 +66,12 @@ R_VIT = "Steiner et al. 2022, arXiv:2106.10270, table 2"
 
 
 def encoder(size: str) -> dict[str, Any]:
+    """Returns the settings of an encoder of size Ti, S, B, L or H."""
     return dict(zip(("hidden_dim", "depth", "num_heads", "mlp_dim"), ENCODERS[size], strict=True))
 
 
 def vits() -> dict[str, Variant]:
+    """Returns the ViTs of all encoder sizes and patch sizes."""
     table = {}
     for size in ENCODERS:
         for patch_size in (32, 16, 14, 8, 4, 2):
@@ -79,15 +85,16 @@ def vits() -> dict[str, Variant]:
 
 
 def distilled(size: str, parameters: int) -> Variant:
-    """DeiT with its distillation token. The counts are those of the published files."""
+    """Returns a DeiT with its distillation token; `parameters` counts those of the published file."""
     spec = ViTSpec(patch_size=16, distillation_token=True, **encoder(size))
     return Variant(spec, 224, 1000, parameters, "Touvron et al. 2021, arXiv:2012.12877, section 4")
 
 
 def small_vit(hidden_dim: int, depth: int, num_heads: int) -> Variant:
-    """For a few thousand images of 28 to 64 pixels: heads of 32 and mlp_dim = 2 × hidden_dim, as the compact
-    transformers have them. Positions start as large as the patches they are added to: from the papers' 0.02
-    a short training cannot lift them in time.
+    """Returns a ViT for a few thousand images of 28 to 64 pixels.
+
+    As in the compact transformers, heads have 32 channels and mlp_dim is 2 × hidden_dim. The initial positions are as
+    large as the patches that they are added to: from the papers' 0.02, a short training cannot grow them in time.
     """
     spec = ViTSpec(
         patch_size=4, hidden_dim=hidden_dim, depth=depth, num_heads=num_heads, mlp_dim=2 * hidden_dim,
@@ -97,6 +104,7 @@ def small_vit(hidden_dim: int, depth: int, num_heads: int) -> Variant:
 
 
 def resnet(blocks: tuple[int, ...], parameters: int, reference: str, **options: Any) -> Variant:
+    """Returns a ResNet for ImageNet."""
     return Variant(ResNetSpec(blocks_per_stage=blocks, **options), 224, 1000, parameters, reference)
 
 
@@ -107,7 +115,7 @@ BIT = "Kolesnikov et al. 2020, arXiv:1912.11370, section 3.1"
 
 
 def cifar_resnet(blocks: int, parameters: str | None, **options: Any) -> Variant:
-    """6n+2 layers: n basic blocks in each of three stages."""
+    """Returns a ResNet of 6n+2 layers: n basic blocks in each of three stages."""
     convolutions: dict[str, Any] = {
         "blocks_per_stage": (blocks,) * 3,
         "filters": 16,
@@ -121,7 +129,7 @@ def cifar_resnet(blocks: int, parameters: str | None, **options: Any) -> Variant
 
 
 def wide_resnet(depth: int, width: int, parameters: str) -> Variant:
-    """WRN-depth-width: 6n+4 layers."""
+    """Returns WRN-depth-width, of 6n+4 layers."""
     blocks = (depth - 4) // 6
     spec = ResNetSpec(
         blocks_per_stage=(blocks,) * 3, filters=16, width_factor=float(width), stem_filters=16, block="basic",
@@ -131,7 +139,7 @@ def wide_resnet(depth: int, width: int, parameters: str) -> Variant:
 
 
 def r_vit(blocks: tuple[int, ...], size: str, parameters: int, patch_size: int = 1) -> Variant:
-    """The numerics of the published ones: group norm, weight-standardised convolutions, tanh GELU."""
+    """Returns a hybrid with the numerics of the published ones: group norm, weight standardisation, tanh GELU."""
     spec = HybridSpec(
         blocks_per_stage=blocks, patch_size=patch_size, norm="group", norm_epsilon=1e-6,
         activation="gelu_tanh", **encoder(size),
@@ -140,6 +148,7 @@ def r_vit(blocks: tuple[int, ...], size: str, parameters: int, patch_size: int =
 
 
 def small_hybrid() -> Variant:
+    """Returns a hybrid for small images: a ResNet of 14 layers with a single Transformer block behind it."""
     spec = HybridSpec(
         blocks_per_stage=(2, 2, 2), filters=32, block="basic", stem="3x3", stem_stride=2, hidden_dim=128,
         depth=1, num_heads=4, mlp_dim=256, pool="gap",
@@ -221,28 +230,38 @@ VARIANTS: Mapping[str, Variant] = types.MappingProxyType(
 
 
 def resolve_variant(name: str, image_size: Size, /, **overrides: Any) -> ModelSpec:
-    """The spec of variant `name` with `overrides`; ConfigError for what cannot be built."""
+    """Returns the spec of variant `name` with `overrides` applied, and checks it for images of `image_size`.
+
+    Raises:
+        ConfigError: the variant or a field is unknown, or the model cannot be built.
+    """
     if not isinstance(name, str) or name not in VARIANTS:
-        raise ConfigError(f"variant: no {name!r}{closest(str(name), VARIANTS)}; visionpipe models lists them")
+        raise ConfigError(
+            f"variant: no {name!r}{did_you_mean(str(name), VARIANTS)}; visionpipe models lists all variants"
+        )
     spec = VARIANTS[name].spec
     for key, value in overrides.items():
         if key not in fields(spec):
             raise ConfigError(
-                f"overrides: {name} has no {key!r}{closest(key, fields(spec))}; "
+                f"overrides: {name} has no {key!r}{did_you_mean(key, fields(spec))}; "
                 f"it has {', '.join(fields(spec))}"
             )
         overrides[key] = override(spec, key, value)
     spec = dataclasses.replace(spec, **overrides)
     spec.check(image_size)
     for key, reason in (spec.idle() if isinstance(spec, Convolutions | Encoder) else {}).items():
-        # What a variant has beside them is of no harm, and neither is a `false`.
+        # A value from the variant itself does no harm, and neither does `false`.
         if overrides.get(key):
-            raise ConfigError(f"overrides: {key} has no effect, for {reason}: leave it out")
+            raise ConfigError(f"overrides: {key} has no effect, because {reason}: leave it out")
     return spec
 
 
 def override(spec: ModelSpec, name: str, value: Any) -> Any:
-    """`value` in the type of the field `name`; ConfigError where it is not of that type or range."""
+    """Returns `value` in the type of the spec's field `name`.
+
+    Raises:
+        ConfigError: the value has another type or lies outside the field's range.
+    """
     hint = typing.get_type_hints(type(spec))[name]
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and type(None) in kinds:
@@ -275,22 +294,17 @@ def override(spec: ModelSpec, name: str, value: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """As YAML reads it back."""
+    """Writes a value as YAML reads it back."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, tuple):
         return f"[{', '.join(shown(number) for number in value)}]"
     if isinstance(value, float) and 0 < value < 1e-2:
-        mantissa, exponent = f"{value:.4e}".split("e")  # YAML wants the point
+        mantissa, exponent = f"{value:.4e}".split("e")  # YAML reads 1e-3, without a point, as text
         return f"{float(mantissa)}e{int(exponent)}"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def fields(spec: ModelSpec) -> list[str]:
+    """Returns the names of the spec's settings."""
     return [field.name for field in dataclasses.fields(spec)]
-
-
-def closest(word: str, known: Iterable[str]) -> str:
-    lowered = {name.lower(): name for name in known}
-    match = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)
-    return f" (did you mean {lowered[match[0]]!r}?)" if match else ""

@@ -15,11 +15,22 @@ from visionpipe.models.layers import (
     Scale,
     StochasticDepth,
 )
+from visionpipe.models.names import (
+    ENCODER_NORM,
+    PATCH_EMBEDDING,
+    POOL,
+    PRE_LOGITS,
+    TOKENS,
+    encoder_block_name,
+)
 from visionpipe.models.specs import Encoder, ViTSpec
 
 
 def mlp_block(x: Any, mlp_dim: int, activation: str, dropout_rate: float, name: str) -> Any:
-    """Dense → GELU → Dense, back to the width of `x` (batch, tokens, hidden_dim); zero at first."""
+    """Applies Dense → GELU → Dense to tokens (batch, tokens, hidden_dim), and returns the same shape.
+
+    The second layer starts at zero, so that a new residual block starts as the identity.
+    """
     hidden_dim = x.shape[-1]
     x = Dense(mlp_dim, activation=ACTIVATIONS[activation], name=f"{name}_expand")(x)
     x = layers.Dropout(dropout_rate, name=f"{name}_inner_dropout")(x) if dropout_rate else x
@@ -27,7 +38,7 @@ def mlp_block(x: Any, mlp_dim: int, activation: str, dropout_rate: float, name: 
 
 
 def encoder_block(x: Any, spec: Encoder, drop_path_rate: float, name: str) -> Any:
-    """Equations 2 and 3: attention, then MLP, each after a LayerNorm and around a residual."""
+    """Applies attention, then an MLP, each behind a LayerNorm and in a residual branch (equations 2 and 3)."""
 
     def residual(x: Any, y: Any, branch: str) -> Any:
         y = layers.Dropout(spec.dropout_rate, name=f"{name}_{branch}_dropout")(y) if spec.dropout_rate else y
@@ -45,13 +56,14 @@ def encoder_block(x: Any, spec: Encoder, drop_path_rate: float, name: str) -> An
 
 
 def drop_path_rates(last: float, depth: int) -> list[float]:
-    """How often stochastic depth drops each block: linearly from 0 to `last`, which a single block has too."""
+    """Returns each block's rate of stochastic depth, linear from 0 to `last`; a single block has `last`."""
     return [last * block / (depth - 1) for block in range(depth)] if depth > 1 else [last]
 
 
 def encode(x: Any, spec: Encoder, distillation_token: bool = False) -> Any:
-    """A feature grid (batch, rows, columns, hidden_dim) to one vector per image (batch, features), or with
-    `distillation_token` to two: that of the class and that of the distillation token.
+    """Encodes a feature grid (batch, rows, columns, hidden_dim) as one vector per image (batch, features).
+
+    With `distillation_token` it returns two such vectors: the class token's and the distillation token's.
     """
     x = Tokens(
         class_token=spec.pool == "token",
@@ -59,38 +71,40 @@ def encode(x: Any, spec: Encoder, distillation_token: bool = False) -> Any:
         register_tokens=spec.register_tokens,
         position=spec.position,
         stddev=spec.position_stddev,
-        name="tokens",
+        name=TOKENS,
     )(x)
     x = layers.Dropout(spec.dropout_rate, name="embedding_dropout")(x) if spec.dropout_rate else x
     for block, drop_path_rate in enumerate(drop_path_rates(spec.stochastic_depth_rate, spec.depth)):
-        x = encoder_block(x, spec, drop_path_rate, f"encoder_block_{block:02d}")
-    x = LayerNorm(spec.layer_norm_epsilon, name="encoder_norm")(x)
+        x = encoder_block(x, spec, drop_path_rate, encoder_block_name(block))
+    x = LayerNorm(spec.layer_norm_epsilon, name=ENCODER_NORM)(x)
     if distillation_token:
         return [x[:, 0], x[:, 1]]
     if spec.pool == "token":
         x = x[:, 0]
     else:
         x = x[:, spec.register_tokens :] if spec.register_tokens else x
-        x = (layers.GlobalAveragePooling1D if spec.pool == "gap" else SequencePooling)(name="pool")(x)
+        x = (layers.GlobalAveragePooling1D if spec.pool == "gap" else SequencePooling)(name=POOL)(x)
     if spec.representation_dim:
-        x = layers.Dense(spec.representation_dim, activation="tanh", name="pre_logits")(x)
+        x = layers.Dense(spec.representation_dim, activation="tanh", name=PRE_LOGITS)(x)
     return x
 
 
 def vit(images: Any, spec: ViTSpec) -> Any:
-    """Normalised images (batch, height, width, 3) to features (batch, hidden_dim); two of them with a
-    distillation token.
+    """Maps normalised images (batch, height, width, 3) to features (batch, hidden_dim).
+
+    With a distillation token it returns two feature vectors (see `encode`).
     """
     if spec.stem == "patch":
-        grid = Conv2D(spec.hidden_dim, spec.patch_size, spec.patch_size, name="patch_embedding")(images)
+        grid = Conv2D(spec.hidden_dim, spec.patch_size, spec.patch_size, name=PATCH_EMBEDDING)(images)
     else:
         grid = convolutional_tokenizer(images, spec)
     return encode(grid, spec, spec.distillation_token)
 
 
 def convolutional_tokenizer(x: Any, spec: ViTSpec) -> Any:
-    """3×3 convolution, ReLU and max-pooling as often as it takes to stride by `patch_size` (Hassani et al.
-    2021, arXiv:2104.05704, equation 4).
+    """Repeats 3×3 convolution, ReLU and max-pooling of stride 2 until the total stride is `patch_size`.
+
+    Source: Hassani et al. 2021, arXiv:2104.05704, equation 4.
     """
     halvings = spec.patch_size.bit_length() - 1
     for number in range(1, halvings + 1):

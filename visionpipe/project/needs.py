@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from visionpipe.errors import did_you_mean
 from visionpipe.models.specs import ModelSpec
 from visionpipe.project.paths import model_folder
-from visionpipe.project.schema import require, suggest
+from visionpipe.project.schema import require
 
 if TYPE_CHECKING:
     from visionpipe.project.params import Params
@@ -50,7 +51,9 @@ def check_needs(params: "Params") -> None:
             check_same_weights(params, name, needed["init"])
     for name in params.needs:
         require(
-            name in params.models, f"needs.{name}", f"no such entry of models:{suggest(name, params.models)}"
+            name in params.models,
+            f"needs.{name}",
+            f"no such entry of models:{did_you_mean(name, params.models)}",
         )
     for name in params.models:
         check_order(params, [name])
@@ -74,8 +77,8 @@ def needed_models(params: "Params", name: str) -> dict[str, str]:
         require(
             other in params.models and other != name,
             f"models.{name}.{key}",
-            f"no other model {other!r}{suggest(other, params.models.keys() - {name})}; give an entry of models:, or "
-            "models:/NAME@ALIAS",
+            f"no other model {other!r}{did_you_mean(other, params.models.keys() - {name})}; give an entry of "
+            "models:, or models:/NAME@ALIAS",
         )
     return needed
 
@@ -87,7 +90,7 @@ def check_word(params: "Params", name: str, word: str) -> None:
     require(
         word in KNOWN or Path(word).exists(),
         f"models.{name}.init",
-        f"no other model {word!r}{suggest(word, [*(params.models.keys() - {name}), *KNOWN])}; give an entry of "
+        f"no other model {word!r}{did_you_mean(word, [*(params.models.keys() - {name}), *KNOWN])}; give an entry of "
         "models:, a file, or one of the checkpoints that visionpipe models lists",
     )
 

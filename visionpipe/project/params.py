@@ -13,13 +13,13 @@ import yaml
 from visionpipe.artifact.canonical import check_parameters
 from visionpipe.data.augmentation import AUGMENTATIONS, Mixing, OutOfRange
 from visionpipe.data.config import PrepareConfig
-from visionpipe.data.dice import MOST_ENTRIES
-from visionpipe.errors import ConfigError
+from visionpipe.data.draws import MOST_ENTRIES
+from visionpipe.errors import ConfigError, did_you_mean
 from visionpipe.models.names import layer_names
 from visionpipe.models.specs import Encoder, ModelSpec
 from visionpipe.models.variants import resolve_variant
 from visionpipe.project.needs import check_needs
-from visionpipe.project.schema import UniqueKeys, build, converted, require, suggest
+from visionpipe.project.schema import UniqueKeys, build, converted, require
 from visionpipe.training.plan import Plan, check_end, check_mixing, check_rates, is_layer, no_layer
 from visionpipe.training.presets import PRESETS
 from visionpipe.training.recipe import TrainConfig, layered
@@ -113,7 +113,7 @@ class Params:
     def model(self, name: str) -> ModelConfig:
         if name not in self.models:
             raise ConfigError(
-                f"no model {name!r} in params.yaml{suggest(name, self.models)}; "
+                f"no model {name!r} in params.yaml{did_you_mean(name, self.models)}; "
                 f"models: has {', '.join(self.models)}"
             )
         return self.models[name]
@@ -126,8 +126,9 @@ class Params:
             preset = own.pop("preset", None)
             require(
                 preset is None or (isinstance(preset, str) and preset in PRESETS),
-                f"{key}.preset", f"no preset {preset!r}{suggest(str(preset), PRESETS)}; known: {', '.join(PRESETS)}",
-            )  # fmt: skip
+                f"{key}.preset",
+                f"no preset {preset!r}{did_you_mean(str(preset), PRESETS)}; known: {', '.join(PRESETS)}",
+            )
             layers += [converted(TrainConfig, PRESETS.get(preset, {}), key), converted(TrainConfig, own, key)]
         recipe = TrainConfig(**layered(*layers))
         with named(f"models.{name}.train."):
@@ -263,7 +264,7 @@ def check_augmentation(entries: tuple[dict[str, Any], ...], key: str) -> None:
         require(
             name in AUGMENTATIONS,
             f"{where}.name",
-            f"no augmentation {name!r}{suggest(name, AUGMENTATIONS)}; known: {', '.join(AUGMENTATIONS)}",
+            f"no augmentation {name!r}{did_you_mean(name, AUGMENTATIONS)}; known: {', '.join(AUGMENTATIONS)}",
         )
         kind = AUGMENTATIONS[name]
         given = {parameter: value for parameter, value in entry.items() if parameter != "name"}

@@ -1,14 +1,13 @@
 """YAML as typed dataclasses: what is unknown, missing or of the wrong type is refused with its key and a hint."""
 
 import dataclasses
-import difflib
 import types
 import typing
 from typing import Any, Literal
 
 import yaml
 
-from visionpipe.errors import YAML_EXPONENT, ConfigError
+from visionpipe.errors import YAML_EXPONENT, ConfigError, did_you_mean
 
 
 class UniqueKeys(yaml.SafeLoader):
@@ -25,11 +24,6 @@ class UniqueKeys(yaml.SafeLoader):
 def require(condition: object, key: str, message: str) -> None:
     if not condition:
         raise ConfigError(f"params.yaml: {key}: {message}")
-
-
-def suggest(word: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def build(kind: type, content: Any, key: str) -> Any:
@@ -51,7 +45,7 @@ def converted(kind: type, content: Any, key: str) -> dict[str, Any]:
     for name in content:
         if name not in fields:
             raise ConfigError(
-                f"params.yaml: unknown key {prefix}{name}{suggest(str(name), fields)}; "
+                f"params.yaml: unknown key {prefix}{name}{did_you_mean(str(name), fields)}; "
                 f"known here: {', '.join(fields)}"
             )
     hints = typing.get_type_hints(kind)
@@ -74,7 +68,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
             return value
         raise ConfigError(
             f"params.yaml: {key}: expected one of {', '.join(arguments)}, received "
-            f"{value!r}{suggest(str(value), arguments)}"
+            f"{value!r}{did_you_mean(str(value), arguments)}"
         )
     if origin is dict and isinstance(value, dict):
         for k in value:

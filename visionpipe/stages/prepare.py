@@ -20,7 +20,7 @@ from visionpipe.data.prepared import (
     PREPARED,
     SPLITS,
     channel_statistics,
-    replacing,
+    replacing_folder,
     write_manifest,
     write_split,
 )
@@ -63,7 +63,7 @@ def prepare(params: Params) -> None:
     if len(listing.classes) < 2:
         found = f"only the class {listing.classes[0]!r}" if listing.classes else "no class"
         raise DataError(f"{config.path} holds {found}: expected a folder of images for each class")
-    with replacing(PREPARED) as folder:
+    with replacing_folder(PREPARED) as folder:
         spool = folder / "decoded"
         kept, quarantined = decode_into(spool, listing, params)
         splits = draw_splits(kept, listing.splits, config, params.seed)

@@ -17,7 +17,7 @@ from visionpipe.project.paths import model_folder
 from visionpipe.tracking.trained import download_trained
 from visionpipe.training.plan import Plan
 from visionpipe.training.recipe import TrainConfig
-from visionpipe.weights import Checkpoint, Preprocessing, resolve
+from visionpipe.weights import Preprocessing, PretrainedCheckpoint, resolve
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class TrainingPlan:
     threads: int
     seed: int
     steps: Plan
-    start: Checkpoint | None
+    start: PretrainedCheckpoint | None
     teacher: Path | None
     pixels: Pixels
     identity: dict[str, Any]
@@ -111,7 +111,7 @@ def identity(
     trained: dict[str, Any],
     backend: str,
     data_sha256: str,
-    start: Checkpoint | None,
+    start: PretrainedCheckpoint | None,
     teacher: Path | None,
 ) -> dict[str, Any]:
     """Returns everything that the weights depend on, as JSON can hold it.
@@ -133,11 +133,11 @@ def identity(
     }
 
 
-def preprocessing_of(start: Checkpoint | None) -> Preprocessing:
+def preprocessing_of(start: PretrainedCheckpoint | None) -> Preprocessing:
     return (start and start.preprocessing) or Preprocessing()
 
 
-def initial_weights(entry: ModelConfig, params: Params) -> Checkpoint | None:
+def initial_weights(entry: ModelConfig, params: Params) -> PretrainedCheckpoint | None:
     """Returns the checkpoint that `init` names, downloaded; None where the entry has no `init`."""
     if entry.init is None:
         return None

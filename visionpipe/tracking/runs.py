@@ -6,7 +6,6 @@ A run is found by its tags, never by a stored id: `train_key` (known when traini
 
 import csv
 import json
-import platform
 import shutil
 import time
 from collections.abc import Collection, Iterable
@@ -15,8 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import psutil
-
+from visionpipe.artifact.hardware import hardware
 from visionpipe.errors import Interrupted
 from visionpipe.files import copied, sha256_file, temporary_folder
 from visionpipe.project.lineage import code_sha256
@@ -306,25 +304,3 @@ def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
-
-
-VECTORS = {"AVX-512": "avx512f", "AVX2": "avx2"}  # the widest first; the flag in /proc/cpuinfo
-
-
-def hardware() -> str:
-    memory = psutil.virtual_memory().total / 2**30
-    return f"{cpu_name()}, {psutil.cpu_count(logical=False)} cores, {memory:.0f} GiB"
-
-
-def cpu_name() -> str:
-    """The processor's name as people know it, which `platform` does not have on Linux, and its widest vectors:
-    a rented machine's name hides its generation, and the vectors decide speed and last digits.
-    """
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    values = dict(line.replace("\t", "").split(":", 1) for line in lines if ":" in line)
-    flags = values.get("flags", "").split()
-    vectors = next((f" with {name}" for name, flag in VECTORS.items() if flag in flags), "")
-    return values.get("model name", platform.machine()).strip() + vectors

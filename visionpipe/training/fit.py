@@ -14,6 +14,7 @@ from visionpipe.data.augmentation import make_augmentation
 from visionpipe.data.batches import EVALUATION_BATCH, evaluation_batches, training_batches
 from visionpipe.data.prepared import Prepared
 from visionpipe.errors import ConfigError, TrainingError
+from visionpipe.models.names import TWO_HEADS
 from visionpipe.training.averaging import AveragedModel
 from visionpipe.training.checkpoint import Arrays, Checkpoint, Progress, Row, as_array
 from visionpipe.training.interruption import Interruption
@@ -73,9 +74,7 @@ class Training:
         self.check_plan()
         self.batch_size, self.epoch_steps = self.plan.batch_size, self.plan.epoch_steps
         self.teacher = teacher
-        self.heads = [
-            layer.output for layer in model.layers if layer.name in ("logits_class", "logits_distillation")
-        ] or [model.output]
+        self.heads = [layer.output for layer in model.layers if layer.name in TWO_HEADS] or [model.output]
         outputs = with_teacher(model, self.heads, teacher.model)
         self.trained = (
             Network(model.input, outputs)

@@ -1,6 +1,5 @@
 """Optimizers with the schedule of the recipe, and a learning rate of its own for each variable."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,14 +8,12 @@ import keras
 from keras import ops
 
 from visionpipe.errors import TrainingError
+from visionpipe.models.names import LOGITS, TOKEN_OR_POSITION
 from visionpipe.training.adamw import AdamW
 from visionpipe.training.plan import factors, no_layer
 from visionpipe.training.recipe import TrainConfig, begins_with
 from visionpipe.training.schedule import Schedule
 from visionpipe.training.schedule import make_schedule as make_schedule
-
-# Shrinking these towards zero does not regularise (He et al. 2019, arXiv:1812.01187, section 3.1).
-UNDECAYED = re.compile(r"token|embedding|relative")
 
 
 def rate_factors(model: keras.Model, recipe: TrainConfig) -> dict[str, float]:
@@ -67,14 +64,16 @@ def make_optimizer(
         options |= {"momentum": recipe.momentum, "nesterov": recipe.momentum > 0}
     elif recipe.optimizer == "muon":
         # Its authors keep the head with AdamW; so does Keras with all that is not a matrix, convolutions too.
-        options |= {"momentum": recipe.momentum, "exclude_layers": ["^logits"]}
+        options |= {"momentum": recipe.momentum, "exclude_layers": [f"^{LOGITS}"]}
         options["adam_weight_decay"] = options["weight_decay"]
     else:
         options["beta_1"] = recipe.momentum
     optimizer = scheduled(kind)(schedule, factors, total, phase_steps, **options)
     if recipe.weight_decay:
+        # Shrinking biases, scales, tokens and positions does not regularise (He et al. 2019, arXiv:1812.01187,
+        # section 3.1).
         optimizer.exclude_from_weight_decay(
-            var_list=[v for v in variables if v.ndim <= 1 or UNDECAYED.search(v.name)]
+            var_list=[v for v in variables if v.ndim <= 1 or TOKEN_OR_POSITION.search(v.name)]
         )
     optimizer.build(variables)
     return optimizer

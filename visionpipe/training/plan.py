@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from types import SimpleNamespace
 
-from visionpipe.models.names import layer_depths
-from visionpipe.models.variants import closest
+from visionpipe.errors import did_you_mean
+from visionpipe.models.names import LOGITS, layer_depths
 from visionpipe.training.recipe import TrainConfig, begins_with, duration_steps, require
 from visionpipe.training.schedule import make_schedule
 
@@ -195,7 +195,7 @@ def is_layer(words: str, names: Sequence[str]) -> bool:
 
 def no_layer(word: str, names: Sequence[str]) -> str:
     first = ", ".join(sorted({name.split("_")[0] for name in names}))
-    return f"no layer begins with {word}{closest(word, names)}; there are {first}"
+    return f"no layer begins with {word}{did_you_mean(word, names)}; there are {first}"
 
 
 def factors(recipe: TrainConfig, names: Sequence[str]) -> dict[str, float]:
@@ -203,7 +203,7 @@ def factors(recipe: TrainConfig, names: Sequence[str]) -> dict[str, float]:
     behind the last one has the full rate.
     """
     depths = layer_depths(names)
-    full = layer_depths([*names, "logits"])["logits"]
+    full = layer_depths([*names, LOGITS])[LOGITS]
     found = {}
     for name in names:
         found[name] = recipe.layer_decay ** (full - depths[name])

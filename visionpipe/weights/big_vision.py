@@ -1,19 +1,21 @@
-"""`.npz` files of google-research/big_vision: positions are added before the class token, so that it has
-none; they may be fixed sines; the blocks may be scanned, all of them in one array with a leading axis.
+"""`.npz` files of google-research/big_vision.
+
+Positions are added before the class token, so that the class token has none. They may be fixed sines and cosines. The
+blocks may be scanned: one array then contains all blocks along its first axis.
 """
 
 import re
 from typing import Any
 
 from visionpipe.weights.google_npz import VIT, encoder_options
-from visionpipe.weights.layout import Companions, Format, Row, Tensors, same
+from visionpipe.weights.layout import Companions, Format, FormatRow, Tensors, same
 from visionpipe.weights.report import Preprocessing
 
 SCANNED = r"(.*Transformer/)encoderblock(/.*)"
 
 
 def unscanned(tensors: Tensors) -> Tensors:
-    """`encoderblock/…` with its leading axis of blocks as `encoderblock_0/…`, `encoderblock_1/…` …"""
+    """Splits `encoderblock/…` along its first axis into `encoderblock_0/…`, `encoderblock_1/…` …"""
     single = {}
     for name, array in tensors.items():
         scanned = re.fullmatch(SCANNED, name)
@@ -26,6 +28,7 @@ def unscanned(tensors: Tensors) -> Tensors:
 
 
 def options(tensors: Tensors, companions: Companions) -> dict[str, Any]:
+    """Returns the options of the checkpoint (see `Format`)."""
     return encoder_options(tensors) | {"position": "learned" if "pos_embedding" in tensors else "sincos"}
 
 
@@ -33,7 +36,7 @@ FORMAT = Format(
     name="big_vision .npz",
     signature=("embedding/kernel", "Transformer/encoder_norm/scale"),
     prefixes=("params/", "", "opt/target/"),
-    rows=(*VIT, Row("tokens/position_embedding", ("pos_embedding",), same)),
+    rows=(*VIT, FormatRow("tokens/position_embedding", ("pos_embedding",), same)),
     options=options,
     positions="linear",
     class_position=lambda companions: False,

@@ -1,4 +1,4 @@
-"""A checkpoint on disk: its identity, its tensors, and which format they are in."""
+"""A pretrained checkpoint on disk: its hash, its tensors, and their format."""
 
 import json
 import zipfile
@@ -12,6 +12,7 @@ import numpy as np
 
 from visionpipe.errors import WeightsError
 from visionpipe.files import sha256_file, sha256_json
+from visionpipe.models.names import IMAGES, NORMALISATION
 from visionpipe.weights import big_vision, google_npz, huggingface, keras_applications, kerashub, timm
 from visionpipe.weights.layout import Assumed, Companions, Format, Size, Tensors
 from visionpipe.weights.read import is_keras_archive, read_tensors
@@ -34,24 +35,27 @@ COMPANIONS = (
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """`source`: as it was asked for; `path`: the local file, or a KerasHub preset's folder."""
+class PretrainedCheckpoint:
+    """A file of pretrained weights, or the folder of a KerasHub preset, at `path`. `source` is what the user asked for.
+
+    Properties raise WeightsError where the file or its companions cannot be understood.
+    """
 
     source: str
     path: Path
 
     @cached_property
     def sha256(self) -> str:
-        """Of the file; of a folder, of the names and hashes of its weights."""
+        """The hash of the file; of a folder, a hash of the names and hashes of its weight files."""
         if self.path.is_dir():
             return sha256_json({file.name: sha256_file(file) for file in sorted(self.path.glob("*.h5"))})
         return sha256_file(self.path)
 
     @cached_property
     def companions(self) -> Companions:
-        """The JSON files beside the weights that say what they were trained with."""
+        """The JSON files beside the weights that say how these were trained, by name."""
         folder = self.path if self.path.is_dir() else self.path.parent
-        found = {}
+        contents = {}
         for name in COMPANIONS:
             if (folder / name).is_file():
                 try:
@@ -59,8 +63,8 @@ class Checkpoint:
                 except ValueError as error:
                     raise WeightsError(f"{folder / name} is not valid JSON: {error}") from None
                 if isinstance(content, dict):
-                    found[name] = content
-        return found
+                    contents[name] = content
+        return contents
 
     @cached_property
     def _contents(self) -> tuple[Format, Tensors]:
@@ -75,26 +79,28 @@ class Checkpoint:
         sample = ", ".join(list(tensors)[:4])
         expected = "; ".join(f"{form.name} ({form.signature[-1]})" for form in FORMATS)
         raise WeightsError(
-            f"{self.source}: no known checkpoint: found {len(tensors)} tensors ({sample} …), expected the "
-            f"names of one of: {expected}"
+            f"{self.source}: a checkpoint of no known format: it has {len(tensors)} tensors ({sample} …), expected "
+            f"the names of one of: {expected}"
         )
 
     @property
     def is_own(self) -> bool:
-        """A model that this package wrote."""
+        """Whether the file is a model that this package saved."""
         return self.path.is_file() and is_keras_archive(self.path)
 
     @property
     def format(self) -> Format:
+        """The format whose names the tensors have."""
         return self._contents[0]
 
     @property
     def tensors(self) -> Tensors:
+        """The tensors by the names in the format's table."""
         return self._contents[1]
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the model must have been built with: as the checkpoint says, or its format's code has it."""
+        """The options that a model needs for these weights, as the checkpoint states or its format's code assumes."""
         return {
             name: value.value if isinstance(value, Assumed) else value
             for name, value in self._options.items()
@@ -102,7 +108,7 @@ class Checkpoint:
 
     @property
     def assumed(self) -> frozenset[str]:
-        """Those of the options that the checkpoint leaves open."""
+        """The names of the options that the checkpoint does not state."""
         return frozenset(name for name, value in self._options.items() if isinstance(value, Assumed))
 
     @cached_property
@@ -111,17 +117,17 @@ class Checkpoint:
 
     @property
     def image_size(self) -> Size | None:
-        """(height, width) of the images that the positions are for, where the checkpoint says it."""
+        """(height, width) of the images that the positions are for; None if the checkpoint does not say."""
         return self._understood(lambda: self.format.image_size(self.companions))
 
     @property
     def class_position(self) -> bool | None:
-        """Whether the tokens before the image's have positions; null where the checkpoint leaves it open."""
+        """Whether the tokens before the image tokens have positions; None if the checkpoint does not say."""
         return self._understood(lambda: self.format.class_position(self.companions))
 
     @cached_property
     def preprocessing(self) -> Preprocessing | None:
-        """What belongs to the weights and must travel with them; null where nothing is said."""
+        """How the images of the checkpoint were prepared; None if the checkpoint does not say."""
         if not self.is_own:
             return self._understood(lambda: self.format.preprocessing(self.companions))
         lineage = self.companions.get("lineage.json", {})
@@ -139,17 +145,17 @@ class Checkpoint:
 
 
 def own_preprocessing(path: Path, prepared: dict[str, Any]) -> Preprocessing | None:
-    """The normalisation in the graph of a `.keras` file, read without Keras, and how the images were resized that
-    it was trained on, which is in the lineage beside it.
+    """Returns how images are prepared for a model that this package saved; None if the file is damaged.
+
+    The normalisation and the size are read from the `.keras` file without Keras. `prepared` is the section `prepare:`
+    of the model's lineage, which says how its images were resized; it may be empty.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             config = json.loads(archive.read("config.json"))
         layers = config["config"]["layers"]
-        rescaling = next(layer["config"] for layer in layers if layer["name"] == "normalisation")
-        size = next(
-            tuple(layer["config"]["batch_shape"][1:3]) for layer in layers if layer["name"] == "images"
-        )
+        rescaling = next(layer["config"] for layer in layers if layer["name"] == NORMALISATION)
+        size = next(tuple(layer["config"]["batch_shape"][1:3]) for layer in layers if layer["name"] == IMAGES)
     except (zipfile.BadZipFile, ValueError, LookupError, TypeError, StopIteration):
         return None
     scale, offset = np.asarray(rescaling["scale"]), np.asarray(rescaling["offset"])

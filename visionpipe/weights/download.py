@@ -1,4 +1,4 @@
-"""Files from the network into a cache: resumed after an interruption, checked, and put in place at once."""
+"""Downloads files into a cache: resumes interrupted downloads, checks hashes, and replaces files atomically."""
 
 import hashlib
 import http.client
@@ -18,7 +18,7 @@ from visionpipe.files import exclusive, sha256_file, write_json
 
 CHUNK = 2**20
 ATTEMPTS = 4
-PAUSE_SECONDS = 0.5  # before the second attempt; twice as long before each next one
+PAUSE_SECONDS = 0.5  # before the second attempt; doubled before each later one
 TIMEOUT_SECONDS = 30
 
 
@@ -27,22 +27,28 @@ class NotFound(WeightsError):
 
 
 def cache_folder() -> Path:
-    """`VISIONPIPE_CACHE`, or the user's cache."""
+    """Returns the folder that `VISIONPIPE_CACHE` names, or ~/.cache/visionpipe."""
     given = os.environ.get("VISIONPIPE_CACHE")
     return Path(given) if given else Path.home() / ".cache" / "visionpipe"
 
 
 def is_offline() -> bool:
+    """Whether the environment variable `VISIONPIPE_OFFLINE` forbids downloads."""
     return os.environ.get("VISIONPIPE_OFFLINE", "0") not in ("", "0", "false")
 
 
 def fetch(url: str, *, sha256: str | None = None, offline: bool = False) -> Path:
-    """The file behind `url`, from the cache where it is there unchanged.
+    """Returns the file behind `url`, from the cache if it is there and unchanged, else after a download.
 
-    The cache holds for each address a folder with the file and `source.json`: its address and sha256.
+    For each URL the cache has a folder with the file and `source.json`, which contains the URL and the sha256.
+
+    Args:
+        sha256: the expected hash, or its first digits.
+        offline: use the cache only.
 
     Raises:
-        NotFound, WeightsError: no network, another sha256, or a server that fails.
+        NotFound: the server has no such file.
+        WeightsError: the network or the server fails, or the file has another hash.
     """
     parts = urllib.parse.urlsplit(url)
     name = urllib.parse.unquote(Path(parts.path).name) or "download"
@@ -53,7 +59,9 @@ def fetch(url: str, *, sha256: str | None = None, offline: bool = False) -> Path
             check_sha256(path, url, sha256)
             return path
         if offline or is_offline():
-            raise WeightsError(f"{url} is not in the cache {cache_folder()}, and offline mode is on")
+            raise WeightsError(
+                f"{url} is not in the cache {cache_folder()}, and offline mode is on: turn it off to download the file"
+            )
         unfinished = path.with_name(f"{path.name}.part")
         download(url, unfinished)
         try:
@@ -67,7 +75,7 @@ def fetch(url: str, *, sha256: str | None = None, offline: bool = False) -> Path
 
 
 def unchanged(path: Path) -> bool:
-    """Whether a cached file is the one that was downloaded."""
+    """Whether a cached file still has the hash with which it was downloaded."""
     try:
         expected = json.loads((path.parent / "source.json").read_text())["sha256"]
     except (OSError, ValueError, LookupError, TypeError):
@@ -76,18 +84,18 @@ def unchanged(path: Path) -> bool:
 
 
 def check_sha256(path: Path, source: str, expected: str | None) -> None:
-    """`expected` may be the first digits alone, as some publish it in the file's name."""
+    """Raises WeightsError if the file has another hash; `expected` may be the first digits only."""
     if expected is None:
         return
-    found = sha256_file(path)
-    if not found.startswith(expected.lower()):
+    actual = sha256_file(path)
+    if not actual.startswith(expected.lower()):
         raise WeightsError(
-            f"{source} has sha256 {found}, expected {expected}: another file, or a damaged one"
+            f"{source} has sha256 {actual}, expected {expected}: another file, or a damaged one"
         )
 
 
 def download(url: str, unfinished: Path) -> None:
-    """Fills `unfinished`, going on where it ends; tries again when the connection breaks."""
+    """Downloads a file to `unfinished`, resumes where that ends, and tries again when the connection breaks."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             transfer(url, unfinished)
@@ -100,17 +108,20 @@ def download(url: str, unfinished: Path) -> None:
         except (OSError, http.client.HTTPException, ValueError) as error:
             if isinstance(error, ValueError) or attempt == ATTEMPTS:
                 done = unfinished.stat().st_size if unfinished.exists() else 0
-                kept = f"; {done / 2**20:.1f} MiB are kept, the next try goes on from there" if done else ""
-                raise WeightsError(f"{url} cannot be downloaded: {reason(error)}{kept}") from None
+                resume = (
+                    f"; {done / 2**20:.1f} MiB are stored, and the next try resumes there" if done else ""
+                )
+                raise WeightsError(f"{url} cannot be downloaded: {reason(error)}{resume}") from None
         time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
 
 
 def reason(error: Exception) -> str:
+    """Describes an error of the network."""
     return str(getattr(error, "reason", "") or error) or type(error).__name__
 
 
 def transfer(url: str, unfinished: Path) -> None:
-    """One request for what is missing. The server's tag of the file must be the one of the first part."""
+    """Requests the rest of a file once. The server resumes only if its tag of the file is still the same."""
     tag_file = unfinished.with_name(f"{unfinished.name}.tag")
     done = unfinished.stat().st_size if unfinished.exists() and tag_file.exists() else 0
     headers = {"User-Agent": f"visionpipe/{__version__}", "Accept-Encoding": "identity"}
@@ -120,9 +131,9 @@ def transfer(url: str, unfinished: Path) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)  # nosec B310: the user's own URL
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # there is nothing after the part, or the file has changed
+        if error.code == 416:  # the file ends here, or it has changed
             unfinished.unlink(missing_ok=True)
-            raise ConnectionError("the server does not go on from the part that is here") from error
+            raise ConnectionError("the server cannot resume the download") from error
         raise
     with response:
         if response.status != 206:

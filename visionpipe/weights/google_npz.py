@@ -1,5 +1,7 @@
-"""`.npz` files of google-research/vision_transformer: plain ViT (Dosovitskiy et al. 2021, arXiv:2010.11929)
-and R+ViT hybrids (Steiner et al. 2022, arXiv:2106.10270). Kernels are stored in our order.
+"""`.npz` files of google-research/vision_transformer.
+
+They contain plain ViTs (Dosovitskiy et al. 2021, arXiv:2010.11929) and R+ViT hybrids (Steiner et al. 2022,
+arXiv:2106.10270). Their kernels have the same order of axes as ours.
 """
 
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 from visionpipe.weights.layout import (
     Companions,
     Format,
-    Row,
+    FormatRow,
     Tensors,
     biases_in,
     flat,
@@ -19,17 +21,21 @@ from visionpipe.weights.layout import (
 from visionpipe.weights.report import Preprocessing
 
 
-def norm(ours: str, theirs: str) -> tuple[Row, ...]:
-    """LayerNorm or GroupNorm; older files store the latter as (1, 1, 1, channels)."""
-    return (Row(f"{ours}/gamma", (f"{theirs}/scale",), flat), Row(f"{ours}/beta", (f"{theirs}/bias",), flat))
+def norm(ours: str, theirs: str) -> tuple[FormatRow, ...]:
+    """Returns the rows of a LayerNorm or GroupNorm; older files store the latter as (1, 1, 1, channels)."""
+    return (
+        FormatRow(f"{ours}/gamma", (f"{theirs}/scale",), flat),
+        FormatRow(f"{ours}/beta", (f"{theirs}/bias",), flat),
+    )
 
 
-def conv(ours: str, theirs: str) -> Row:
-    return Row(f"{ours}/kernel", (f"{theirs}/kernel",), same)
+def conv(ours: str, theirs: str) -> FormatRow:
+    """Returns the row of a convolution without a bias."""
+    return FormatRow(f"{ours}/kernel", (f"{theirs}/kernel",), same)
 
 
-def encoder_block(norm1: str, attention: str, norm2: str, mlp: str) -> tuple[Row, ...]:
-    """The four sub-modules, which older and newer code number differently."""
+def encoder_block(norm1: str, attention: str, norm2: str, mlp: str) -> tuple[FormatRow, ...]:
+    """Returns the rows of a block, given the names of its four modules, which depend on the version of the code."""
     ours, theirs = "encoder_block_{block}", "Transformer/encoderblock_{block}"
     attention = f"{theirs}/{attention}"
 
@@ -38,10 +44,10 @@ def encoder_block(norm1: str, attention: str, norm2: str, mlp: str) -> tuple[Row
 
     return (
         *norm(f"{ours}_attention_norm", f"{theirs}/{norm1}"),
-        Row(f"{ours}_attention/query_key_value/kernel", query_key_value("kernel"), heads_in),
-        Row(f"{ours}_attention/query_key_value/bias", query_key_value("bias"), biases_in),
-        Row(f"{ours}_attention/output/kernel", (f"{attention}/out/kernel",), heads_out),
-        Row(f"{ours}_attention/output/bias", (f"{attention}/out/bias",), same),
+        FormatRow(f"{ours}_attention/query_key_value/kernel", query_key_value("kernel"), heads_in),
+        FormatRow(f"{ours}_attention/query_key_value/bias", query_key_value("bias"), biases_in),
+        FormatRow(f"{ours}_attention/output/kernel", (f"{attention}/out/kernel",), heads_out),
+        FormatRow(f"{ours}_attention/output/bias", (f"{attention}/out/bias",), same),
         *norm(f"{ours}_mlp_norm", f"{theirs}/{norm2}"),
         *keras_dense(f"{ours}_mlp_expand", f"{theirs}/{mlp}/Dense_0"),
         *keras_dense(f"{ours}_mlp_project", f"{theirs}/{mlp}/Dense_1"),
@@ -65,7 +71,7 @@ STAGES = (
 
 VIT = (
     *keras_dense("patch_embedding", "embedding"),
-    Row("tokens/class_token", ("cls",), same),
+    FormatRow("tokens/class_token", ("cls",), same),
     *encoder_block("LayerNorm_0", "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3"),
     *encoder_block("LayerNorm_0", "MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0"),
     *norm("encoder_norm", "Transformer/encoder_norm"),
@@ -75,10 +81,10 @@ VIT = (
 
 
 def encoder_options(tensors: Tensors) -> dict[str, Any]:
-    """Of all ViTs of this code and its successor: flax's gelu is the tanh one."""
+    """Returns the options of the ViTs of this code and of its successor, big_vision."""
     query = next((x for name, x in tensors.items() if name.endswith("query/kernel")), None)
     return {
-        "activation": "gelu_tanh",
+        "activation": "gelu_tanh",  # flax's default
         "layer_norm_epsilon": 1e-6,
         "pixel_mean": (127.5,) * 3,
         "pixel_std": (127.5,) * 3,
@@ -89,6 +95,7 @@ def encoder_options(tensors: Tensors) -> dict[str, Any]:
 
 
 def options(tensors: Tensors, companions: Companions) -> dict[str, Any]:
+    """Returns the options of the checkpoint (see `Format`)."""
     stages = {
         "norm": "group",
         "norm_epsilon": 1e-6,
@@ -112,10 +119,10 @@ FORMAT = Format(
     rows=(
         *STAGES,
         *VIT,
-        Row("tokens/position_embedding", ("Transformer/posembed_input/pos_embedding",), same),
+        FormatRow("tokens/position_embedding", ("Transformer/posembed_input/pos_embedding",), same),
     ),
     options=options,
     positions="linear",
-    # Evaluated on images resized to the full size, without a crop (vit_jax/input_pipeline.py).
+    # For evaluation the images are resized to the full size and not cropped (vit_jax/input_pipeline.py).
     preprocessing=lambda companions: Preprocessing((127.5,) * 3, (127.5,) * 3, "bilinear", 1.0),
 )

@@ -1,11 +1,12 @@
-"""What a model must be built with, told by the tensors that it has no place for and the weights that find none."""
+"""Tables that tell which model a checkpoint needs, from tensors without a weight and weights without a tensor."""
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-# Tensors that the model has no place for: the override that gives them one, whose value is made of the tensor.
+# Pattern of a tensor for which the model has no weight, the override that adds the weight, and a function from the
+# tensor to the value of the override.
 THEIRS: tuple[tuple[str, str, Callable[[np.ndarray], Any]], ...] = (
     (r"dist_token|distillation_token|head_dist|(cls|distillation)_classifier|logits_(class|distillation)/",
      "distillation_token", lambda x: True),
@@ -16,7 +17,7 @@ THEIRS: tuple[tuple[str, str, Callable[[np.ndarray], Any]], ...] = (
     (r"(qkv|query|key|value)[./](bias|1)$|query_key_value/bias$", "query_key_value_bias", lambda x: True),
     (r"pos_?embed|position_embedding", "position", lambda x: None),
 )  # fmt: skip
-# Weights that the checkpoint does not have: the override of a model without them.
+# Pattern of a weight that the checkpoint lacks, and the override, with its value, that removes the weight.
 OURS: tuple[tuple[str, str, Any], ...] = (
     (r"tokens/distillation_token", "distillation_token", False),
     (r"pre_logits/.*", "representation_dim", None),
@@ -26,9 +27,10 @@ OURS: tuple[tuple[str, str, Any], ...] = (
     (r".*query_key_value/bias", "query_key_value_bias", False),
 )
 POSITION = (r"tokens/position_embedding", "position", None)
+# Pattern of a tensor that no model of this package can use, and the reason.
 NOTES = (
-    (r"fc_norm", "its norm stands behind the pooling, which no model here has"),
+    (r"fc_norm", "it has a norm behind the pooling, which no model here has"),
     (r"MAPHead|attn_pool", "it pools with attention, which no model here does"),
-    (r"norm_pre", "a norm stands before its blocks, which no model here has"),
+    (r"norm_pre", "it has a norm before the first block, which no model here has"),
     (r"[qk]_norm", "it normalises queries and keys, which no model here does"),
 )

@@ -1,4 +1,4 @@
-"""State dicts of Hugging Face's transformers: ViT, DeiT with its teacher's token, ResNet."""
+"""State dicts of Hugging Face's transformers: ViT, DeiT with a distillation token, ResNet."""
 
 import itertools
 from typing import Any
@@ -9,7 +9,7 @@ from visionpipe.weights.layout import (
     Assumed,
     Companions,
     Format,
-    Row,
+    FormatRow,
     Size,
     Tensors,
     biases_in,
@@ -23,7 +23,7 @@ from visionpipe.weights.timm import pixel_options
 
 
 def linears_in(*kernels: np.ndarray) -> np.ndarray:
-    """Query, key and value, each torch's (out, in), side by side: (in, 3·out)."""
+    """Joins torch's weights of query, key and value, each (out, in), to (in, 3·out)."""
     return np.concatenate([kernel.T for kernel in kernels], axis=1)
 
 
@@ -31,17 +31,20 @@ LAYER = "encoder.layer.{block}"
 
 
 def query_key_value(name: str) -> tuple[str, ...]:
+    """Returns the names of the three `weight`s or `bias`es of an attention layer."""
     return tuple(f"{LAYER}.attention.attention.{part}.{name}" for part in ("query", "key", "value"))
 
 
 VIT = (
     *torch_conv("patch_embedding", "embeddings.patch_embeddings.projection"),
-    Row("tokens/class_token", ("embeddings.cls_token",), same),
-    Row("tokens/distillation_token", ("embeddings.distillation_token",), same),
-    Row("tokens/position_embedding", ("embeddings.position_embeddings",), same),
+    FormatRow("tokens/class_token", ("embeddings.cls_token",), same),
+    FormatRow("tokens/distillation_token", ("embeddings.distillation_token",), same),
+    FormatRow("tokens/position_embedding", ("embeddings.position_embeddings",), same),
     *torch_norm("encoder_block_{block}_attention_norm", f"{LAYER}.layernorm_before"),
-    Row("encoder_block_{block}_attention/query_key_value/kernel", query_key_value("weight"), linears_in),
-    Row("encoder_block_{block}_attention/query_key_value/bias", query_key_value("bias"), biases_in),
+    FormatRow(
+        "encoder_block_{block}_attention/query_key_value/kernel", query_key_value("weight"), linears_in
+    ),
+    FormatRow("encoder_block_{block}_attention/query_key_value/bias", query_key_value("bias"), biases_in),
     *torch_dense("encoder_block_{block}_attention/output", f"{LAYER}.attention.output.dense"),
     *torch_norm("encoder_block_{block}_mlp_norm", f"{LAYER}.layernorm_after"),
     *torch_dense("encoder_block_{block}_mlp_expand", f"{LAYER}.intermediate.dense"),
@@ -75,20 +78,20 @@ RESNET = (
 )
 
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-ACTIVATIONS = {  # to those of specs.py
+ACTIVATIONS = {  # transformers' names → those of specs.py
     "gelu": "gelu", "gelu_python": "gelu", "gelu_accurate": "gelu_tanh", "gelu_fast": "gelu_tanh",
     "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_python_tanh": "gelu_tanh",
 }  # fmt: skip
-PLAIN = {
-    "vit",
-    "deit",
-    "vit_mae",
-    "vit_msn",
-    "resnet",
-}  # model types that compute what the tensors' names promise
+# Model types that compute what the names of their tensors say; other types may share the names.
+PLAIN = {"vit", "deit", "vit_mae", "vit_msn", "resnet"}
 
 
 def preprocessing(companions: Companions) -> Preprocessing | None:
+    """Reads preprocessor_config.json; returns None without that file.
+
+    Raises:
+        ValueError: the images were prepared in a way that this package cannot reproduce.
+    """
     config = companions.get("preprocessor_config.json")
     if config is None:
         return None
@@ -114,13 +117,12 @@ def preprocessing(companions: Companions) -> Preprocessing | None:
 
 
 def per_channel(value: np.ndarray) -> tuple[float, ...]:
+    """Returns a number for each of 3 channels, from one number or three."""
     return tuple(float(number) for number in np.broadcast_to(value, 3))
 
 
 def framing(config: dict[str, Any]) -> tuple[Size | None, float | None]:
-    """Size of the images after the crop, and the side of the crop of the resized short side; null where the file does
-    not say.
-    """
+    """Returns the size after the crop, and the crop ratio; None for what preprocessor_config.json does not say."""
     kind = str(config.get("image_processor_type") or config.get("feature_extractor_type"))
     resized, crop = sides(config.get("size")), sides(config.get("crop_size"))
     if not config.get("do_center_crop", crop is not None):
@@ -129,16 +131,15 @@ def framing(config: dict[str, Any]) -> tuple[Size | None, float | None]:
     if size is None or resized is None or not config.get("do_resize", True):
         return size, None
     if crop is None:
-        cut = ("ConvNext" in kind or config.get("crop_pct")) and min(
-            resized
-        ) < 384  # larger ones it takes whole
-        return size, float(config.get("crop_pct") or 224 / 256) if cut else 1.0
+        # transformers crops only images smaller than 384 pixels here.
+        is_cropped = ("ConvNext" in kind or config.get("crop_pct")) and min(resized) < 384
+        return size, float(config.get("crop_pct") or 224 / 256) if is_cropped else 1.0
     ratios = [side / whole for side, whole in zip(crop, resized, strict=True)]
     return size, min(ratios) if max(ratios) <= 1 else None
 
 
 def sides(size: Any) -> Size | None:
-    """(height, width) of a number, or of a dictionary of both or of the shorter one."""
+    """Returns (height, width) for one number, or for a dictionary of height and width or of the shorter side."""
     if isinstance(size, dict):
         short = size.get("shortest_edge")
         size = (size.get("height", short), size.get("width", short))
@@ -148,21 +149,23 @@ def sides(size: Any) -> Size | None:
 
 
 def image_size(companions: Companions) -> Size | None:
+    """Returns (height, width) of the images that the positions are for; None if no file says it."""
     size = sides(companions.get("config.json", {}).get("image_size"))
-    found = None if size else preprocessing(companions)
-    return size or (found.size if found else None)
+    prepared = None if size else preprocessing(companions)
+    return size or (prepared.size if prepared else None)
 
 
-def taken(companions: Companions, **options: tuple[str, Any]) -> dict[str, Any]:
-    """Options by their keys in config.json, each with what transformers takes where the file lacks it."""
+def options_from_config(companions: Companions, **keys: tuple[str, Any]) -> dict[str, Any]:
+    """Reads options from config.json; `keys` maps an option to its key there and to transformers' default."""
     config = companions.get("config.json", {})
-    found = {name: config.get(key, Assumed(default)) for name, (key, default) in options.items()}
+    options = {name: config.get(key, Assumed(default)) for name, (key, default) in keys.items()}
     other = config.get("model_type", "vit") not in PLAIN
-    return found | ({"model_type": config["model_type"]} if other else {})
+    return options | ({"model_type": config["model_type"]} if other else {})
 
 
 def vit_options(tensors: Tensors, companions: Companions) -> dict[str, Any]:
-    options = taken(
+    """Returns the options of a ViT or DeiT (see `Format`)."""
+    options = options_from_config(
         companions,
         activation=("hidden_act", "gelu"),
         layer_norm_epsilon=("layer_norm_eps", 1e-12),
@@ -181,8 +184,8 @@ def vit_options(tensors: Tensors, companions: Companions) -> dict[str, Any]:
 
 
 def resnet_options(tensors: Tensors, companions: Companions) -> dict[str, Any]:
-    """transformers' ResNet knows no other epsilon, and its pooling no other kind."""
-    options = taken(
+    """Returns the options of a ResNet (see `Format`). Epsilon and pooling are fixed in transformers."""
+    options = options_from_config(
         companions,
         act_layer=("hidden_act", "relu"),
         stage_strides=("downsample_in_first_stage", False),
@@ -205,11 +208,15 @@ def resnet_options(tensors: Tensors, companions: Companions) -> dict[str, Any]:
 
 
 def with_value(option: Any, values: dict[Any, Any]) -> Any:
+    """Looks an option up in `values`; an assumed option stays assumed."""
     return Assumed(values[option.value]) if isinstance(option, Assumed) else values[bool(option)]
 
 
 def prefixed(*models: str) -> tuple[str, ...]:
-    """A classifier's file names its model; the headless model's own file does not."""
+    """Returns the possible prefixes of the tensors' names.
+
+    A classifier's file puts the name of its model before the names of the backbone; a file without a head does not.
+    """
     return tuple(itertools.chain(("",), (f"{model}." for model in models)))
 
 

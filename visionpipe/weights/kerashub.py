@@ -1,5 +1,7 @@
-"""Presets of KerasHub, a folder of config.json, model.weights.h5 (the backbone) and task.weights.h5 (the
-head): ViT and ResNet. A layer's arrays are numbered there.
+"""KerasHub's presets of ViT and ResNet.
+
+A preset is a folder with config.json, model.weights.h5 (the backbone) and task.weights.h5 (the head). The arrays of a
+layer are numbered.
 """
 
 from typing import Any
@@ -10,7 +12,7 @@ from visionpipe.weights.layout import (
     Assumed,
     Companions,
     Format,
-    Row,
+    FormatRow,
     Size,
     Tensors,
     biases_in,
@@ -22,19 +24,25 @@ from visionpipe.weights.report import Preprocessing
 from visionpipe.weights.timm import pixel_options
 
 
-def numbered(ours: str, theirs: str, *names: str) -> tuple[Row, ...]:
-    return tuple(Row(f"{ours}/{name}", (f"{theirs}/{number}",), same) for number, name in enumerate(names))
+def numbered(ours: str, theirs: str, *names: str) -> tuple[FormatRow, ...]:
+    """Returns a row for each variable of a layer: `names` lists ours in the order of their numbers."""
+    return tuple(
+        FormatRow(f"{ours}/{name}", (f"{theirs}/{number}",), same) for number, name in enumerate(names)
+    )
 
 
-def dense(ours: str, theirs: str) -> tuple[Row, ...]:
+def dense(ours: str, theirs: str) -> tuple[FormatRow, ...]:
+    """Returns the rows of a dense layer or a convolution."""
     return numbered(ours, theirs, "kernel", "bias")
 
 
-def batch_norm(ours: str, theirs: str) -> tuple[Row, ...]:
+def batch_norm(ours: str, theirs: str) -> tuple[FormatRow, ...]:
+    """Returns the rows of a batch norm."""
     return numbered(ours, theirs, "gamma", "beta", "moving_mean", "moving_variance")
 
 
 def one_row(table: np.ndarray) -> np.ndarray:
+    """Adds a first axis: (tokens, channels) to (1, tokens, channels)."""
     return table[None]
 
 
@@ -42,18 +50,21 @@ BLOCK = "vit_encoder/transformer_block_{block+1}"
 
 
 def query_key_value(number: int) -> tuple[str, ...]:
+    """Returns the names of the three kernels (number 0) or biases (number 1) of an attention layer."""
     return tuple(f"{BLOCK}/mha/{part}/{number}" for part in ("query", "key", "value"))
 
 
 VIT = (
     *dense("patch_embedding", "vit_patching_and_embedding/patch_embedding"),
-    Row("tokens/class_token", ("vit_patching_and_embedding/0",), same),
-    Row("tokens/position_embedding", ("vit_patching_and_embedding/position_embedding/0",), one_row),
+    FormatRow("tokens/class_token", ("vit_patching_and_embedding/0",), same),
+    FormatRow("tokens/position_embedding", ("vit_patching_and_embedding/position_embedding/0",), one_row),
     *numbered("encoder_block_{block}_attention_norm", f"{BLOCK}/ln_1", "gamma", "beta"),
-    Row("encoder_block_{block}_attention/query_key_value/kernel", query_key_value(0), heads_in),
-    Row("encoder_block_{block}_attention/query_key_value/bias", query_key_value(1), biases_in),
-    Row("encoder_block_{block}_attention/output/kernel", (f"{BLOCK}/mha/attention_output/0",), heads_out),
-    Row("encoder_block_{block}_attention/output/bias", (f"{BLOCK}/mha/attention_output/1",), same),
+    FormatRow("encoder_block_{block}_attention/query_key_value/kernel", query_key_value(0), heads_in),
+    FormatRow("encoder_block_{block}_attention/query_key_value/bias", query_key_value(1), biases_in),
+    FormatRow(
+        "encoder_block_{block}_attention/output/kernel", (f"{BLOCK}/mha/attention_output/0",), heads_out
+    ),
+    FormatRow("encoder_block_{block}_attention/output/bias", (f"{BLOCK}/mha/attention_output/1",), same),
     *numbered("encoder_block_{block}_mlp_norm", f"{BLOCK}/ln_2", "gamma", "beta"),
     *dense("encoder_block_{block}_mlp_expand", f"{BLOCK}/mlp/dense_1"),
     *dense("encoder_block_{block}_mlp_project", f"{BLOCK}/mlp/dense_2"),
@@ -80,7 +91,7 @@ RESNET = (
 )
 
 
-# What ViT's layers are called in files that have their classes and attributes only.
+# The names that an older Keras derived from the classes and attributes of a ViT's layers → the layers' names.
 UNNAMED = {
     "vi_t_patching_and_embedding": "vit_patching_and_embedding",
     "vi_t_encoder": "vit_encoder",
@@ -96,7 +107,7 @@ UNNAMED = {
 
 
 def with_layer_names(tensors: Tensors, companions: Companions) -> dict[str, np.ndarray]:
-    """The tensors of a preset that an older Keras saved, under their layers' names; others as they are."""
+    """Renames the tensors of a preset that an older Keras saved to the names of their layers; others stay the same."""
     names = dict(UNNAMED)
     config = backbone(companions)
     for kind in ("conv", "bn"):
@@ -110,8 +121,9 @@ def with_layer_names(tensors: Tensors, companions: Companions) -> dict[str, np.n
 
 
 def in_order(config: dict[str, Any], kind: str) -> list[str]:
-    """Names of a ResNet's convolutions or norms in the order in which Keras numbers them: the shortcut's
-    stands before the last of its block.
+    """Returns the names of a ResNet's convolutions (`conv`) or norms (`bn`) in the order of Keras's numbers.
+
+    Within a block the shortcut's layer precedes the last one.
     """
     basic = config.get("block_type") == "basic_block"
     names = [f"conv1_{kind}"]
@@ -125,7 +137,7 @@ def in_order(config: dict[str, Any], kind: str) -> list[str]:
 
 
 def preprocessing(companions: Companions) -> Preprocessing | None:
-    """From the preset's image converter: pixels times `scale` plus `offset`."""
+    """Reads the preset's image converter, which multiplies pixels by `scale` and adds `offset`."""
     converter = companions.get("image_converter.json")
     if converter is None:
         converter = companions.get("preprocessor.json", {}).get("config", {}).get("image_converter")
@@ -146,15 +158,17 @@ def preprocessing(companions: Companions) -> Preprocessing | None:
 
 
 def backbone(companions: Companions) -> dict[str, Any]:
+    """Returns the configuration of the backbone; empty if the preset has none."""
     return companions.get("config.json", {}).get("config", {})
 
 
 def pooling(companions: Companions) -> Any:
-    """What the head reads; null where the preset has none, or does not say."""
+    """Returns how the head pools the features; None if the preset has no head, or does not say."""
     return companions.get("task.json", {}).get("config", {}).get("pooling")
 
 
 def vit_options(tensors: Tensors, companions: Companions) -> dict[str, Any]:
+    """Returns the options of a ViT (see `Format`)."""
     config, pool = backbone(companions), pooling(companions)
     has_class_token = "vit_patching_and_embedding/0" in tensors
     if pool == "gap" and has_class_token:
@@ -173,6 +187,7 @@ def vit_options(tensors: Tensors, companions: Companions) -> dict[str, Any]:
 
 
 def resnet_options(tensors: Tensors, companions: Companions) -> dict[str, Any]:
+    """Returns the options of a ResNet (see `Format`)."""
     config = backbone(companions)
     strides = config.get("stackwise_num_strides")
     return {
@@ -191,6 +206,7 @@ def resnet_options(tensors: Tensors, companions: Companions) -> dict[str, Any]:
 
 
 def image_size(companions: Companions) -> Size | None:
+    """Returns (height, width) of the images that the positions are for; None if config.json does not say."""
     height, width, *_ = backbone(companions).get("image_shape") or (None, None)
     return (int(height), int(width)) if height and width else None
 
@@ -204,7 +220,7 @@ FORMATS = (
         ),
         rows=VIT,
         options=vit_options,
-        positions="bicubic",  # KerasHub has no code for it; the weights come from Hugging Face's models
+        positions="bicubic",  # KerasHub cannot resize positions; its weights come from Hugging Face's models
         image_size=image_size,
         preprocessing=preprocessing,
     ),

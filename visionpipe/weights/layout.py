@@ -1,4 +1,4 @@
-"""What a format's file is made of: rows of our variable, their tensors, and how theirs become ours."""
+"""The description of a checkpoint format: a table that says which tensors become which of our variables, and how."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -11,20 +11,24 @@ from visionpipe.weights.report import Preprocessing
 
 Tensors = Mapping[str, np.ndarray]
 Size = tuple[int, int]
-Companions = Mapping[str, Any]  # the JSON files that were published beside the weights, by name
+Companions = Mapping[str, Any]  # name → content of each JSON file that was published beside the weights
 
 
 @dataclass(frozen=True)
 class Assumed:
-    """An option as the format's own code has it by default, where the file does not say."""
+    """The default value of an option in the format's code, for a file that does not state the option."""
 
     value: Any
 
 
 @dataclass(frozen=True)
-class Row:
-    """`ours`: a variable's path, where {block} stands for any number; `theirs`: the tensors that it is made
-    of, where {block} is that number and {block-1} one less; `transform`: those tensors to our array.
+class FormatRow:
+    """One row of a format's table.
+
+    Args:
+        ours: the path of a variable, in which {block} or {stage} stands for any number.
+        theirs: the names of the tensors that it is made of, in which {block} is that number and {block-1} one less.
+        transform: a function from these tensors to our array.
     """
 
     ours: str
@@ -32,7 +36,7 @@ class Row:
     transform: Callable[..., np.ndarray]
 
     def tensors(self, path: str) -> tuple[str, ...] | None:
-        """Their names for the variable at `path`, or None where this row is about others."""
+        """Returns the names of the tensors for the variable at `path`, or None if the row is for other variables."""
         pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", re.escape(self.ours))
         match = re.fullmatch(pattern, path)
         if match is None:
@@ -47,20 +51,25 @@ class Row:
 
 @dataclass(frozen=True)
 class Format:
-    """`signature`: tensors that every file of this format has, behind one of `prefixes`.
-    `rows`: the table; of two rows for one variable the first counts whose tensors are there.
-    `options`: what a model must have been built with to compute what the checkpoint's own code computes; Assumed
-    where the file leaves it open.
-    `image_size`: (height, width) of the images that the positions are for, where the companions say it.
-    `positions`: how that code resizes position embeddings (positions.py).
-    `class_position`: whether the tokens before the image's have positions; null: some files' have.
-    `ignored`: pattern of tensors that no forward pass reads.
-    `unpack`: the tensors as the table names them.
+    """A checkpoint format.
+
+    Args:
+        name: how messages call the format.
+        signature: tensors that every file of this format has, after one of `prefixes`.
+        rows: the table. Of several rows for a variable, the first whose tensors all exist is used.
+        options: the options with which a model computes the same as the format's code; Assumed where the file does
+            not state them.
+        positions: how the format's code resizes position embeddings (a method of `resize_positions`).
+        class_position: whether the tokens before the image tokens have positions; None if it depends on the file.
+        image_size: (height, width) of the images that the positions are for; None if the file does not say.
+        ignored: pattern of tensors that the forward pass does not read.
+        preprocessing: how the images were prepared; None if the file does not say.
+        unpack: converts the tensors of a file to those that the table names.
     """
 
     name: str
     signature: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[FormatRow, ...]
     options: Callable[[Tensors, Companions], dict[str, Any]]
     positions: str = "linear"
     class_position: Callable[[Companions], bool | None] = lambda companions: True
@@ -71,7 +80,7 @@ class Format:
     unpack: Callable[[Tensors], Tensors] = field(default=lambda tensors: tensors)
 
     def prefix(self, names: Iterable[str]) -> str | None:
-        """What stands before the names of the table in a file with these tensors; None: not this format."""
+        """Returns the prefix of the tensors' names in a file with `names`, or None if it has another format."""
         known = set(names)
         for prefix in self.prefixes:
             if all(prefix + name in known for name in self.signature):
@@ -80,62 +89,65 @@ class Format:
 
 
 def same(x: np.ndarray) -> np.ndarray:
+    """Returns a tensor unchanged."""
     return x
 
 
 def flat(x: np.ndarray) -> np.ndarray:
-    """(1, 1, 1, channels), as older files have it, to (channels,)."""
+    """Reshapes (1, 1, 1, channels), which older files have, to (channels,)."""
     return x.reshape(-1)
 
 
 def transposed(x: np.ndarray) -> np.ndarray:
-    """torch's Linear (out, in) to (in, out)."""
+    """Converts the weight of torch's Linear (out, in) to (in, out)."""
     return x.T
 
 
 def channels_last(x: np.ndarray) -> np.ndarray:
-    """torch's Conv2d (out, in, rows, columns) to (rows, columns, in, out)."""
+    """Converts the weight of torch's Conv2d (out, in, rows, columns) to (rows, columns, in, out)."""
     return x.transpose(2, 3, 1, 0)
 
 
 def heads_in(*kernels: np.ndarray) -> np.ndarray:
-    """Query, key and value, each (in, heads, head_dim), side by side: (in, 3·heads·head_dim)."""
+    """Joins query, key and value, each (in, heads, head_dim), to (in, 3·heads·head_dim)."""
     return np.concatenate([kernel.reshape(len(kernel), -1) for kernel in kernels], axis=1)
 
 
 def biases_in(*biases: np.ndarray) -> np.ndarray:
-    """The biases of `heads_in`, each (heads, head_dim)."""
+    """Joins the biases of query, key and value, each (heads, head_dim) or flat, to (3·heads·head_dim,)."""
     return np.concatenate([bias.reshape(-1) for bias in biases])
 
 
 def heads_out(kernel: np.ndarray) -> np.ndarray:
-    """(heads, head_dim, out) to (heads·head_dim, out)."""
+    """Reshapes (heads, head_dim, out) to (heads·head_dim, out)."""
     return kernel.reshape(-1, kernel.shape[-1])
 
 
-def keras_dense(ours: str, theirs: str) -> tuple[Row, ...]:
-    """Kernel and bias, in our order."""
-    return tuple(Row(f"{ours}/{name}", (f"{theirs}/{name}",), same) for name in ("kernel", "bias"))
+def keras_dense(ours: str, theirs: str) -> tuple[FormatRow, ...]:
+    """Returns the rows of a dense layer or convolution whose kernel has our order of axes."""
+    return tuple(FormatRow(f"{ours}/{name}", (f"{theirs}/{name}",), same) for name in ("kernel", "bias"))
 
 
-def torch_dense(ours: str, theirs: str) -> tuple[Row, ...]:
+def torch_dense(ours: str, theirs: str) -> tuple[FormatRow, ...]:
+    """Returns the rows of torch's Linear."""
     return (
-        Row(f"{ours}/kernel", (f"{theirs}.weight",), transposed),
-        Row(f"{ours}/bias", (f"{theirs}.bias",), same),
+        FormatRow(f"{ours}/kernel", (f"{theirs}.weight",), transposed),
+        FormatRow(f"{ours}/bias", (f"{theirs}.bias",), same),
     )
 
 
-def torch_conv(ours: str, theirs: str) -> tuple[Row, ...]:
+def torch_conv(ours: str, theirs: str) -> tuple[FormatRow, ...]:
+    """Returns the rows of torch's Conv2d."""
     return (
-        Row(f"{ours}/kernel", (f"{theirs}.weight",), channels_last),
-        Row(f"{ours}/bias", (f"{theirs}.bias",), same),
+        FormatRow(f"{ours}/kernel", (f"{theirs}.weight",), channels_last),
+        FormatRow(f"{ours}/bias", (f"{theirs}.bias",), same),
     )
 
 
-def torch_norm(ours: str, theirs: str) -> tuple[Row, ...]:
-    """Of any kind: only a batch norm has the last two."""
+def torch_norm(ours: str, theirs: str) -> tuple[FormatRow, ...]:
+    """Returns the rows of a norm of any kind; only a batch norm has the last two."""
     return tuple(
-        Row(f"{ours}/{mine}", (f"{theirs}.{name}",), same)
+        FormatRow(f"{ours}/{mine}", (f"{theirs}.{name}",), same)
         for mine, name in (
             ("gamma", "weight"),
             ("beta", "bias"),

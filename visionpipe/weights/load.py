@@ -1,4 +1,4 @@
-"""Puts a checkpoint into a model: everything is checked first, then everything is assigned."""
+"""Loads a checkpoint into a model: checks everything first, then assigns everything."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -8,12 +8,12 @@ import numpy as np
 
 from visionpipe.errors import ConfigError, WeightsError
 from visionpipe.models.variants import VARIANTS, fields, override, shown
-from visionpipe.weights.checkpoint import OWN, Checkpoint
+from visionpipe.weights.checkpoint import OWN, PretrainedCheckpoint
 from visionpipe.weights.options import is_option, options_of
 from visionpipe.weights.plan import Contents, Plan
 from visionpipe.weights.report import Report
 from visionpipe.weights.sources import resolve
-from visionpipe.weights.visionpipe_keras import Own, layer_differences, open_own, place_sines
+from visionpipe.weights.visionpipe_keras import OwnModel, copy_fixed_positions, layer_differences, open_own
 
 if TYPE_CHECKING:
     import keras
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def load_weights(
     model: "keras.Model",
-    source: str | Path | Checkpoint,
+    source: str | Path | PretrainedCheckpoint,
     *,
     sha256: str | None = None,
     offline: bool = False,
@@ -30,39 +30,46 @@ def load_weights(
     strict: bool = True,
     permitted: Collection[str] = (),
 ) -> Report:
-    """Loads a checkpoint into `model`; either all of it, or the model stays as it is.
+    """Loads a checkpoint into `model`, either completely, or not at all.
 
     Args:
-        source: a path, a URL, `hf:REPO[/FILE]`, `timm:NAME`, `kerashub:PRESET`, `models:/NAME@alias`, or what
-            `resolve` returned.
-        sha256: what the file must have; its first digits are enough.
-        offline: take it from the cache or not at all.
-        head: `load`: the checkpoint's, or zeros where that has another number of classes; `zero`: zeros,
-            for classes that are other ones by chance of the same number.
-        grid: rows and columns of the checkpoint's position embeddings, where they are not a square.
-        strict: refuse a model whose options (activation, padding, epsilon, normalisation …) are not those
-            that the checkpoint was trained with; otherwise the report names them.
-        permitted: options that may differ all the same, such as `pixel_mean`.
+        source: a path, a URL, `hf:REPO[/FILE]`, `timm:NAME`, `kerashub:PRESET`, `models:/NAME@alias`, a name that
+            `visionpipe models` lists, or what `resolve` returned.
+        sha256: the expected hash of the file, or its first digits.
+        offline: use the cache only.
+        head: `load` takes the checkpoint's head, or zeros if that has another number of classes. `zero` takes zeros,
+            for other classes that happen to have the same number.
+        grid: (rows, columns) of the checkpoint's position embeddings, if they are not a square.
+        strict: whether to refuse a model whose options (activation, padding, epsilon, normalisation …) differ from
+            those that the checkpoint was trained with. Otherwise the report lists the differences.
+        permitted: options that may differ even with `strict`, such as `pixel_mean`.
+
+    Returns:
+        A report of what became of each tensor.
 
     Raises:
-        WeightsError: the file is not there, damaged, of no known format, of another architecture, or holds
-            a NaN.
+        WeightsError: the file does not exist, is damaged, has no known format or another architecture, or contains a
+            NaN.
     """
-    checkpoint = source if isinstance(source, Checkpoint) else resolve(source, sha256=sha256, offline=offline)
+    checkpoint = (
+        source
+        if isinstance(source, PretrainedCheckpoint)
+        else resolve(source, sha256=sha256, offline=offline)
+    )
     own = open_own(checkpoint.path, model.input.shape[1:3]) if checkpoint.is_own else None
     contents = contents_of_own(own) if own else contents_of(checkpoint)
     built = options_of(model)
     plan = Plan(model, contents, checkpoint.source, grid, zero_head=head == "zero")
-    said = differences(contents.options, built)
-    if own and not said and not plan.wrong:
-        said = layer_differences(own.model, model)
-    refused = [name for name in said if strict and name not in permitted]
+    differing = differences(contents.options, built)
+    if own and not differing and not plan.wrong:
+        differing = layer_differences(own.model, model)
+    refused = [name for name in differing if strict and name not in permitted]
     if plan.wrong or refused:
-        raise WeightsError(f"{checkpoint.source}{refusal(model, contents, plan, said, refused)}")
+        raise WeightsError(f"{checkpoint.source}{refusal(model, contents, plan, differing, refused)}")
     for variable, value in plan.values:
         variable.assign(value)
     if own:
-        place_sines(own, model)
+        copy_fixed_positions(own, model)
     return Report(
         source=checkpoint.source,
         path=checkpoint.path,
@@ -77,13 +84,14 @@ def load_weights(
         assumed=tuple(
             f"{name} {shown(value)}"
             for name, value in built.items()
-            if name not in said and (name in contents.assumed or name not in contents.options)
+            if name not in differing and (name in contents.assumed or name not in contents.options)
         ),
-        differences=tuple(said.values()),
+        differences=tuple(differing.values()),
     )
 
 
-def contents_of(checkpoint: Checkpoint) -> Contents:
+def contents_of(checkpoint: PretrainedCheckpoint) -> Contents:
+    """Returns the contents of a checkpoint of another package."""
     return Contents(
         checkpoint.format.name,
         checkpoint.tensors,
@@ -97,33 +105,41 @@ def contents_of(checkpoint: Checkpoint) -> Contents:
     )
 
 
-def contents_of_own(own: Own) -> Contents:
+def contents_of_own(own: OwnModel) -> Contents:
+    """Returns the contents of a model that this package saved."""
     return Contents(OWN, own.tensors, tuple(own.rows), options_of(own.model), resized=own.resized)
 
 
 def differences(options: Mapping[str, Any], built: Mapping[str, Any]) -> dict[str, str]:
-    """The options in which the model is not the checkpoint's, each with both values. Of what the model has no part
-    for, that is for the tensors to show; what no model has is always a difference.
+    """Returns the options in which model and checkpoint differ, each with a description of both values.
+
+    An option that no model here has is always a difference. Options of parts that this model lacks are left out,
+    because the tensors differ then anyway.
     """
-    said = {}
+    differing = {}
     for name, wanted in options.items():
         if name not in built and not is_option(name):
-            said[name] = f"{name} {shown(wanted)}"
+            differing[name] = f"{name} {shown(wanted)}"
         elif name in built and not equal(wanted, built[name]):
-            said[name] = f"{name} {shown(wanted)}, the model has {shown(built[name])}"
-    return said
+            differing[name] = f"{name} {shown(wanted)}, the model has {shown(built[name])}"
+    return differing
 
 
 def refusal(
-    model: "keras.Model", contents: Contents, plan: Plan, said: Mapping[str, str], refused: Collection[str]
+    model: "keras.Model",
+    contents: Contents,
+    plan: Plan,
+    differing: Mapping[str, str],
+    refused: Collection[str],
 ) -> str:
-    """Why the checkpoint is not the model's, and what to build the model with. Overrides are named only where a model
-    with all of them is the checkpoint's.
+    """Says why the checkpoint does not fit the model, and how to build a model that it fits.
+
+    Overrides are named only if a model with all of them would fit.
     """
     refused = [
         name for name in refused if name not in plan.needs or plan.needs[name] != contents.options[name]
     ]
-    trained = f"trained with {'; '.join(said[name] for name in refused)}" if refused else ""
+    trained = f"trained with {'; '.join(differing[name] for name in refused)}" if refused else ""
     wanted = {**plan.needs, **{name: contents.options.get(name) for name in refused}}
     impossible = [f"{name} {shown(v)}" for name, v in wanted.items() if not is_possible(model, name, v)]
     if plan.wrong:
@@ -141,7 +157,7 @@ def refusal(
 
 
 def is_possible(model: "keras.Model", name: str, value: Any) -> bool:
-    """Whether a model of this one's family can be built with the option."""
+    """Whether a model of the same family can be built with the option."""
     if name.startswith("pixel_"):
         return True
     spec = next((row.spec for row in VARIANTS.values() if row.spec.family == model.name), None)
@@ -155,7 +171,10 @@ def is_possible(model: "keras.Model", name: str, value: Any) -> bool:
 
 
 def equal(wanted: Any, built: Any) -> bool:
-    """Of strides per stage, as many as both have: how many stages there are is for the tensors to show."""
+    """Whether two values of an option are equal up to rounding.
+
+    Strides per stage are compared as far as both have stages; a different number of stages shows in the tensors.
+    """
     if isinstance(wanted, tuple) and isinstance(built, tuple):
         wanted, built = zip(*zip(wanted, built, strict=False), strict=True)
     if isinstance(wanted, int | float | tuple) and not isinstance(wanted, bool):

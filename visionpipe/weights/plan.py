@@ -1,4 +1,4 @@
-"""Which tensor goes where: everything is found and checked before anything is assigned."""
+"""Plans an import: which tensor goes into which weight, checked completely before anything is assigned."""
 
 import re
 from dataclasses import dataclass, field
@@ -7,27 +7,33 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from visionpipe.errors import WeightsError
+from visionpipe.models.names import DISTILLATION_LOGITS, HEADS, LOGITS, TOKENS
 from visionpipe.models.positions import resize_positions
 from visionpipe.models.variants import shown
 from visionpipe.weights.hints import NOTES, OURS, POSITION, THEIRS
-from visionpipe.weights.layout import Row, Size, Tensors
+from visionpipe.weights.layout import FormatRow, Size, Tensors
 from visionpipe.weights.read import bfloat16
 
 if TYPE_CHECKING:
     import keras
 
-HEADS = ("logits", "logits_class", "logits_distillation")
+POSITIONS = f"{TOKENS}/position_embedding"
 
 
 @dataclass(frozen=True)
 class Contents:
-    """A checkpoint as far as the import reads it; see `Format` for the fields. `image_size`: (height, width) of the
-    images that its positions are for, where it says so. `assumed`: names of the options that it leaves open.
+    """The parts of a checkpoint that an import reads. `Format` describes the fields that both have.
+
+    Args:
+        format: the name of the format.
+        options: the options that a model needs for these weights.
+        assumed: the names of the options that the checkpoint does not state.
+        resized: variable → how it was already resized to the model's image size.
     """
 
     format: str
     tensors: Tensors
-    rows: tuple[Row, ...]
+    rows: tuple[FormatRow, ...]
     options: dict[str, Any]
     positions: str = "linear"
     class_position: bool | None = True
@@ -38,9 +44,11 @@ class Contents:
 
 
 class Plan:
-    """What will be assigned, and the report of it. Making it changes nothing. Where model and checkpoint do not belong
-    together, `wrong` says in what, and `needs` has the overrides of a model that would: none where no such model
-    can be told, or exists.
+    """Plans an import without changing the model.
+
+    `values` lists the variables with the arrays to assign. `used`, `unused`, `missing`, `resized` and `head` are those
+    of the report. If the checkpoint does not fit the model, `wrong` lists the reasons, and `needs` has the overrides of
+    a model that it would fit. `needs` is empty if no such model exists, or none is certain.
     """
 
     def __init__(
@@ -53,7 +61,7 @@ class Plan:
     ):
         self.contents, self.source, self.grid = contents, source, grid
         self.image_size = model.input.shape[1:3]
-        self.tokens = next((layer for layer in model.layers if layer.name == "tokens"), None)
+        self.tokens = next((layer for layer in model.layers if layer.name == TOKENS), None)
         self.values: list[tuple[Any, np.ndarray]] = []
         self.used: dict[str, tuple[str, ...]] = {}
         self.unused: dict[str, str] = {}
@@ -76,39 +84,41 @@ class Plan:
             self.unexplained, self.needs = True, {}
 
     def differences(self, left: list[str]) -> list[str]:
-        """In what model and checkpoint are not each other's; `left` are the tensors that have no place."""
+        """Returns the reasons why the checkpoint does not fit; `left` are the tensors without a place in the model."""
         wrong = self.misplaced
         if self.absent:
-            wrong.append(f"{len(self.absent)} weights of the model are not in it, the first {self.absent[0]}")
+            wrong.append(f"it lacks {len(self.absent)} weights of the model, the first is {self.absent[0]}")
         if self.misshapen:
             wrong.append(f"{len(self.misshapen)} tensors have another shape, the first: {self.misshapen[0]}")
         if left and not wrong:
             shape = self.contents.tensors[left[0]].shape
             wrong.append(
-                f"{len(left)} of its tensors have no place in the model, the first {left[0]} of shape {shape}"
+                f"{len(left)} of its tensors have no place in the model, the first is {left[0]} of shape {shape}"
             )
         return wrong
 
     def explains(self, left: list[str]) -> bool:
-        """Whether a model of what is needed has a place for these tensors."""
+        """Whether a model with the overrides of `needs` has a place for all tensors of `left`."""
         patterns = [pattern for pattern, name, _ in THEIRS if name in self.needs]
-        if self.needs.get("distillation_token") is False:  # then there is one head
-            heads = [*self.candidates("logits/kernel"), *self.candidates("logits/bias")]
+        if self.needs.get("distillation_token") is False:  # such a model has a single head
+            heads = [*self.candidates(f"{LOGITS}/kernel"), *self.candidates(f"{LOGITS}/bias")]
             patterns += [re.escape(name) for names, _ in heads for name in names]
         return all(any(re.search(pattern, name) for pattern in patterns) for name in left)
 
-    def candidates(self, path: str) -> list[tuple[tuple[str, ...], Row]]:
-        """The rows for a variable, with the names of their tensors."""
+    def candidates(self, path: str) -> list[tuple[tuple[str, ...], FormatRow]]:
+        """Returns the rows for a variable, each with the names of its tensors."""
         named = [(row.tensors(path), row) for row in self.contents.rows]
         return [(names, row) for names, row in named if names is not None]
 
     def has(self, path: str) -> bool:
-        """Whether the checkpoint has what a variable is made of."""
+        """Whether the checkpoint has all tensors that a variable is made of."""
         return any(all(name in self.contents.tensors for name in names) for names, _ in self.candidates(path))
 
     def other_model(self, paths: list[str]) -> tuple[dict[str, Any], list[str]]:
-        """Overrides of a model with a place for every tensor, and without weights that the checkpoint lacks, as far as
-        they are about parts that models have or have not; and in what no model is like it.
+        """Returns the overrides of a model that the checkpoint fits, and the reasons why no model here fits it.
+
+        Such a model has a place for every tensor, and no weight that the checkpoint lacks. The overrides concern the
+        presence of parts only, not their sizes.
         """
         tensors = self.contents.tensors
         wanted = {name for path in paths for names, _ in self.candidates(path) for name in names}
@@ -132,12 +142,12 @@ class Plan:
         if needs.get("distillation_token", self.tokens is not None and self.tokens.has_distillation_token):
             if needs.get("representation_dim"):
                 notes.append("it has a pooler beside a distillation token, which no model here has")
-            if self.has("logits/kernel") and not self.has("logits_distillation/kernel"):
-                notes.append("it has a distillation token without a head of its own, which no model here has")
+            if self.has(f"{LOGITS}/kernel") and not self.has(f"{DISTILLATION_LOGITS}/kernel"):
+                notes.append("it has a distillation token without a separate head, which no model here has")
         return needs, notes
 
     def find(self, path: str) -> tuple[tuple[str, ...], np.ndarray] | None:
-        """The tensors for a variable and its value from them, or None where one of them is not there."""
+        """Returns the names of a variable's tensors and its value, or None if a tensor is missing."""
         for names, row in self.candidates(path):
             if all(name in self.contents.tensors for name in names):
                 arrays = [self.number(name) for name in names]
@@ -151,58 +161,59 @@ class Plan:
         return None
 
     def number(self, name: str) -> np.ndarray:
-        """A tensor in float32, every entry of it finite."""
+        """Returns a tensor in float32; raises WeightsError if an entry is not a finite number."""
         array = np.asarray(self.contents.tensors[name])
-        if array.dtype == np.dtype("V2"):  # NumPy's files have no name for bfloat16
+        if array.dtype == np.dtype("V2"):  # how NumPy stores bfloat16
             array = bfloat16(array.view("<u2"))
         if array.dtype.kind not in "fiu":
             raise WeightsError(f"{self.source}: {name} is of type {array.dtype}, expected numbers")
         array = array.astype(np.float32)
         if not np.isfinite(array).all():
             raise WeightsError(
-                f"{self.source}: {name} holds {np.count_nonzero(~np.isfinite(array))} entries that are NaN "
-                f"or infinite: the file is damaged, or its training failed"
+                f"{self.source}: {name} has {np.count_nonzero(~np.isfinite(array))} entries that are NaN or "
+                f"infinite: the file is damaged, or its training failed"
             )
         return array
 
     def place_head(self, heads: list[Any], zero_head: bool) -> None:
-        """All of the head, or zeros for all of it (Dosovitskiy et al. 2021, section 3.2)."""
-        found = {variable.path: self.find(variable.path) for variable in heads}
+        """Plans the whole head, or zeros for all of it (Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.2)."""
+        sources = {variable.path: self.find(variable.path) for variable in heads}
         classes = {tuple(variable.shape)[-1] for variable in heads}
-        theirs = {item[1].shape[-1] for item in found.values() if item}
+        theirs = {source[1].shape[-1] for source in sources.values() if source}
         counts = f"{max(theirs, default=0):,} classes, the model {max(classes):,}"
-        if not all(found.values()):
+        if not all(sources.values()):
             self.head, reason = "zeros: the checkpoint has none", "head"
         elif theirs != classes:
             self.head, reason = f"zeros: the checkpoint has {counts}", "head of other classes"
         elif zero_head:
-            self.head, reason = "zeros, as asked for", "head, as asked for"
+            self.head, reason = "zeros, as requested", "head, as requested"
         else:
             self.head = f"loaded, {max(classes):,} classes"
             self.place(heads)
             return
         for variable in heads:
             self.values.append((variable, np.zeros(variable.shape, np.float32)))
-            item = found[variable.path]
-            if item is None:
+            source = sources[variable.path]
+            if source is None:
                 self.missing.append(variable.path)
             else:
-                self.unused |= dict.fromkeys(item[0], reason)
+                self.unused |= dict.fromkeys(source[0], reason)
 
     def place(self, variables: list[Any]) -> None:
+        """Plans variables, or records why they cannot be made of the checkpoint's tensors."""
         for variable in variables:
             path = variable.path
-            found = self.find(path)
-            if found is None:
+            source = self.find(path)
+            if source is None:
                 candidates = self.candidates(path)
                 self.absent.append(f"{path} ({candidates[0][0][0]})" if candidates else path)
                 self.unexplained |= not any(
                     re.fullmatch(p, path) for p, name, _ in (*OURS, POSITION) if name in self.needs
                 )
                 continue
-            names, value = found
+            names, value = source
             self.seen.update(names)
-            if path == "tokens/position_embedding":
+            if path == POSITIONS:
                 positions = self.at_grid(value, names[0])
                 if positions is None:
                     continue
@@ -219,18 +230,19 @@ class Plan:
             self.used[path] = names
 
     def at_grid(self, value: np.ndarray, name: str) -> np.ndarray | None:
-        """Positions (1, tokens, channels) at the model's grid; tokens that have none there have zeros. None where
-        the checkpoint's grid cannot be told.
+        """Resizes positions (1, tokens, channels) to the model's grid; returns None if their grid is unknown.
+
+        Tokens that have no position in the checkpoint get zeros.
         """
         tokens = self.tokens
         assert tokens is not None
         if value.ndim != 3:
             return value
         count, first, new = value.shape[1], tokens.first, tuple(tokens.grid)
-        told = self.old_grid(count, first)
-        if told is None:
+        layout = self.old_grid(count, first)
+        if layout is None:
             wrong = f"{name} has {count} positions, which are no grid of the model with {first} other tokens"
-            # With the tokens that the checkpoint's model has before those of the image.
+            # The number of tokens that precede the image tokens in the checkpoint's model.
             pool = self.needs.get("pool", "token" if tokens.has_class_token else "gap")
             theirs = (pool == "token") + self.needs.get("distillation_token", tokens.has_distillation_token)
             if self.grid:
@@ -247,36 +259,42 @@ class Plan:
                 )
             self.misplaced.append(wrong)
             return None
-        old, kept = told
-        before = value[0, :kept] if kept else np.zeros((first, value.shape[2]), np.float32)
-        image = value[0, kept:].reshape(*old, -1)
+        old, preceding = layout
+        before = value[0, :preceding] if preceding else np.zeros((first, value.shape[2]), np.float32)
+        image = value[0, preceding:].reshape(*old, -1)
         if old != new:
             image = resize_positions(image, new, self.contents.positions).astype(np.float32)
-            self.resized["tokens/position_embedding"] = (
-                f"{old[0]}×{old[1]} → {new[0]}×{new[1]}, {self.contents.positions}"
-            )
+            self.resized[POSITIONS] = f"{old[0]}×{old[1]} → {new[0]}×{new[1]}, {self.contents.positions}"
         return np.concatenate([before, image.reshape(-1, value.shape[2])])[None]
 
     def old_grid(self, count: int, first: int) -> tuple[tuple[int, ...], int] | None:
-        """The checkpoint's grid, and how many positions stand before it: given, told by its images' size, that of the
-        model, or a square. A square without positions for the tokens before it must be told, where it could have them:
-        13·13 is 1 + 12·14, too.
+        """Returns the checkpoint's grid and the number of positions that precede it, or None if that is unknown.
+
+        The grid is, in this order: the one that the user gave; the one that follows from the checkpoint's image size;
+        the model's; a square. If it is uncertain whether the preceding tokens have positions, a square is only assumed
+        with them: 169 positions may be 13·13 without, or 1 + 12·14 with a class token.
+
+        Args:
+            count: the number of positions in the checkpoint.
+            first: the number of tokens that may precede the image tokens.
         """
         assert self.tokens is not None
-        new, said = tuple(self.tokens.grid), self.contents.image_size
-        before = {True: [first], False: [0], None: [first, 0]}[self.contents.class_position]
-        side = round(max(count - before[0], 0) ** 0.5)
-        told: list[tuple[tuple[int, ...], list[int]]] = [(new, before), ((side, side), before[:1])]
-        if said:
-            pixels = [image // side for image, side in zip(self.image_size, new, strict=True)]
-            told.insert(0, (tuple(n // p for n, p in zip(said, pixels, strict=True)), before))
+        new, image_size = tuple(self.tokens.grid), self.contents.image_size
+        preceding = {True: [first], False: [0], None: [first, 0]}[self.contents.class_position]
+        side = round(max(count - preceding[0], 0) ** 0.5)
+        options: list[tuple[tuple[int, ...], list[int]]] = [(new, preceding), ((side, side), preceding[:1])]
+        if image_size:
+            pixels = [length // side for length, side in zip(self.image_size, new, strict=True)]
+            options.insert(0, (tuple(n // p for n, p in zip(image_size, pixels, strict=True)), preceding))
         if self.grid:
-            told = [(self.grid, before)]
-        fitting = [(grid, n) for grid, counts in told for n in counts if grid[0] * grid[1] == count - n > 0]
+            options = [(self.grid, preceding)]
+        fitting = [
+            (grid, n) for grid, counts in options for n in counts if grid[0] * grid[1] == count - n > 0
+        ]
         return fitting[0] if fitting else None
 
     def left_over(self) -> list[str]:
-        """Tensors with no place in the model, but for those that no forward pass reads."""
+        """Returns the tensors that have no place in the model, except those that no forward pass reads."""
         known = self.seen | self.unused.keys()
         left = [name for name in self.contents.tensors if name not in known]
         for name in left:
@@ -285,7 +303,7 @@ class Plan:
         return [name for name in left if name not in self.unused]
 
     def refusal(self) -> str:
-        """With what to build the model with, where the tensors tell."""
+        """Says why the checkpoint does not fit, and which model it would fit, if the tensors tell."""
         needs = [f"it needs {name}: {shown(value)}" for name, value in self.needs.items()]
         hint = f" ({'; '.join([*needs, *self.notes])})" if needs or self.notes else ""
         return f"a {self.contents.format} checkpoint, but not of this model: {'; '.join(self.wrong)}{hint}"

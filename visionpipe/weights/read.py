@@ -1,5 +1,7 @@
-"""Weight files of every container to arrays. Nothing is ever unpickled: torch's files go through its
-`weights_only` reader, NumPy's are read with `allow_pickle=False`.
+"""Reads the arrays of weight files in any supported container.
+
+Nothing is unpickled: torch's files go through its `weights_only` reader, and NumPy's are read with
+`allow_pickle=False`.
 """
 
 import json
@@ -13,9 +15,8 @@ import numpy as np
 from visionpipe.errors import WeightsError
 
 ZIP, HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
-# What else is found under such names: how it begins, and what it is.
+# How other files begin that users may give for weights, and what they are.
 OTHERS = (
-    (b"", "an empty file"),
     (b"version https://git-lfs", "a Git LFS pointer: fetch the file itself with git lfs pull"),
     (b"<", "a web page"),
     (b"{", "JSON"),
@@ -27,10 +28,10 @@ OTHERS = (
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Every array of the file, by name, as stored.
+    """Reads every array of a file, or of the folder of a KerasHub preset, by name and as stored.
 
     Raises:
-        WeightsError: not there, damaged, or no weights at all.
+        WeightsError: the file does not exist, is damaged, or contains no weights.
     """
     if path.is_dir():
         return read_preset(path)
@@ -50,7 +51,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
             return read_torch(path)
     except WeightsError:
         raise
-    except Exception as error:  # each library has its own kinds, and a damaged file meets all of them
+    except Exception as error:  # for a damaged file each library raises errors of other classes
         raise WeightsError(f"{path} is damaged: {first_line(error)}") from error
     raise WeightsError(
         f"{path} is {what_it_is(head)}; expected .npz, .safetensors, .h5, .keras, or torch's .bin or .pth"
@@ -58,19 +59,24 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def what_it_is(head: bytes) -> str:
+    """Describes a file that is no weight file, given its first 512 bytes."""
+    if not head:
+        return "an empty file"
     if head[257:262] == b"ustar":
         return "a tar archive: unpack it first"
-    found = [name for start, name in OTHERS if start and head.startswith(start)]
-    if found or not head:
-        return found[0] if found else OTHERS[0][1]
+    for start, description in OTHERS:
+        if head.startswith(start):
+            return description
     return f"an unknown kind of file, beginning {head[:8].hex(' ')}"
 
 
 def first_line(error: Exception) -> str:
+    """Returns the first line of an error's message, at most 200 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def is_keras_archive(path: Path) -> bool:
+    """Whether a file is a `.keras` file."""
     try:
         with zipfile.ZipFile(path) as archive:
             return {"config.json", "model.weights.h5"} <= set(archive.namelist())
@@ -79,7 +85,7 @@ def is_keras_archive(path: Path) -> bool:
 
 
 def read_zip(path: Path) -> dict[str, np.ndarray]:
-    """NumPy's .npz or torch's .pth."""
+    """Reads a zip archive: NumPy's .npz, or torch's .pth."""
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     if any(name.endswith("data.pkl") for name in names):
@@ -102,16 +108,17 @@ def read_zip(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Reads a .safetensors file; bfloat16 becomes float32."""
     import safetensors
 
     with path.open("rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(start - 8))
     tensors = {}
-    with safetensors.safe_open(path, "numpy") as file:  # which checks the header against the file
-        for name in file.keys():  # noqa: SIM118  # it is no dictionary
+    with safetensors.safe_open(path, "numpy") as file:  # checks the header against the file
+        for name in file.keys():  # noqa: SIM118  (not a dictionary)
             entry = header[name]
-            if entry["dtype"] == "BF16":  # of which NumPy knows nothing
+            if entry["dtype"] == "BF16":  # NumPy has no such dtype
                 begin, end = entry["data_offsets"]
                 halves = np.fromfile(path, "<u2", (end - begin) // 2, offset=start + begin)
                 tensors[name] = bfloat16(halves).reshape(entry["shape"])
@@ -121,35 +128,36 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def bfloat16(halves: np.ndarray) -> np.ndarray:
-    """uint16, the upper halves of float32 numbers, as these."""
+    """Converts bfloat16, given as uint16, to float32; its bits are the upper half of a float32."""
     return (halves.astype("<u4") << 16).view("<f4")
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
+    """Reads the state dict of a torch file; floating-point tensors become float32."""
     try:
         import torch
     except ImportError:
         raise WeightsError(
-            f"{path} is torch's own format: pip install 'visionpipe[torch]' -c constraints.txt, "
-            f"or take the .safetensors file of the same weights"
+            f"{path} is a torch file, and torch is not installed: pip install 'visionpipe[torch]' "
+            f"-c constraints.txt, or use the .safetensors file of the same weights"
         ) from None
-    import pickle  # nosec B403: to name its error; nothing is unpickled
+    import pickle  # nosec B403: only its error class is used; nothing is unpickled
     import warnings
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickles that it then refuses
+            warnings.simplefilter("ignore")  # torch warns about pickles that it then refuses
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} is a pickle of more than tensors, which is never loaded: {first_line(error)}"
+            f"{path} is a pickle that contains more than tensors, which is never loaded: {first_line(error)}"
         ) from None
-    for key in ("state_dict", "model", "model_state"):  # trainers save them beside their own state
+    for key in ("state_dict", "model", "model_state"):  # training loops save the weights beside their state
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
     if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, expected a dictionary of tensors")
+        raise WeightsError(f"{path} contains a {type(content).__name__}, expected a dictionary of tensors")
     return {
         str(name): (tensor.float() if tensor.is_floating_point() else tensor).numpy()
         for name, tensor in content.items()
@@ -158,9 +166,9 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_preset(folder: Path) -> dict[str, np.ndarray]:
-    """A KerasHub preset: the backbone, and the head where the preset has one."""
+    """Reads the backbone of a KerasHub preset, and its head if it has one."""
     if not (folder / "model.weights.h5").is_file():
-        raise WeightsError(f"{folder} is a folder without model.weights.h5: no KerasHub preset")
+        raise WeightsError(f"{folder} is a folder without model.weights.h5, so it is no KerasHub preset")
     return {
         name: array
         for file in ("model.weights.h5", "task.weights.h5")
@@ -170,8 +178,10 @@ def read_preset(folder: Path) -> dict[str, np.ndarray]:
 
 
 def read_hdf5(path: Path) -> dict[str, np.ndarray]:
-    """Keras's older files by layer and array (`conv1_conv/kernel`), its newer ones by the layers' names and
-    numbers of arrays (`vit_encoder/ln/0`).
+    """Reads a Keras .h5 file.
+
+    The arrays of older files are named by layer and variable (`conv1_conv/kernel`), those of newer files by layer and
+    number (`vit_encoder/ln/0`).
     """
     import h5py
 
@@ -187,19 +197,20 @@ def read_hdf5(path: Path) -> dict[str, np.ndarray]:
 
 
 def members(group: Any) -> Iterator[tuple[str, Any]]:
-    """What the group itself holds. Links would lead out of the file, to any other on this disk."""
+    """Yields the members of a group; raises WeightsError for links, which may lead to any file on this disk."""
     import h5py
 
     for name in group:
         item = group[name] if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
         if item is None or getattr(item, "external", None):
             raise WeightsError(
-                f"{group.file.filename}: {name} lies outside of the file, which is not followed"
+                f"{group.file.filename}: {name} is a link out of the file, which is never followed"
             )
         yield name, item
 
 
 def collect_older(group: Any, layer: str, tensors: dict[str, np.ndarray]) -> None:
+    """Adds the arrays of a layer in an older file to `tensors`."""
     for name, item in members(group):
         if hasattr(item, "shape"):
             tensors[f"{layer}/{name.partition(':')[0]}"] = item[()]
@@ -208,8 +219,10 @@ def collect_older(group: Any, layer: str, tensors: dict[str, np.ndarray]) -> Non
 
 
 def collect_newer(group: Any, path: str, tensors: dict[str, np.ndarray]) -> None:
-    """A layer's group is called by its class; its own name is an attribute of its `vars`, which files of
-    older versions lack. Groups without `vars` only hold others.
+    """Adds the arrays below a group of a newer file to `tensors`.
+
+    A layer's group is named by its class. The layer's name is an attribute of its group `vars`, which files of older
+    versions lack. A group without `vars` only contains other groups.
     """
     for key, item in members(group):
         if key == "vars":

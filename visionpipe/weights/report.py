@@ -1,4 +1,4 @@
-"""What an import did, tensor by tensor."""
+"""The report of an import, tensor by tensor."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,9 +7,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a checkpoint's images went through, as far as it says. `mean`, `std`: per channel (R, G, B), of
-    pixels in [0, 255]; `interpolation`: of the resize; `crop_ratio`: side of the central crop, of the resized
-    short side; `size`: (height, width) after the crop.
+    """How the images of a checkpoint were prepared; None where the checkpoint does not say.
+
+    Args:
+        mean, std: per channel (R, G, B), of pixels in [0, 255].
+        interpolation: how the images were resized.
+        crop_ratio: side of the central crop, relative to the short side of the resized image.
+        size: (height, width) after the crop, in pixels.
     """
 
     mean: tuple[float, ...] | None = None
@@ -21,11 +25,20 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Report:
-    """`used`: our variables, each with the tensors it was made of. `unused`: tensors that were left out, each
-    with the reason that permits it. `missing`: our variables that the checkpoint does not have: of the head
-    only. `resized`: position embeddings, with both grids. `head`: what became of it. `assumed`: options that
-    the checkpoint leaves open. `differences`: options in which the model is another one than the
-    checkpoint's, which `strict=False` permitted.
+    """Says what an import did.
+
+    Args:
+        source: the address that the user gave; `path` is the local file or folder.
+        sha256: hash of the file.
+        format: name of the checkpoint's format.
+        used: model variable → the tensors that it was made of.
+        unused: tensor → the reason why it was not needed.
+        missing: model variables that the checkpoint lacks; these can only belong to the head.
+        resized: position embedding → old and new grid.
+        head: what the head was initialised with.
+        preprocessing: how the checkpoint's images were prepared.
+        assumed: options that the checkpoint does not state.
+        differences: options that differ between model and checkpoint, which `strict=False` or `permitted` allowed.
     """
 
     source: str

@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: an address to a local file. Imports no framework."""
+"""Finds or downloads the checkpoint behind an address. Imports no framework."""
 
 import os
 import urllib.parse
@@ -7,7 +7,7 @@ from pathlib import Path
 from visionpipe.errors import WeightsError
 from visionpipe.files import write_bytes
 from visionpipe.models.known import KERASHUB_PRESETS, known
-from visionpipe.weights.checkpoint import Checkpoint
+from visionpipe.weights.checkpoint import PretrainedCheckpoint
 from visionpipe.weights.download import NotFound, check_sha256, fetch
 
 HUGGING_FACE = "https://huggingface.co"
@@ -15,17 +15,18 @@ KAGGLE = "https://www.kaggle.com"
 SAFETENSORS, TORCH_BIN = "model.safetensors", "pytorch_model.bin"
 
 
-def resolve(source: str | Path, *, sha256: str | None = None, offline: bool = False) -> Checkpoint:
-    """The checkpoint at `source`, on this disk: downloads it where it is not in the cache.
+def resolve(source: str | Path, *, sha256: str | None = None, offline: bool = False) -> PretrainedCheckpoint:
+    """Returns the checkpoint at `source` as a local file, and downloads it first if it is not in the cache.
 
     Args:
         source: a path; a URL; `hf:OWNER/REPO[@REVISION][/FILE]`; `timm:NAME`; `kerashub:PRESET`;
-            `models:/NAME@alias` or `models:/NAME/VERSION` of the tracking store; or a name of the table that
-            `visionpipe models` prints.
-        sha256: as in `load_weights`.
+            `models:/NAME@alias` or `models:/NAME/VERSION` of the tracking store; or a name that `visionpipe models`
+            lists.
+        sha256: the expected hash, or its first digits.
+        offline: use the cache only.
 
     Raises:
-        WeightsError: there is no such file, or it is another one.
+        WeightsError: the file does not exist, cannot be downloaded, or has another hash.
     """
     address = os.fspath(source)
     row = known(address)
@@ -52,18 +53,21 @@ def resolve(source: str | Path, *, sha256: str | None = None, offline: bool = Fa
                 f"{address}: no such file; other sources are URLs, hf:REPO, timm:NAME, kerashub:PRESET, "
                 f"models:/NAME@alias and the names that visionpipe models lists"
             )
-    checkpoint = Checkpoint(os.fspath(source), path)
+    checkpoint = PretrainedCheckpoint(os.fspath(source), path)
     if path.is_dir():
         if sha256 and not checkpoint.sha256.startswith(sha256.lower()):
-            raise WeightsError(f"{source} has sha256 {checkpoint.sha256}, expected {sha256}")
+            raise WeightsError(
+                f"{source} has sha256 {checkpoint.sha256}, expected {sha256}: another checkpoint, or a damaged one"
+            )
     elif kind not in ("http", "https", "hf", "timm"):
         check_sha256(path, address, sha256)
     return checkpoint
 
 
 def from_hugging_face(address: str, sha256: str | None, offline: bool) -> Path:
-    """`OWNER/REPO[@REVISION][/FILE]`; without a file, the weights under the hub's usual names. What says how
-    images are to be prepared is downloaded beside them.
+    """Downloads `OWNER/REPO[@REVISION][/FILE]`, with the files that say how images are prepared for it.
+
+    Without a file it downloads the weights under one of the hub's usual names.
     """
     owner, _, rest = address.partition("/")
     repository, _, file = rest.partition("/")
@@ -85,12 +89,12 @@ def from_hugging_face(address: str, sha256: str | None, offline: bool) -> Path:
 
 
 def from_kerashub(preset: str, offline: bool) -> Path:
-    """The preset's files in one folder, that of its backbone. `preset` may be a folder, too."""
+    """Returns the folder of a preset: `preset` itself if it is a folder, else a download of all its files."""
     if Path(preset).is_dir():
         return Path(preset)
     if preset not in KERASHUB_PRESETS:
         raise WeightsError(
-            f"kerashub:{preset}: known are a preset's folder and {', '.join(KERASHUB_PRESETS)}"
+            f"kerashub:{preset}: expected the folder of a preset, or one of {', '.join(KERASHUB_PRESETS)}"
         )
     host = os.environ.get("KAGGLE_API_ENDPOINT", KAGGLE).rstrip("/")
     base = f"{host}/api/v1/models/{KERASHUB_PRESETS[preset]}/download"
@@ -107,8 +111,9 @@ def from_kerashub(preset: str, offline: bool) -> Path:
 
 
 def beside(path: Path, url: str, offline: bool) -> None:
-    """Puts the file behind `url` into the folder of `path`. Many repositories have no such file, which is
-    noted there, so that it is asked for once.
+    """Downloads the file behind `url` into the folder of `path`.
+
+    Many repositories have no such file. A hidden file then records that, so that it is requested only once.
     """
     target = path.parent / url.rpartition("/")[2]
     absent = target.with_name(f".{target.name}.absent")

@@ -1,11 +1,11 @@
-"""State dicts in timm's naming, which the official DeiT files share, and for ResNets torchvision too."""
+"""State dicts with timm's names, which the official DeiT files and torchvision's ResNets use, too."""
 
 from typing import Any
 
 from visionpipe.weights.layout import (
     Companions,
     Format,
-    Row,
+    FormatRow,
     Tensors,
     same,
     torch_conv,
@@ -19,18 +19,18 @@ PREFIXES = ("", "module.", "model.")
 
 ENCODER = (
     *torch_conv("patch_embedding", "patch_embed.proj"),
-    Row("tokens/class_token", ("cls_token",), same),
-    Row("tokens/distillation_token", ("dist_token",), same),
-    Row("tokens/register_tokens", ("reg_token",), same),
-    Row("tokens/position_embedding", ("pos_embed",), same),
+    FormatRow("tokens/class_token", ("cls_token",), same),
+    FormatRow("tokens/distillation_token", ("dist_token",), same),
+    FormatRow("tokens/register_tokens", ("reg_token",), same),
+    FormatRow("tokens/position_embedding", ("pos_embed",), same),
     *torch_norm("encoder_block_{block}_attention_norm", "blocks.{block}.norm1"),
     *torch_dense("encoder_block_{block}_attention/query_key_value", "blocks.{block}.attn.qkv"),
     *torch_dense("encoder_block_{block}_attention/output", "blocks.{block}.attn.proj"),
-    Row("encoder_block_{block}_attention_scale/scale", ("blocks.{block}.ls1.gamma",), same),
+    FormatRow("encoder_block_{block}_attention_scale/scale", ("blocks.{block}.ls1.gamma",), same),
     *torch_norm("encoder_block_{block}_mlp_norm", "blocks.{block}.norm2"),
     *torch_dense("encoder_block_{block}_mlp_expand", "blocks.{block}.mlp.fc1"),
     *torch_dense("encoder_block_{block}_mlp_project", "blocks.{block}.mlp.fc2"),
-    Row("encoder_block_{block}_mlp_scale/scale", ("blocks.{block}.ls2.gamma",), same),
+    FormatRow("encoder_block_{block}_mlp_scale/scale", ("blocks.{block}.ls2.gamma",), same),
     *torch_norm("encoder_norm", "norm"),
     *torch_dense("pre_logits", "pre_logits.fc"),
     *torch_dense("logits", "head"),
@@ -43,7 +43,7 @@ UNIT = BACKBONE + ".stages.{stage-1}.blocks.{block-1}"
 HYBRID = (
     *torch_conv("stem_conv", f"{BACKBONE}.stem.conv"),
     *torch_norm("stem_norm", f"{BACKBONE}.stem.norm"),
-    *torch_conv("stem_conv", f"{BACKBONE}.conv"),  # of a backbone without stages
+    *torch_conv("stem_conv", f"{BACKBONE}.conv"),  # in a backbone without stages
     *torch_norm("stem_norm", f"{BACKBONE}.norm"),
     *(
         row
@@ -77,7 +77,7 @@ RESNET = (
 
 
 def preprocessing(companions: Companions) -> Preprocessing | None:
-    """From the `pretrained_cfg` of the config.json that timm publishes beside its weights."""
+    """Reads the `pretrained_cfg` of the config.json that timm publishes beside its weights."""
     config = companions.get("config.json", {})
     config = config.get("pretrained_cfg") or config
     if "mean" not in config or "std" not in config:
@@ -91,11 +91,15 @@ def preprocessing(companions: Companions) -> Preprocessing | None:
     )
 
 
-def pixel_options(found: Preprocessing | None) -> dict[str, Any]:
-    return {"pixel_mean": found.mean, "pixel_std": found.std} if found and found.mean and found.std else {}
+def pixel_options(prepared: Preprocessing | None) -> dict[str, Any]:
+    """Returns the options for the normalisation of pixels; none if the checkpoint does not state it."""
+    if prepared is None or not (prepared.mean and prepared.std):
+        return {}
+    return {"pixel_mean": prepared.mean, "pixel_std": prepared.std}
 
 
 def encoder_options(tensors: Tensors, companions: Companions) -> dict[str, Any]:
+    """Returns the options of a VisionTransformer (see `Format`)."""
     return {
         "position": "learned" if "pos_embed" in tensors else "none",
         "pooler_act": "tanh",
@@ -105,6 +109,7 @@ def encoder_options(tensors: Tensors, companions: Companions) -> dict[str, Any]:
 
 
 def hybrid_options(tensors: Tensors, companions: Companions) -> dict[str, Any]:
+    """Returns the options of a hybrid ViT (see `Format`)."""
     return encoder_options(tensors, companions) | {
         "norm": "group",
         "norm_epsilon": 1e-5,
@@ -119,6 +124,7 @@ def hybrid_options(tensors: Tensors, companions: Companions) -> dict[str, Any]:
 
 
 def torch_resnet_options(tensors: Tensors, companions: Companions) -> dict[str, Any]:
+    """Returns the options of a ResNet (see `Format`)."""
     stages = sum(f"layer{stage}.0.conv1.weight" in tensors for stage in range(1, 9))
     return {
         "norm": "batch",
@@ -142,7 +148,7 @@ FORMATS = (
             preprocessing=preprocessing,
         )
         for name, stem, rows, options in (
-            # The stem of a hybrid's ResNet lies in a module of its own, or not.
+            # The stem of a hybrid's ResNet may be a separate module.
             ("timm hybrid ViT", ["patch_embed.backbone.stem.conv.weight"], HYBRID, hybrid_options),
             ("timm hybrid ViT", ["patch_embed.backbone.conv.weight"], HYBRID, hybrid_options),
             ("timm ViT", [], ENCODER, encoder_options),

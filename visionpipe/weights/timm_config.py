@@ -1,4 +1,4 @@
-"""What timm's config.json says: the architecture's name stands for arguments, which `model_args` override."""
+"""Reads timm's config.json: the name of an architecture implies arguments, which `model_args` overrides."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -7,7 +7,7 @@ from typing import Any
 from visionpipe.weights.layout import Assumed, Companions, Size
 from visionpipe.weights.options import FIXED
 
-# Arguments that the tensors show, or that only training reads.
+# Arguments that follow from the tensors, or that matter in training only.
 SHOWN = {
     "architecture", "num_classes", "in_chans", "img_size", "patch_size", "embed_dim", "depth", "mlp_ratio",
     "qkv_bias", "qk_norm", "scale_attn_norm", "scale_mlp_norm", "proj_bias", "init_values", "class_token",
@@ -17,8 +17,9 @@ SHOWN = {
     "base_width", "stem_width", "stem_type", "replace_stem_pool", "block_reduce_first", "down_kernel_size",
     "zero_init_last", "pretrained", "pretrained_cfg",
 }  # fmt: skip
-ACTIVATIONS = {"gelu": "gelu", "gelu_erf": "gelu", "gelu_tanh": "gelu_tanh"}  # to those of specs.py
-POOLS = {"token": "token", "avg": "gap"}  # nosec B105: of the class, not of a user
+# timm's names → those of specs.py
+ACTIVATIONS = {"gelu": "gelu", "gelu_erf": "gelu", "gelu_tanh": "gelu_tanh"}
+POOLS = {"token": "token", "avg": "gap"}  # nosec B105: a class token, not a user's
 HEADS = {
     "tiny": 3, "xsmall": 4, "wee": 4, "small": 6, "little": 5, "medium": 8, "mediumd": 8, "betwixt": 10, "base": 12,
     "so150m": 14, "large": 16, "huge": 16, "so400m": 16, "giant": 16, "giantopt": 16, "gigantic": 16,
@@ -26,7 +27,7 @@ HEADS = {
 TORCH: dict[str, Any] = {"norm_epsilon": 1e-5, "stride_on": "3x3", "padding": "symmetric"}
 VIT: dict[str, Any] = {"act_layer": "gelu", "no_embed_class": False, "epsilon": 1e-6}
 RESNET: dict[str, Any] = {"aa_layer": "none", "act_layer": "relu", "output_stride": 32, "global_pool": "avg"}
-# What architectures' names stand for; of several that match, the last one counts.
+# Pattern of an architecture's name → arguments that it implies. Where several match, the later one takes precedence.
 ARCHITECTURES: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"(tv_|gluon_|ssl_|swsl_|ig_|wide_)?resnet\d+(_\d|_v1b)?", RESNET),
     (r"resnetaa\d+", RESNET | {"aa_layer": "avg"}),
@@ -44,28 +45,28 @@ ARCHITECTURES: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 def arguments(companions: Companions) -> dict[str, Any]:
-    """As far as config.json says; what it leaves open is missing."""
+    """Returns the arguments of timm's model that config.json states or implies."""
     config = companions.get("config.json", {})
     name, _, _ = str(config.get("architecture", "")).partition(".")
-    found: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     size = re.match(r"(?:vit|deit3?|flexivit)_([a-z0-9]+)(_|$)", name)
     if size and size[1] in HEADS:
-        found["num_heads"] = HEADS[size[1]]
-    for pattern, stated in ARCHITECTURES:
+        given["num_heads"] = HEADS[size[1]]
+    for pattern, implied in ARCHITECTURES:
         if re.fullmatch(pattern, name):
-            found |= {"architecture": name} | stated
+            given |= {"architecture": name} | implied
     if "global_pool" in config:
-        found["global_pool"] = config["global_pool"]
-    return found | (config.get("model_args") or {})
+        given["global_pool"] = config["global_pool"]
+    return given | (config.get("model_args") or {})
 
 
 def unread(given: Mapping[str, Any], read: Collection[str]) -> dict[str, Any]:
-    """Arguments that are neither read nor shown by the tensors, but for those that are off."""
+    """Returns the arguments that are on, are not in `read`, and do not follow from the tensors."""
     return {key: value for key, value in given.items() if value and key not in SHOWN and key not in read}
 
 
 def encoder_arguments(companions: Companions, has_class_token: bool) -> dict[str, Any]:
-    """Options of a VisionTransformer."""
+    """Returns the options of a VisionTransformer."""
     given = arguments(companions)
     activation, epsilon = given.get("act_layer") or "gelu", given.get("epsilon", 1e-6)
     pool = given.get("global_pool", "token" if has_class_token else "avg") or "none"
@@ -73,9 +74,9 @@ def encoder_arguments(companions: Companions, has_class_token: bool) -> dict[str
     if pool == "gap" and (has_class_token or given.get("pool_include_prefix")):
         pool = "gap beside or over other tokens"
     options = {
-        "activation": said(given, "act_layer", ACTIVATIONS.get(activation, activation)),
-        "layer_norm_epsilon": said(given, "epsilon", epsilon),
-        "pool": said(given, "global_pool", pool),
+        "activation": stated(given, "act_layer", ACTIVATIONS.get(activation, activation)),
+        "layer_norm_epsilon": stated(given, "epsilon", epsilon),
+        "pool": stated(given, "global_pool", pool),
     }
     if "num_heads" in given:
         options["num_heads"] = given["num_heads"]
@@ -87,32 +88,34 @@ def encoder_arguments(companions: Companions, has_class_token: bool) -> dict[str
 
 
 def resnet_arguments(companions: Companions, stages: int) -> dict[str, Any]:
-    """Options of a ResNet of so many stages."""
+    """Returns the options of a ResNet with a number of stages."""
     given = arguments(companions)
     stride = given.get("output_stride", 32)
     strides = tuple(2 if stage > 0 and 4 * 2**stage <= stride else 1 for stage in range(stages))
     options = {
-        "stage_strides": said(given, "output_stride", strides),
-        "shortcut": said(given, "architecture", "pool" if given.get("avg_down") else "projection"),
-        **{name: said(given, name, given.get(name) or RESNET[name]) for name in FIXED},
-        **{name: said(given, "architecture", value) for name, value in TORCH.items()},
+        "stage_strides": stated(given, "output_stride", strides),
+        "shortcut": stated(given, "architecture", "pool" if given.get("avg_down") else "projection"),
+        **{name: stated(given, name, given.get(name) or RESNET[name]) for name in FIXED},
+        **{name: stated(given, "architecture", value) for name, value in TORCH.items()},
     }
     if given.get("norm_layer") == "batchnorm2d":
         del given["norm_layer"]
     return options | unread(given, ("output_stride", "avg_down", *FIXED))
 
 
-def said(given: Mapping[str, Any], name: str, value: Any) -> Any:
+def stated(given: Mapping[str, Any], name: str, value: Any) -> Any:
+    """Returns `value` as it is if config.json gives the argument `name`, else as an assumption."""
     return value if name in given else Assumed(value)
 
 
 def embeds_class(companions: Companions) -> bool | None:
-    """Whether the class token has a position."""
+    """Whether the class token has a position; None if config.json does not say."""
     without = arguments(companions).get("no_embed_class")
     return None if without is None else not without
 
 
 def image_size(companions: Companions) -> Size | None:
+    """Returns (height, width) of the images that the positions are for; None if config.json does not say."""
     config = companions.get("config.json", {})
     side = (config.get("model_args") or {}).get("img_size")
     if side is None:

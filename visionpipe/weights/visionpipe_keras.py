@@ -1,4 +1,4 @@
-"""Models that this package trained: `model.keras` files of its own layers, at any image size."""
+"""`model.keras` files that this package trained, loaded at any image size."""
 
 import json
 import re
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from visionpipe.errors import ConfigError, WeightsError
+from visionpipe.models.names import TOKENS
 from visionpipe.models.variants import shown
-from visionpipe.weights.layout import Row, Tensors, same
+from visionpipe.weights.layout import FormatRow, Tensors, same
 from visionpipe.weights.read import first_line
 
 if TYPE_CHECKING:
@@ -19,27 +20,34 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Own:
-    """`model`: at the size asked for; `resized`: variables whose shape that changed, with how."""
+class OwnModel:
+    """A model that this package trained, resized to the requested image size.
+
+    `tensors` are its variables by path. `resized` maps the variables whose shape changed to a description.
+    """
 
     model: "keras.Model"
     tensors: Tensors
     resized: dict[str, str]
 
     @property
-    def rows(self) -> Iterator[Row]:
-        """Every variable is its own tensor."""
-        return (Row(path, (path,), same) for path in self.tensors)
+    def rows(self) -> Iterator[FormatRow]:
+        """The table of the format: every variable is made of the tensor with the same name."""
+        return (FormatRow(path, (path,), same) for path in self.tensors)
 
 
-def open_own(path: Path, image_size: tuple[int, int]) -> Own:
-    """Raises WeightsError where the file is damaged, or no model of this package."""
+def open_own(path: Path, image_size: tuple[int, int]) -> OwnModel:
+    """Loads a model that this package trained, and resizes it to `image_size`, (height, width).
+
+    Raises:
+        WeightsError: the file is damaged or no model of this package, or the model cannot have this image size.
+    """
     from visionpipe.models.saved import load_model
     from visionpipe.models.surgery import with_image_size
 
     try:
         model = load_model(path)
-    except Exception as error:  # Keras has one kind for every fault
+    except Exception as error:  # Keras raises errors of any class
         raise WeightsError(f"{path} cannot be loaded as a model: {first_line(error)}") from error
     stored = arrays(model)
     try:
@@ -53,10 +61,10 @@ def open_own(path: Path, image_size: tuple[int, int]) -> Own:
         for name, array in tensors.items()
         if name in stored and stored[name].shape != array.shape
     }
-    return Own(resized, tensors, changes)
+    return OwnModel(resized, tensors, changes)
 
 
-# Settings of layers that change no answer, or that their weights show.
+# Settings of layers that change no prediction, or that follow from the shapes of the weights.
 SILENT = re.compile(
     r"name|dtype|trainable|seed|stddev|initial|momentum|sincos_grid|batch_shape|units|.*_(initializer|regularizer|"
     r"constraint)"
@@ -64,39 +72,44 @@ SILENT = re.compile(
 
 
 def layer_differences(stored: "keras.Model", model: "keras.Model") -> dict[str, str]:
-    """Layers of two models with the same weights that have other settings, or that only one of them has, by name."""
+    """Compares the settings of the layers of two models with the same weights.
+
+    Returns a description of the difference, by layer, for layers with different settings and for layers that only one
+    of the models has.
+    """
     import keras
 
     from visionpipe.models.layers import StochasticDepth
 
     def settings(of: "keras.Model") -> dict[str, dict[str, Any]]:
-        answering = (x for x in of.layers if not isinstance(x, keras.layers.Dropout | StochasticDepth))
+        predicting = (x for x in of.layers if not isinstance(x, keras.layers.Dropout | StochasticDepth))
         return {
             layer.name: {key: value for key, value in layer.get_config().items() if not SILENT.fullmatch(key)}
-            for layer in answering
+            for layer in predicting
         }
 
     theirs, ours = settings(stored), settings(model)
-    said = {}
+    differing = {}
     for name in sorted(theirs.keys() ^ ours.keys()):
-        said[name] = f"{'a' if name in theirs else 'no'} layer {name}, unlike the model"
+        differing[name] = f"{'a' if name in theirs else 'no'} layer {name}, unlike the model"
     for name in sorted(theirs.keys() & ours.keys()):
         for key in sorted(theirs[name].keys() | ours[name].keys()):
             wanted, built = theirs[name].get(key), ours[name].get(key)
             if json.dumps(wanted, default=str) != json.dumps(built, default=str):
-                said[name] = f"{key} {shown(wanted)} in {name}, the model has {shown(built)}"
-    return said
+                differing[name] = f"{key} {shown(wanted)} in {name}, the model has {shown(built)}"
+    return differing
 
 
-def place_sines(own: Own, model: "keras.Model") -> None:
-    """Fixed positions lie between those that the stored model knew, as `with_image_size` has them."""
+def copy_fixed_positions(own: OwnModel, model: "keras.Model") -> None:
+    """Gives `model` the fixed positions of a resized model, which lie between those of the stored model."""
     layers = {layer.name: layer for layer in own.model.layers}
-    if "tokens" in layers and layers["tokens"].sincos_grid:
-        tokens = model.get_layer("tokens")
-        tokens.span(tokens.output.shape[-1], layers["tokens"].sincos_grid)
+    if TOKENS in layers and layers[TOKENS].sincos_grid:
+        tokens = model.get_layer(TOKENS)
+        tokens.span(tokens.output.shape[-1], layers[TOKENS].sincos_grid)
 
 
 def arrays(model: "keras.Model") -> dict[str, np.ndarray]:
+    """Returns the variables of a model by path, without the states of random generators."""
     import keras
 
     return {

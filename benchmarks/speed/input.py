@@ -1,35 +1,35 @@
-"""How fast batches are made, against what the models consume, tf.data and torch's DataLoader.
+"""Measures how fast batches are made, beside what the models consume, tf.data and torch's DataLoader.
 
-    python benchmarks/input.py --rounds 3
+    python -m benchmarks.speed.input --rounds 3
 
-28 px: our loader alone, with flip and crop, and the default models of params.yaml training on one batch that
-is always there. 224 px: arrays as `prepare` writes them, and JPEG files of 256 px through what people write
-with tf.data and torch (read, decode, random crop, flip). Memory: what the loader holds that no file backs,
-with 10,000 and with 1,000,000 stored images (a sparse file).
+28 px: our loader alone, with flip and crop, and the default models of params.yaml, which train on one batch that is
+always ready. 224 px: arrays as `prepare` writes them, and JPEG files of 256 px through what people write with tf.data
+and torch (read, decode, random crop, flip). Memory: what the loader holds that no file backs, with 10,000 and with
+1,000,000 stored images (a sparse file).
 
-Every measurement runs in a fresh process with two threads; contenders take turns, in the opposite order every
-second round. Raw samples go to benchmarks/input.json as they come, and an interrupted run goes on from there;
-the tables made of them go to docs/performance.md.
+Every measurement runs in a fresh process with two threads. Contenders take turns, in the opposite order every second
+round. Raw samples go to benchmarks/speed/input.json as they come, and an interrupted run continues from there. The
+tables go to docs/results/input.md.
 """
 
 import argparse
 import itertools
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
-FILE = ROOT / "benchmarks" / "input.json"
+from benchmarks import results
+from benchmarks.facts import ROOT, versions
+from benchmarks.processes import in_new_process, thread_variables
+
+FILE = Path(__file__).parent / "input.json"
 THREADS, SECONDS, BATCH = 2, 4.0, 64
 STORED, JPEG_SIZE, SIZE = 1000, 256, 224
 FLIP_AND_CROP = ({"name": "flip", "probability": 0.5}, {"name": "crop", "padding": 4})
@@ -38,20 +38,19 @@ FLIP_AND_CROP = ({"name": "flip", "probability": 0.5}, {"name": "crop", "padding
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--fresh", action="store_true", help="throw the samples away that are there")
+    parser.add_argument("--fresh", action="store_true", help="measure all anew, instead of continuing")
     parser.add_argument("--measure", metavar="CONTENDER", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(CONTENDERS[options.measure](Path(folder))))
         return
-    from tables import write_page
+    from benchmarks.tables import write_pages
+    from visionpipe.artifact.hardware import hardware
 
-    from visionpipe.tracking.runs import hardware
-
-    result = {"samples": []} if options.fresh or not FILE.exists() else json.loads(FILE.read_text())
-    versions = {name: version(name) for name in ("keras", "numpy", "pillow", "tensorflow", "torch")}
-    setting = {"hardware": hardware(), "threads": THREADS, "versions": versions}
+    result = {"samples": []} if options.fresh or not FILE.exists() else results.read(FILE)
+    installed = versions("keras", "numpy", "pillow", "tensorflow", "torch")
+    setting = {"hardware": hardware(), "threads": THREADS, "versions": installed}
     if result["samples"] and any(result.get(key) != value for key, value in setting.items()):
         sys.exit(f"{FILE.name} is of another machine or other versions: add --fresh")
     result |= setting
@@ -59,27 +58,20 @@ def main() -> None:
     for number in range(options.rounds):
         for contender in list(CONTENDERS)[:: -1 if number % 2 else 1]:
             if (number, contender) not in done:
-                sample = {"round": number, "contender": contender, **in_new_process(contender)}
+                sample = {"round": number, "contender": contender, **measured(contender)}
                 print(sample, flush=True)
                 result["samples"].append(sample)
-                FILE.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    write_page()
+                results.write(FILE, result)
+    write_pages()
 
 
-def in_new_process(contender: str) -> dict[str, float]:
-    threads = {name: str(THREADS) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")}
-    variables = {**os.environ, **threads, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
-    variables["KERAS_BACKEND"] = "tensorflow"
-    command = [sys.executable, __file__, "--measure", contender]
-    output = subprocess.run(command, env=variables, capture_output=True, text=True)
-    if output.returncode:
-        sys.exit(f"{contender}:\n{output.stderr}")
-    sample: dict[str, float] = json.loads(output.stdout.splitlines()[-1])
-    return sample
+def measured(contender: str) -> dict[str, float]:
+    variables = {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"} | thread_variables(THREADS)
+    return in_new_process("benchmarks.speed.input", "--measure", contender, **variables)
 
 
 def rate(batches: Iterator[Any], batch_size: int) -> dict[str, float]:
-    """Batches and images per second after 20 batches, and CPU microseconds per image, of children too."""
+    """Returns batches and images per second after 20 batches, and CPU microseconds per image, of children too."""
     for _ in range(20):
         next(batches)
     count, start, used = 0, time.perf_counter(), cpu_seconds()
@@ -140,9 +132,10 @@ def small_images(batch_size: int, entries: tuple[dict[str, Any], ...], folder: P
 
 
 def default_model(name: str, folder: Path) -> dict[str, float]:
-    """What a model of params.yaml consumes; every step is waited for."""
+    """Returns what a model of params.yaml consumes; every step is waited for."""
     import keras
 
+    from visionpipe.acceleration.network import accelerate
     from visionpipe.models import model_from_spec
     from visionpipe.project.params import load_params
     from visionpipe.training.adamw import AdamW
@@ -150,7 +143,7 @@ def default_model(name: str, folder: Path) -> dict[str, float]:
     tf = start_tensorflow()
     params = load_params(ROOT / "params.yaml")
     size, batch_size = params.prepare.size, params.train_config(name).batch_size
-    model = model_from_spec(params.model_spec(name), 10, size, [73.0] * 3, [90.0] * 3)
+    model = accelerate(model_from_spec(params.model_spec(name), 10, size, [73.0] * 3, [90.0] * 3))
     model.compile(AdamW(1e-3), keras.losses.CategoricalCrossentropy(from_logits=True))
     images = np.random.default_rng(0).integers(0, 256, (batch_size, *size, 3)).astype(np.float32)
     feed = iter(
@@ -167,7 +160,7 @@ def default_model(name: str, folder: Path) -> dict[str, float]:
 
 
 def picture(random: np.random.Generator, size: int) -> np.ndarray:
-    """uint8 (size, size, 3): blobs with fine grain, which make a JPEG as large as a photograph's."""
+    """Returns uint8 (size, size, 3): blobs with fine grain, which make a JPEG as large as a photograph's."""
     from PIL import Image
 
     blobs = Image.fromarray(random.integers(0, 256, (12, 12, 3), np.uint8)).resize(
@@ -235,7 +228,7 @@ def torch_jpegs(folder: Path) -> dict[str, float]:
 
 
 def memory(count: int, folder: Path) -> dict[str, float]:
-    """MiB of anonymous memory after 2,000 batches out of `count` stored images, and batches per second."""
+    """Returns MiB of anonymous memory after 2,000 batches out of `count` stored images, and batches per second."""
     stored = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (count, 28, 28, 3))
     del stored  # a file of holes
     batches = our_batches(np.load(folder / "images.npy", mmap_mode="r"), BATCH)

@@ -1,24 +1,21 @@
-"""Training and inference speed of the models against stock Keras, plain torch and timm.
+"""Measures training and inference speed of the models against stock Keras, plain torch and timm.
 
-    pip install --no-deps -r benchmarks/requirements.txt
-    python benchmarks/models.py --rounds 5
+    pip install --no-deps -r benchmarks/speed/requirements.txt
+    python -m benchmarks.speed.models --rounds 5
 
-Every measurement runs in a fresh process with two threads; contenders take turns, round after round and in
-the opposite order every second time, so that a slow minute hits all of them. A sample's rate is
-that of the fastest quarter's slowest step: on a shared machine what lengthens a step is the neighbours' work.
-The same code appears twice under two names (the A/A pair): how far those two lie apart is what a difference
-must exceed.
-Of the torch peer's modes, those that stay below 0.8 of the fastest in the first round are left out of the
-others. Raw samples go to benchmarks/models_PROCESSOR.json as they come, and an interrupted run goes on from
-there; the tables made of them go to docs/performance.md.
+Every measurement runs in a fresh process with two threads. Contenders take turns, round after round, in the opposite
+order every second time, so that a slow minute hits all of them. A sample's rate is that of the slowest step of its
+fastest quarter: on a shared machine the work of neighbours lengthens steps. Our TensorFlow model is measured twice,
+under two names: a difference between contenders must exceed the difference of those two. Of the torch peer's modes,
+those below 0.8 of the fastest in the first round are left out of the others. Raw samples go to
+benchmarks/speed/models_PROCESSOR.json as they come, and an interrupted run continues from there. The tables go to
+docs/results/training.md.
 """
 
 import argparse
 import json
-import os
 import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,9 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers import CONTENDERS, MODELS, Model, possible
 
-ROOT = Path(__file__).parents[1]
+from benchmarks import results
+from benchmarks.processes import in_new_process, thread_variables
+from benchmarks.speed.cases import CONTENDERS, MODELS, Model, code, gmac, library_versions, possible
+
 THREADS, SECONDS = 2, 3.0
 Rates = tuple[float, float]
 
@@ -40,21 +39,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--models", nargs="+", help="default: all")
     parser.add_argument("--contenders", nargs="+", help="default: all")
-    parser.add_argument("--fresh", action="store_true", help="throw away what is there of these")
+    parser.add_argument("--fresh", action="store_true", help="measure these anew, instead of continuing")
     parser.add_argument("--measure", nargs=2, metavar=("CONTENDER", "MODEL"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         contender, name = options.measure
         print(json.dumps(measure(contender, next(model for model in MODELS if model.name == name))))
         return
-    from facts import code, gmac, versions
-    from tables import tables, write_page
-
-    from visionpipe.tracking.runs import hardware
+    from benchmarks.speed.tables import models_of
+    from benchmarks.tables import write_pages
+    from visionpipe.artifact.hardware import hardware
 
     processor = re.sub(r"\W+", "_", hardware().split(",")[0].lower())
-    file = ROOT / "benchmarks" / f"models_{processor}.json"
-    result = json.loads(file.read_text()) if file.exists() else {"samples": [], "models": []}
+    file = Path(__file__).parent / f"models_{processor}.json"
+    result = results.read(file) if file.exists() else {"samples": [], "models": []}
     names = options.models or [model.name for model in MODELS]
     contenders = options.contenders or list(CONTENDERS)
     if options.fresh:
@@ -69,7 +67,12 @@ def main() -> None:
         for contender in contenders
         for name in names
     }
-    setting = {"hardware": hardware(), "threads": THREADS, "precision": "float32", "versions": versions()}
+    setting = {
+        "hardware": hardware(),
+        "threads": THREADS,
+        "precision": "float32",
+        "versions": library_versions(),
+    }
     changed = [key for key, value in setting.items() if result["samples"] and result.get(key) != value]
     for sample in result["samples"]:
         kind = (sample["contender"], sample["model"])
@@ -86,15 +89,15 @@ def main() -> None:
                 if wanted(result["samples"], number, name, contender):
                     sample = {"round": number, "contender": contender, "model": name}
                     sample |= made_of[contender, name]
-                    result["samples"].append(sample | in_new_process(contender, name))
+                    result["samples"].append(sample | measured(contender, name))
                     print(result["samples"][-1], flush=True)
-                    file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    write_page()
-    print(tables(result))
+                    results.write(file, result)
+    write_pages()
+    print(models_of(result))
 
 
 def wanted(samples: list[dict], number: int, model: str, contender: str) -> bool:
-    """Not measured yet, possible, and no torch mode that the first round showed to be slow."""
+    """Returns whether this is not measured yet, possible, and no torch mode that was slow in the first round."""
     library = CONTENDERS[contender][0]
     if not possible(contender, model):
         return False
@@ -110,23 +113,16 @@ def wanted(samples: list[dict], number: int, model: str, contender: str) -> bool
     )
 
 
-def in_new_process(contender: str, model: str) -> dict[str, float]:
+def measured(contender: str, model: str) -> dict[str, float]:
     library, backend = CONTENDERS[contender]
-    threads = {name: str(THREADS) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")}
-    tensorflow = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "1"}
-    variables = {**os.environ, **threads, **tensorflow, "PYTHONPATH": str(ROOT)}
+    variables = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "1"} | thread_variables(THREADS)
     if library != "torch":
         variables["KERAS_BACKEND"] = backend
-    command = [sys.executable, __file__, "--measure", contender, model]
-    output = subprocess.run(command, env=variables, capture_output=True, text=True)
-    if output.returncode:
-        sys.exit(f"{contender}, {model}:\n{output.stderr}")
-    sample: dict[str, float] = json.loads(output.stdout.splitlines()[-1])
-    return sample
+    return in_new_process("benchmarks.speed.models", "--measure", contender, model, **variables)
 
 
 def measure(contender: str, model: Model) -> dict[str, float]:
-    """Images per second in training and inference after warm-up, GFLOP/s of a matrix product right after."""
+    """Returns images per second in training and inference after warm-up, and GFLOP/s of a matrix product then."""
     from visionpipe.artifact.speed import peak_memory_mib
 
     library, backend = CONTENDERS[contender]
@@ -161,7 +157,7 @@ def measure_keras(contender: str, case: Model, images: np.ndarray, labels: np.nd
         import torch
 
         torch.set_num_threads(THREADS)
-    import peers
+    from benchmarks.speed import peers
 
     build = peers.ours if library == "visionpipe" else peers.stock_keras
     model = build(case.name, case.classes, case.size)
@@ -172,8 +168,9 @@ def measure_keras(contender: str, case: Model, images: np.ndarray, labels: np.nd
     )
 
     class Steps(keras.callbacks.Callback):
-        """The seconds between the ends of two batches, each waited for. Whole epochs would count what
-        tf.data takes to stop its autotuner between them, which is seconds.
+        """Measures the seconds between the ends of two batches, each waited for.
+
+        Whole epochs would include the seconds that tf.data takes to stop its autotuner between them.
         """
 
         def __init__(self) -> None:
@@ -206,8 +203,9 @@ def measure_keras(contender: str, case: Model, images: np.ndarray, labels: np.nd
 
 
 def measure_torch(modes: str, case: Model, images: np.ndarray, labels: np.ndarray) -> Rates:
-    import peers
     import torch
+
+    from benchmarks.speed import peers
 
     torch.set_num_threads(THREADS)
     memory_format = torch.channels_last if "channels_last" in modes else torch.contiguous_format
@@ -240,17 +238,17 @@ def measure_torch(modes: str, case: Model, images: np.ndarray, labels: np.ndarra
 
 
 def enough(times: Sequence[float]) -> bool:
-    """Whether the rate of these step times can be trusted; the first ones compile."""
+    """Returns whether these step times are enough for a rate; the first ones compile."""
     return len(times) >= 8 and statistics.median(times[2:]) * len(times) > SECONDS
 
 
 def rate(case: Model, times: Sequence[float]) -> float:
-    """Images per second."""
+    """Returns images per second."""
     return case.batch / float(np.percentile(times, 25))
 
 
 def gemm_gflops() -> float:
-    """What the machine gives at this minute, in NumPy."""
+    """Returns the rate of a matrix product in NumPy, which says how busy the machine is at this minute."""
     a = np.ones((2048, 2048), np.float32)
     return 2 * len(a) ** 3 / min(seconds(lambda: a @ a) for _ in range(8)) / 1e9
 

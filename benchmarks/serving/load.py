@@ -1,12 +1,12 @@
-"""A load generator: one process, raw sockets, and its own CPU time in what it reports.
+"""Sends load to a server from one process over raw sockets, and reports the CPU time of that process too.
 
-    python benchmarks/load.py PORT REQUEST_FILE closed CONCURRENCY SECONDS
-    python benchmarks/load.py PORT REQUEST_FILE open   RATE        SECONDS
+    python -m benchmarks.serving.load PORT REQUEST_FILE closed CONCURRENCY SECONDS
+    python -m benchmarks.serving.load PORT REQUEST_FILE open   RATE        SECONDS
 
-REQUEST_FILE holds the bytes of one whole HTTP request. `closed`: so many connections, each sending its next
-request when it has its answer. `open`: so many requests a second, however the server fares. Prints JSON:
-`cpu` (seconds of this process), `wall`, and `answers`, a [status, seconds since the request was due, seconds
-since the start] for each.
+REQUEST_FILE holds the bytes of one whole HTTP request. `closed`: so many connections, each of which sends its next
+request when it has its answer. `open`: so many requests a second, however fast the server answers. Prints JSON:
+`cpu` (seconds of this process), `wall`, and `answers`, a [status, seconds since the request was due, seconds since
+the start] for each.
 """
 
 import asyncio

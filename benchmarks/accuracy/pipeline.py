@@ -1,21 +1,20 @@
-"""Accuracy and time of an experiment, over seeds, through the real pipeline.
+"""Measures accuracy and time of an experiment, over seeds, through the real pipeline.
 
-    python benchmarks/accuracy.py --seeds 0 1 2
-    python benchmarks/accuracy.py --params experiments/fashion-mnist-vit.yaml
+    python -m benchmarks.accuracy.pipeline --seeds 0 1 2
+    python -m benchmarks.accuracy.pipeline --params experiments/fashion-mnist-vit.yaml
 
-For each seed: a fresh copy of the checkout, `dvc repro`, the wall time of it and of the trainings, and each
-model's accuracies from reports/. What trains on the sample is measured on all 10,000 official test images;
-recipes are chosen on validation images, never on those. Needs Debian's package dataset-fashion-mnist.
+For each seed: a fresh copy of the checkout, `dvc repro`, its wall time and that of the trainings, and each model's
+accuracies from reports/. Models that train on the sample are measured on all 10,000 official test images. Recipes are
+chosen on validation images, never on those. Needs Debian's package dataset-fashion-mnist.
 
-Raw numbers go to benchmarks/accuracy.json, which the README's table is written from, or beside the given file, into
-whose first lines they are written too. With --folder the copies stay, and an interrupted run goes on in them.
+Raw numbers go to benchmarks/accuracy/pipeline.json, or beside the given file, into whose first lines they are written
+too; the tables go to docs/results/accuracy.md. With --folder the copies stay, and an interrupted run continues in them.
 """
 
 import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,10 +24,10 @@ from typing import Any
 
 import yaml
 
-from visionpipe.tracking.runs import hardware
-
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "benchmarks" / "accuracy.json"
+from benchmarks import results
+from benchmarks.accuracy.tables import PIPELINE, seeds_table
+from benchmarks.facts import ROOT
+from visionpipe.artifact.hardware import hardware
 
 
 def main() -> None:
@@ -51,19 +50,21 @@ def main() -> None:
         runs = [run(params | {"seed": seed}, folder / str(seed)) for seed in options.seeds]
     machine = ", ".join([hardware(), *sorted(set().union(*(run.pop("devices") for run in runs)) - {"CPU"})])
     result = {"hardware": machine, "backend": options.backend, "runs": runs}
-    file = options.params.with_suffix(".json") if options.params else RESULT
-    file.write_text(json.dumps(result, indent=2) + "\n")
+    results.write(options.params.with_suffix(".json") if options.params else PIPELINE, result)
     if options.params:
         write_header(options.params, result)
-    print(table(result))
+    from benchmarks.tables import write_pages
+
+    write_pages()
+    print(seeds_table(result))
 
 
 def run(params: dict[str, Any], project: Path) -> dict[str, Any]:
-    """One `dvc repro` in a copy of the checkout; returns seconds and accuracies."""
+    """Runs `dvc repro` in a copy of the checkout; returns seconds and accuracies."""
     environment = {
         key: value for key, value in os.environ.items() if key not in ("DVC_ROOT", "MLFLOW_TRACKING_URI")
     }
-    # The stages run `python`: this one, whether its environment is active or not.
+    # The stages run `python`, which shall be this one even where its environment is not active.
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     if not project.exists():
         files = ["git", "ls-files", "-co", "--exclude-standard"]
@@ -95,31 +96,8 @@ def run(params: dict[str, Any], project: Path) -> dict[str, Any]:
     }
 
 
-def table(result: dict[str, Any]) -> str:
-    """Mean and worst test accuracy of each model, and the time of the whole pipeline."""
-    lines = [
-        "| model | test accuracy, mean | worst seed | validation accuracy, mean |",
-        "| --- | ---: | ---: | ---: |",
-    ]
-    for name in result["runs"][0]["test"]:
-        test = [run["test"][name] for run in result["runs"]]
-        validation = [run["validation"][name] for run in result["runs"]]
-        lines.append(
-            f"| {name} | {statistics.mean(test):.4f} | {min(test):.4f} | {statistics.mean(validation):.4f} |"
-        )
-    training, whole = ([run[key] / 60 for run in result["runs"]] for key in ("training_seconds", "seconds"))
-    seeds = ", ".join(str(run["seed"]) for run in result["runs"])
-    lines.append("")
-    lines.append(
-        f"Seeds {seeds}, {result['backend']}, {result['hardware']}; training all models took "
-        f"{statistics.mean(training):.1f} minutes on average and {max(training):.1f} at most, `dvc repro` "
-        f"{statistics.mean(whole):.1f} and {max(whole):.1f}."
-    )
-    return "\n".join(lines)
-
-
 def header(result: dict[str, Any]) -> str:
-    """The first lines of an experiment's file, from its result."""
+    """Returns the first lines of an experiment's file, from its result."""
     lines = [
         f"# seed {run['seed']}: test accuracy "
         + ", ".join(f"{accuracy:.4f} ({name})" for name, accuracy in run["test"].items())
@@ -130,7 +108,7 @@ def header(result: dict[str, Any]) -> str:
 
 
 def write_header(file: Path, result: dict[str, Any]) -> None:
-    """In place of the one that an earlier result left there."""
+    """Writes these lines into the file, in place of those of an earlier result."""
     lines = file.read_text().splitlines(keepends=True)
     file.write_text(header(result) + "".join(line for line in lines if not line.startswith("# seed ")))
 

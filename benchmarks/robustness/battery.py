@@ -1,10 +1,10 @@
-"""It does not break: the long versions of what the tests do in short, with numbers.
+"""Tries to break the server and `prepare`: the long versions of attacks that the tests make in short.
 
-    python benchmarks/hardening.py            # about ten minutes
-    python benchmarks/hardening.py --tasks fuzz slow
+    python -m benchmarks.robustness.battery            # about ten minutes
+    python -m benchmarks.robustness.battery --tasks fuzz slow
 
-Every task starts its own server, with the limits that it has by default. Results go to benchmarks/hardening.json
-as they come, the tables to docs/hardening.md.
+Every task starts a server with its default limits. Results go to benchmarks/robustness/battery.json as they come, the
+tables to docs/results/robustness.md. The attacks themselves are in tests/shared, where the tests use them too.
 """
 
 import argparse
@@ -13,40 +13,37 @@ import functools
 import io
 import json
 import os
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import attacks
+import linear_models
 import numpy as np
+from hostile import every_case
+from hostile_requests import PNG, heavy, malformed
+from hostile_sets import is_right, judge, measure_bombs, watched_prepare, write_folder, write_zip
 from PIL import Image
+from servers import artifact_folder, form, running
 
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "benchmarks" / "hardening.json"
-sys.path.insert(0, str(ROOT / "tests" / "shared"))
-import attacks  # noqa: E402
-import linear_models  # noqa: E402
-from hostile import every_case  # noqa: E402
-from hostile_requests import PNG, heavy, malformed  # noqa: E402
-from hostile_sets import is_right, judge, measure_bombs, watched_prepare, write_folder, write_zip  # noqa: E402
-from servers import artifact_folder, form, running  # noqa: E402
-
-from visionpipe.artifact.classifier import Classifier  # noqa: E402
-from visionpipe.serving.service import STATUS  # noqa: E402
-from visionpipe.stages.register import register  # noqa: E402
-from visionpipe.tracking.lookup import artifact_in  # noqa: E402
-from visionpipe.tracking.runs import hardware  # noqa: E402
-from visionpipe.tracking.store import connect  # noqa: E402
+from benchmarks import results
+from benchmarks.facts import ROOT, versions
+from benchmarks.robustness.tables import BATTERY
+from visionpipe.artifact.classifier import Classifier
+from visionpipe.artifact.hardware import hardware
+from visionpipe.serving.service import STATUS
+from visionpipe.stages.register import register
+from visionpipe.tracking.lookup import artifact_in
+from visionpipe.tracking.store import connect
 
 REGISTERED = "hardened"
 
 
 def images(folder: Path) -> dict[str, Any]:
-    """Every file of the battery alone, in forms and in JSON: by kind, how many were asked and answered rightly."""
+    """Sends every file alone, in forms and in JSON; returns by kind how many were asked and answered rightly."""
     artifact, cases = artifact_folder(folder / "linear"), every_case()
     classifier = Classifier(artifact)
     asked, right, errors = Counter[str](), Counter[str](), 0
@@ -79,7 +76,7 @@ def images(folder: Path) -> dict[str, Any]:
 
 
 def bombs(folder: Path) -> dict[str, Any]:
-    """What decoding each bomb costs, in a process of its own, and what all of them cost a server."""
+    """Returns what decoding each bomb costs, in a fresh process, and what all of them cost a server."""
     rows = [dict(zip(("name", "bytes", "seconds", "MiB"), row, strict=True)) for row in measure_bombs()]
     with running(artifact_folder(folder / "linear")) as server:
         server.predict(PNG)
@@ -93,20 +90,20 @@ def bombs(folder: Path) -> dict[str, Any]:
 
 
 def prepare(folder: Path) -> dict[str, Any]:
-    results = {}
+    outcomes = {}
     for source, write in (("folder", write_folder), ("zip", write_zip)):
         work, outside = folder / source / "work", folder / source / "outside"
         (work / "data").mkdir(parents=True)
-        found = write(work / "data" / "hostile", outside)
+        written = write(work / "data" / "hostile", outside)
         result = watched_prepare(work, source, work / "data" / "hostile")
         manifest = result["manifest"]
-        results[source] = {
-            "found": found,
+        outcomes[source] = {
+            "found": written,
             "kept": manifest["kept"],
             "quarantined": len(manifest["quarantined"]),
-            **judge(result, found, work, outside),
+            **judge(result, written, work, outside),
         }
-    return results
+    return outcomes
 
 
 def requests(folder: Path) -> dict[str, Any]:
@@ -118,7 +115,7 @@ def requests(folder: Path) -> dict[str, Any]:
 
 
 def fuzz(folder: Path) -> dict[str, Any]:
-    """With the number of open files and threads before and after it."""
+    """Sends damaged requests; returns the number of open files and threads before and after them too."""
     with running(artifact_folder(folder / "linear")) as server:
         attacks.fuzz(server, 500, seed=1)
         time.sleep(2)
@@ -162,7 +159,7 @@ def pipelined(folder: Path) -> dict[str, Any]:
 
 
 def stalls(folder: Path) -> dict[str, Any]:
-    """/healthz beside bodies of 19 MiB."""
+    """Returns how fast /healthz answers beside bodies of 19 MiB."""
     with running(artifact_folder(folder / "linear")) as server:
         return {"rows": attacks.beside(server, heavy(19 * 2**20))}
 
@@ -173,12 +170,12 @@ def slow(folder: Path) -> dict[str, Any]:
 
 
 def ends(folder: Path) -> dict[str, Any]:
-    results = [attacks.end_under_load(artifact_folder(folder / "linear")) for _ in range(20)]
+    outcomes = [attacks.end_under_load(artifact_folder(folder / "linear")) for _ in range(20)]
     return {
-        "ends": len(results),
-        "answered": sum(result["answered"] for result in results),
-        "lost": sum(len(result["lost"]) for result in results),
-        "exit codes": sorted({result["exit code"] for result in results}),
+        "ends": len(outcomes),
+        "answered": sum(outcome["answered"] for outcome in outcomes),
+        "lost": sum(len(outcome["lost"]) for outcome in outcomes),
+        "exit codes": sorted({outcome["exit code"] for outcome in outcomes}),
     }
 
 
@@ -199,7 +196,7 @@ def moves(folder: Path) -> dict[str, Any]:
 
 
 def corrupt(folder: Path) -> dict[str, Any]:
-    """A candidate with one flipped bit, under load."""
+    """Moves the alias, under load, to a candidate with one flipped bit."""
     with registered(folder) as (move, folders):
         model = folders["2"] / "model.onnx"
         whole = model.read_bytes()
@@ -219,7 +216,7 @@ def corrupt(folder: Path) -> dict[str, Any]:
 
 
 class registered:
-    """A registry with three versions of a model; gives what moves the champion, and each version's folder."""
+    """Makes a registry with three versions of a model; gives what moves the champion, and each version's folder."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -238,8 +235,8 @@ class registered:
             register(params)
         store = connect(params.tracking)
         linear_models.set_alias(store, "champion", "1")
-        found = linear_models.state(params).versions
-        folders = {str(one.version): artifact_in(linear_models.downloaded(one)) for one in found}
+        versions_made = linear_models.state(params).versions
+        folders = {str(one.version): artifact_in(linear_models.downloaded(one)) for one in versions_made}
         return functools.partial(linear_models.set_alias, store, "champion"), folders
 
     def __exit__(self, *_: Any) -> None:
@@ -265,19 +262,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     options = parser.parse_args()
-    result = json.loads(RESULT.read_text()) if RESULT.exists() else {"tasks": {}}
-    names = ("fastapi", "uvicorn", "pillow", "onnxruntime", "schemathesis")
-    result |= {"hardware": hardware(), "versions": {name: version(name) for name in names}}
+    result = results.read(BATTERY) if BATTERY.exists() else {"tasks": {}}
+    libraries = versions("fastapi", "uvicorn", "pillow", "onnxruntime", "schemathesis")
+    result |= {"hardware": hardware(), "versions": libraries}
     for name in options.tasks:
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
             measured = TASKS[name](Path(folder).resolve())
         result["tasks"][name] = measured | {"task seconds": round(time.perf_counter() - start, 1)}
         print(name, result["tasks"][name], flush=True)
-        RESULT.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    from hardening_tables import write_page
+        results.write(BATTERY, result)
+    from benchmarks.tables import write_pages
 
-    write_page()
+    write_pages()
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
-"""What progress, checkpoints and tracking cost: the trainer beside a bare compiled loop and beside stock `fit`.
+"""Measures what progress, checkpoints and tracking cost: the trainer beside a bare loop and beside stock `fit`.
 
-    python benchmarks/fit.py --rounds 2
+    python -m benchmarks.speed.trainer --rounds 2
 
-The default ResNet on as many images as the sample has, with the same optimizer and batches, on each backend:
-this project's `fit` with a tracking store and its default checkpoints; stock `fit` with MLflow's own Keras
-callback and a checkpoint callback per epoch; and, for the noise, a bare loop. Each in a fresh process beside
-another bare loop, which calls Keras's compiled step and does nothing else: they take turns, epoch by epoch,
-because two processes of the very same loop lie up to 7 % apart. Counted are whole epochs from the second one
-on, without validation, which the loop does not have: whatever happens between two epochs is in it. Each is
-compared with the mean of the bare loop's epochs before and after it.
-What the trainer's progress, checkpoints and tracking take is counted by a clock around each of their calls too.
-Raw samples go to benchmarks/fit.json, the table to docs/performance.md.
+Three loops train the default ResNet with the same optimizer and batches, on as many images as the sample has, on each
+backend: this project's `fit` with a tracking store and its default checkpoints; stock `fit` with MLflow's Keras
+callback and a checkpoint callback per epoch; and a bare loop, which shows the noise. The bare loop calls Keras's
+compiled step and does nothing else.
+
+Each of the three runs in a fresh process and takes turns, epoch by epoch, with a bare loop in the same process,
+because two processes of the very same loop differ by up to 7 %. Whole epochs count from the second one on, so that
+whatever happens between two epochs is included; validation is not, which the bare loop does not have. Each epoch is
+compared with the mean of the bare epochs before and after it. A clock around the calls of the trainer's progress,
+checkpoints and tracking counts their time too.
+Raw samples go to benchmarks/speed/trainer.json, the table to docs/results/training.md.
 """
 
 import argparse
@@ -28,8 +30,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "benchmarks" / "fit.json"
+from benchmarks import results
+from benchmarks.facts import ROOT
+
+RESULT = Path(__file__).parent / "trainer.json"
 BACKENDS = ("tensorflow", "jax", "torch")
 LOOPS = ("bare loop", "visionpipe", "stock fit, MLflow's callback")
 IMAGES, BATCH, EPOCHS, THREADS = 4480, 32, 6, 2
@@ -44,27 +48,26 @@ def main() -> None:
     if options.measure:
         print(json.dumps(measure(*options.measure)))
         return
-    from tables import write_page
-
-    from visionpipe.tracking.runs import hardware
+    from benchmarks.tables import write_pages
+    from visionpipe.artifact.hardware import hardware
 
     samples = []
     for number in range(options.rounds):
         for backend in BACKENDS:
             for loop in LOOPS[:: -1 if number % 2 else 1]:
                 samples.append(
-                    {"round": number, "backend": backend, "loop": loop} | in_new_process(backend, loop)
+                    {"round": number, "backend": backend, "loop": loop} | on_a_terminal(backend, loop)
                 )
                 print(samples[-1], flush=True)
-                RESULT.write_text(json.dumps({"hardware": hardware(), "samples": samples}, indent=1) + "\n")
-    write_page()
+                results.write(RESULT, {"hardware": hardware(), "samples": samples})
+    write_pages()
 
 
-def in_new_process(backend: str, loop: str) -> dict[str, list[float]]:
-    command = [sys.executable, __file__, "--measure", backend, loop]
+def on_a_terminal(backend: str, loop: str) -> dict[str, list[float]]:
+    """Measures in a fresh process whose stderr is a terminal, so that the progress bar is drawn and its time counts."""
+    command = [sys.executable, "-m", "benchmarks.speed.trainer", "--measure", backend, loop]
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"}
     with tempfile.TemporaryDirectory() as folder:
-        # A terminal, so that the progress bar is there and counts.
         terminal, end = pty.openpty()
         shown: list[bytes] = []
         threading.Thread(target=read_all, args=(terminal, shown), daemon=True).start()
@@ -79,15 +82,16 @@ def in_new_process(backend: str, loop: str) -> dict[str, list[float]]:
 
 
 def read_all(terminal: int, shown: list[bytes]) -> None:
-    """A terminal that nobody reads from stops who writes to it."""
+    """Reads until the end: a terminal that nobody reads from blocks the process that writes to it."""
     with suppress(OSError):  # the end, on Linux
         while content := os.read(terminal, 2**16):
             shown.append(content)
 
 
 def measure(backend: str, loop: str) -> dict[str, list[float]]:
-    """Milliseconds per step in each epoch after the first one, in the bare loop's epochs before and after these,
-    and, of the trainer's, spent in its own progress, checkpoints and tracking.
+    """Returns milliseconds per step: of each epoch after the first one, and of the bare loop's epochs around these.
+
+    "spent" is what the trainer's own progress, checkpoints and tracking took of them.
     """
     from dataclasses import replace
 
@@ -144,7 +148,7 @@ def prepared() -> Any:
 
 
 def compiled_with_batches(model: Any, params: Any) -> tuple[Any, Callable[[int], Any]]:
-    """Ready to train as `fit` does it, and its batches of an epoch."""
+    """Returns the model ready to train as `fit` trains it, and what makes the batches of an epoch."""
     from visionpipe.training.checkpoint import Checkpoint
     from visionpipe.training.fit import Training
     from visionpipe.training.teacher import Teacher
@@ -155,7 +159,7 @@ def compiled_with_batches(model: Any, params: Any) -> tuple[Any, Callable[[int],
 
 
 class BareLoop:
-    """Keras's compiled step, called for each batch of an epoch."""
+    """Calls Keras's compiled step for each batch of an epoch."""
 
     def __init__(self, params: Any):
         import keras
@@ -168,7 +172,7 @@ class BareLoop:
             self.state = self.model._get_jax_state(**{f"{kind}_variables": True for kind in kinds})
 
     def epoch(self) -> float:
-        """The seconds that it takes."""
+        """Trains one epoch; returns its seconds."""
         start = time.perf_counter()
         iterator = iter(self.batches(self.done))
         self.done += 1
@@ -196,7 +200,7 @@ def again(params: Any, between: Callable[[], None]) -> list[float]:
 
 
 def count(owner: type, name: str, spent: list[float]) -> None:
-    """Has calls of this method add their seconds to the last of `spent`."""
+    """Makes calls of this method add their seconds to the last of `spent`."""
     method = getattr(owner, name)
 
     def counted(*arguments: Any, **options: Any) -> Any:

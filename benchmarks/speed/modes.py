@@ -1,26 +1,25 @@
-"""Threads, compilation and steps per call: which of them train a small model fastest on each backend.
+"""Compares threads, compilation and steps per call: which of them train a small model fastest on each backend.
 
-    python benchmarks/modes.py --rounds 3
+    python -m benchmarks.speed.modes --rounds 3
 
-The default ResNet and ViT in this project's training step, in fresh processes that take turns. Raw samples go to
-benchmarks/modes.json, the table to docs/performance.md.
+The default ResNet and ViT run this project's training step, in fresh processes that take turns. Raw samples go to
+benchmarks/speed/modes.json, the table to docs/results/training.md.
 """
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import fit as trainer
+from benchmarks import results
+from benchmarks.facts import ROOT
+from benchmarks.processes import in_new_process
+from benchmarks.speed import trainer
 
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "benchmarks" / "modes.json"
+RESULT = Path(__file__).parent / "modes.json"
 MODELS: dict[str, dict[str, Any]] = {"ResNet-14": {"filters": 32, "stem_stride": 2}, "ViT-Mi/4": {}}
 MODES: dict[str, dict[str, Any]] = {
     "two threads": {},
@@ -42,9 +41,8 @@ def main() -> None:
     if options.measure:
         print(json.dumps(measure(*options.measure)))
         return
-    from tables import write_page
-
-    from visionpipe.tracking.runs import hardware
+    from benchmarks.tables import write_pages
+    from visionpipe.artifact.hardware import hardware
 
     samples = []
     for number in range(options.rounds):
@@ -54,27 +52,21 @@ def main() -> None:
                     if (backend, mode) in LEFT_OUT:
                         continue
                     sample = {"round": number, "backend": backend, "model": model, "mode": mode}
-                    samples.append(sample | in_new_process(backend, model, mode))
+                    samples.append(sample | measured(backend, model, mode))
                     print(samples[-1], flush=True)
-                    RESULT.write_text(
-                        json.dumps({"hardware": hardware(), "samples": samples}, indent=1) + "\n"
-                    )
-    write_page()
+                    results.write(RESULT, {"hardware": hardware(), "samples": samples})
+    write_pages()
 
 
-def in_new_process(backend: str, model: str, mode: str) -> dict[str, float]:
-    command = [sys.executable, __file__, "--measure", backend, model, mode]
-    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+def measured(backend: str, model: str, mode: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
-        output = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
-    if output.returncode:
-        sys.exit(f"{backend}, {model}, {mode}:\n{output.stderr}")
-    sample: dict[str, float] = json.loads(output.stdout.splitlines()[-1])
-    return sample
+        return in_new_process(
+            "benchmarks.speed.modes", "--measure", backend, model, mode, folder=Path(folder)
+        )
 
 
 def measure(backend: str, name: str, mode: str) -> dict[str, float]:
-    """Milliseconds per step: the median epoch after the first one, which compiles."""
+    """Returns milliseconds per step of the median epoch after the first one, which compiles."""
     from dataclasses import replace
 
     from visionpipe.project.backend import start_backend

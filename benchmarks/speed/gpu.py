@@ -1,11 +1,11 @@
-"""Training and inference speed on a GPU in bfloat16, against stock Keras and compiled timm.
+"""Measures training and inference speed on a GPU in bfloat16, against stock Keras and compiled timm.
 
-    pip install --no-deps -r benchmarks/requirements.txt
-    python benchmarks/gpu.py --rounds 5
+    pip install --no-deps -r benchmarks/speed/requirements.txt
+    python -m benchmarks.speed.gpu --rounds 5
 
-All contenders of a model start at once, each in a process of its own, which compiles for a minute; then they take
-turns, in the opposite order every second round. Their batches lie on the device beforehand, and every step is waited
-for. Raw samples go to benchmarks/gpu.json, the tables made of them to docs/performance.md.
+All contenders of a model start at once, each in its own process, which compiles for a minute. Then they take turns,
+in the opposite order every second round. Their batches lie on the device beforehand, and every step is waited for.
+Raw samples go to benchmarks/speed/gpu.json, the tables to docs/results/training.md.
 """
 
 import argparse
@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from models import rate, seconds
-from peers import CONTENDERS as ALL
-from peers import Model, possible
 
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "benchmarks" / "gpu.json"
+from benchmarks import results
+from benchmarks.facts import ROOT
+from benchmarks.speed.cases import CONTENDERS as ALL
+from benchmarks.speed.cases import Model, gmac, library_versions, possible
+from benchmarks.speed.models import rate, seconds
+
+RESULT = Path(__file__).parent / "gpu.json"
 MODELS = [Model("ResNet-50", 224, 1000, 128, 2), Model("ViT-B/16", 224, 1000, 128, 2)]
 CONTENDERS = {
     name: parts
@@ -48,12 +50,14 @@ def main() -> None:
     if options.measure:
         answer(options.measure[0], next(model for model in MODELS if model.name == options.measure[1]))
         return
-    from facts import gmac, versions
-    from tables import write_page
+    from benchmarks.tables import write_pages
+    from visionpipe.artifact.hardware import hardware
 
-    from visionpipe.tracking.runs import hardware
-
-    result: dict[str, Any] = {"threads": os.cpu_count(), "precision": "bfloat16", "versions": versions()}
+    result: dict[str, Any] = {
+        "threads": os.cpu_count(),
+        "precision": "bfloat16",
+        "versions": library_versions(),
+    }
     result |= {"models": [asdict(model) | {"gmac": gmac(model)} for model in MODELS], "samples": []}
     for model in options.models:
         with ExitStack() as stack:
@@ -72,18 +76,18 @@ def main() -> None:
                     result["hardware"] = f"{hardware()}, {sample.pop('device')}"
                     result["samples"].append(sample)
                     print(sample, flush=True)
-                    RESULT.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    write_page()
+                    results.write(RESULT, result)
+    write_pages()
 
 
 @contextmanager
 def process(contender: str, model: str) -> Iterator[subprocess.Popen]:
-    """A process that measures whenever it is asked to; what it says goes to stderr if it fails."""
+    """Starts a process that measures whenever it is asked to; if it fails, its errors are printed."""
     backend = CONTENDERS[contender][1]
     variables = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     variables["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])
     variables["KERAS_BACKEND"] = backend if backend in ("jax", "torch") else "torch"
-    command = [sys.executable, __file__, "--measure", contender, model]
+    command = [sys.executable, "-m", "benchmarks.speed.gpu", "--measure", contender, model]
     with tempfile.TemporaryFile("w+") as errors:
         worker = subprocess.Popen(
             command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
@@ -103,7 +107,7 @@ def ask(worker: subprocess.Popen) -> None:
 
 
 def receive(worker: subprocess.Popen) -> dict[str, Any] | None:
-    """A sample, or None of a process that has ended."""
+    """Returns a sample, or None if the process has ended."""
     for line in worker.stdout or []:
         if line.startswith(SAMPLE):
             sample: dict[str, Any] = json.loads(line.removeprefix(SAMPLE))
@@ -117,7 +121,7 @@ def turn(worker: subprocess.Popen) -> dict[str, Any]:
 
 
 def answer(contender: str, model: Model) -> None:
-    """In the process: a sample on stdout for every line on stdin."""
+    """Prints a sample for every line on stdin; this is what a contender's process does."""
     library, mode = CONTENDERS[contender]
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (model.batch, model.size, model.size, 3)).astype(np.float32)
@@ -133,18 +137,19 @@ def answer(contender: str, model: Model) -> None:
 
 
 def times(step: Step) -> list[float]:
-    found: list[float] = []
-    while len(found) < 8 or sum(found) < SECONDS:
-        found.append(seconds(step))
-    return found
+    measured: list[float] = []
+    while len(measured) < 8 or sum(measured) < SECONDS:
+        measured.append(seconds(step))
+    return measured
 
 
 def keras_steps(
     library: str, case: Model, images: np.ndarray, labels: np.ndarray, compiled: bool
 ) -> dict[str, Step]:
-    """Keras's own step functions, which return NumPy and so wait for the device."""
+    """Returns Keras's own step functions, whose results are NumPy arrays, so that each step is waited for."""
     import keras
-    import peers
+
+    from benchmarks.speed import peers
 
     keras.config.set_dtype_policy("mixed_bfloat16")
     if keras.backend.backend() == "torch":
@@ -166,9 +171,10 @@ def keras_steps(
 
 
 def torch_steps(modes: str, case: Model, images: np.ndarray, labels: np.ndarray) -> dict[str, Step]:
-    """timm's model under torch's autocast, with the fused optimizer."""
-    import peers
+    """Returns steps of timm's model under torch's autocast, with the fused optimizer."""
     import torch
+
+    from benchmarks.speed import peers
 
     torch.backends.cudnn.benchmark = True
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -198,7 +204,7 @@ def torch_steps(modes: str, case: Model, images: np.ndarray, labels: np.ndarray)
 
 
 def device_memory() -> dict[str, Any]:
-    """The device's name, and the most of its memory that this process had in use."""
+    """Returns the device's name, and the most of its memory that this process had in use."""
     if "jax" in sys.modules and os.environ["KERAS_BACKEND"] == "jax":
         import jax
 
@@ -213,7 +219,7 @@ def device_memory() -> dict[str, Any]:
 
 
 def gemm_gflops() -> float:
-    """What the device gives at this minute: a bfloat16 product in torch, whichever library was timed."""
+    """Returns the rate of a bfloat16 matrix product in torch, whichever library was timed."""
     import torch
 
     device, size = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 512)

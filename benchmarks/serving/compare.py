@@ -1,15 +1,15 @@
-"""The server beside others: same model, same machine, JPEG bodies, real sockets.
+"""Measures the server beside others: the same model, the same machine, JPEG bodies, real sockets.
 
-    python -m venv /tmp/peers && /tmp/peers/bin/pip install -r benchmarks/requirements-serving.txt
-    python benchmarks/serving.py --peers /tmp/peers/bin/python --rounds 3
+    python -m venv /tmp/peers && /tmp/peers/bin/pip install -r benchmarks/serving/requirements.txt
+    python -m benchmarks.serving.compare --peers /tmp/peers/bin/python --rounds 3
 
-Two models with random weights, exported by visionpipe's own code: the sample's ResNet (28 px, 10 classes)
-and ResNet-50 (224 px, 1000 classes). Every sample starts its server afresh; contenders take turns, in the
-opposite order every second round. The load generator (benchmarks/load.py) is one process on the same cores,
-and reports its own CPU time. Tasks:
+Two models with random weights, exported by visionpipe's own code: the sample's ResNet (28 px, 10 classes) and
+ResNet-50 (224 px, 1000 classes). Every sample starts its server afresh. Contenders take turns, in the opposite order
+every second round. The load generator (benchmarks/serving/load.py) is one process on the same cores, and reports its
+CPU time. Tasks:
 
-tune      once: images per second of each peer with each of its settings; it is measured with the fastest
-bare      what decoding and ONNX Runtime alone take, in a process of their own: the floor
+tune      once: images per second of each peer with each of its settings; the fastest setting is used from then on
+bare      the floor: what decoding and ONNX Runtime alone take, in a fresh process
 latency   one connection
 load      32 connections
 overload  new requests at five times the capacity just measured, then the recovery
@@ -19,21 +19,24 @@ memory    anonymous memory after 1,000 and after 21,000 requests, a third of the
 predict   `visionpipe predict` on 10,000 files (1,000 for ResNet-50)
 int8      ONNX Runtime's time per image in int8 and in fp32
 
-Samples go to benchmarks/serving.json as they come, and an interrupted run goes on from there.
+Samples go to benchmarks/serving/compare.json as they come, and an interrupted run continues from there. The tables go
+to docs/results/serving.md.
 """
 
 import argparse
 import itertools
-import json
 import os
 import statistics
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from serving_servers import (
+
+from benchmarks import results
+from benchmarks.serving.contenders import (
     BENTOML,
     FOLDERS,
     KERAS,
@@ -41,12 +44,11 @@ from serving_servers import (
     MODELS,
     OURS,
     PYFUNC,
-    ROOT,
     anonymous_mib,
     batches,
     folder_of,
-    in_new_process,
     jpeg,
+    library_versions,
     load,
     load_n,
     make_models,
@@ -57,10 +59,10 @@ from serving_servers import (
     seconds_of_predict,
     summary,
     tune,
-    versions,
+    without_server,
 )
 
-RESULT = ROOT / "benchmarks" / "serving.json"
+RESULT = Path(__file__).parent / "compare.json"
 SECONDS = 6.0  # of one sample's measuring
 # What is tried of the peers' settings; the fastest at 32 connections is what they are measured with.
 SETTINGS: dict[str, list[dict[str, str]]] = {
@@ -92,17 +94,20 @@ def main() -> None:
     parser.add_argument("--peers", help="the Python that LitServe and BentoML are installed for")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--models", nargs="+", help="default: all")
-    parser.add_argument("--contenders", nargs="+", help="default: all that are there")
     parser.add_argument(
-        "--seconds", type=float, default=280, help="stop after so long; the next call goes on"
+        "--contenders", nargs="+", help="default: all, without --peers those of this environment"
     )
-    parser.add_argument("--fresh", action="store_true", help="throw the samples away that are there")
+    parser.add_argument(
+        "--seconds", type=float, default=280, help="stop after so long; the next call continues"
+    )
+    parser.add_argument("--fresh", action="store_true", help="measure all anew, instead of continuing")
     options = parser.parse_args()
-    from visionpipe.tracking.runs import hardware
+    from benchmarks.tables import write_pages
+    from visionpipe.artifact.hardware import hardware
 
     begin = time.perf_counter()
-    result = {"samples": []} if options.fresh or not RESULT.exists() else json.loads(RESULT.read_text())
-    result |= {"hardware": hardware(), "versions": versions(options.peers)}
+    result = {"samples": []} if options.fresh or not RESULT.exists() else results.read(RESULT)
+    result |= {"hardware": hardware(), "versions": library_versions(options.peers)}
     make_models()
     done = {(s["round"], s["task"], s["model"], s["contender"]) for s in result["samples"]}
     for number, task, model in itertools.product(range(options.rounds), options.tasks, FOLDERS):
@@ -120,10 +125,8 @@ def main() -> None:
             measured = globals()[f"measure_{task}"](contender, model, options.peers)
             result["samples"].append(sample | {"load": os.getloadavg()[0]} | measured)
             print(result["samples"][-1], flush=True)
-            RESULT.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    from serving_tables import write_page
-
-    write_page()
+            results.write(RESULT, result)
+    write_pages()
 
 
 def wanted(contender: str, options: argparse.Namespace) -> bool:
@@ -135,17 +138,17 @@ def wanted(contender: str, options: argparse.Namespace) -> bool:
 
 
 def measure_bare(contender: str, model: str, peers: str | None) -> dict[str, Any]:
-    """Milliseconds per image: decoding in one thread; one image and the best batch in ONNX Runtime."""
-    return in_new_process("--bare", model)
+    """Returns milliseconds per image: decoding in one thread; one image and the best batch in ONNX Runtime."""
+    return without_server("--bare", model)
 
 
 def measure_int8(contender: str, model: str, peers: str | None) -> dict[str, Any]:
-    """Milliseconds per image in batches of eight, and the largest difference of a logit, relative."""
-    return in_new_process("--int8", model)
+    """Returns milliseconds per image in batches of eight, and the largest difference of a logit, relative."""
+    return without_server("--int8", model)
 
 
 def measure_tune(contender: str, model: str, peers: str | None) -> dict[str, Any]:
-    """Images per second of each setting, and the fastest one."""
+    """Returns images per second of each setting, and the fastest one."""
     tried = []
     for settings in SETTINGS[contender]:
         with running(contender, model, peers, settings=settings) as (port, _, _):
@@ -168,7 +171,7 @@ def measure_load(contender: str, model: str, peers: str | None) -> dict[str, Any
 def beside_floor(
     contender: str, model: str, peers: str | None, connections: int, seconds: float
 ) -> dict[str, Any]:
-    """With what the cores could do, measured right before and after: a neighbour's minute changes it by a tenth."""
+    """Adds what the cores could do, measured right before and after: a neighbour's work changes it by a tenth."""
     floor = [measure_bare(contender, model, peers)] if contender == OURS else []
     with running(contender, model, peers) as (port, _, _):
         content = request(contender, model, port)
@@ -183,7 +186,7 @@ def beside_floor(
 
 
 def measure_overload(contender: str, model: str, peers: str | None) -> dict[str, Any]:
-    """`goodput`: answers per second under five times the peak, of the peak. Refusals in milliseconds."""
+    """Returns answers per second under five times the peak, as a share of it (`goodput`), and times of refusals."""
     with running(contender, model, peers) as (port, _, _):
         content = request(contender, model, port)
         load(port, content, "closed", 32, 2)
@@ -212,8 +215,9 @@ def measure_overload(contender: str, model: str, peers: str | None) -> dict[str,
 
 
 def measure_swap(contender: str, model: str, peers: str | None) -> dict[str, Any]:
-    """Milliseconds of the slowest answer, of one connection, in the three seconds before the alias moves and from then
-    until the new version answers, and how long that took.
+    """Returns the slowest answers of one connection, in ms: three seconds before the alias moves, and after it.
+
+    After it means until the new version answers; "seconds" says how long that took.
     """
     move_champion(model, 1)
     with running(contender, model, peers, target="alias") as (port, _, _):
@@ -250,17 +254,17 @@ def measure_swap(contender: str, model: str, peers: str | None) -> dict[str, Any
 
 
 def measure_start(contender: str, model: str, peers: str | None) -> dict[str, Any]:
-    """Medians of three, in turns."""
+    """Returns medians of three starts each, in turns."""
     times: dict[str, list[float]] = {"folder": [], "alias": []}
     for _ in range(3):
-        for target, found in times.items():
+        for target, seconds_until_answer in times.items():
             with running(contender, model, peers, "--drain-seconds", "0", target=target) as (_, _, seconds):
-                found.append(seconds)
-    return {f"{target}_seconds": round(statistics.median(found), 3) for target, found in times.items()}
+                seconds_until_answer.append(seconds)
+    return {f"{target}_seconds": round(statistics.median(seconds), 3) for target, seconds in times.items()}
 
 
 def measure_memory(contender: str, model: str, peers: str | None) -> dict[str, Any]:
-    """MiB of anonymous memory; ResNet-50 with a tenth of the requests."""
+    """Returns MiB of anonymous memory; ResNet-50 gets a tenth of the requests."""
     scale = 1 if MODELS[model] < 100 else 10
     images = [jpeg(MODELS[model], seed) for seed in range(4)]
     bodies = [*images, images[0][:300], b"no image at all"]
@@ -276,8 +280,9 @@ def measure_memory(contender: str, model: str, peers: str | None) -> dict[str, A
 
 
 def measure_predict(contender: str, model: str, peers: str | None) -> dict[str, Any]:
-    """Images per second without the command's start, measured with one file: the median of three for small images.
-    In turns with what decoding and ONNX Runtime alone allow.
+    """Returns images per second without the command's start: the median of three for small images.
+
+    The start is measured with one file. Takes turns with what decoding and ONNX Runtime alone allow.
     """
     folder, small = folder_of(model) / "files", MODELS[model] < 100
     count = 10_000 if small else 1_000

@@ -1,34 +1,32 @@
-"""How often the page's heat map lights what the answer names, on pictures pasted together from two classes.
+"""Measures how often the page's heat map marks the half of a picture that the answer names.
 
     make repro                                    # the champion, trained on the sample
-    python benchmarks/heat_map.py                 # or another MODEL as for `visionpipe serve`; needs Chromium
+    python -m benchmarks.accuracy.heat_map        # or another MODEL as for `visionpipe serve`; needs Chromium
 
-For every ordered pair of classes two pictures of half of one test image and half of another, side by side and one
-above the other. The page's own code asks a real server. Where the answer is one of the two classes, the heat map is
-right if most of its heat lies in that class's half. A half of a picture is not always enough to know it by, so the
-result is given for all of these answers and for those with a probability of 0.8 or more. Results go to
-benchmarks/heat_map.json.
+For every ordered pair of classes it makes two pictures of half of one test image and half of another, side by side and
+one above the other. The page's own code asks a real server. Where the answer is one of the two classes, the heat map is
+right if most of its heat lies in that class's half. Half a picture is not always enough to recognise a class, so that
+the result is given for all of these answers and for those with a probability of 0.8 or more. Results go to
+benchmarks/accuracy/heat_map.json.
 """
 
 import argparse
 import io
 import itertools
-import json
 import random
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from chromium import Browser, chromium
 from PIL import Image
+from servers import running
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "shared"))
-from chromium import Browser, chromium  # noqa: E402
-from servers import running  # noqa: E402
+from benchmarks import results
+from benchmarks.facts import ROOT
 
-RESULT = ROOT / "benchmarks" / "heat_map.json"
+RESULT = Path(__file__).parent / "heat_map.json"
 SAMPLE = ROOT / "data" / "fashion-mini.zip"
 SURE = 0.8
 SCRIPT = """
@@ -37,8 +35,8 @@ const { occlusion } = await import("/page/heat.js");
 const { modelView } = await import("/page/view.js");
 const model = await getModel();
 const { pixels } = await modelView(new Blob([Uint8Array.from(arguments[0])]));
-const found = await occlusion(pixels, model, (images) => infer(model, images), () => {});
-return { label: model.classes[found.best], probability: found.probability, heat: [...found.heat], size: model.size };
+const map = await occlusion(pixels, model, (images) => infer(model, images), () => {});
+return { label: model.classes[map.best], probability: map.probability, heat: [...map.heat], size: model.size };
 """
 
 
@@ -64,24 +62,24 @@ def main() -> None:
         "seed": options.seed,
         "rows": rows,
     }
-    RESULT.write_text(json.dumps(content, indent=1) + "\n")
+    results.write(RESULT, content)
     for line in summary(rows):
         print(line)
 
 
 def read_sample() -> dict[str, list[np.ndarray]]:
-    """Test images by class."""
-    found: dict[str, list[np.ndarray]] = {}
+    """Returns the test images by class."""
+    images: dict[str, list[np.ndarray]] = {}
     with zipfile.ZipFile(SAMPLE) as archive:
         for name in sorted(archive.namelist()):
             if name.startswith("test/") and name.endswith(".png"):
                 image = np.array(Image.open(io.BytesIO(archive.read(name))).convert("RGB"))
-                found.setdefault(name.split("/")[1], []).append(image)
-    return found
+                images.setdefault(name.split("/")[1], []).append(image)
+    return images
 
 
 def pasted(one: np.ndarray, other: np.ndarray, way: str) -> bytes:
-    """A PNG file: the left half of one image beside the right half of the other, or the upper above the lower."""
+    """Returns a PNG of the left half of one image and the right half of the other, or of upper and lower half."""
     image, middle = one.copy(), len(one) // 2
     if way == "beside":
         image[:, middle:] = other[:, middle:]
@@ -93,15 +91,15 @@ def pasted(one: np.ndarray, other: np.ndarray, way: str) -> bytes:
 
 
 def look(browser: Browser, picture: bytes, way: str) -> dict[str, Any]:
-    """The answer, and the first half's part of all heat that is for it."""
-    found = browser.run(SCRIPT, list(picture))
-    size = found["size"]["height"], found["size"]["width"]
-    heat = np.reshape(found["heat"], size).clip(0)
+    """Returns the answer, and the share of all heat in favour of it that lies in the first half."""
+    seen = browser.run(SCRIPT, list(picture))
+    size = seen["size"]["height"], seen["size"]["width"]
+    heat = np.reshape(seen["heat"], size).clip(0)
     half = heat[:, : size[1] // 2] if way == "beside" else heat[: size[0] // 2]
     share = float(half.sum() / heat.sum()) if heat.any() else 0.5
     return {
-        "label": found["label"],
-        "probability": round(found["probability"], 4),
+        "label": seen["label"],
+        "probability": round(seen["probability"], 4),
         "first_half": round(share, 4),
     }
 
@@ -112,7 +110,9 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
     for least in (0.0, 0.5, SURE):
         sure = [row for row in named if row["probability"] >= least]
         right = sum((row["first_half"] > 0.5) == (row["label"] == row["first"]) for row in sure)
-        lines.append(f"probability {least:g} or more: the heat lies in its half in {right} of {len(sure)}")
+        lines.append(
+            f"probability {least:g} or more: most heat lies in the right half in {right} of {len(sure)}"
+        )
     return lines
 
 

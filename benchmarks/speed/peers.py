@@ -1,60 +1,12 @@
-"""What is timed: our models, and the same architectures in stock Keras, plain torch and timm."""
+"""The networks that are timed: ours, and the same architectures in stock Keras, plain torch and timm."""
 
-import importlib.machinery
-import sys
-import types
-from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
-
-@dataclass(frozen=True)
-class Model:
-    """What is timed: one architecture at one size. `steps` batches make a pass."""
-
-    name: str
-    size: int
-    classes: int
-    batch: int
-    steps: int
-
-
-MODELS = [
-    Model("ResNet-20", 28, 10, 64, 20),
-    Model("ViT 6×96", 28, 10, 64, 20),
-    Model("ResNet-50", 224, 1000, 8, 4),
-    Model("ViT-S/16", 224, 1000, 8, 4),
-]
-# name: (library, Keras backend or torch modes)
-CONTENDERS = {
-    "visionpipe, TensorFlow": ("visionpipe", "tensorflow"),
-    "visionpipe, TensorFlow, again": ("visionpipe", "tensorflow"),
-    "visionpipe, TensorFlow, compiled": ("visionpipe", "tensorflow"),
-    "visionpipe, torch": ("visionpipe", "torch"),
-    "visionpipe, torch, compiled": ("visionpipe", "torch"),
-    "visionpipe, torch, inference compiled": ("visionpipe", "torch"),
-    "visionpipe, JAX": ("visionpipe", "jax"),
-    "stock Keras, TensorFlow": ("keras", "tensorflow"),
-    "stock Keras, TensorFlow, compiled": ("keras", "tensorflow"),
-    "stock Keras, torch": ("keras", "torch"),
-    "stock Keras, JAX": ("keras", "jax"),
-    "torch, eager": ("torch", "contiguous"),
-    "torch, eager, channels_last": ("torch", "channels_last"),
-    "torch, compiled": ("torch", "compiled contiguous"),
-    "torch, compiled, channels_last": ("torch", "compiled channels_last"),
-}
-NOT_FOR_RESNETS = (  # slower as one program; torch needs minutes to make one (docs/performance.md)
-    "visionpipe, TensorFlow, compiled",
-    "visionpipe, torch, compiled",
-    "stock Keras, TensorFlow, compiled",
-)
-NOT_FOR_VITS = ("visionpipe, torch, inference compiled",)
 SMALL_VIT = {"patch": 4, "width": 96, "depth": 6, "heads": 3, "mlp": 192}
 LARGE_VITS = {
     "ViT-S/16": {"num_heads": 6, "hidden_dim": 384, "mlp_dim": 1536},
     "ViT-B/16": {"num_heads": 12, "hidden_dim": 768, "mlp_dim": 3072},
 }
-VITS = ("ViT 6×96", *LARGE_VITS)
 TIMM = {
     "ResNet-50": "resnet50",
     "ViT-S/16": "vit_small_patch16_224",
@@ -62,17 +14,14 @@ TIMM = {
 }
 
 
-def possible(contender: str, model: str) -> bool:
-    """Whether this mode exists for the model, in minutes."""
-    return contender not in (NOT_FOR_VITS if model in VITS else NOT_FOR_RESNETS)
-
-
 def ours(name: str, classes: int, size: int) -> Any:
+    """Returns the model as `train` runs it, with its layers called directly where that is faster."""
+    from visionpipe.acceleration.network import accelerate
     from visionpipe.models import build_model
 
     if name == "ResNet-20":  # with the projections that everyone's Keras code has
-        return build_model(name, classes, size, shortcut="projection")
-    return build_model("ViT-Sm/4" if name == "ViT 6×96" else name, classes, size)
+        return accelerate(build_model(name, classes, size, shortcut="projection"))
+    return accelerate(build_model("ViT-Sm/4" if name == "ViT 6×96" else name, classes, size))
 
 
 def stock_keras(name: str, classes: int, size: int) -> Any:
@@ -86,7 +35,7 @@ def stock_keras(name: str, classes: int, size: int) -> Any:
 
 
 def adamw(library: str) -> Any:
-    """What trains its Keras models."""
+    """Returns the optimizer that trains this library's Keras models."""
     if library == "visionpipe":
         from visionpipe.training.adamw import AdamW
 
@@ -97,28 +46,15 @@ def adamw(library: str) -> Any:
 
 
 def torch_peer(name: str, classes: int, size: int) -> Any:
-    """timm where it has the architecture, else plain torch."""
+    """Returns timm's model where timm has the architecture, else one in plain torch."""
     if name in TIMM:
+        from torchvision_stub import stub_torchvision
+
         stub_torchvision()
         import timm
 
         return timm.create_model(TIMM[name], num_classes=classes)
     return torch_resnet20(classes) if name == "ResNet-20" else torch_vit(classes, size, **SMALL_VIT)
-
-
-def stub_torchvision() -> None:
-    """timm imports torchvision, of which there is no build beside a torch without CUDA; no model needs it."""
-
-    class Stub(types.ModuleType):
-        def __getattr__(self, name: str) -> Any:
-            if name.startswith("__"):
-                raise AttributeError(name)
-            return mock.MagicMock()
-
-    parts = "transforms transforms.functional datasets ops ops.misc utils models models.feature_extraction"
-    for name in ("torchvision", *(f"torchvision.{part}" for part in parts.split())):
-        sys.modules[name] = Stub(name)
-        sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
 
 
 def keras_hub_vit(classes: int, size: int, **shape: int) -> Any:
@@ -132,7 +68,7 @@ def keras_hub_vit(classes: int, size: int, **shape: int) -> Any:
 
 
 def keras_resnet20(classes: int, size: int) -> Any:
-    """He et al. 2016, section 4.2, in stock Keras layers, with projections."""
+    """Returns the network of He et al. 2016, section 4.2, in stock Keras layers, with projections."""
     import keras
     from keras import layers
 
@@ -154,7 +90,7 @@ def keras_resnet20(classes: int, size: int) -> Any:
 
 
 def keras_vit(classes: int, size: int, patch: int, width: int, depth: int, heads: int, mlp: int) -> Any:
-    """Stock MultiHeadAttention, LayerNormalization and Dense layers; mean pooling."""
+    """Returns a ViT of stock MultiHeadAttention, LayerNormalization and Dense layers, with mean pooling."""
     import keras
     from keras import layers, ops
 
@@ -179,7 +115,7 @@ def keras_vit(classes: int, size: int, patch: int, width: int, depth: int, heads
 
 
 def torch_resnet20(classes: int) -> Any:
-    """The same network in torch.nn."""
+    """Returns the same network in torch.nn."""
     import torch
     from torch import nn
     from torch.nn import functional
@@ -210,7 +146,7 @@ def torch_resnet20(classes: int) -> Any:
 
 
 def torch_vit(classes: int, size: int, patch: int, width: int, depth: int, heads: int, mlp: int) -> Any:
-    """torch's own encoder layers, pre-norm, without dropout; mean pooling."""
+    """Returns a ViT of torch's own encoder layers, pre-norm, without dropout, with mean pooling."""
     import torch
     from torch import nn
 

@@ -1,18 +1,17 @@
-"""kill -9 at random moments of a training, through the real `dvc repro`: it must end at the same bytes.
+"""Kills trainings at random moments, through the real `dvc repro`: they must end at the same bytes.
 
-    python benchmarks/kills.py --kills 20 --seed 1
+    python -m benchmarks.robustness.kills --kills 20 --seed 1
 
-For each backend a throw-away repository with a hybrid that has everything on whose state could be lost: dropout,
-stochastic depth, mixup, a moving average, and a checkpoint every few steps. First an uninterrupted training; then
-trainings that are killed several times each: after a random time, as soon as a checkpoint is being written, or as
+For each backend it makes a throw-away repository with a hybrid that uses everything whose state could be lost: dropout,
+stochastic depth, mixup, a moving average, and a checkpoint every few steps. First it trains without interruption. Then
+it kills (`kill -9`) trainings several times each: after a random time, as soon as a checkpoint is being written, or as
 soon as the model's file is. Every `dvc repro` after the last kill must give the model and the history of the first
-training, byte for byte, and leave no process, no temporary file and no checkpoint. Results go to benchmarks/kills.json,
-their table to docs/hardening.md.
+training, byte for byte, and leave no process, no temporary file and no checkpoint. Results go to
+benchmarks/robustness/kills.json, the table to docs/results/robustness.md.
 """
 
 import argparse
 import hashlib
-import json
 import os
 import random
 import signal
@@ -25,16 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from repository import NEEDS, Project, environment, make_project
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "shared"))
-from repository import NEEDS, Project, environment, make_project  # noqa: E402
+from benchmarks import results
+from benchmarks.robustness.tables import KILLS
+from visionpipe.artifact.hardware import hardware
 
-from visionpipe.tracking.runs import hardware  # noqa: E402
-
-RESULT = ROOT / "benchmarks" / "kills.json"
-PAGE = ROOT / "docs" / "hardening.md"
-BEGIN, END = "<!-- begin: benchmarks/kills.py -->\n", "<!-- end: benchmarks/kills.py -->\n"
 # Of twenty kills.
 MOMENTS = {"a random time": 14, "while a checkpoint is written": 4, "while the model is written": 2}
 KILLS_PER_TRAINING = 4
@@ -48,17 +43,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--backends", nargs="+", default=["tensorflow", "jax", "torch"])
     options = parser.parse_args()
+    from benchmarks.tables import write_pages
+
     print(f"seed {options.seed}", flush=True)
     result: dict[str, Any] = {"seed": options.seed, "hardware": hardware(), "backends": []}
     for backend in options.backends:
         result["backends"].append(try_backend(backend, options.kills, options.seed))
-        RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    before, rest = PAGE.read_text().split(BEGIN)
-    PAGE.write_text(before + BEGIN + "\n" + table(result) + "\n\n" + END + rest.split(END)[1])
+        results.write(KILLS, result)
+    write_pages()
 
 
 def try_backend(backend: str, kills: int, seed: int) -> dict[str, Any]:
-    """Raises AssertionError where a byte differs."""
+    """Kills trainings on one backend; raises AssertionError where a byte differs."""
     with tempfile.TemporaryDirectory() as folder:
         project = make_killable(Path(folder) / "project", backend)
         project.dvc("repro", "prepare")
@@ -72,7 +68,7 @@ def try_backend(backend: str, kills: int, seed: int) -> dict[str, Any]:
         trainings = 0
         while len(killed) < kills:
             for moment in moments[len(killed) : min(len(killed) + KILLS_PER_TRAINING, kills)]:
-                # Where the training ends before its moment comes, nothing was killed: another try.
+                # A training may end before its moment comes. Then nothing was killed, and it is tried again.
                 while (after := kill(project, moment, dice.uniform(0.1, 1.0) * seconds)) is None:
                     check_outputs(project, expected)
                 killed.append({"moment": moment, "after": after})
@@ -116,7 +112,7 @@ def check_outputs(project: Project, expected: dict[str, str]) -> None:
 
 
 def kill(project: Project, moment: str, seconds: float) -> float | None:
-    """Starts `dvc repro` and kills the trainer in it; returns after how many seconds, or None where it ended before."""
+    """Starts `dvc repro` and kills the trainer in it; returns after how many seconds, or None if it ended before."""
     watched = watched_folder(project, moment)
     before = temporary_files(watched)  # what an earlier kill has left
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", "--force", STAGE]
@@ -141,31 +137,18 @@ def kill(project: Project, moment: str, seconds: float) -> float | None:
 
 
 def temporary_files(folder: Path | None) -> set[tuple[str, int]]:
-    """Path and time of change of each."""
-    found = set()
+    """Returns path and time of change of each."""
+    files = set()
     for path in folder.rglob("*.tmp") if folder else ():
         with suppress(FileNotFoundError):
-            found.add((str(path), path.stat().st_mtime_ns))
-    return found
+            files.add((str(path), path.stat().st_mtime_ns))
+    return files
 
 
 def watched_folder(project: Project, moment: str) -> Path | None:
     if moment == "a random time":
         return None
     return project.root / (".visionpipe/checkpoints" if "checkpoint" in moment else "models/hybrid")
-
-
-def table(result: dict[str, Any]) -> str:
-    """How often each backend's trainer was killed when; that its bytes were the same is why there is a result."""
-    lines = [
-        f"| backend | {' | '.join(MOMENTS)} | trainings ended at the same bytes | seconds without a kill |",
-        f"| --- |{' ---: |' * (len(MOMENTS) + 2)}",
-    ]
-    for entry in result["backends"]:
-        counts = [sum(kill["moment"] == moment for kill in entry["kills"]) for moment in MOMENTS]
-        cells = [*counts, entry["trainings"], f"{entry['seconds']:.0f}"]
-        lines.append(f"| {entry['backend']} | {' | '.join(map(str, cells))} |")
-    return "\n".join([*lines, "", f"Seed {result['seed']}. {result['hardware']}."])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The models of benchmarks/serving.py, and what they take without a server.
+"""Makes the models that the servers are compared with, and measures what they take without a server.
 
-python benchmarks/serving_models.py SCRATCH_FOLDER       makes artifacts, MLflow models and a registry
-python benchmarks/serving_models.py --bare MODEL_FOLDER  prints milliseconds per image as JSON
-python benchmarks/serving_models.py --int8 MODEL_FOLDER  the same in int8 and fp32
+python -m benchmarks.serving.artifacts SCRATCH_FOLDER       makes artifacts, MLflow models and a registry
+python -m benchmarks.serving.artifacts --bare MODEL_FOLDER  prints milliseconds per image as JSON
+python -m benchmarks.serving.artifacts --int8 MODEL_FOLDER  the same in int8 and fp32
 """
 
 import json
@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.facts import ROOT
+
 VARIANTS = {
     "resnet14": ("ResNet-14", 28, 10, {"filters": 32, "stem_stride": 2}),
     "resnet50": ("ResNet-50", 224, 1000, {}),
@@ -67,7 +68,7 @@ def make(scratch: Path) -> None:
 
 
 def bare(folder: Path) -> dict[str, float | str]:
-    """What decoding and ONNX Runtime take with nothing around them.
+    """Returns what decoding and ONNX Runtime take with nothing around them.
 
     decode_ms, single_ms: the median time of one image while nothing else runs.
     offline_ms: an image's mean share of the time while all cores decode images and run them in batches, as fast as
@@ -99,7 +100,7 @@ def bare(folder: Path) -> dict[str, float | str]:
 
 
 def int8(folder: Path) -> dict[str, float]:
-    """Noise instead of images, for the weights are noise: good for speed, and for comparing logits."""
+    """Returns the times of int8 and fp32 and how far the logits differ, on noise: the weights are noise too."""
     from visionpipe.artifact.classifier import Classifier
     from visionpipe.artifact.quantization import quantize
     from visionpipe.files import write_bytes
@@ -132,7 +133,7 @@ def mean_ms(function: Callable, argument: Any) -> float:
 
 
 def mean_ms_on_each_core(function: Callable, argument: Any) -> float:
-    """In a process for each core, all at the same time."""
+    """Runs in a process for each core, all at the same time."""
     with multiprocessing.get_context("fork").Pool(initializer=inherit, initargs=(function, argument)) as pool:
         return float(np.mean(pool.map(mean_ms_of_inherited, range(os.cpu_count() or 1), chunksize=1)))
 

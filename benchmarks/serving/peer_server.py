@@ -1,13 +1,13 @@
-"""The servers that `visionpipe serve` is measured beside. Run by the Python of their own environment.
+"""Serves an exported artifact with LitServe or BentoML, to be measured beside `visionpipe serve`.
 
-    python benchmarks/serving_peers.py litserve FOLDER PORT
-    python benchmarks/serving_peers.py bentoml FOLDER PORT
+    python benchmarks/serving/peer_server.py litserve FOLDER PORT
+    python benchmarks/serving/peer_server.py bentoml FOLDER PORT
 
-FOLDER is an exported artifact. Each decodes, resizes and normalises as ours does (Pillow, the model's own
-normalisation) and runs the same ONNX file in batches of up to 32, in workers that decode in threads and share
-the cores. The environment has what serving.py tries: WORKERS, MAX_BATCH, and LITSERVE_TIMEOUT, the seconds that
-LitServe waits for a batch to fill. BentoML's max_latency_ms is so long that it does not refuse requests of the
-slow model.
+The Python of another environment runs this file, so that it imports nothing of this repository. Each server decodes,
+resizes and normalises as ours does (Pillow, the model's own normalisation) and runs the same ONNX file in batches of
+up to 32, in workers that decode in threads and share the cores. compare.py sets the environment variables WORKERS,
+MAX_BATCH, and LITSERVE_TIMEOUT, the seconds that LitServe waits for a batch to fill. BentoML's max_latency_ms is so
+long that it does not refuse requests of the slow model.
 """
 
 import base64
@@ -110,6 +110,6 @@ if __name__ == "__main__":
     else:
         os.environ["PEER"] = "bentoml"
         bento = str(Path(sys.executable).parent / "bentoml")
-        command = [bento, "serve", "serving_peers:Classify", "--host", "127.0.0.1", "--port", sys.argv[3]]
+        command = [bento, "serve", "peer_server:Classify", "--host", "127.0.0.1", "--port", sys.argv[3]]
         os.chdir(Path(__file__).parent)
         os.execv(bento, command)

@@ -1,4 +1,4 @@
-"""The servers that benchmarks/serving.py compares, started on a free port, and what is sent to them."""
+"""Starts the servers that are compared, on a free port, and sends requests to them."""
 
 import base64
 import io
@@ -20,7 +20,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
+from benchmarks import facts
+from benchmarks.facts import ROOT
+from benchmarks.processes import in_new_process
+
 SCRATCH = Path(tempfile.gettempdir()) / "visionpipe-serving"
 STORE = f"sqlite:///{SCRATCH / 'mlflow.db'}"
 MODELS = {"ResNet-14, 28 px": 28, "ResNet-50, 224 px": 224}
@@ -39,17 +42,17 @@ def folder_of(model: str) -> Path:
 
 
 def make_models() -> None:
-    """Artifacts, the two MLflow models, the registry and the requests, once, in a process that may import Keras."""
+    """Makes the artifacts, the MLflow models, the registry and the requests, once, in a process that imports Keras."""
     if all((folder_of(model) / "image.jpg").exists() for model in MODELS):
         return
-    command = [sys.executable, str(ROOT / "benchmarks" / "serving_models.py"), str(SCRATCH)]
+    command = [sys.executable, "-m", "benchmarks.serving.artifacts", str(SCRATCH)]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     for model in MODELS:
         (folder_of(model) / "image.jpg").write_bytes(jpeg(MODELS[model]))
 
 
 def jpeg(size: int, seed: int = 0) -> bytes:
-    """A photo-like picture: 28 × 28, or 500 × 375 (some 70 KB) for the model that takes 224 × 224."""
+    """Returns a photo-like picture: 28 × 28, or 500 × 375 (some 70 KB) for the model that takes 224 × 224."""
     width, height = (size, size) if size < 100 else (500, 375)
     random = np.random.default_rng(seed)
     file = io.BytesIO()
@@ -59,7 +62,7 @@ def jpeg(size: int, seed: int = 0) -> bytes:
 
 
 def request(contender: str, model: str, port: int, body: bytes | None = None) -> bytes:
-    """The bytes of one request as this server wants it."""
+    """Returns the bytes of one request as this server wants it."""
     size, image = MODELS[model], body or (folder_of(model) / "image.jpg").read_bytes()
     text = base64.b64encode(image).decode()
     path, kind, content = "/predict", "application/json", b""
@@ -84,7 +87,7 @@ TUNED: dict[tuple[str, str], dict[str, str]] = {}  # by contender and model
 
 
 def tune(samples: list[dict[str, Any]]) -> None:
-    """From here on each peer has the settings that were fastest."""
+    """Gives each peer the settings that were fastest, from here on."""
     TUNED.update({(s["contender"], s["model"]): s["fastest"] for s in samples if s["task"] == "tune"})
 
 
@@ -97,7 +100,7 @@ def running(
     target: str = "folder",
     settings: dict[str, str] | None = None,
 ) -> Iterator[tuple[int, int, float]]:
-    """A server that has answered once: port, process id, and seconds until then.
+    """Starts a server and waits for its first answer; gives port, process id, and seconds until that answer.
 
     target: whether ours is started with the artifact's folder or with the model's alias.
     """
@@ -111,7 +114,7 @@ def running(
         PYFUNC: mlflow_command(folder / "pyfunc", port),
         KERAS: mlflow_command(folder / "mlflow-keras", port),
     }
-    peer = [str(peers), str(ROOT / "benchmarks" / "serving_peers.py"), contender.lower()]
+    peer = [str(peers), str(ROOT / "benchmarks" / "serving" / "peer_server.py"), contender.lower()]
     command = [*commands.get(contender, [*peer, str(folder / "artifact"), str(port)]), *options]
     # The .keras file names layers of ours, which mlflow.keras does not import by itself.
     (SCRATCH / "layers").mkdir(exist_ok=True)
@@ -155,20 +158,20 @@ def running(
 
 
 def move_champion(model: str, number: int) -> None:
-    """The alias, to version 1 or 2: two versions of the same artifact."""
+    """Moves the alias to version 1 or 2, two versions of the same artifact."""
     import mlflow
 
     mlflow.MlflowClient(STORE, STORE).set_registered_model_alias(FOLDERS[model], "champion", str(number))
 
 
 def present_version(port: int) -> str:
-    """Of the model that answers."""
+    """Returns the version that answers."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/model") as answer:
         return str(json.load(answer)["version"])
 
 
 def batches(port: int) -> tuple[float, float]:
-    """How many model runs our server has made, and their seconds in all."""
+    """Returns how many batches our server has run, and their seconds in all."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
         lines = dict(line.rsplit(None, 1) for line in answer.read().decode().splitlines())
     return float(lines["visionpipe_batch_seconds_count"]), float(lines["visionpipe_batch_seconds_sum"])
@@ -180,18 +183,18 @@ def mlflow_command(model: Path, port: int) -> list[str]:
 
 
 def load(port: int, content: bytes, mode: str, amount: float, seconds: float) -> dict[str, Any]:
-    """What benchmarks/load.py reports."""
+    """Returns what benchmarks/serving/load.py reports."""
     file, answers = SCRATCH / "request", SCRATCH / "answers.json"
     file.write_bytes(content)
-    command = [sys.executable, str(ROOT / "benchmarks" / "load.py"), str(port), str(file)]
+    command = [sys.executable, "-m", "benchmarks.serving.load", str(port), str(file)]
     command += [mode, f"{amount:g}", f"{seconds:g}"]
     with answers.open("w") as output:
-        subprocess.run(command, stdout=output, check=True)
+        subprocess.run(command, stdout=output, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     return dict(json.loads(answers.read_text()))
 
 
 def summary(report: dict[str, Any]) -> dict[str, float]:
-    """Milliseconds, requests per second, and the client's share of all cores."""
+    """Returns latencies in milliseconds, requests per second, and the client's share of all cores."""
     good = [seconds for status, seconds, _ in report["answers"] if status == 200]
     p50, p95, p99 = np.percentile(good, [50, 95, 99]) * 1000
     end = max(at for _, _, at in report["answers"])
@@ -208,7 +211,7 @@ def summary(report: dict[str, Any]) -> dict[str, float]:
 
 
 def load_n(port: int, body: bytes, count: int) -> list[int]:
-    """Statuses of so many requests, eight at a time."""
+    """Sends so many requests, eight at a time; returns their statuses."""
     import http.client
     from concurrent.futures import ThreadPoolExecutor
 
@@ -232,32 +235,15 @@ def anonymous_mib(pid: int) -> float:
     return round(int(status.split("RssAnon:")[1].split()[0]) / 1024, 2)
 
 
-def in_new_process(option: str, model: str) -> dict[str, Any]:
-    command = [sys.executable, str(ROOT / "benchmarks" / "serving_models.py"), option, str(folder_of(model))]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    output = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-    return dict(json.loads(output.splitlines()[-1]))
+def without_server(option: str, model: str) -> dict[str, Any]:
+    """Returns what benchmarks/serving/artifacts.py measures with this option."""
+    return in_new_process("benchmarks.serving.artifacts", option, str(folder_of(model)))
 
 
-def versions(peers: str | None) -> dict[str, str]:
-    kept = {
-        "mlflow",
-        "fastapi",
-        "uvicorn",
-        "onnxruntime",
-        "pillow",
-        "tensorflow",
-        "keras",
-        "litserve",
-        "bentoml",
-    }
-    found = {}
-    for python in (sys.executable, peers):
-        if python:
-            command = [python, "-m", "pip", "list", "--format=json"]
-            listed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-            found |= {p["name"].lower(): p["version"] for p in listed if p["name"].lower() in kept}
-    return dict(sorted(found.items()))
+def library_versions(peers: str | None) -> dict[str, str]:
+    ours = facts.versions("mlflow", "fastapi", "uvicorn", "onnxruntime", "pillow", "tensorflow", "keras")
+    theirs = facts.versions("litserve", "bentoml", python=peers) if peers else {}
+    return dict(sorted((ours | theirs).items()))
 
 
 def seconds_of_predict(model: str, path: Path) -> float:

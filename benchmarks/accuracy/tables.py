@@ -1,0 +1,148 @@
+"""Tables of test accuracies: the default models, the experiments, and fine-tuning."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks.facts import ROOT
+from benchmarks.markdown import Answer, machine, table
+from benchmarks.results import read
+
+HERE = Path(__file__).parent
+PIPELINE, TRANSFER = HERE / "pipeline.json", HERE / "transfer.json"
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.json"))
+TEACHER = ROOT / "experiments" / "distillation.json"
+
+
+def answers() -> list[Answer]:
+    default, tuned, taught = read(PIPELINE), read(TRANSFER), read(TEACHER)
+    means = {name: mean_accuracy(default, name) for name in default["runs"][0]["test"]}
+    minutes = statistics.mean(run["seconds"] for run in default["runs"]) / 60
+    gains = [
+        f"{mean_of(tuned, 'finetuned', epochs) - mean_of(tuned, 'scratch', epochs):+.1f} points in {epochs} epochs"
+        for epochs in tuned["runs"][0]["epochs"]
+    ]
+    gain = 100 * (mean_accuracy(taught, "vit-taught") - mean_accuracy(taught, "vit"))
+    return [
+        Answer(
+            "accuracy.md",
+            "How accurate are the default models on the sample?",
+            ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+            + f" on 10,000 test images, after {minutes:.1f} minutes of `dvc repro` for all three ({machine(default)}).",
+        ),
+        Answer(
+            "accuracy.md",
+            "What does fine-tuning gain over training from scratch?",
+            f"{' and '.join(gains)}, with 100 training images ({machine(tuned)}).",
+        ),
+        Answer(
+            "accuracy.md",
+            "What does a teacher give a ViT?",
+            f"{gain:+.1f} points of test accuracy on the sample ({machine(taught)}).",
+            detail=True,
+        ),
+    ]
+
+
+def mean_accuracy(result: dict[str, Any], name: str) -> float:
+    return statistics.mean(run["test"][name] for run in result["runs"])
+
+
+def mean_of(result: dict[str, Any], kind: str, epochs: str) -> float:
+    """Returns the mean test accuracy of the best setting, in points."""
+    name = best(result["runs"], kind, epochs)
+    return 100 * statistics.mean(run["epochs"][epochs]["test"][name] for run in result["runs"])
+
+
+def default_models() -> str:
+    return seeds_table(read(PIPELINE))
+
+
+def seeds_table(result: dict[str, Any]) -> str:
+    """Returns mean and worst test accuracy of each model, and the time of the whole pipeline."""
+    rows = []
+    for name in result["runs"][0]["test"]:
+        test = [run["test"][name] for run in result["runs"]]
+        validation = [run["validation"][name] for run in result["runs"]]
+        rows.append(
+            [name, f"{statistics.mean(test):.4f}", f"{min(test):.4f}", f"{statistics.mean(validation):.4f}"]
+        )
+    training, whole = ([run[key] / 60 for run in result["runs"]] for key in ("training_seconds", "seconds"))
+    seeds = ", ".join(str(run["seed"]) for run in result["runs"])
+    return "\n".join(
+        [
+            *table(["model", "test accuracy, mean", "worst seed", "validation accuracy, mean"], rows),
+            "",
+            f"Seeds {seeds}, {result['backend']}, {result['hardware']}; training all models took "
+            f"{statistics.mean(training):.1f} minutes on average and {max(training):.1f} at most, `dvc repro` "
+            f"{statistics.mean(whole):.1f} and {max(whole):.1f}.",
+        ]
+    )
+
+
+def experiments() -> str:
+    """Returns one row for each model of each file in experiments/, the mean of its seeds."""
+    rows = []
+    for file in EXPERIMENTS:
+        result = read(file)
+        runs = result["runs"]
+        minutes = statistics.mean(run["seconds"] for run in runs) / 60
+        for name in runs[0]["test"]:
+            test = [run["test"][name] for run in runs]
+            cells = [f"{statistics.mean(test):.4f}", f"{min(test):.4f}", str(len(runs)), f"{minutes:.0f}"]
+            rows.append([f"`{file.stem}.yaml`", name, *cells, f"{result['backend']}, {result['hardware']}"])
+    header = ["experiment", "model", "test accuracy, mean", "worst seed", "seeds", "minutes", "measured on"]
+    return "\n".join(table(header, rows, left=(0, 1, 6)))
+
+
+def transfer() -> str:
+    return transfer_table(read(TRANSFER))
+
+
+def transfer_table(result: dict[str, Any]) -> str:
+    """Returns the accuracies of both ways in each budget, each with the setting that is best on validation."""
+    runs = result["runs"]
+    rows = []
+    for epochs in runs[0]["epochs"]:
+        for kind, title in (("scratch", "from scratch"), ("finetuned", "fine-tuned")):
+            name = best(runs, kind, epochs)
+            rate, _, layerwise = name.partition("-")[2].partition("-l")
+            setting = f"rate {float(rate):g}" + (", layer-wise decay" if layerwise else "")
+            test, validation = (
+                [run["epochs"][epochs][split][name] for run in runs] for split in ("test", "validation")
+            )
+            each = ", ".join(f"{accuracy:.3f}" for accuracy in test)
+            cells = [
+                f"{statistics.mean(test):.3f}",
+                f"{min(test):.3f}",
+                each,
+                f"{statistics.mean(validation):.3f}",
+            ]
+            rows.append([epochs, title, setting, *cells])
+    header = [
+        "epochs",
+        "training",
+        "setting",
+        "test accuracy, mean",
+        "worst seed",
+        "each seed",
+        "validation, mean",
+    ]
+    halves = "; ".join(f"{run['seed']}: {', '.join(run['known'])}" for run in runs)
+    lines = [
+        *table(header, rows, left=(1, 2, 5)),
+        "",
+        f"Pretrained on, by seed: {halves}. {result['hardware']}.",
+    ]
+    return "\n".join(lines)
+
+
+def best(runs: list[dict[str, Any]], kind: str, epochs: str) -> str:
+    """Returns the setting with the highest accuracy on validation, over all seeds."""
+
+    def accuracy(name: str) -> float:
+        return statistics.mean(run["epochs"][epochs]["validation"][name] for run in runs)
+
+    return max(
+        (name for name in runs[0]["epochs"][epochs]["validation"] if name.startswith(kind)), key=accuracy
+    )
