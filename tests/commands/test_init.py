@@ -169,12 +169,15 @@ def test_a_copy_lies_in_the_project(tmp_path):
     assert load_params(tmp_path / "flowers" / "params.yaml").prepare.path == "data/images"
 
 
-def test_a_copy_of_an_archive_keeps_its_name(tmp_path):
+def test_a_copy_of_an_archive_keeps_its_name(tmp_path, capsys):
     photos = write_photos(tmp_path / "photos")
     archive = Path(shutil.make_archive(str(tmp_path / "photos"), "zip", photos))
     made("flowers", "--images", str(archive), "--copy")
     assert (tmp_path / "flowers" / "data" / "photos.zip").read_bytes() == archive.read_bytes()
     assert load_params(tmp_path / "flowers" / "params.yaml").prepare.path == "data/photos.zip"
+    assert "dvc add data/photos.zip " in capsys.readouterr().out
+    Project(tmp_path / "flowers").dvc("add", "data/photos.zip")
+    Project(tmp_path / "flowers").dvc("status")
 
 
 def test_an_interrupted_copy_goes_on_where_it_ended(tmp_path, monkeypatch):

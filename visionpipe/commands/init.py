@@ -309,6 +309,9 @@ def report(project: Project, images: Path | None, backend: str, chosen: Choices 
     enter = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(str(folder))} && "
     yield f"  {enter}dvc repro && mlflow ui" + (f"   # {minutes_text(chosen.minutes)}" if chosen else "")
     yield "  visionpipe serve"
+    copied = copy_of(images) if images is not None else SAMPLE
+    if copied != SAMPLE and (folder / copied).exists():
+        yield f"  dvc add {shlex.quote(copied.as_posix())}   # dvc push and dvc pull share the images; git ignores them"
     committed = [name for name in COMMITTED if (folder / name).exists()]
     if (folder / SAMPLE).exists():
         committed.append(SAMPLE.as_posix())
