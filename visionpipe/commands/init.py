@@ -30,6 +30,7 @@ TEMPLATE = Path(__file__).parents[1] / "project" / "template"
 SAMPLE = Path("data/fashion-mini.zip")
 COPIES = Path("data/images")
 PREPARED = Path("data/prepared")
+IDX_PARTS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 CHUNK = 2**20  # bytes that are copied at once
 FILES = ("params.yaml", "dvc.yaml", ".gitignore", ".dvcignore", "README.md")
 COMMITTED = (*FILES, str(LOCK), ".dvc/config", ".dvc/.gitignore")
@@ -212,9 +213,6 @@ def files_of(images: Path) -> list[str]:
         return [name for name in (*names, "classes.txt") if (images / name).is_file()]
     listing = SOURCES[source](PrepareConfig(source=source, path=str(images)))
     return [entry.file for entry in listing.entries if isinstance(entry, Record)]
-
-
-IDX_PARTS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 
 
 def copy_file(source: Path, target: Path, bar: tqdm) -> None:
