@@ -172,6 +172,18 @@ def parser() -> argparse.ArgumentParser:
     def add(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text)
 
+    init = add("init", "make a folder a project, on your images or on the sample")
+    init.add_argument("folder", metavar="FOLDER", type=Path, help="is made where it does not exist")
+    init.add_argument(
+        "--images", metavar="PATH", type=Path, help="a folder with a folder for each class, or a zip"
+    )
+    init.add_argument("--copy", action="store_true", help="copy the images into the project")
+    init.add_argument(
+        "--pretrained", action="store_true", help="start from published weights, which are downloaded"
+    )
+    init.add_argument(
+        "--backend", choices=("tensorflow", "jax", "torch"), default="tensorflow", help="default: %(default)s"
+    )
     add("prepare", "stage: decode the images once, split them, write data/prepared")
     for name, text in (
         ("train", "stage: train one entry of models:"),
@@ -283,6 +295,11 @@ def run(options: argparse.Namespace) -> None:
         from visionpipe.commands.predict import predict
 
         predict(options.paths, options.output, options.model, options.probabilities)
+        return
+    if options.command == "init":
+        from visionpipe.commands.init import init
+
+        init(options.folder, options.images, options.copy, options.pretrained, options.backend)
         return
     from visionpipe.project.paths import enter_project
 

@@ -14,7 +14,7 @@ from linear_models import assert_exactly_once, only, state, write_model
 from visionpipe.errors import RegistryError
 from visionpipe.files import write_json
 from visionpipe.stages.register import golden, register
-from visionpipe.tracking.receipt import RECEIPT
+from visionpipe.tracking.receipt import RECEIPT, judge
 from visionpipe.tracking.registry import publish
 from visionpipe.tracking.runs import complete, record
 from visionpipe.tracking.store import connect
@@ -35,6 +35,21 @@ def test_a_failed_gate_registers_nothing_and_says_so(params, capsys):
     said = capsys.readouterr().out
     assert "NOTHING WAS REGISTERED" in said
     assert "is below 0.9" in said
+
+
+@pytest.mark.parametrize(("over_majority", "passes"), [(0.0, True), (0.25, True), (0.26, False)])
+def test_the_gate_can_lie_above_the_most_frequent_class(params, over_majority, passes):
+    write_model(
+        "one", params, mistaken=2
+    )  # right for half of the images; each of the four classes has a quarter
+    gate = dataclasses.replace(params.register.gate, over_majority=over_majority)
+    params = dataclasses.replace(params, register=dataclasses.replace(params.register, gate=gate))
+    judgement = judge(only(params, "one"))["models"]["one"]
+    assert judgement["passed"] == passes
+    assert passes or judgement["failures"] == [
+        "validation accuracy 0.5000 is below 0.5100, the share 0.2500 of the most frequent class "
+        "plus over_majority 0.26"
+    ]
 
 
 def test_an_upload_that_arrives_damaged_is_never_registered(params, monkeypatch):

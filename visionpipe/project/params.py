@@ -69,10 +69,15 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class GateConfig:
-    """The least that a model must reach on the validation split to be registered, in [0, 1]."""
+    """The least that a model must reach on the validation split to be registered, in [0, 1].
+
+    `over_majority`: how far the accuracy must lie above the share of the most frequent class, which a model reaches
+    by always naming that class; 0 asks for nothing.
+    """
 
     accuracy: float = 0.0
     worst_recall: float = 0.0
+    over_majority: float = field(default=0.0, kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """Judges the models by the gate. The result is the receipt of the stage `register`."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 from visionpipe.artifact.digest import artifact_sha256
+from visionpipe.data.prepared import MANIFEST, PREPARED
 from visionpipe.errors import RegistryError
 from visionpipe.project.params import GateConfig, Params
 from visionpipe.project.paths import artifact_folder, model_folder, report_folder
@@ -41,10 +41,12 @@ def is_judgement(model: Any) -> bool:
 def judge(params: Params) -> dict[str, Any]:
     """Makes the receipt: which models pass the gate, and which of them has the best validation accuracy."""
     models = {}
+    images = read_output(PREPARED / MANIFEST)["counts"]["validation"].values()
+    majority = max(images) / sum(images)
     for name in params.models:
         validation = read_output(report_folder(name) / "metrics.json")["validation"]
         lineage = read_output(model_folder(name) / "lineage.json")
-        failures = gate_failures(params.register.gate, validation)
+        failures = gate_failures(params.register.gate, validation, majority)
         models[name] = {
             "lineage_id": lineage["lineage_id"],
             "artifact_sha256": artifact_sha256(artifact_folder(name)),
@@ -57,10 +59,22 @@ def judge(params: Params) -> dict[str, Any]:
     return {"passed": chosen is not None, "chosen": chosen, "models": models}
 
 
-def gate_failures(gate: GateConfig, validation: dict[str, Any]) -> list[str]:
-    """Returns one sentence for each limit of the gate that the validation metrics miss."""
-    return [
-        f"validation {metric} {validation[metric]:.4f} is below {least:g}"
-        for metric, least in dataclasses.asdict(gate).items()
-        if validation[metric] < least
+def gate_failures(gate: GateConfig, validation: dict[str, Any], majority: float) -> list[str]:
+    """Returns one sentence for each limit that the validation metrics miss.
+
+    `majority`: the share of the most frequent class among the validation images.
+    """
+    failures = [
+        f"validation {metric} {validation[metric]:.4f} is below {getattr(gate, metric):g}"
+        for metric in ("accuracy", "worst_recall")
+        if validation[metric] < getattr(gate, metric)
     ]
+    least = majority + gate.over_majority
+    if (
+        gate.over_majority and validation["accuracy"] < least - 1e-9
+    ):  # of 0.1 + 0.25, say, which is no exact sum
+        failures.append(
+            f"validation accuracy {validation['accuracy']:.4f} is below {least:.4f}, the share {majority:.4f} of the "
+            f"most frequent class plus over_majority {gate.over_majority:g}"
+        )
+    return failures
