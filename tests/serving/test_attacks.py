@@ -172,7 +172,7 @@ def test_pipelined_requests_pile_up_nowhere(server):
 
 
 def test_large_bodies_of_every_kind_do_not_delay_other_requests(server):
-    """If 19 MiB were parsed at once, other requests would wait for 2 to 7 seconds (benchmarks/robustness/battery.py)."""
+    """If 19 MiB were parsed at once, other requests would wait for 2 to 7 s (benchmarks/robustness/battery.py)."""
     for name, result in beside(server, heavy(8 * 2**20)).items():
         assert result["status"] // 100 == 4 or name == "v2: numbers", name
         assert result["slowest ms"] < 500, name

@@ -118,7 +118,7 @@ def products_left_in_fp32(graph: Any) -> list[str]:
 
     Products of two activations stay fp32, because int8 does not make them faster. The first and the last product stay
     fp32, because they lose too much accuracy: the residual stream of a transformer is not normalised between the patch
-    embedding and its end. docs/serving.md has the numbers.
+    embedding and its end. docs/inside/decisions.md has the numbers.
     """
     constants = {tensor.name for tensor in graph.initializer}
     products = [node for node in graph.node if node.op_type in PRODUCTS]

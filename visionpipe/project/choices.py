@@ -2,7 +2,7 @@
 
 Three models of three families are trained, of the largest image size that leaves each enough passes over the images
 within the time that `budget_minutes` allows. Times are estimates from multiply-accumulates and from how fast this
-machine multiplies matrices; EFFICIENCY is calibrated on measured trainings (docs/performance.md).
+machine multiplies matrices; EFFICIENCY is calibrated on measured trainings (docs/results/training.md).
 """
 
 import math

@@ -23,9 +23,15 @@ DURATION = re.compile(r"(\d+(?:\.\d+)?) (epoch|step)s?")
 class DistillConfig:
     """A teacher's answers as a second target (Hinton et al. 2015, arXiv:1503.02531).
 
-    `teacher`: an entry of `models:`, or models:/NAME@ALIAS of the registry. `weight`: its share of the loss.
-    `hard`: learn its most probable class (Touvron et al. 2021, arXiv:2012.12877, equation 3) instead of its
-    probabilities at `temperature`. A ViT with a distillation token learns from the teacher with that token's head.
+    A ViT with a distillation token learns from the teacher with that token's head.
+
+    Args:
+        teacher: an entry of `models:`, or a registered model as `models:/NAME@ALIAS`.
+        temperature: divides the logits of both models before they are compared; higher values tell more about the
+            less likely classes.
+        weight: the share of the teacher in the loss.
+        hard: whether to learn the teacher's most probable class (Touvron et al. 2021, arXiv:2012.12877, equation 3)
+            instead of its probabilities.
     """
 
     teacher: str
@@ -37,9 +43,14 @@ class DistillConfig:
 
 @dataclass(frozen=True)
 class FreezeConfig:
-    """A phase at the beginning that lasts `epochs` and trains only the layers that one of `train` names: each is a
-    layer's name or the first words of it, so that `encoder_block_1` is not `encoder_block_10`. After the last phase
-    everything is trained. Frozen batch norms keep their statistics.
+    """A phase at the beginning of a training, in which some layers only are trained.
+
+    After the last phase all layers are trained. A frozen batch norm does not update its moving averages.
+
+    Args:
+        epochs: the length of the phase.
+        train: the layers that are trained: the whole name of each, or its first words. `encoder_block_1` does not stand
+            for `encoder_block_10`.
     """
 
     epochs: int
@@ -48,40 +59,50 @@ class FreezeConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The recipe. One of `epochs`, `steps` and `minutes` is the budget.
+    """The recipe of a training. Exactly one of `epochs`, `steps` and `minutes` is its budget.
 
-    A duration is a fraction of the training (0.1), or text: "5 epochs", "500 steps". What would come after the end of
-    the training is refused; `visionpipe params` prints the plan (plan.py).
+    A duration is a fraction of the training (0.1), or a text: "5 epochs", "500 steps". A recipe with a part that begins
+    after the end of the training is refused. `visionpipe params` prints the plan (plan.py).
 
     Args:
-        minutes: as many steps as fit into this time on this machine: the one budget with which two runs differ.
-        batch_size: images per step; all of them, where the set has fewer. `accumulate`: steps whose gradients make one
-            update; what is left at the end of a phase makes a smaller one.
-        optimizer: `sgd` is Nesterov's; `muon` is for matrices, all else has AdamW beside it.
-        learning_rate: at its highest. `final_rate`: where cosine and polynomial end, as a fraction of it.
-        warmup: duration of the linear rise, at the beginning and after each phase of `freeze`; never longer than its
-            phase.
-        decay_at, decay_factor: when `schedule: step` multiplies the rate, and by what.
+        epochs: the budget as passes over the training images.
+        steps: the budget as steps.
+        minutes: the budget as time on this machine; the only budget with which two runs differ.
+        batch_size: images in a step; all images, if the set has fewer.
+        accumulate: steps whose gradients make one update; the steps that are left at the end of a phase make a smaller
+            one.
+        optimizer: how gradients change the weights. `sgd` has Nesterov's momentum; `muon` is for matrices, with AdamW
+            for all other weights.
+        learning_rate: the highest learning rate.
+        schedule: the curve of the learning rate after the warm-up.
+        warmup: the duration of the linear rise, at the beginning and after each phase of `freeze`; never longer than
+            its phase.
+        final_rate: where `cosine` and `polynomial` end, as a fraction of the learning rate.
+        decay_at: the moments at which `schedule: step` multiplies the rate.
+        decay_factor: the factor by which `schedule: step` multiplies the rate.
         power: the exponent of `schedule: polynomial`; 1 is a straight line.
-        momentum: of SGD (Nesterov) and Muon; the first moment's decay of the others.
-        weight_decay: decoupled, times the learning rate; not on norms, biases, tokens and positions.
-        clip_norm: the longest that all gradients together may be.
-        layer_decay: factor of the rate from each block to the one before it (Bao et al. 2022, arXiv:2106.08254).
+        momentum: the momentum of SGD and Muon, and the decay of the first moment of the other optimizers.
+        weight_decay: the decay of the weights, multiplied by the learning rate; norms, biases, tokens and positions
+            have none.
+        clip_norm: the largest norm of all gradients together; null: no limit.
+        layer_decay: the factor of the rate from each block to the block before it (Bao et al. 2022, arXiv:2106.08254).
         rates: factors of the rate for layers, named as in `freeze`, on top of `layer_decay`.
-        freeze: phases at the beginning that train some layers only; each warms up, and averages, anew.
-        loss: cross-entropy over classes, or of each class against the rest (Beyer et al. 2020).
+        freeze: phases at the beginning in which some layers only are trained; the warm-up and the moving average begin
+            anew in each.
+        loss: cross-entropy over the classes, or of each class against all others (Beyer et al. 2020).
         label_smoothing: the share of each target that is spread over all classes.
-        class_weights: a factor for each class, or `balanced`: the rarer, the heavier, 1 on average.
-        distill: a teacher.
-        ema_decay: of the moving average of weights and statistics, which then is what is evaluated and saved; it
-            follows each update, and faster in the first ones.
-        keep: the weights of the last epoch, or of the best one on validation.
-        patience: epochs without a better validation accuracy after which the training ends; those of the phases of
-            `freeze` do not count.
-        precision: of the computation; weights, heads, softmax and loss stay float32.
-        augmentation: what visionpipe/data/augmentation.py lists, in order.
-        repeated_augmentation: how often an image that is drawn is in its batch, each time augmented anew.
-        checkpoint_minutes, checkpoint_steps: how often within an epoch; it is written at each epoch's end too.
+        class_weights: a factor for each class; `balanced` gives rare classes larger factors, with a mean of 1.
+        distill: a teacher whose answers are a second target.
+        ema_decay: the decay of a moving average of the weights and of the norms' statistics, which is then evaluated
+            and saved instead of them; it follows each update of the weights, and faster at first. null: no average.
+        keep: which weights are saved: those of the last epoch, or of the best one on the validation images.
+        patience: the number of epochs without a better validation accuracy after which the training ends; epochs of the
+            phases of `freeze` do not count. null: it never ends early.
+        precision: the precision of the computation; weights, heads, softmax and loss are always float32.
+        augmentation: what happens to the training images, in this order (visionpipe/data/augmentation.py).
+        repeated_augmentation: how often each image is in its batch, each time with other random changes.
+        checkpoint_minutes: the time between two checkpoints within an epoch; one is written at each epoch's end too.
+        checkpoint_steps: the number of steps between two checkpoints, in addition to `checkpoint_minutes`.
     """
 
     epochs: int | None = None
