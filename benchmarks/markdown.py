@@ -6,7 +6,10 @@ from typing import Any, NamedTuple
 
 
 class Answer(NamedTuple):
-    """One line of the summary at the top of a page, and of docs/results/index.md unless it is a detail."""
+    """One line of the summary at the top of a page, and of docs/results/index.md unless it is a detail.
+
+    An answer without text, whose measurements are missing, is left out.
+    """
 
     page: str
     question: str

@@ -20,6 +20,7 @@ from benchmarks.speed import tables as speed
 
 PAGES = ROOT / "docs" / "results"
 SUMMARY = "summary"
+SUBJECTS = ("training.md", "input.md", "serving.md", "accuracy.md", "robustness.md")
 
 
 class Part(NamedTuple):
@@ -46,7 +47,8 @@ class Part(NamedTuple):
 
 
 def answers() -> list[Answer]:
-    return [answer for subject in (speed, serving, accuracy, robustness) for answer in subject.answers()]
+    every = [answer for subject in (speed, serving, accuracy, robustness) for answer in subject.answers()]
+    return [answer for answer in every if answer.text]
 
 
 def index() -> str:
@@ -63,7 +65,7 @@ def summary(page: str) -> str:
 
 PARTS = [
     Part("index.md", SUMMARY, index),
-    *(Part(page, SUMMARY, partial(summary, page)) for page in dict.fromkeys(a.page for a in answers())),
+    *(Part(page, SUMMARY, partial(summary, page)) for page in SUBJECTS),
     Part("training.md", "benchmarks/speed/models.py", speed.models),
     Part("training.md", "benchmarks/speed/gpu.py", speed.gpu),
     Part("training.md", "benchmarks/speed/trainer.py", speed.trainer),

@@ -20,7 +20,6 @@ from visionpipe.serving.settings import Settings
 
 STORE_COMMANDS = ("register", "check", "promote", "rollback", "lineage", "prune")
 ADVICE = "make room on the disk, then give the same command again"
-CHAMPION = "models:/visionpipe@champion"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -219,9 +218,8 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "target",
         nargs="?",
-        default=CHAMPION,
         metavar="MODEL",
-        help="models:/NAME@ALIAS, models:/NAME/NUMBER or a folder; default: %(default)s",
+        help="models:/NAME@ALIAS, models:/NAME/NUMBER or a folder; default: the champion of the project",
     )
     add_settings(serve)
     predict = add("predict", "label image files: one row for each in a table")
@@ -232,7 +230,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="a folder, zip archive, image or pattern; - or nothing: a list of them on stdin",
     )
-    predict.add_argument("--model", default=CHAMPION, help="as for serve; default: %(default)s")
+    predict.add_argument("--model", metavar="MODEL", help="as for serve")
     predict.add_argument(
         "--output",
         type=Path,
@@ -241,7 +239,7 @@ def parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--probabilities", action="store_true", help="also a column for each class")
     container = add("container", "write a folder to build an image of the server from, with the model inside")
-    container.add_argument("target", nargs="?", default=CHAMPION, metavar="MODEL", help="as for serve")
+    container.add_argument("target", nargs="?", metavar="MODEL", help="as for serve")
     container.add_argument(
         "--output", type=Path, default=Path("container"), help="a new folder; default: %(default)s"
     )
@@ -281,20 +279,22 @@ def run(options: argparse.Namespace) -> None:
         print()
         print(known.table())
         return
+    from visionpipe.project.paths import champion
+
     if options.command == "serve":
         from visionpipe.serving.server import serve
 
-        serve(options.target, settings(options))
+        serve(options.target or champion(), settings(options))
         return
     if options.command == "container":
         from visionpipe.commands.container import container
 
-        container(options.target, options.output)
+        container(options.target or champion(), options.output)
         return
     if options.command == "predict":
         from visionpipe.commands.predict import predict
 
-        predict(options.paths, options.output, options.model, options.probabilities)
+        predict(options.paths, options.output, options.model or champion(), options.probabilities)
         return
     if options.command == "init":
         from visionpipe.commands.init import init

@@ -27,7 +27,7 @@ import yaml
 from benchmarks import results
 from benchmarks.accuracy.tables import PIPELINE, seeds_table
 from benchmarks.facts import ROOT
-from visionpipe.artifact.machine import hardware
+from visionpipe.artifact.hardware import hardware
 
 
 def main() -> None:

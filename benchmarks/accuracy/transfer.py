@@ -28,7 +28,7 @@ from benchmarks import results
 from benchmarks.accuracy.pipeline import run
 from benchmarks.accuracy.tables import TRANSFER, transfer_table
 from benchmarks.facts import ROOT
-from visionpipe.artifact.machine import hardware
+from visionpipe.artifact.hardware import hardware
 
 SAMPLE = ROOT / "data" / "fashion-mini.zip"
 PER_CLASS = {"train": 20, "validation": 50}

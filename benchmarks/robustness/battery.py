@@ -33,7 +33,7 @@ from benchmarks import results
 from benchmarks.facts import ROOT, versions
 from benchmarks.robustness.tables import BATTERY
 from visionpipe.artifact.classifier import Classifier
-from visionpipe.artifact.machine import hardware
+from visionpipe.artifact.hardware import hardware
 from visionpipe.serving.service import STATUS
 from visionpipe.stages.register import register
 from visionpipe.tracking.lookup import artifact_in

@@ -28,7 +28,7 @@ from repository import NEEDS, Project, environment, make_project
 
 from benchmarks import results
 from benchmarks.robustness.tables import KILLS
-from visionpipe.artifact.machine import hardware
+from visionpipe.artifact.hardware import hardware
 
 # Of twenty kills.
 MOMENTS = {"a random time": 14, "while a checkpoint is written": 4, "while the model is written": 2}

@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="measure all anew, instead of continuing")
     options = parser.parse_args()
     from benchmarks.tables import write_pages
-    from visionpipe.artifact.machine import hardware
+    from visionpipe.artifact.hardware import hardware
 
     begin = time.perf_counter()
     result = {"samples": []} if options.fresh or not RESULT.exists() else results.read(RESULT)

@@ -8,6 +8,7 @@ from benchmarks.markdown import Answer, listed, machine, median, number, table
 from benchmarks.results import read
 
 RESULT = Path(__file__).parent / "compare.json"
+MODELS = SMALL, LARGE = ("ResNet-14, 28 px", "ResNet-50, 224 px")
 OURS = "visionpipe serve"
 OTHERS = {"mlflow, pyfunc": "MLflow's pyfunc server", "LitServe": "LitServe", "BentoML": "BentoML"}
 COLUMNS = {
@@ -25,36 +26,28 @@ TITLES = {"latency": "one connection", "load": "32 connections"}
 
 def answers() -> list[Answer]:
     result = read(RESULT)
-    small, large = "ResNet-14, 28 px", "ResNet-50, 224 px"
-    fast, slow = select(result, "latency", small), select(result, "load", large)
-    gain = int8_gain(select(result, "int8", large))
+    throughput = "; ".join(f"{model}: {text}" for model in MODELS if (text := beside(result, "load", model)))
+    slower = beside(result, "latency", SMALL)
+    fast, busy, int8 = (
+        select(result, "latency", SMALL),
+        select(result, "load", LARGE),
+        select(result, "int8", LARGE),
+    )
+    on = f"({machine(result)})."
+    details = {
+        "How long does one request take?": fast
+        and f"{number(median(fast, 'p50_ms'))} ms with {SMALL} (median); it takes {slower} {on}",
+        "How much of the processor goes to the model?": busy
+        and f"Under load {LARGE} runs at {share_of_offline(busy):.0%} of what decoding and ONNX Runtime allow {on}",
+        "What does int8 gain?": int8 and f"{LARGE} runs {int8_gain(int8):.1f} times as fast as in fp32 {on}",
+    }
     return [
         Answer(
             "serving.md",
             "How fast does the server answer under load, beside other servers?",
-            f"Images/s with 32 connections, {small}: {beside(result, 'load', small)}; {large}: "
-            f"{beside(result, 'load', large)} ({machine(result)}).",
+            f"Images/s with 32 connections, {throughput} {on}" if throughput else "",
         ),
-        Answer(
-            "serving.md",
-            "How long does one request take?",
-            f"{number(median(fast, 'p50_ms'))} ms with {small} (median); it takes {beside(result, 'latency', small)} "
-            f"({machine(result)}).",
-            detail=True,
-        ),
-        Answer(
-            "serving.md",
-            "How much of the processor goes to the model?",
-            f"Under load {large} runs at {share_of_offline(slow):.0%} of what decoding and ONNX Runtime alone allow "
-            f"({machine(result)}).",
-            detail=True,
-        ),
-        Answer(
-            "serving.md",
-            "What does int8 gain?",
-            f"{large} runs {gain:.1f} times as fast as in fp32 ({machine(result)}).",
-            detail=True,
-        ),
+        *(Answer("serving.md", question, text or "", detail=True) for question, text in details.items()),
     ]
 
 
@@ -63,6 +56,8 @@ def beside(result: dict[str, Any], task: str, model: str) -> str:
     texts = []
     for name, title in OTHERS.items():
         ours, theirs = select(result, task, model), select(result, task, model, name)
+        if not (ours and theirs):
+            continue
         if task == "load":
             factor = median(ours, "per_second") / median(theirs, "per_second")
             texts.append(f"{factor:.1f} × {title}")

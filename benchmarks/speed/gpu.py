@@ -51,7 +51,7 @@ def main() -> None:
         answer(options.measure[0], next(model for model in MODELS if model.name == options.measure[1]))
         return
     from benchmarks.tables import write_pages
-    from visionpipe.artifact.machine import hardware
+    from visionpipe.artifact.hardware import hardware
 
     result: dict[str, Any] = {
         "threads": os.cpu_count(),

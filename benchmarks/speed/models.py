@@ -48,7 +48,7 @@ def main() -> None:
         return
     from benchmarks.speed.tables import models_of
     from benchmarks.tables import write_pages
-    from visionpipe.artifact.machine import hardware
+    from visionpipe.artifact.hardware import hardware
 
     processor = re.sub(r"\W+", "_", hardware().split(",")[0].lower())
     file = Path(__file__).parent / f"models_{processor}.json"

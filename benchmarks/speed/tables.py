@@ -50,14 +50,13 @@ GOALS = [  # at least this ratio, in training and in inference
 
 
 def answers() -> list[Answer]:
-    gpu, trainer, loader = read(GPU), read(TRAINER), read(INPUT)
+    trainer, loader = read(TRAINER), read(INPUT)
     clocks = [share for backend, loop in loops(trainer) if (share := clock_share(trainer, backend, loop))]
-    on_gpu = (
-        f"In training a ResNet-50 in bfloat16, JAX reaches {ratio(gpu['samples'], 'training', JAX_TO_TORCH):.2f} times "
-        f"the speed of compiled timm, the torch backend {ratio(gpu['samples'], 'training', TORCH_TO_TORCH):.2f} times "
-        f"({machine(gpu)})."
+    costs = (
+        f"{min(clocks):.1%} to {max(clocks):.1%} of an epoch of 140 steps ({machine(trainer)})."
+        if clocks
+        else ""
     )
-    costs = f"{min(clocks):.1%} to {max(clocks):.1%} of an epoch of 140 steps ({machine(trainer)})."
     batches = (
         f"No: the loader makes {statistics.median(loader_factors(loader['samples'])):.0f} times the batches that the "
         f"fastest of the default models consumes ({machine(loader)})."
@@ -68,7 +67,7 @@ def answers() -> list[Answer]:
         Answer(page, "How fast is the torch backend beside torch without Keras?", on_cpus(TORCH_TO_TORCH)),
         Answer(page, "How fast is JAX beside stock Keras on JAX?", on_cpus(JAX_TO_STOCK)),
         Answer(page, "And TensorFlow beside stock Keras?", on_cpus(TENSORFLOW_TO_STOCK, SMALL), detail=True),
-        Answer(page, "How fast are the models on a GPU?", on_gpu),
+        Answer(page, "How fast are the models on a GPU?", on_gpu(read(GPU))),
         Answer(page, "What do progress, checkpoints and tracking cost?", costs, detail=True),
         Answer("input.md", "Does training wait for its batches?", batches),
     ]
@@ -79,12 +78,26 @@ def on_cpus(pair: tuple[str, str], models: tuple[str, ...] = ALL) -> str:
     texts = []
     for result in map(read, reversed(CPUS)):
         names = [model for model in models if measured_both(pair, contenders_of(result, model))]
+        if not names:
+            continue
         training, inference = (
             span([ratio(samples_of(result, name), task, pair) for name in names]) for task in TASKS
         )
         processor = machine(result).split(",")[0]
         texts.append(f"{training} and {inference} ({processor})")
-    return f"Ratio of images/s in training and in inference, on 2 cores: {'; '.join(texts)}."
+    return f"Ratio of images/s in training and in inference, on 2 cores: {'; '.join(texts)}." if texts else ""
+
+
+def on_gpu(result: dict[str, Any]) -> str:
+    contenders = {sample["contender"] for sample in result["samples"]}
+    if not all(measured_both(pair, contenders) for pair in (JAX_TO_TORCH, TORCH_TO_TORCH)):
+        return ""
+    model, samples = result["samples"][0]["model"], samples_of(result, result["samples"][0]["model"])
+    jax, torch = (ratio(samples, "training", pair) for pair in (JAX_TO_TORCH, TORCH_TO_TORCH))
+    return (
+        f"In training {model} in bfloat16, JAX reaches {jax:.2f} times the speed of compiled timm, the torch backend "
+        f"{torch:.2f} times ({machine(result)})."
+    )
 
 
 def samples_of(result: dict[str, Any], model: str) -> list[dict]:

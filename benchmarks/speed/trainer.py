@@ -49,7 +49,7 @@ def main() -> None:
         print(json.dumps(measure(*options.measure)))
         return
     from benchmarks.tables import write_pages
-    from visionpipe.artifact.machine import hardware
+    from visionpipe.artifact.hardware import hardware
 
     samples = []
     for number in range(options.rounds):

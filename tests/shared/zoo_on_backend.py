@@ -1,7 +1,8 @@
 """Run by test_zoo.py in a process of its own: KERAS_BACKEND=… python zoo_on_backend.py FOLDER STEP.
 
-FOLDER holds every kind as NUMBER.keras with NUMBER.npz, both made on TensorFlow. For each STEP-th kind: its logits here,
-and at another image size; then one step of training, its file and its logits after that; then one step in bfloat16.
+FOLDER holds every kind as NUMBER.keras with NUMBER.npz, both made on TensorFlow. For each STEP-th kind: its logits
+here, and those at another image size; then one step of training, its file and its logits after that; then one step in
+bfloat16.
 """
 
 import os

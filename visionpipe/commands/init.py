@@ -1,6 +1,7 @@
 """`visionpipe init`: makes a project, which is a folder with parameters and without code."""
 
 import importlib.util
+import logging
 import os
 import shlex
 import shutil
@@ -29,6 +30,7 @@ TEMPLATE = Path(__file__).parents[1] / "project" / "template"
 SAMPLE = Path("data/fashion-mini.zip")
 COPIES = Path("data/images")
 PREPARED = Path("data/prepared")
+IDX_PARTS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 CHUNK = 2**20  # bytes that are copied at once
 FILES = ("params.yaml", "dvc.yaml", ".gitignore", ".dvcignore", "README.md")
 COMMITTED = (*FILES, str(LOCK), ".dvc/config", ".dvc/.gitignore")
@@ -110,11 +112,15 @@ def check_arguments(folder: Path, images: Path | None, copy: bool) -> None:
         return
     if not images.exists():
         raise DataError(f"{visible(str(images))}: there is no such file or folder")
-    inside, outside = (folder / PREPARED).resolve(), images.resolve()
+    inside, outside = folder.resolve(), images.resolve()
     if inside.is_relative_to(outside):
         raise ConfigError(
-            f"{visible(str(folder))} is in the folder of the images, or holds nothing else: the project writes files "
-            "of its own, so give it a folder beside them"
+            f"{visible(str(folder))} is in the folder of the images: give the project a folder beside them, for it "
+            "writes files of its own"
+        )
+    if (inside / PREPARED).is_relative_to(outside):
+        raise ConfigError(
+            f"{visible(str(images))} is where the project writes {PREPARED}: give the images another folder"
         )
     try:
         str(outside).encode()
@@ -209,9 +215,6 @@ def files_of(images: Path) -> list[str]:
     return [entry.file for entry in listing.entries if isinstance(entry, Record)]
 
 
-IDX_PARTS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-
-
 def copy_file(source: Path, target: Path, bar: tqdm) -> None:
     """Copies one file beside its target, and renames the copy when it is complete.
 
@@ -265,6 +268,7 @@ def initialise_git_and_dvc(project: Project) -> None:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
+    logging.getLogger("dvc").setLevel(logging.WARNING)
     inner = Path(top.stdout.rstrip("\n")).resolve() != folder.resolve()
     # An interrupted call leaves an empty .dvc, which `force` replaces; with a cache in it, DVC refuses.
     begun = (folder / ".dvc").is_dir() and not any((folder / ".dvc").iterdir())
@@ -291,7 +295,7 @@ def report(project: Project, images: Path | None, backend: str, chosen: Choices 
     if project.left:
         yield f"left as it was: {', '.join(project.left)}"
     if str(PARAMS_FILE) in project.left and images is not None:
-        yield f"{PARAMS_FILE} decides, so nobody looked at {visible(str(images))}: set prepare.path, or move the file away"
+        yield f"{PARAMS_FILE} exists, so --images had no effect: set prepare.path in it, or move it away first"
     if (
         "dvc.yaml" in project.left
         and (folder / "dvc.yaml").read_bytes() != (TEMPLATE / "dvc.yaml").read_bytes()
@@ -303,6 +307,9 @@ def report(project: Project, images: Path | None, backend: str, chosen: Choices 
     enter = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(str(folder))} && "
     yield f"  {enter}dvc repro && mlflow ui" + (f"   # {minutes_text(chosen.minutes)}" if chosen else "")
     yield "  visionpipe serve"
+    copied = copy_of(images) if images is not None else SAMPLE
+    if copied != SAMPLE and (folder / copied).exists():
+        yield f"  dvc add {shlex.quote(copied.as_posix())}   # dvc push and dvc pull share the images; git ignores them"
     committed = [name for name in COMMITTED if (folder / name).exists()]
     if (folder / SAMPLE).exists():
         committed.append(SAMPLE.as_posix())

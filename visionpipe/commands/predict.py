@@ -26,8 +26,8 @@ from visionpipe.artifact.versions import load
 from visionpipe.data.paths import File, find_files, is_small, read, state
 from visionpipe.errors import ConfigError, DataError, ImageError
 from visionpipe.escape import csv_line, visible
-from visionpipe.files import exclusive, replacing, temporary_name
-from visionpipe.tracking.lookup import find_version
+from visionpipe.files import exclusive, replacing_file, temporary_name
+from visionpipe.tracking.lookup import looked_up
 
 ROWS_AT_ONCE = 10_000  # of a Parquet row group, if these are at most
 NUMBERS_AT_ONCE = 10_000_000  # of a row group; a worker hands over a fiftieth of these at most
@@ -48,7 +48,7 @@ def predict(paths: list[str], output: Path, target: str, probabilities: bool) ->
     Raises DataError at the end where files could not be used: `error` says why, and the others have labels.
     """
     check_output(output)
-    with find_version(target) as version:
+    with looked_up(target) as version:
         classifier, sha256 = load(version, threads=1), artifact_sha256(version.folder)
     columns = ["file", "label", "probability"]
     columns += [f"p({label})" for label in classifier.labels] if probabilities else []
@@ -72,7 +72,7 @@ def predict(paths: list[str], output: Path, target: str, probabilities: bool) ->
                     bar.update(rows.count(b"\n"))
             rate = len(left) / (time.perf_counter() - start)
         broken = Broken()
-        with replacing(output) as table:
+        with replacing_file(output) as table:
             WRITERS[output.suffix](broken.seen(values(journal, places, files, columns)), columns, table)
         journal.unlink()
     Path(f"{journal}.lock").unlink(missing_ok=True)

@@ -219,6 +219,7 @@ def as_png(pixels: np.ndarray, most: int = -1) -> bytes:
 
 
 def first_bytes(content: bytes, most: int = -1) -> bytes:
+    """Returns the first `most` bytes, or all of them where `most` is negative."""
     return content if most < 0 else content[:most]
 
 
@@ -286,7 +287,7 @@ def read_member(
     lock: contextlib.AbstractContextManager[Any],
     most: int = -1,
 ) -> bytes:
-    """Reads a member of an archive; raises ImageError if it is damaged."""
+    """Reads a member of an archive, or its first `most` bytes; raises ImageError if the member is damaged."""
     try:
         with lock, archive.open(member) as file:
             return file.read(most)
@@ -295,7 +296,7 @@ def read_member(
 
 
 def read_file(path: Path, most: int = -1) -> bytes:
-    """Reads a file; raises ImageError if that fails."""
+    """Reads a file, or its first `most` bytes; raises ImageError if that fails."""
     try:
         with path.open("rb") as file:
             return file.read(most)

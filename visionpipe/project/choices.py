@@ -21,11 +21,11 @@ Size = tuple[int, int]
 EFFICIENCY = 0.5  # of a product's rate that small models reach in training on CPUs: 0.49 a ViT, 0.67 a ResNet
 GPU_EFFICIENCY = 0.03  # a small model leaves most of a GPU idle
 START_SECONDS = 30  # of each training: imports and the tracing of the graph
+EPOCH_SECONDS = 0.2  # of each epoch: its checkpoint, its numbers for MLflow, the start of the input
 STEP_SECONDS = 0.004  # of each step, beside its products
 PIXEL_SECONDS = 6e-9  # of the input path, for each pixel of an image
 OTHER_SECONDS = 30  # of exporting and evaluating each model
 DECODE_SECONDS = 25e-9  # of one core, for each pixel of a source image
-BYTES_PER_MAC = 0.25  # of memory in training, for each multiply-accumulate of each image of a batch
 MEMORY_SHARE = 0.5  # of the free memory that a batch may take
 
 MOST_EPOCHS = 100
@@ -254,7 +254,7 @@ def training_seconds(
     for model in models:
         forward = 2 * model.macs(size) / rate
         image = 3 * forward + PIXEL_SECONDS * size[0] * size[1] + STEP_SECONDS / batch
-        total += START_SECONDS + epochs * (training * image + validation * forward)
+        total += START_SECONDS + epochs * (EPOCH_SECONDS + training * image + validation * forward)
     return total
 
 
@@ -263,8 +263,8 @@ def batch_size(training: int, macs: float, machine: Machine) -> int:
     batch = 16 if training < 500 else 32 if training < 2000 else 64
     if machine.gpu and training > 10_000:
         batch = 256
-    room = machine.memory * MEMORY_SHARE / (BYTES_PER_MAC * macs)
-    while batch > 1 and batch > room:
+    image = min(0.25 * macs, 20e6 + 0.06 * macs)  # bytes: measured with a ResNet-20 and a ResNet-50
+    while batch > 1 and batch * image > machine.memory * MEMORY_SHARE:
         batch //= 2
     return batch
 
@@ -296,6 +296,7 @@ def choose_recipe(
         "preset": "finetune" if pretrained else "vit-small-data",
         "epochs": epochs,
         "batch_size": batch,
+        "warmup": 0.1,
     }
     reasons = {
         "train": "every key: visionpipe/training/recipe.py",
@@ -305,14 +306,13 @@ def choose_recipe(
         "train.epochs": f"about {epochs * steps:,} steps of each model"
         + ("" if pretrained or epochs == MOST_EPOCHS else ": what fits into the time; more is better"),
         "train.batch_size": batch_reason(training, batch),
+        "train.warmup": "of all steps, in which the rate rises",
     }
     if not pretrained:
         recipe["learning_rate"] = learning_rate(models["resnet"].learning_rate, batch)
-        recipe["warmup"] = 0.1
         recipe["ema_decay"] = 0.99
         reasons |= {
             "train.learning_rate": "for small models, and for this batch size",
-            "train.warmup": "of all steps",
             "train.ema_decay": "the average of the weights over the last steps is what is kept",
         }
     recipe["augmentation"], reasons["train.augmentation"] = choose_augmentation(survey, size)
@@ -352,10 +352,10 @@ def size_reason(survey: Survey, size: Size, enough: int, budget: float) -> str:
     if survey.one_size == size:
         return "height, width: that of all images"
     if min(size) > survey.short_sides[50]:
-        return f"height, width: the least for these models; the images have {survey.short_sides[50]} in the middle"
+        return f"height, width: the least for these models; the images' median short side is {survey.short_sides[50]}"
     return (
-        f"height, width: the largest that leaves time for {enough} epochs in {budget:.0f} minutes; the images' short "
-        f"side is {survey.short_sides[50]:,} in the middle"
+        f"height, width: the largest that leaves time for {enough} epochs in {budget:.0f} minutes; the images' median "
+        f"short side is {survey.short_sides[50]:,}"
     )
 
 

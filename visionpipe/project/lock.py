@@ -29,6 +29,7 @@ LOCK = Path("code.lock")
 BACKENDS = ("tensorflow", "jax", "torch")
 PACKAGE = Path(__file__).parents[1]
 FILE_NAME = re.compile(r"\w+(/\w+)+\.\w+")
+SHOWN = 5  # reasons why a stage runs again
 HEADER = "# Written by visionpipe lock: the code and the libraries that each stage runs with. dvc.yaml depends on it.\n"
 
 # Modules and rooms that a stage imports and that cannot change what the stage writes.
@@ -121,7 +122,8 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
             ]
         if reasons:
             again.append(stage)
-            yield f"{stage}: {', '.join(reasons)}"
+            more = f" and {len(reasons) - SHOWN} more (git diff {LOCK})" if len(reasons) > SHOWN else ""
+            yield f"{stage}: {', '.join(reasons[:SHOWN])}{more}"
     if again:
         yield "dvc repro runs these stages again, and those after them whose inputs change"
     else:

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 
 GPU_SIDE = 8192  # of the matrices that are multiplied
-START = 60  # seconds that a backend has to say what it computes on
+START = 300  # seconds that a backend has to say what it computes on
 
 # Prints how many 10⁹ operations a second one core makes in products of matrices.
 PRODUCTS = """

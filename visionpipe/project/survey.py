@@ -35,6 +35,7 @@ TOGETHER = 64  # files that a thread looks at in one go
 PERCENTILES = (0, 5, 50, 95, 100)
 IMBALANCE = 10  # times as many images of the largest class as of the smallest
 ELONGATED = 1.5  # times as long as wide
+TOO_LARGE = f"more than {MAX_PIXELS:,} pixels"
 SHOWN = 8  # classes or files that are named
 
 Source = Literal["zip", "folder", "idx"]
@@ -92,14 +93,13 @@ class Survey:
         if len(named) > SHOWN:
             named[SHOWN - 3 : -2] = [f"… {len(named) - SHOWN + 1} more …"]
         yield f"  classes   {', '.join(named)}"
-        shortest, *_, longest = (self.short_sides[0], self.long_sides[100])
         if self.one_size:
             yield f"  sizes     all {self.one_size[1]} × {self.one_size[0]} pixels"
         else:
             short = self.short_sides
             yield (
-                f"  sizes     short side {short[50]:,} pixels in the middle, {short[5]:,} to {short[95]:,} for nine of "
-                f"ten; all sides {shortest:,} to {longest:,}"
+                f"  sizes     median short side {short[50]:,} pixels, nine of ten {short[5]:,} to {short[95]:,}; "
+                f"all sides {self.short_sides[0]:,} to {self.long_sides[100]:,}"
             )
         yield f"  formats   {', '.join(f'{name} {count:,}' for name, count in self.formats.items())}"
         kinds = {"colour": self.images - self.grey, "grey": self.grey}
@@ -197,11 +197,11 @@ def header_of(record: Record) -> Header | Rejected:
             header = read_header(record.read(), kind)  # a TIFF file may have its directory at its end
     except ImageError as error:
         return Rejected(record.file, error.reason)
+    except Image.DecompressionBombError:
+        return Rejected(record.file, TOO_LARGE)
     except Exception:
         return Rejected(record.file, "damaged header")
-    if header.width * header.height > MAX_PIXELS:
-        return Rejected(record.file, f"more than {MAX_PIXELS:,} pixels")
-    return header
+    return Rejected(record.file, TOO_LARGE) if header.width * header.height > MAX_PIXELS else header
 
 
 def read_header(begins: bytes, kind: str) -> Header:
@@ -266,7 +266,7 @@ def oddities(
     if most > IMBALANCE * least:
         yield (
             f"uneven classes: {most:,} images of {visible(largest)}, {least:,} of {visible(smallest)}; where the rare "
-            "ones matter, add class_weights: balanced to train:"
+            "ones matter as much, write class_weights: balanced into the section train"
         )
     few = [name for name, count in classes.items() if count < 10]
     if few:
@@ -282,7 +282,7 @@ def oddities(
     reasons = Counter(item.reason for item in unusable)
     for reason, count in reasons.most_common():
         example = visible(next(item.file for item in unusable if item.reason == reason))
-        yield f"{count:,} files are left out, such as {example}: {reason}"
+        yield f"{count:,} file{'s' if count > 1 else ''} left out, such as {example}: {reason}"
 
 
 def percentiles(values: np.ndarray) -> dict[int, int]:

@@ -1,4 +1,4 @@
-"""The receipt of the stage `register`: which models pass the gate, and the best of them."""
+"""Judges the models by the gate. The result is the receipt of the stage `register`."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ RECEIPT = Path("registration.json")
 
 
 def read_receipt() -> dict[str, Any] | None:
-    """What the last `register` here wrote; None before the first one. Raises RegistryError for a damaged file."""
+    """Reads the receipt; returns None if no `register` has run yet. Raises RegistryError for a damaged file."""
     try:
         receipt = json.loads(RECEIPT.read_bytes())
     except FileNotFoundError:
@@ -31,7 +31,7 @@ def read_receipt() -> dict[str, Any] | None:
 
 
 def is_judgement(model: Any) -> bool:
-    """Whether this is what `judge` says of one model."""
+    """Whether the value has the form of a model's entry in the receipt."""
     match model:
         case {"artifact_sha256": str(), "failures": [*failures]}:
             return all(isinstance(failure, str) for failure in failures)
@@ -39,7 +39,7 @@ def is_judgement(model: Any) -> bool:
 
 
 def judge(params: Params) -> dict[str, Any]:
-    """The receipt: which models pass the gate, and the best of them, by validation accuracy alone."""
+    """Makes the receipt: which models pass the gate, and which of them has the best validation accuracy."""
     models = {}
     images = read_output(PREPARED / MANIFEST)["counts"]["validation"].values()
     majority = max(images) / sum(images)

@@ -1,4 +1,4 @@
-"""Describes the machine that a speed or an accuracy was measured on."""
+"""Describes the hardware that a speed or an accuracy was measured on."""
 
 import platform
 from pathlib import Path
