@@ -1,4 +1,4 @@
-"""What `train:` can say: how long, how fast, towards what. Imports no framework, so that mistakes surface at once."""
+"""The recipe: the keys of `train:` in params.yaml. Imports no framework, so that mistakes are reported at once."""
 
 import math
 import re
@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from visionpipe.errors import ConfigError
 
-MOST = 10**9  # epochs, steps, images of a batch: more is a slip of the pen, and no float32 counts them
+MOST = 10**9  # epochs, steps, images of a batch: more is a typing mistake
 BUDGETS = ("epochs", "steps", "minutes")
-# What each schedule reads, beside the learning rate and the warm-up.
+# The keys that each schedule reads, besides the learning rate and the warm-up.
 CURVES = {
     "constant": (),
     "cosine": ("final_rate",),
@@ -21,11 +21,16 @@ DURATION = re.compile(r"(\d+(?:\.\d+)?) (epoch|step)s?")
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """A teacher's answers as a second target (Hinton et al. 2015, arXiv:1503.02531).
+    """Distillation: the model also learns from a teacher's answers (Hinton et al. 2015, arXiv:1503.02531).
 
-    `teacher`: an entry of `models:`, or models:/NAME@ALIAS of the registry. `weight`: its share of the loss.
-    `hard`: learn its most probable class (Touvron et al. 2021, arXiv:2012.12877, equation 3) instead of its
-    probabilities at `temperature`. A ViT with a distillation token learns from the teacher with that token's head.
+    A ViT with a distillation token learns from the teacher with the head of that token.
+
+    Args:
+        teacher: an entry of `models:`, or models:/NAME@ALIAS of the registry.
+        temperature: divides the logits of teacher and student before the softmax.
+        weight: the teacher's share of the loss, in (0, 1].
+        hard: learn the teacher's most probable class (Touvron et al. 2021, arXiv:2012.12877, equation 3) instead of
+            its probabilities.
     """
 
     teacher: str
@@ -37,9 +42,14 @@ class DistillConfig:
 
 @dataclass(frozen=True)
 class FreezeConfig:
-    """A phase at the beginning that lasts `epochs` and trains only the layers that one of `train` names: each is a
-    layer's name or the first words of it, so that `encoder_block_1` is not `encoder_block_10`. After the last phase
-    everything is trained. Frozen batch norms keep their statistics.
+    """A phase at the beginning of the training, which trains some layers only.
+
+    After the last phase all layers are trained. Frozen batch norms do not update their statistics.
+
+    Args:
+        epochs: the length of the phase.
+        train: the layers that are trained, each by its name or the first words of it: `encoder_block_1` is not
+            `encoder_block_10`.
     """
 
     epochs: int
@@ -48,40 +58,48 @@ class FreezeConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The recipe. One of `epochs`, `steps` and `minutes` is the budget.
+    """The recipe of a training. Its budget is one of `epochs`, `steps` and `minutes`.
 
-    A duration is a fraction of the training (0.1), or text: "5 epochs", "500 steps". What would come after the end of
-    the training is refused; `visionpipe params` prints the plan (plan.py).
+    A duration is a fraction of the training (0.1), or text: "5 epochs", "500 steps". A part that would come after the
+    end of the training is an error. `visionpipe params` prints the resulting plan.
 
     Args:
-        minutes: as many steps as fit into this time on this machine: the one budget with which two runs differ.
-        batch_size: images per step; all of them, where the set has fewer. `accumulate`: steps whose gradients make one
-            update; what is left at the end of a phase makes a smaller one.
-        optimizer: `sgd` is Nesterov's; `muon` is for matrices, all else has AdamW beside it.
-        learning_rate: at its highest. `final_rate`: where cosine and polynomial end, as a fraction of it.
-        warmup: duration of the linear rise, at the beginning and after each phase of `freeze`; never longer than its
-            phase.
-        decay_at, decay_factor: when `schedule: step` multiplies the rate, and by what.
+        epochs: passes over the training images.
+        steps: batches.
+        minutes: as many steps as fit into this time on this machine. Two runs differ with this budget only.
+        batch_size: images per step; all images, if there are fewer.
+        accumulate: the number of steps whose gradients make one update. The last update of a phase may have fewer.
+        optimizer: `sgd` has Nesterov's momentum. `muon` trains matrices, and all other weights with AdamW.
+        learning_rate: the highest rate of the schedule.
+        schedule: how the rate changes after the warm-up.
+        warmup: the duration of the linear rise to `learning_rate`, at the beginning and after each phase of `freeze`;
+            at most the length of the phase.
+        final_rate: the rate at the end of the schedules `cosine` and `polynomial`, as a fraction of `learning_rate`.
+        decay_at: when `schedule: step` multiplies the rate by `decay_factor`, as durations.
+        decay_factor: the factor of `schedule: step`.
         power: the exponent of `schedule: polynomial`; 1 is a straight line.
-        momentum: of SGD (Nesterov) and Muon; the first moment's decay of the others.
-        weight_decay: decoupled, times the learning rate; not on norms, biases, tokens and positions.
-        clip_norm: the longest that all gradients together may be.
-        layer_decay: factor of the rate from each block to the one before it (Bao et al. 2022, arXiv:2106.08254).
-        rates: factors of the rate for layers, named as in `freeze`, on top of `layer_decay`.
-        freeze: phases at the beginning that train some layers only; each warms up, and averages, anew.
-        loss: cross-entropy over classes, or of each class against the rest (Beyer et al. 2020).
+        momentum: of SGD and Muon; for the others, the decay of the first moment.
+        weight_decay: decoupled, times the learning rate. Norms, biases, tokens and positions are not decayed.
+        clip_norm: the largest norm of all gradients together; longer ones are scaled down to it.
+        layer_decay: the rate of each block relative to the next block's (Bao et al. 2022, arXiv:2106.08254).
+        rates: factors of the rate for layers, named as in `freeze`; they multiply `layer_decay`.
+        freeze: phases at the beginning that train some layers only. Each phase begins with a warm-up, and begins a new
+            moving average.
+        loss: cross-entropy over all classes, or of each class against the rest (Beyer et al. 2020).
         label_smoothing: the share of each target that is spread over all classes.
-        class_weights: a factor for each class, or `balanced`: the rarer, the heavier, 1 on average.
-        distill: a teacher.
-        ema_decay: of the moving average of weights and statistics, which then is what is evaluated and saved; it
-            follows each update, and faster in the first ones.
-        keep: the weights of the last epoch, or of the best one on validation.
-        patience: epochs without a better validation accuracy after which the training ends; those of the phases of
-            `freeze` do not count.
-        precision: of the computation; weights, heads, softmax and loss stay float32.
-        augmentation: what visionpipe/data/augmentation.py lists, in order.
-        repeated_augmentation: how often an image that is drawn is in its batch, each time augmented anew.
-        checkpoint_minutes, checkpoint_steps: how often within an epoch; it is written at each epoch's end too.
+        class_weights: a factor of the loss for each class, or `balanced`: inversely proportional to the number of
+            images of the class, and 1 on average over the images.
+        distill: a teacher to learn from; null for none.
+        ema_decay: the decay of a moving average of weights and statistics. The average is validated and saved. In the
+            first updates it decays faster. null for no average.
+        keep: save the weights of the last epoch, or of the epoch with the best validation accuracy.
+        patience: the training ends after this many epochs without a better validation accuracy; epochs of `freeze` do
+            not count.
+        precision: the dtype of the computation. Weights, heads, softmax and loss remain float32.
+        augmentation: what changes the training images, in order (visionpipe/data/augmentation.py).
+        repeated_augmentation: how often an image appears in its batch, each time with other random draws.
+        checkpoint_minutes: the longest time between two checkpoints within an epoch. Each epoch ends with one.
+        checkpoint_steps: the number of steps between two checkpoints within an epoch; null for none.
     """
 
     epochs: int | None = None
@@ -118,16 +136,16 @@ class TrainConfig:
 
     @property
     def budget(self) -> str:
-        """Such as "11 epochs"."""
+        """The budget in words, such as "11 epochs"."""
         return next(f"{value:,} {name}" for name in BUDGETS if (value := getattr(self, name)) is not None)
 
     def named_layers(self) -> dict[str, tuple[str, ...]]:
-        """By the keys that name layers."""
+        """Returns key of the recipe → the layers that it names."""
         phases = {f"freeze[{place}].train": phase.train for place, phase in enumerate(self.freeze)}
         return phases | {"rates": tuple(self.rates)}
 
     def check(self) -> None:
-        """Raises ConfigError that begins with the key where a value, or a combination, cannot be."""
+        """Raises ConfigError, beginning with the key, if a value or a combination of values is invalid."""
         given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) != 1:
             raise ConfigError(
@@ -166,7 +184,7 @@ class TrainConfig:
             require(
                 phase.train,
                 f"freeze[{position}].train",
-                "names the layers that are trained: give one at least",
+                "is empty: name at least one layer that is trained",
             )
         require(
             self.batch_size % self.repeated_augmentation == 0,
@@ -203,22 +221,23 @@ def check_duration(duration: float | str, key: str) -> None:
 
 
 def duration_steps(duration: float | str, steps_per_epoch: int) -> float | None:
-    """Steps of a duration in epochs or steps; None where it is a fraction of a training."""
+    """Returns the steps of a duration in epochs or steps; None if it is a fraction of the training."""
     if not isinstance(duration, str):
         return None
     match = DURATION.fullmatch(duration)
-    assert match is not None, "check_duration lets nothing else pass"
+    assert match is not None, "check_duration refuses all else"
     return float(match[1]) * (steps_per_epoch if match[2] == "epoch" else 1)
 
 
 def begins_with(name: str, words: str) -> bool:
-    """Whether a layer's name is `words`, or begins with them: they end where the name, or a word of it, ends."""
+    """Whether a layer's name is `words` or begins with these whole words."""
     return f"{name}_".startswith(words.rstrip("_") + "_")
 
 
 def layered(*layers: dict[str, Any]) -> dict[str, Any]:
-    """The values of the last layer that has them. A layer that has a budget takes the place of another kind, and one
-    that has a schedule of what another schedule read.
+    """Merges the layers of a recipe; a later layer overrides an earlier one.
+
+    A budget removes those of other kinds in earlier layers. A schedule removes the keys that it does not read.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
