@@ -1,4 +1,4 @@
-"""Stage `prepare`: the files of a source → RGB arrays of one size in data/prepared/."""
+"""Stage `prepare`: decodes the images of a source into RGB arrays of one size, in data/prepared/."""
 
 import hashlib
 import itertools
@@ -35,7 +35,7 @@ QUARANTINED_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What is remembered of a usable image. `digest` names the picture as it is before resizing."""
+    """A usable image without its pixels. `digest`: the sha256 of the picture before resizing."""
 
     split: str | None
     class_name: str
@@ -45,24 +45,25 @@ class Kept:
 
 @dataclass(frozen=True)
 class Decoded:
-    """`pixels`: uint8 (height, width, 3)."""
+    """A decoded and resized image. `pixels`: uint8 (height, width, 3)."""
 
     kept: Kept
     pixels: np.ndarray
 
 
 def prepare(params: Params) -> None:
-    """Reads, decodes, splits and writes the images of `params.prepare`, and prints what became of them.
+    """Reads, decodes, splits and writes the images of `params.prepare`, and prints a summary.
 
-    Holds the pixels of a few images in memory, and some 300 bytes for each of the others. Raises
-    DataError where no training can follow: no images, one class only, a class without a training image,
-    an empty split.
+    Only the pixels of a few images are in memory at a time; each image takes some 300 bytes more.
+
+    Raises:
+        DataError: no images, a single class, a class without a training image, or an empty split.
     """
     config = params.prepare
     listing = SOURCES[config.source](config)
     if len(listing.classes) < 2:
-        found = f"only the class {listing.classes[0]!r}" if listing.classes else "no class"
-        raise DataError(f"{config.path} holds {found}: expected a folder of images for each class")
+        classes = f"only the class {listing.classes[0]!r}" if listing.classes else "no class"
+        raise DataError(f"{config.path} holds {classes}: expected one folder of images for each class")
     with replacing_folder(PREPARED) as folder:
         spool = folder / "decoded"
         kept, quarantined = decode_into(spool, listing, params)
@@ -90,7 +91,7 @@ def prepare(params: Params) -> None:
 
 
 def decode_into(spool: Path, listing: Listing, params: Params) -> tuple[list[Kept], list[Rejected]]:
-    """Writes the pixels of all usable images to `spool`, one after the other and in the listing's order."""
+    """Writes the pixels of all usable images to the file `spool`, in the order of the listing."""
     kept: list[Kept] = []
     quarantined: list[Rejected] = []
     decoded = decode_all(listing.entries, params.prepare, params.threads)
@@ -107,7 +108,7 @@ def decode_into(spool: Path, listing: Listing, params: Params) -> tuple[list[Kep
 def decode_all(
     entries: Iterable[Record | Rejected], config: PrepareConfig, threads: int | None
 ) -> Iterator[Decoded | Rejected]:
-    """Decodes in threads, but in order and never far ahead of what has been taken."""
+    """Decodes in threads and yields in order, at most DECODED_AHEAD images ahead."""
     with ThreadPoolExecutor(threads) as pool:
         ahead: deque[Future[Decoded | Rejected]] = deque()
         for entry in entries:
@@ -134,11 +135,11 @@ def decode(entry: Record | Rejected, config: PrepareConfig) -> Decoded | Rejecte
 def draw_splits(
     kept: list[Kept], given: frozenset[str], config: PrepareConfig, seed: int
 ) -> dict[str, list[int]]:
-    """Positions in `kept` for each split; the splits that the source does not give are drawn from train.
+    """Returns split → indices into `kept`. Splits that the source does not have are drawn from train.
 
-    Class by class, and at least one image where there are enough for all splits. An image's place in the
-    draw follows from the seed and the picture alone, not from file names, other images or the size that
-    pictures are resized to. So copies of a picture stay together wherever the counts allow it.
+    Each class is drawn separately, with at least one image per split if there are enough. An image's place in the draw
+    depends on the seed and the original picture only, not on file names or other images. So copies of a picture are in
+    the same split wherever the counts allow it.
     """
     splits: dict[str, list[int]] = {split: [] for split in SPLITS}
     for row, image in enumerate(kept):
@@ -150,7 +151,9 @@ def draw_splits(
         for row in splits["train"]:
             rows_of_class[kept[row].class_name].append(row)
         for rows in rows_of_class.values():
-            needed_later = len(missing) - position  # one for train and for each split still to be drawn
+            needed_later = (
+                len(missing) - position
+            )  # one for train, and one for each split that is drawn later
             count = min(max(round(len(rows) * fractions[split]), 1), len(rows) - needed_later)
             rows.sort(key=lambda row: draw_key(seed, split, kept[row]))
             splits[split] += rows[: max(count, 0)]
@@ -168,12 +171,14 @@ def check_splits(
 ) -> None:
     if not kept:
         first = f"; the first, {quarantined[0].file!r}: {quarantined[0].reason}" if quarantined else ""
-        raise DataError(f"none of {len(quarantined)} files is a usable image{first}")
+        raise DataError(f"none of the {len(quarantined):,} files is a usable image{first}")
     trained = {kept[row].class_name for row in splits["train"]}
     for name in listing.classes:
         if name not in trained:
             elsewhere = sorted({image.split or "train" for image in kept if image.class_name == name})
-            others = f", only in {' and '.join(elsewhere)}" if elsewhere else ": mend its files or remove it"
+            others = (
+                f", only in {' and '.join(elsewhere)}" if elsewhere else ": repair its files or remove it"
+            )
             raise DataError(f"class {name!r} has no usable image in train{others}")
     for split, rows in splits.items():
         if not rows:
@@ -184,26 +189,28 @@ def check_splits(
 
 
 def suspicions(splits: dict[str, list[int]], kept: list[Kept], classes: Iterable[str]) -> list[str]:
-    """What may be meant but looks wrong: imbalance, classes missing from a split, pictures in two splits."""
-    found = []
+    """Returns warnings: strong imbalance, classes that are missing from a split, pictures that are in two splits."""
+    warnings = []
     (largest, most), *_, (smallest, least) = Counter(
         kept[row].class_name for row in splits["train"]
     ).most_common()
     if most > IMBALANCE * least:
-        found.append(f"strong imbalance: {most:,} training images of {largest!r}, {least:,} of {smallest!r}")
+        warnings.append(
+            f"strong imbalance: {most:,} training images of {largest!r}, {least:,} of {smallest!r}"
+        )
     for split, rows in splits.items():
         absent = sorted(set(classes) - {kept[row].class_name for row in rows})
         if absent:
-            found.append(f"no {split} image of {len(absent)} classes, such as {absent[0]!r}")
+            warnings.append(f"classes without a {split} image: {len(absent):,}, such as {absent[0]!r}")
     files = {split: {kept[row].digest: kept[row].file for row in rows} for split, rows in splits.items()}
     for one, other in itertools.combinations(SPLITS, 2):
         shared = files[one].keys() & files[other].keys()
         if shared:
             first, second = min((files[one][digest], files[other][digest]) for digest in shared)
-            found.append(
-                f"{len(shared):,} pictures are in {one} and {other}, such as {first!r} and {second!r}"
+            warnings.append(
+                f"pictures that are in both {one} and {other}: {len(shared):,}, such as {first!r} and {second!r}"
             )
-    return found
+    return warnings
 
 
 def summary(manifest: dict[str, Any]) -> str:
