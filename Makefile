@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 
 .DEFAULT_GOAL := help
-.PHONY: help repro ui serve test test-slow test-all test-browser check audit format clean
+.PHONY: help repro ui serve test test-slow test-all test-browser check docs docs-serve audit format clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -53,11 +53,17 @@ test-all: $(VENV)/.installed-dev ## what CI does not run: pipelines on JAX and t
 test-browser: $(VENV)/.installed-dev ## the page in Chromium: apt-get install chromium chromium-driver
 	pytest -m browser --numprocesses=0
 
-check: $(VENV)/.installed-dev ## format, lint, types, and which room imports which
+check: $(VENV)/.installed-dev docs ## format, lint, types, which room imports which, the documentation
 	ruff format --check .
 	ruff check .
 	mypy
 	lint-imports
+
+docs: $(VENV)/.installed-dev ## build the documentation into site/; a broken link is an error
+	zensical build --clean --strict
+
+docs-serve: $(VENV)/.installed-dev ## show the documentation on http://127.0.0.1:8001, and follow changes
+	zensical serve --dev-addr 127.0.0.1:8001
 
 audit: $(VENV)/.installed-dev ## bandit on the code, pip-audit on the pinned versions (asks the package index)
 	bandit --quiet --configfile pyproject.toml --recursive visionpipe

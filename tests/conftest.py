@@ -16,7 +16,7 @@ from visionpipe.data.prepared import PREPARED
 
 LONGEST = (
     "test_readme.py", "test_pipeline.py", "test_backends.py", "test_zoo.py", "test_weights_exact.py", "test_kernels.py",
-    "test_network.py", "test_training.py", "test_init.py", "test_promotion.py",
+    "test_network.py", "test_training.py", "test_initial_weights.py", "test_promotion.py",
 )  # fmt: skip
 
 

@@ -126,7 +126,7 @@ def test_a_registered_model_answers_with_its_version(in_workspace, workspace, mo
     register(params)
     write_params_file(params)
     project = visionpipe.open_project(workspace)
-    predictor = project.load("models:/api-registered@champion")
+    predictor = project.load()
     assert (predictor.name, predictor.version) == ("api-registered", "1")
     image = np.zeros((8, 8, 3), np.uint8)
     exported = visionpipe.load(workspace / "artifacts" / "api-registered")

@@ -181,12 +181,12 @@ def test_the_readme_shows_the_accuracies_of_the_default_models():
     assert accuracy.seeds_table(read(accuracy.PIPELINE)) in unwrapped(CHECKOUT / "README.md")
 
 
-def test_the_readme_shows_what_a_teacher_gives_with_every_seed():
+def test_the_guide_shows_what_a_teacher_gives_with_every_seed():
     runs = read(accuracy.TEACHER)["runs"]
     assert len(runs) == 3
     assert all(run["test"]["vit-taught"] > run["test"]["vit"] for run in runs)
     taught, alone = (statistics.mean(run["test"][name] for run in runs) for name in ("vit-taught", "vit"))
-    assert f"to {taught:.4f} instead of {alone:.4f}" in unwrapped(CHECKOUT / "README.md")
+    assert f"to {taught:.4f} instead of {alone:.4f}" in unwrapped(CHECKOUT / "docs" / "guides" / "recipes.md")
 
 
 @pytest.mark.parametrize("file", sorted((CHECKOUT / "experiments").glob("*.yaml")), ids=lambda f: f.stem)

@@ -452,7 +452,7 @@ def test_sigterm_leaves_a_checkpoint_of_the_very_step_and_the_status_of_the_sign
     (project.root / "tmp.log").unlink()
     assert (
         said.splitlines()[-1]
-        == "visionpipe: interrupted by SIGTERM: dvc repro goes on from the last checkpoint"
+        == "visionpipe: interrupted by SIGTERM: run dvc repro to resume from the last checkpoint"
     )
     newest = max(int(file.stem.split("-")[1]) for file in project.checkpoints())
     again = project.visionpipe("train", "vit").stdout

@@ -1,4 +1,4 @@
-"""What the project says about itself: dependencies of the stages, pins, versions, the README's tree."""
+"""What the project says about itself: dependencies of the stages, pins, versions."""
 
 import ast
 import re
@@ -80,28 +80,6 @@ def test_the_default_experiment_is_valid():
     assert {params.model_spec(name).family for name in params.models} == {"resnet", "vit", "hybrid"}
 
 
-def test_the_tree_in_the_readme_is_the_one_on_disk():
-    readme = (ROOT / "README.md").read_text()
-    tree = readme.split("## What is where")[1].split("```")[1]
-    named = set(re.findall(r"[\w.-]+\.py", tree))
-    on_disk = {path.name for path in (ROOT / "visionpipe").rglob("*.py")} - {"__init__.py", "__main__.py"}
-    assert named >= on_disk
-
-
 @pytest.mark.parametrize("file", sorted((ROOT / "visionpipe").rglob("*.py")), ids=lambda path: path.name)
 def test_no_file_is_longer_than_a_reader_holds_in_mind(file):
     assert len(file.read_text().splitlines()) <= 400
-
-
-def test_what_the_readme_shows_of_params_yaml_can_be_written_there(tmp_path):
-    readme = (ROOT / "README.md").read_text()
-    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)]
-    assert len(blocks) >= 6
-    for block in blocks:
-        content = yaml.safe_load((ROOT / "params.yaml").read_text())
-        content["prepare"]["size"] = [96, 96]  # which a patch of 16 divides
-        for section, values in block.items():
-            content[section] |= values
-        file = tmp_path / "params.yaml"
-        file.write_text(yaml.safe_dump(content))
-        load_params(file)

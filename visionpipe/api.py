@@ -21,7 +21,7 @@ from visionpipe.artifact import versions
 from visionpipe.artifact.classifier import Classifier
 from visionpipe.errors import ConfigError, ImageError, VisionpipeError
 from visionpipe.project.params import Params, load_params
-from visionpipe.project.paths import model_folder, project_root, state_folder
+from visionpipe.project.paths import champion, model_folder, project_root, state_folder
 
 if TYPE_CHECKING:
     import keras
@@ -93,13 +93,13 @@ class Project:
         """
         import pandas
 
-        from visionpipe.evaluation.comparison import read_rows
+        from visionpipe.evaluation.comparison import read_results
         from visionpipe.project.backend import thread_count
 
         with contextlib.chdir(self.path):
             params = load_params()
             trained = [name for name in params.models if (model_folder(name) / "lineage.json").exists()]
-            rows = read_rows(trained, thread_count(params), state_folder())
+            rows = read_results(trained, thread_count(params), state_folder())
         return pandas.DataFrame(rows, columns=None if rows else ["model"]).set_index("model")
 
     def model(self, name: str) -> "keras.Model":
@@ -122,23 +122,25 @@ class Project:
 
             return load_trained(model_folder(name) / "model.keras")
 
-    def load(self, what: str = "models:/visionpipe@champion") -> "Predictor":
-        """Loads a model of this project, as `visionpipe.load` does."""
+    def load(self, what: str | None = None) -> "Predictor":
+        """Loads a model of this project, as `visionpipe.load` does; by default the champion."""
         with contextlib.chdir(self.path):
             return load(what)
 
 
-def load(what: str | os.PathLike[str] = "models:/visionpipe@champion") -> "Predictor":
+def load(what: str | os.PathLike[str] | None = None) -> "Predictor":
     """Loads a registered model, `models:/NAME@ALIAS` or `models:/NAME/VERSION`, or an exported one from its folder.
+
+    By default that is the champion of the project in the current folder.
 
     The tracking store is that of the project in the current folder, or of MLFLOW_TRACKING_URI.
 
     Raises:
         RegistryError, ArtifactError: there is no such model, or its files are not those that were registered.
     """
-    from visionpipe.tracking.lookup import find_version
+    from visionpipe.tracking.lookup import looked_up
 
-    with find_version(os.fspath(what)) as version:
+    with looked_up(champion() if what is None else os.fspath(what)) as version:
         return Predictor(versions.load(version), version.name, version.number)
 
 

@@ -20,7 +20,6 @@ from visionpipe.serving.settings import Settings
 
 STORE_COMMANDS = ("register", "check", "promote", "rollback", "lineage", "prune")
 ADVICE = "make room on the disk, then give the same command again"
-CHAMPION = "models:/visionpipe@champion"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -172,6 +171,18 @@ def parser() -> argparse.ArgumentParser:
     def add(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text)
 
+    init = add("init", "make a folder a project, on your images or on the sample")
+    init.add_argument("folder", metavar="FOLDER", type=Path, help="is made where it does not exist")
+    init.add_argument(
+        "--images", metavar="PATH", type=Path, help="a folder with a folder for each class, or a zip"
+    )
+    init.add_argument("--copy", action="store_true", help="copy the images into the project")
+    init.add_argument(
+        "--pretrained", action="store_true", help="start from published weights, which are downloaded"
+    )
+    init.add_argument(
+        "--backend", choices=("tensorflow", "jax", "torch"), default="tensorflow", help="default: %(default)s"
+    )
     add("prepare", "stage: decode the images once, split them, write data/prepared")
     for name, text in (
         ("train", "stage: train one entry of models:"),
@@ -207,9 +218,8 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "target",
         nargs="?",
-        default=CHAMPION,
         metavar="MODEL",
-        help="models:/NAME@ALIAS, models:/NAME/NUMBER or a folder; default: %(default)s",
+        help="models:/NAME@ALIAS, models:/NAME/NUMBER or a folder; default: the champion of the project",
     )
     add_settings(serve)
     predict = add("predict", "label image files: one row for each in a table")
@@ -220,7 +230,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="a folder, zip archive, image or pattern; - or nothing: a list of them on stdin",
     )
-    predict.add_argument("--model", default=CHAMPION, help="as for serve; default: %(default)s")
+    predict.add_argument("--model", metavar="MODEL", help="as for serve")
     predict.add_argument(
         "--output",
         type=Path,
@@ -229,7 +239,7 @@ def parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--probabilities", action="store_true", help="also a column for each class")
     container = add("container", "write a folder to build an image of the server from, with the model inside")
-    container.add_argument("target", nargs="?", default=CHAMPION, metavar="MODEL", help="as for serve")
+    container.add_argument("target", nargs="?", metavar="MODEL", help="as for serve")
     container.add_argument(
         "--output", type=Path, default=Path("container"), help="a new folder; default: %(default)s"
     )
@@ -269,20 +279,27 @@ def run(options: argparse.Namespace) -> None:
         print()
         print(known.table())
         return
+    from visionpipe.project.paths import champion
+
     if options.command == "serve":
         from visionpipe.serving.server import serve
 
-        serve(options.target, settings(options))
+        serve(options.target or champion(), settings(options))
         return
     if options.command == "container":
         from visionpipe.commands.container import container
 
-        container(options.target, options.output)
+        container(options.target or champion(), options.output)
         return
     if options.command == "predict":
         from visionpipe.commands.predict import predict
 
-        predict(options.paths, options.output, options.model, options.probabilities)
+        predict(options.paths, options.output, options.model or champion(), options.probabilities)
+        return
+    if options.command == "init":
+        from visionpipe.commands.init import init
+
+        init(options.folder, options.images, options.copy, options.pretrained, options.backend)
         return
     from visionpipe.project.paths import enter_project
 

@@ -1,16 +1,16 @@
-"""Every error that a user can cause. The command line prints it as one line and exits 1.
+"""Defines every error that a user can cause. The command line prints its message as one line and exits with status 1.
 
 VisionpipeError
 ├── ConfigError     params.yaml or the command line asks for something impossible
 ├── LockError       code.lock is missing, or names other code or libraries than those that run
 ├── BackendError    the Keras backend is unknown, not installed, or contradicted by the environment
-├── DataError       the images as a whole: missing source, one class only, prepared files damaged
+├── DataError       the data set is unusable: a missing source, a single class, damaged prepared files
 ├── ImageError      one image cannot be decoded; `code` says why
-├── WeightsError    a checkpoint is missing, damaged, of no known format, or not of this model
-├── TrainingError   training cannot go on: NaN loss, out of memory, no such layer
+├── WeightsError    a checkpoint is missing, damaged, of an unknown format, or does not fit the model
+├── TrainingError   training cannot continue: a NaN loss, too little memory, an unknown layer
 ├── Interrupted     a signal ended the training
-├── ArtifactError   an exported model is missing, damaged, or does not agree with the trained one
-└── RegistryError   the tracking store or the model registry refuses
+├── ArtifactError   an exported model is missing or damaged, or disagrees with the trained model
+└── RegistryError   the tracking store or the model registry fails or refuses a request
 """
 
 import difflib
@@ -21,11 +21,12 @@ import signal
 from collections.abc import Iterable
 from typing import Literal
 
-YAML_EXPONENT = " (YAML reads 1e-3 as text: write 1.0e-3)"  # where text stands in place of a number
+# Appended to an error if a number is expected and text was given.
+YAML_EXPONENT = " (YAML reads 1e-3 as text: write 1.0e-3)"
 
 
 class VisionpipeError(Exception):
-    """Base of all errors that carry a message for the user."""
+    """Base class of all errors whose message is meant for the user."""
 
 
 class ConfigError(VisionpipeError):
@@ -47,8 +48,8 @@ class DataError(VisionpipeError):
 class ImageError(VisionpipeError):
     """One image cannot be decoded.
 
-    `code`: `unsupported` (not one of the accepted formats), `broken` (a damaged file of an
-    accepted format) or `too_large` (more pixels than the limit, or a bomb).
+    `code`: `unsupported` (the format is not accepted), `broken` (a damaged file of an accepted
+    format) or `too_large` (more pixels than the limit, or a decompression bomb).
     """
 
     def __init__(self, code: Literal["unsupported", "broken", "too_large"], reason: str):
@@ -66,10 +67,10 @@ class TrainingError(VisionpipeError):
 
 
 class Interrupted(VisionpipeError):
-    """`signal`: the one that came. The process ends with 128 and its number, as after the signal itself."""
+    """A signal ended the training. The process exits with 128 plus the signal's number, as is usual in shells."""
 
     def __init__(self, number: signal.Signals):
-        super().__init__(f"interrupted by {number.name}: dvc repro goes on from the last checkpoint")
+        super().__init__(f"interrupted by {number.name}: run dvc repro to resume from the last checkpoint")
         self.signal = number
 
 
@@ -88,7 +89,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {lowered[match[0]]!r}?)" if match else ""
 
 
-# What the system, NumPy and SQLite say where a file cannot grow: the disk, the quota or `ulimit -f` has an end.
+# The messages of the system, NumPy and SQLite when the disk, the quota or `ulimit -f` does not let a file grow.
 FULL = re.compile(
     "|".join(
         [
@@ -103,9 +104,9 @@ FULL = re.compile(
 
 
 def no_room(error: BaseException | None) -> str | None:
-    """The words that say so where the error, or one that led to it, is of a full disk."""
+    """Returns the words that report a full disk in `error` or in one of its causes; None for any other error."""
     while error is not None:
-        if found := FULL.search(str(error)):
-            return found[0]
+        if match := FULL.search(str(error)):
+            return match[0]
         error = error.__cause__ or error.__context__
     return None

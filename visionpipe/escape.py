@@ -1,23 +1,24 @@
-"""Names as tables and pages take them: classes and files may be called anything, and nothing runs or breaks by it.
+"""Escapes the names of classes and files for tables and pages, because a name may contain anything.
 
-The true names are in the JSON files, and in the tables that are not CSV.
+JSON files, and tables that are not CSV, hold the names unescaped.
 """
 
 import re
 from collections.abc import Iterable
 
-FORMULA = re.compile(
-    r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]"
-)  # the last four are the wide forms of the first
+# How text starts that a spreadsheet executes. The last four characters are the full-width forms of = + - @.
+FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 QUOTED = re.compile('[,"\r\n]')
-# What may begin or end markup within a line; not the "_" within a word, nor what only marks the line's beginning.
+# Characters that can start or end Markdown within a line: not "_" inside a word, and not those that matter only at the
+# start of a line.
 MARKUP = re.compile(r"[\\`*\[\]<>&|~$#@]|:(?=\S)|(?<=www)\.|(?<![^\W_])_|_(?![^\W_])", re.IGNORECASE)
 
 
 def csv_line(values: Iterable[object]) -> bytes:
-    """One line of a CSV file. Text that a spreadsheet would execute has a ' before it, which the spreadsheet hides.
+    """Formats one line of a CSV file in UTF-8.
 
-    The standard library's writer leaves a carriage return unquoted where lines end in a line feed alone.
+    Text that a spreadsheet would execute is prefixed with ', which spreadsheets do not show. The standard library's
+    writer is not used, because it leaves a carriage return unquoted if lines end in a line feed.
     """
     return (",".join(map(cell, values)) + "\n").encode()
 
@@ -30,15 +31,15 @@ def cell(value: object) -> str:
 
 
 def markdown(text: str) -> str:
-    """Text as it is, in any place of a Markdown file: references to characters are never markup."""
-    return MARKUP.sub(lambda found: f"&#{ord(found[0])};", visible(text))
+    """Escapes text for any place in a Markdown file, with character references, which are never read as markup."""
+    return MARKUP.sub(lambda match: f"&#{ord(match[0])};", visible(text))
 
 
 def script_data(text: str) -> str:
-    """Text for the page that `dvc plots show` writes: it lies within a script there, which only "<" can end."""
+    """Escapes text for a script in the page that `dvc plots show` writes: only "<" can end a script."""
     return text.replace("<", "\uff1c")
 
 
 def visible(text: str) -> str:
-    """Text in one line: a character that breaks the line, hides or turns the writing is given by its number."""
+    """Escapes characters that break the line, are invisible or reverse the text, for example as \\n or \\u202e."""
     return "".join(c if c.isprintable() or c in "\u200c\u200d" else ascii(c)[1:-1] for c in text)

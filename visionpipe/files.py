@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves either the old content or the new, and waiting for each other."""
+"""Writes files so that a crash leaves either the old content or the new, and locks them against other processes."""
 
 import fcntl
 import glob
@@ -15,13 +15,14 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import Any, BinaryIO
 
-TEMPORARY = "visionpipe.part-"  # starts the names of temporary folders
+TEMPORARY = "visionpipe.part-"  # prefix of the names of temporary folders
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BufferedRandom]:
-    """A new file to write and read, which takes the place of `path`, synced, when the block ends well. What a
-    killed process has left of another such file goes away.
+def replacing_file(path: Path) -> Iterator[BufferedRandom]:
+    """Opens a new file for writing and reading, which is synced and renamed to `path` if the block succeeds.
+
+    Removes temporary files of `path` that killed processes left behind.
     """
     temporary = temporary_beside(path)
     try:
@@ -37,8 +38,9 @@ def replacing(path: Path) -> Iterator[BufferedRandom]:
 
 @contextmanager
 def making_folder(path: Path) -> Iterator[Path]:
-    """A new folder to fill, which becomes `path` when the block ends well, and which everybody may read. What a
-    killed process has left of another such folder goes away.
+    """Makes a new folder, which is synced, made readable for everybody and renamed to `path` if the block succeeds.
+
+    Removes temporary folders of `path` that killed processes left behind.
     """
     temporary = temporary_beside(path)
     temporary.mkdir()
@@ -54,8 +56,8 @@ def making_folder(path: Path) -> Iterator[Path]:
 
 
 def temporary_beside(path: Path) -> Path:
-    """A name for this process beside `path`; removes what dead processes of this machine have left under theirs."""
-    import psutil  # not above: the image of the server has none, and reads only
+    """Returns this process's temporary path beside `path`. Removes the temporary files of dead processes there."""
+    import psutil  # not at the top: the container image has no psutil, and its server writes no files
 
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(glob.escape(temporary_name(path, "")).replace("-.tmp", "-*.tmp")):
@@ -65,18 +67,18 @@ def temporary_beside(path: Path) -> Path:
 
 
 def temporary_name(path: Path, process: int | str) -> str:
-    """The name of a process's temporary file for `path`; processes of several machines may share a folder."""
+    """Returns the name of a process's temporary file for `path`. It names the machine: several may share a folder."""
     machine = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
     return f".{path.name}.{machine}-{process}.tmp"
 
 
 def without_temporaries(path: str) -> str:
-    """The path with the names that temporary files and folders in it are going to have."""
+    """Replaces the temporary names in a path by the final names of these files and folders."""
     return "/".join(re.sub(r"^\.(.+)\.[0-9a-f]{8}-\d+\.tmp$", r"\1", part) for part in path.split("/"))
 
 
 def flush_to_disk(path: Path) -> None:
-    """A file, or a folder: a name is on the disk only when its folder is."""
+    """Syncs a file or a folder. After a file was created or renamed, its folder must be synced too."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -86,17 +88,21 @@ def flush_to_disk(path: Path) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes to a temporary file beside `path`, syncs it, and renames it into place."""
-    with replacing(path) as file:
+    with replacing_file(path) as file:
         file.write(content)
 
 
 def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file, indented by two spaces, like `write_bytes`."""
     write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 @contextmanager
 def exclusive(lock: Path, waiting: str) -> Iterator[None]:
-    """Holds `lock` against other processes; prints `waiting` when it has to wait. Death releases it."""
+    """Holds the lock file `lock` during the block. Prints `waiting` if another process holds it.
+
+    The lock is released when its process dies.
+    """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with open_lock(lock) as file:
         try:
@@ -108,7 +114,7 @@ def exclusive(lock: Path, waiting: str) -> Iterator[None]:
 
 
 def open_lock(path: Path) -> BinaryIO:
-    """Another user's lock may be readable only, which is enough to hold it."""
+    """Opens a lock file. Another user's lock file may be read-only, which is enough for locking it."""
     try:
         return path.open("ab")
     except PermissionError:
@@ -117,7 +123,7 @@ def open_lock(path: Path) -> BinaryIO:
 
 @contextmanager
 def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
-    """Makes a folder in `parent`, by default where the system has such, and removes it after the block."""
+    """Makes a folder in `parent`, by default the system's temporary folder, and removes it after the block."""
     folder, claim = claim_folder(parent)
     try:
         yield folder
@@ -127,14 +133,15 @@ def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
 
 
 def claim_folder(parent: Path | None = None) -> tuple[Path, int]:
-    """Makes a temporary folder; returns it and an open file, whose lock says that this process lives.
+    """Makes a temporary folder. Returns its path, and a locked file descriptor to be closed after removing the folder.
 
-    Folders whose process was killed are removed: the kernel has released their locks.
+    The lock shows other processes that this process is alive. Folders of killed processes, whose locks the kernel has
+    released, are removed.
     """
     parent = parent or Path(tempfile.gettempdir())
     parent.mkdir(parents=True, exist_ok=True)
     for left in parent.glob(f"{TEMPORARY}*"):
-        with suppress(OSError):  # of another user, in use, or removed by another process
+        with suppress(OSError):  # the folder is another user's, in use, or already removed
             claim = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -143,9 +150,11 @@ def claim_folder(parent: Path | None = None) -> tuple[Path, int]:
                 os.close(claim)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=parent))
-        with suppress(FileNotFoundError):  # another process has removed it, as it was not locked yet
+        with suppress(FileNotFoundError):  # another process removed it before it was locked
             claim = os.open(folder, os.O_RDONLY)
-            with suppress(OSError):  # a file system without locks of folders, where nobody removes one either
+            with suppress(
+                OSError
+            ):  # a file system that cannot lock folders, on which nobody removes them either
                 fcntl.flock(claim, fcntl.LOCK_SH)
             if folder.exists():
                 return folder, claim
@@ -153,15 +162,16 @@ def claim_folder(parent: Path | None = None) -> tuple[Path, int]:
 
 
 def sha256_file(path: Path) -> str:
+    """Hashes a file's content; returns 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_json(content: Any) -> str:
-    """Hashes a JSON value, independent of the order of its keys."""
+    """Hashes a JSON value, independently of the order of its keys; returns 64 hexadecimal digits."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def copied(source: Path, target: Path) -> Path:
-    """Copies a folder's files by their content alone: what a link leads to, with this process's permissions."""
+def copy_contents(source: Path, target: Path) -> Path:
+    """Copies a folder: links are resolved, and the copies get this process's default permissions. Returns `target`."""
     return Path(shutil.copytree(source, target, copy_function=shutil.copyfile))

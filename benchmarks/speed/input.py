@@ -133,6 +133,7 @@ def small_images(batch_size: int, entries: tuple[dict[str, Any], ...], folder: P
 
 def default_model(name: str, folder: Path) -> dict[str, float]:
     """Returns what a model of params.yaml consumes; every step is waited for."""
+    tf = start_tensorflow()  # before what is imported next, which begins to use TensorFlow
     import keras
 
     from visionpipe.acceleration.network import accelerate
@@ -140,7 +141,6 @@ def default_model(name: str, folder: Path) -> dict[str, float]:
     from visionpipe.project.params import load_params
     from visionpipe.training.adamw import AdamW
 
-    tf = start_tensorflow()
     params = load_params(ROOT / "params.yaml")
     size, batch_size = params.prepare.size, params.train_config(name).batch_size
     model = accelerate(model_from_spec(params.model_spec(name), 10, size, [73.0] * 3, [90.0] * 3))

@@ -1,4 +1,4 @@
-"""int8: which products, how exact, always the same bytes, and when `auto` takes it."""
+"""Tests int8: which products are quantized, how exactly, that the bytes repeat, and when `auto` chooses it."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ def weights(*shape):
 
 @pytest.fixture(scope="module")
 def convolutional():
-    """Two convolutions and a dense layer."""
+    """Builds two convolutions and a dense layer."""
     return model_of(
         [
             helper.make_node("Transpose", ["images"], ["x"], perm=[0, 3, 1, 2]),
@@ -65,7 +65,7 @@ def convolutional():
 
 @pytest.fixture(scope="module")
 def attentive():
-    """Embedding, one self-attention without softmax, a dense layer inside, and a head."""
+    """Builds an embedding, a self-attention without softmax, a dense layer and a head."""
     return model_of(
         [
             helper.make_node("Reshape", ["images", "tokens"], ["x"]),
@@ -86,17 +86,17 @@ def attentive():
 
 
 def int8_products(content):
-    """The kinds of products whose both inputs are dequantised, and the ranks of their weights' scales."""
+    """Lists the products whose inputs are both dequantized, and the ranks of their weights' scales."""
     graph = onnx.load_from_string(content).graph
     producers = {output: node for node in graph.node for output in node.output}
     ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
-    found = []
+    products = []
     for node in graph.node:
         if node.op_type in ("Conv", "Gemm", "MatMul"):
             sources = [producers.get(name) for name in node.input[:2]]
             if all(source is not None and source.op_type == "DequantizeLinear" for source in sources):
-                found.append((node.op_type, ranks[sources[1].input[1]]))
-    return found
+                products.append((node.op_type, ranks[sources[1].input[1]]))
+    return products
 
 
 def test_every_product_of_a_resnet_is_int8_with_a_scale_per_channel(convolutional):
@@ -157,12 +157,12 @@ def test_calibration_images_are_spread_over_all_training_images():
         ("int8", (0.90, 0.50), (100, 50), "int8"),
     ],
 )
-def test_auto_keeps_int8_where_it_is_faster_and_hardly_less_accurate(requested, accuracies, speeds, expected):
+def test_auto_chooses_int8_if_it_is_faster_and_hardly_less_accurate(requested, accuracies, speeds, expected):
     assert Decision(requested, *accuracies, *speeds).precision == expected
 
 
 def chosen(params, requested, speeds):
-    """The artifact of model one after `choose_precision` with these speeds of fp32 and int8 remembered."""
+    """Chooses a precision for model "one", with `speeds` (fp32, int8) in place of measurements."""
     write_model("one", params)
     folder, data = Path("artifacts/one"), open_prepared(PREPARED, verify=False)
     params = replace(params, export=ExportConfig(precision=requested))
@@ -189,13 +189,13 @@ def test_the_choice_reaches_run_version_and_card(params):
     assert (folder / "model.onnx").read_bytes() != fp32
     evaluate("one", params)
     register(params)
-    found = state(params)
-    run, (version,) = found.run("one"), found.versions
+    store = state(params)
+    run, (version,) = store.run("one"), store.versions
     assert run.data.tags["precision"] == version.tags["precision"] == "int8"
     assert run.data.metrics["export.speedup"] == 2.5
     assert run.data.metrics["export.accuracy_int8"] == 1.0
     card = next(downloaded(version).rglob("MODEL_CARD.md")).read_text()
-    assert "Computed in int8. Validation accuracy in int8 1.0000, in fp32 1.0000" in card
+    assert "computes in int8. Its validation accuracy is 1.0000 in int8 and 1.0000 in fp32" in card
     assert "int8 is 2.50 times as fast" in card
 
 

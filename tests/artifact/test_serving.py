@@ -1,4 +1,4 @@
-"""The predictor alone, inside an MLflow model in a fresh process, and behind `mlflow models serve`."""
+"""Tests the classifier alone, inside an MLflow model in a fresh process, and behind `mlflow models serve`."""
 
 import base64
 import io
@@ -50,7 +50,7 @@ def model(artifact, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(model, tmp_path_factory):
-    """The address of a running `mlflow models serve`."""
+    """Starts `mlflow models serve`; returns the address for requests."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -173,20 +173,24 @@ def test_images_are_resized_as_the_artifact_says(artifact, tmp_path):
         ("labels.json", b'["cat", ', "labels.json is not valid JSON"),
         ("labels.json", b'{"cat": 0}', "labels.json is not a list of class names"),
         ("labels.json", b'["cat", "dog"]', "model.onnx has 7 classes, labels.json 2"),
-        ("preprocessing.json", b"{}", "preprocessing.json gives no size"),
-        ("preprocessing.json", b'{"size": [0, 20]}', "preprocessing.json gives no size"),
+        ("preprocessing.json", b"{}", "preprocessing.json has no size"),
+        ("preprocessing.json", b'{"size": [0, 20]}', "preprocessing.json has no size"),
         ("preprocessing.json", b'{"size": [8, 8]}', "model.onnx does not run"),
         (
             "preprocessing.json",
             b'{"size": [16, 20], "crop_ratio": 0}',
-            "gives an interpolation, a crop_ratio or",
+            "has an unknown interpolation, crop_ratio or key",
         ),
         (
             "preprocessing.json",
             b'{"size": [16, 20], "interpolation": "cubic"}',
-            "gives an interpolation, a crop",
+            "has an unknown interpolation, crop_ratio or key",
         ),
-        ("preprocessing.json", b'{"size": [16, 20], "mean": [0, 0, 0]}', "or a key that is not known"),
+        (
+            "preprocessing.json",
+            b'{"size": [16, 20], "mean": [0, 0, 0]}',
+            "has an unknown interpolation, crop_ratio or key",
+        ),
     ],
 )
 def test_a_missing_or_damaged_file_is_named_in_one_line(tmp_path, name, content, message):
@@ -202,7 +206,7 @@ def test_a_missing_or_damaged_file_is_named_in_one_line(tmp_path, name, content,
 
 
 def test_a_fresh_process_runs_the_code_of_the_model_and_no_deep_learning_framework(model, tmp_path):
-    """Even where visionpipe can be imported from the current folder and from PYTHONPATH as well."""
+    """The current folder and PYTHONPATH hold another visionpipe, which must not be imported."""
     script = f"""
 import sys, json, mlflow
 answer = mlflow.pyfunc.load_model({str(model)!r}).predict([{{"image": {encode(PICTURES["JPEG"])!r}}}])
@@ -217,11 +221,11 @@ print(json.dumps({{
         [sys.executable, "-c", script], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
         check=True, capture_output=True, text=True,
     )  # fmt: skip
-    found = json.loads(result.stdout.splitlines()[-1])
-    assert found["frameworks"] == []
-    assert len(found["code"]) >= 6
-    assert all(path.startswith(str(model / "code")) for path in found["code"])
-    assert found["label"] in CLASSES
+    answer = json.loads(result.stdout.splitlines()[-1])
+    assert answer["frameworks"] == []
+    assert len(answer["code"]) >= 6
+    assert all(path.startswith(str(model / "code")) for path in answer["code"])
+    assert answer["label"] in CLASSES
 
 
 def test_the_model_holds_no_pickle(model):
@@ -263,14 +267,14 @@ Image.new("1", (13_000, 13_000)).save(BLACK, "PNG")
         ("not base64!", "not plain base64"),
         ("é", "not plain base64"),
         (encode(PICTURES["JPEG"])[:-1], "not plain base64"),
-        ("data:image/png;base64," + encode(PICTURES["grey PNG"]), "no data: prefix"),
+        ("data:image/png;base64," + encode(PICTURES["grey PNG"]), "any data: prefix"),
         ("", "not an image"),
-        (None, "not given as text"),
-        (5, "not given as text"),
+        (None, "not a base64 string"),
+        (5, "not a base64 string"),
         (encode(b"only text"), "not an image"),
         (encode(PICTURES["larger PNG"][:600]), "a PNG that is cut off"),
         (encode(BLACK.getvalue()), "13000 × 13000 pixels"),
-        ("A" * 28_000_004, "28000004 characters of base64, more than 28,000,000"),
+        ("A" * 28_000_004, "28,000,004 characters of base64 exceed the limit of 28,000,000"),
     ],
     ids=[
         "garbage",

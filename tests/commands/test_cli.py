@@ -54,6 +54,7 @@ WRONG_PARAMETERS = [
     ("train.learning_rate", "1e-3", "expected a number, received '1e-3' (YAML reads 1e-3 as text"),
     ("train.epochs", 0, "epochs: must be at least 1"),
     ("train.epochs", 2.5, "train.epochs: expected a whole number, received 2.5"),
+    ("register.gate.over_majority", -0.1, "register.gate.over_majority: must lie between 0 and 1"),
     ("register.gate.accuracy", 75, "register.gate.accuracy: must lie between 0 and 1"),
     ("train.learning_rate", float("inf"), "learning_rate: must be positive and finite"),
     ("evaluate.calibration_bins", 0, "evaluate.calibration_bins: must be at least 1"),
@@ -233,7 +234,7 @@ def test_params_lists_the_trainings_or_says_what_is_wrong(project):
 
 
 def test_compare_before_anything_was_trained_says_so(project):
-    assert "nothing has been evaluated here yet" in one_line(project, "compare")
+    assert "no model of this project has been evaluated yet" in one_line(project, "compare")
 
 
 def visionpipe(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -24,7 +24,7 @@ from visionpipe.evaluation.comparison import compare
 from visionpipe.files import exclusive, write_json
 from visionpipe.stages.register import alias_summary, golden, register
 from visionpipe.stages.training_plan import resolve_training
-from visionpipe.tracking.lookup import Lookup, artifact_in, find
+from visionpipe.tracking.lookup import Lookup, artifact_in, describe_version
 from visionpipe.tracking.receipt import RECEIPT
 from visionpipe.tracking.registry import all_versions, locked_files, logged_model_id, move_aliases, publish
 from visionpipe.tracking.runs import record
@@ -334,13 +334,13 @@ def damage(folder: Path) -> str:
 
 def remove_files(folder: Path) -> str:
     shutil.rmtree(folder)
-    return "has no files"
+    return "the files of version 2 .* were deleted"
 
 
 def break_code(folder: Path) -> str:
     (code,) = folder.rglob("artifact/classifier.py")
     code.write_text("raise RuntimeError('no such instruction')")
-    return "version 2 .* does not load: .*no such instruction"
+    return "version 2 .* cannot be loaded: .*no such instruction"
 
 
 @pytest.mark.parametrize("spoil", [damage, remove_files, break_code])
@@ -413,11 +413,11 @@ def test_a_version_of_the_ui_is_one_clear_sentence_in_every_command(registry, re
     assert move_aliases(registry, two) == ["challenger"]
     assert "has no validation accuracy" in capsys.readouterr().out
     set_alias(registry, "champion", str(made.version))
-    assert "not of visionpipe register" in alias_summary(registry, [])
+    assert "not made by visionpipe register" in alias_summary(registry, [])
     served = Lookup(f"models:/{registry.model_name}@champion").current()
     with pytest.raises(ArtifactError, match=r"was not made by visionpipe register.* run visionpipe register"):
         load(served)
-    with pytest.raises(RegistryError, match="nowhere holds no exported classifier: run visionpipe register"):
+    with pytest.raises(RegistryError, match="nowhere holds no exported model: run visionpipe register"):
         artifact_in(Path("/nowhere"))
     promote(registered.params, new_data=True)
     assert champion(registry) == "2"
@@ -437,12 +437,14 @@ def test_an_alias_of_a_deleted_version_is_one_clear_sentence_and_register_moves_
         "check": lambda: check(registered.params),
         "predict": lambda: Lookup(address).current(),
     }[command]
-    says = r"alias champion of .* points to version 77, which was deleted: give .* or run visionpipe register"
+    says = r"alias champion of .* points to version 77, which was deleted: set .* or run visionpipe register"
     with pytest.raises(RegistryError, match=says):
         ask()
     if command == "predict":
         with pytest.raises(RegistryError, match=says):
-            find(registry.client._client, registry.model_name, "champion", None, Path(), lambda: None)
+            describe_version(
+                registry.client._client, registry.model_name, "champion", None, Path(), lambda: None
+            )
     assert move_aliases(registry, all_versions(registry)["1"]) == ["champion"]
     assert champion(registry) == "1"
 

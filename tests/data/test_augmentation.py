@@ -2,21 +2,18 @@
 
 import os
 import re
-from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
 import numpy as np
 import pytest
 import tensorflow as tf
-import yaml
 from PIL import Image, ImageEnhance, ImageOps
 
 from visionpipe.data import pixels
 from visionpipe.data.augmentation import AUGMENTATIONS, make_augmentation
 from visionpipe.data.draws import MOST_ENTRIES, MOST_STREAMS, Draws
 from visionpipe.errors import ConfigError
-from visionpipe.project.params import check_augmentation
 
 random = np.random.default_rng(0)
 # no zero: what a crop fills in can be told apart
@@ -94,12 +91,6 @@ def test_a_mixed_precision_policy_of_the_model_changes_no_pixel():
         np.testing.assert_array_equal(augmenter(*EVERY_KIND)(IMAGES)[0], expected)
     finally:
         keras.config.set_dtype_policy("float32")
-
-
-def test_the_list_in_the_readme_is_accepted():
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    text = next(t for t in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL) if "augmentation:" in t)
-    check_augmentation(tuple(yaml.safe_load(text)["train"]["augmentation"]), "train.augmentation")
 
 
 # The random draws

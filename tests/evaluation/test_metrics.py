@@ -1,4 +1,4 @@
-"""Every number of a report, against scikit-learn, a closed form or plain loops."""
+"""Compares every metric with scikit-learn, a closed form or plain loops."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from visionpipe.evaluation import metrics
 
 
 def random_predictions(images: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Better than chance, and far from calibrated; the last class is the rarest."""
+    """Makes predictions that are better than chance but badly calibrated; the last class is the rarest."""
     random = np.random.default_rng(seed)
     labels = np.minimum(random.integers(0, classes, images), random.integers(0, classes, images))
     logits = random.normal(0, 1.5, (images, classes))
@@ -31,22 +31,22 @@ def names(count: int) -> list[str]:
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])
-def test_headline_numbers_equal_those_of_scikit_learn(classes):
+def test_metrics_equal_those_of_scikit_learn(classes):
     probabilities, labels = random_predictions(500, classes)
     predicted, everything = probabilities.argmax(axis=1), range(classes)
-    found = metrics.classification_metrics(probabilities, labels, names(classes), bins=15)
+    report = metrics.classification_metrics(probabilities, labels, names(classes), bins=15)
     _, recall, f1, _ = precision_recall_fscore_support(labels, predicted, labels=everything, zero_division=0)
-    assert found["accuracy"] == accuracy_score(labels, predicted)
-    assert found["macro_f1"] == pytest.approx(f1.mean(), rel=1e-12)
-    assert found["worst_recall"] == pytest.approx(recall.min(), rel=1e-12)
-    assert found["worst_class"] == f"class {recall.argmin()}"
-    assert found["nll"] == pytest.approx(log_loss(labels, probabilities, labels=everything), rel=1e-12)
-    assert found["images"] == 500
+    assert report["accuracy"] == accuracy_score(labels, predicted)
+    assert report["macro_f1"] == pytest.approx(f1.mean(), rel=1e-12)
+    assert report["worst_recall"] == pytest.approx(recall.min(), rel=1e-12)
+    assert report["worst_class"] == f"class {recall.argmin()}"
+    assert report["nll"] == pytest.approx(log_loss(labels, probabilities, labels=everything), rel=1e-12)
+    assert report["images"] == 500
     if classes > 5:
         top5 = top_k_accuracy_score(labels, probabilities, k=5, labels=everything)
-        assert found["top5_accuracy"] == pytest.approx(top5, rel=1e-12)
+        assert report["top5_accuracy"] == pytest.approx(top5, rel=1e-12)
     else:
-        assert "top5_accuracy" not in found
+        assert "top5_accuracy" not in report
 
 
 def test_the_table_by_class_equals_that_of_scikit_learn():
@@ -66,9 +66,9 @@ def test_a_class_without_examples_has_no_numbers_and_counts_in_no_average():
     table = metrics.per_class(metrics.confusion_matrix(labels, probabilities.argmax(axis=1), 3), names(3))
     assert table["class 2"] == {"precision": None, "recall": None, "f1": None, "support": 0}
     assert table["class 0"] == {"precision": 1.0, "recall": 0.5, "f1": 2 / 3, "support": 2}
-    found = metrics.classification_metrics(probabilities, labels, names(3), bins=10)
-    assert found["macro_f1"] == pytest.approx((2 / 3 + 1) / 2)
-    assert (found["worst_recall"], found["worst_class"]) == (0.5, "class 0")
+    report = metrics.classification_metrics(probabilities, labels, names(3), bins=10)
+    assert report["macro_f1"] == pytest.approx((2 / 3 + 1) / 2)
+    assert (report["worst_recall"], report["worst_class"]) == (0.5, "class 0")
 
 
 def test_a_class_that_is_never_predicted_has_precision_zero():
@@ -82,19 +82,19 @@ def test_the_confusion_matrix_has_the_true_class_in_its_rows():
 
 
 def test_ties_do_not_flatter_the_top_five():
-    """A model that finds all ten classes equally likely gets the five that come first, not all ten."""
+    """If all ten classes are equally likely, the first five count as the top five, not all ten."""
     assert metrics.top_accuracy(np.full((10, 10), 0.1), np.arange(10), 5) == 0.5
 
 
 def test_calibration_error_by_hand():
-    """Two bins: (0, ½] holds 0.5 (wrong); (½, 1] holds 0.6 and 0.8 (right) and 0.7 (wrong)."""
+    """Bin (0, ½] holds 0.5 (wrong); bin (½, 1] holds 0.6 and 0.8 (right) and 0.7 (wrong)."""
     confidence = np.array([0.5, 0.6, 0.8, 0.7])
     probabilities = np.stack([confidence, 1 - confidence], axis=1)
-    found = metrics.calibration(probabilities, np.array([1, 0, 0, 1]), bins=2)
-    np.testing.assert_array_equal(found.counts, [1, 3])
-    np.testing.assert_allclose(found.confidences, [0.5, 0.7])
-    np.testing.assert_allclose(found.accuracies, [0, 2 / 3])
-    assert found.error == pytest.approx(0.25 * 0.5 + 0.75 * (0.7 - 2 / 3))
+    calibration = metrics.calibration(probabilities, np.array([1, 0, 0, 1]), bins=2)
+    np.testing.assert_array_equal(calibration.counts, [1, 3])
+    np.testing.assert_allclose(calibration.confidences, [0.5, 0.7])
+    np.testing.assert_allclose(calibration.accuracies, [0, 2 / 3])
+    assert calibration.error == pytest.approx(0.25 * 0.5 + 0.75 * (0.7 - 2 / 3))
 
 
 @pytest.mark.parametrize("bins", [1, 10, 15])
@@ -109,16 +109,16 @@ def test_calibration_error_equals_a_loop_over_the_bins(bins):
     assert metrics.calibration(probabilities, labels, bins).error == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_certain_and_right_model_is_perfect_in_every_number():
-    found = metrics.classification_metrics(np.eye(3), np.arange(3), names(3), bins=15)
-    assert (found["accuracy"], found["macro_f1"], found["worst_recall"]) == (1, 1, 1)
-    assert (found["calibration_error"], found["nll"], found["accuracy_high"]) == (0, 0, 1)
+def test_a_certain_and_right_model_is_perfect_in_every_metric():
+    report = metrics.classification_metrics(np.eye(3), np.arange(3), names(3), bins=15)
+    assert (report["accuracy"], report["macro_f1"], report["worst_recall"]) == (1, 1, 1)
+    assert (report["calibration_error"], report["nll"], report["accuracy_high"]) == (0, 0, 1)
 
 
 def test_a_certain_and_wrong_model_has_a_finite_likelihood():
-    found = metrics.classification_metrics(np.eye(2)[::-1], np.arange(2), names(2), bins=15)
-    assert found["nll"] == pytest.approx(-math.log(np.finfo(float).tiny))
-    assert (found["calibration_error"], found["accuracy_low"]) == (1, 0)
+    report = metrics.classification_metrics(np.eye(2)[::-1], np.arange(2), names(2), bins=15)
+    assert report["nll"] == pytest.approx(-math.log(np.finfo(float).tiny))
+    assert (report["calibration_error"], report["accuracy_low"]) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -137,25 +137,25 @@ def test_wilson_bounds_lie_where_the_score_test_just_rejects():
 
 def test_metrics_are_plain_json():
     probabilities, labels = random_predictions(50, 6)
-    found = metrics.classification_metrics(probabilities.astype(np.float32), labels, names(6), bins=15)
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    report = metrics.classification_metrics(probabilities.astype(np.float32), labels, names(6), bins=15)
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])
-def test_answers_of_batches_and_pairs_give_the_numbers_of_the_whole_table(classes):
+def test_answers_by_batch_and_pairs_give_the_metrics_of_the_whole_table(classes):
     probabilities, labels = random_predictions(70, classes)
-    probabilities[::7] = 1 / classes  # all the same
+    probabilities[::7] = 1 / classes  # ties
     batches = [slice(start, start + 32) for start in range(0, 70, 32)]
-    found = metrics.joined(metrics.answers(probabilities[b], labels[b]) for b in batches)
-    np.testing.assert_array_equal(found.predicted, probabilities.argmax(axis=1))
+    answers = metrics.joined(metrics.answers(probabilities[b], labels[b]) for b in batches)
+    np.testing.assert_array_equal(answers.predicted, probabilities.argmax(axis=1))
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
-    np.testing.assert_array_equal(found.best, order)
-    np.testing.assert_array_equal(found.shares, np.take_along_axis(probabilities, order, axis=1))
-    assert metrics.classification_metrics(found, labels, names(classes), 15) == (
+    np.testing.assert_array_equal(answers.best, order)
+    np.testing.assert_array_equal(answers.shares, np.take_along_axis(probabilities, order, axis=1))
+    assert metrics.classification_metrics(answers, labels, names(classes), 15) == (
         metrics.classification_metrics(probabilities, labels, names(classes), 15)
     )
-    pairs = metrics.pairs(labels, found.predicted)
-    matrix = metrics.confusion_matrix(labels, found.predicted, classes)
+    pairs = metrics.pairs(labels, answers.predicted)
+    matrix = metrics.confusion_matrix(labels, answers.predicted, classes)
     assert metrics.per_class(pairs, names(classes)) == metrics.per_class(matrix, names(classes))
     for one, other in zip(metrics.nonzero(matrix), pairs, strict=True):
         np.testing.assert_array_equal(one, other)

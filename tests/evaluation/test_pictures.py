@@ -1,4 +1,4 @@
-"""The pictures: what they show, that they open, and that equal reports are equal files."""
+"""Tests what the pictures show, that they open, and that equal reports give equal files."""
 
 import io
 import warnings
@@ -12,7 +12,7 @@ from visionpipe.evaluation import metrics, pictures
 
 
 def report(classes: int):
-    """Images, labels and probabilities of a mediocre model; the last class has no examples."""
+    """Makes images, labels, probabilities of a mediocre model, and class names; the last class has no images."""
     random = np.random.default_rng(classes)
     labels = np.arange(60) % max(classes - 1, 1)
     probabilities = random.dirichlet(np.ones(classes), 60)
@@ -50,14 +50,14 @@ def test_the_gallery_shows_the_most_confident_mistakes_first_and_no_right_answer
     shown = [panel for panel in panels if panel.images]
     assert [panel.images[0].get_array().max() for panel in shown] == [2, 3]
     assert [panel.get_title(loc="left") for panel in shown] == [
-        "is cat\nsaid dog, 90%",
-        "is cat\nsaid dog, 70%",
+        "is cat\npredicted dog, 90%",
+        "is cat\npredicted dog, 70%",
     ]
 
 
 def test_without_mistakes_the_gallery_says_so():
     figure = pictures.mistakes(np.zeros((2, 8, 8, 3), np.uint8), np.arange(2), np.eye(2), ["cat", "dog"], 9)
-    assert figure.get_suptitle() == "All 2 images are right"
+    assert figure.get_suptitle() == "All 2 predictions are right"
 
 
 def test_the_confusion_picture_writes_the_counts_and_colours_by_row():
@@ -69,7 +69,7 @@ def test_the_confusion_picture_writes_the_counts_and_colours_by_row():
 HOSTILE = ["$5_$10", "a_$", "$\\foo$", "a\nb", "\u202eabc", "猫", "犬", "<b>x</b>", "{x}", "%s", "a" * 300]
 
 
-def test_any_name_is_drawn_as_it_is_or_by_the_numbers_of_its_letters(tmp_path):
+def test_any_name_is_drawn_unchanged_or_with_escaped_characters(tmp_path):
     random = np.random.default_rng(0)
     labels, probabilities = np.arange(60) % len(HOSTILE), random.dirichlet(np.ones(len(HOSTILE)), 60)
     matrix = metrics.confusion_matrix(labels, probabilities.argmax(axis=1), len(HOSTILE))
@@ -90,28 +90,29 @@ def test_any_name_is_drawn_as_it_is_or_by_the_numbers_of_its_letters(tmp_path):
 
 
 def test_of_many_classes_the_most_confused_are_drawn_and_the_title_says_so():
-    """The pairs of 20,000 classes: as a matrix they would be 3.2 GB."""
+    """Uses Pairs of 20,000 classes; their matrix would take 3.2 GB."""
     labels = np.repeat(np.arange(20_000), 2)
     predicted = labels.copy()
     predicted[[14_000, 14_001]] = 19_999  # class 7,000, both images
     predicted[10] = 8
     names = [f"class {index}" for index in range(20_000)]
-    found = metrics.pairs(labels, predicted)
-    axes = pictures.confusion(found, names).axes[0]
+    pairs = metrics.pairs(labels, predicted)
+    axes = pictures.confusion(pairs, names).axes[0]
     assert axes.get_title(loc="left") == (
-        "Confusion matrix of 40,000 images: 100 of 20,000 classes, those of the most frequent mistakes"
+        "Confusion matrix of 40,000 images: the 100 of 20,000 classes with the most frequent mistakes"
     )
     shown = [text.get_text() for text in axes.get_yticklabels()]
     assert {"class 7000", "class 19999", "class 5", "class 8"} < set(shown)
     row = np.asarray(axes.images[0].get_array())[shown.index("class 7000")]
     assert row[shown.index("class 19999")] == 1
     assert row.shape == (101,)
-    figure = pictures.per_class(metrics.per_class(found, names))
-    assert figure.get_suptitle() == "100 of 20,000 classes, those of the lowest F1; the means are of all"
+    figure = pictures.per_class(metrics.per_class(pairs, names))
+    title = "The 100 of 20,000 classes with the lowest F1; the means are of all classes"
+    assert figure.get_suptitle() == title
     assert figure.axes[0].get_yticklabels()[0].get_text() == "class 7000"
 
 
-def test_what_is_not_among_the_shown_classes_is_in_a_column_of_its_own():
+def test_the_last_column_sums_the_classes_that_are_not_shown():
     matrix = np.zeros((101, 101), int)
     matrix[0] = 1
     axes = pictures.confusion(matrix, [f"{index}" for index in range(101)]).axes[0]

@@ -552,8 +552,8 @@ def test_attention_maps_are_what_the_layer_weights_its_values_with(name):
         np.testing.assert_allclose(read.reshape(layer.attend(x).shape), layer.attend(x), rtol=1e-4, atol=1e-5)
 
 
-def test_the_readmes_example_of_what_a_model_can_do_runs():
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+def test_the_guides_example_of_what_a_model_can_do_runs():
+    text = (Path(__file__).parents[2] / "docs" / "guides" / "models.md").read_text()
     blocks = [block.split("```")[0] for block in text.split("```python\n")[1:]]
     (example,) = (block for block in blocks if "surgery" in block)
     names: dict = {}

@@ -1,4 +1,4 @@
-"""Which images run together, on how many cores. The model is a stand-in whose answer is the image's own number."""
+"""Tests which images run together, and on how many cores. A stand-in for the model answers with an image's number."""
 
 import asyncio
 import threading
@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from visionpipe.errors import ArtifactError
-from visionpipe.serving.batching import SMALL, Batcher, Queue
-from visionpipe.serving.settings import Settings
+from visionpipe.serving.batching import Batcher, Queue
+from visionpipe.serving.settings import SMALL_FILE, Settings
 
 SETTINGS = Settings(threads=2, decoders=3, max_batch=8, batch_seconds=1000)
 IMAGES = 100
 
 
 class Model:
-    """Answers slowly, and keeps who was running at the same time."""
+    """A model that answers slowly, and records which models run at the same time."""
 
     size = (1, 1)
     running: ClassVar[list["Model"]] = []
@@ -64,7 +64,7 @@ def image(number):
 
 
 def answers(batcher, count, pause=0.0, as_bytes=False):
-    """Of so many images, submitted at once, or each `pause` seconds after the answer to the one before."""
+    """Returns the answers to `count` images, submitted at once, or each `pause` seconds after the previous answer."""
 
     async def ask():
         jobs = []
@@ -93,10 +93,10 @@ def test_an_image_alone_has_all_cores():
 
 
 @pytest.mark.parametrize("as_bytes", [False, True])
-def test_what_is_more_than_a_batch_runs_on_each_core_by_itself(as_bytes):
+def test_more_images_than_a_batch_run_in_separate_batches_on_each_core(as_bytes):
     all_cores, one_core, loads = Model(), Model(), []
     batcher, observed = make(all_cores, lambda: loads.append(1) or one_core)
-    for _ in range(2):  # it is loaded during the first time
+    for _ in range(2):  # the model for one core is loaded during the first iteration
         assert [row[0] for row in answers(batcher, IMAGES, as_bytes=as_bytes)] == list(range(IMAGES))
     assert loads == [1]
     assert sum(all_cores.batches + one_core.batches) == sum(observed) == 2 * IMAGES
@@ -108,9 +108,9 @@ def test_what_is_more_than_a_batch_runs_on_each_core_by_itself(as_bytes):
         assert all_cores not in running or len(running) == 1
 
 
-def test_where_it_cannot_be_loaded_for_one_core_all_batches_have_all_of_them(caplog):
+def test_all_batches_use_all_cores_if_the_model_cannot_be_loaded_again(caplog):
     def refuse():
-        raise ArtifactError("it is gone")
+        raise ArtifactError("the file is missing")
 
     all_cores = Model()
     batcher, _ = make(all_cores, refuse)
@@ -118,7 +118,8 @@ def test_where_it_cannot_be_loaded_for_one_core_all_batches_have_all_of_them(cap
         assert [row[0] for row in answers(batcher, IMAGES)] == list(range(IMAGES))
     assert max(all_cores.batches) == SETTINGS.max_batch
     assert max(len(running) for running in Model.together) == 1
-    assert caplog.text.count("every batch goes on having all cores: it is gone") == 1
+    warning = "every batch uses all cores, because the model cannot be loaded again: the file is missing"
+    assert caplog.text.count(warning) == 1
 
 
 def test_a_run_that_fails_gives_its_cores_back():
@@ -155,7 +156,7 @@ def test_a_small_file_does_not_wait_for_a_large_one_to_be_decoded():
 
     async def ask():
         model.may_decode.clear()
-        large = batcher.submit(bytes([1]) + b"slow" + bytes(SMALL))
+        large = batcher.submit(bytes([1]) + b"slow" + bytes(SMALL_FILE))
         small = batcher.submit(bytes([2]))
         try:
             await asyncio.wait_for(small.future, 10)

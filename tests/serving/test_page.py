@@ -1,4 +1,4 @@
-"""The page's files and their headers. What a browser makes of them: test_page_in_chromium.py."""
+"""Tests the page's files and headers. test_page_in_chromium.py tests the page in a browser."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The page in a real, headless Chromium: make test-browser."""
+"""Tests the page in headless Chromium: make test-browser."""
 
 import itertools
 import json
@@ -34,7 +34,7 @@ def browser():
 
 @pytest.fixture
 def page(browser, server):
-    """The page, freshly opened; no test may leave an error on the console that it does not take away."""
+    """Opens the page. A test must read all errors on the console, or it fails."""
     browser.open(server.port)
     browser.wait(lambda: browser.text("#model"), "the model")
     browser.errors()
@@ -44,7 +44,7 @@ def page(browser, server):
 
 @pytest.fixture
 def files(tmp_path):
-    """Pictures by name, as files."""
+    """Writes pictures; returns name → path."""
     contents = {
         "photo.jpg": picture("JPEG", width=300, height=200),
         'it\'s "a" $(name) & more.png': picture(width=24, height=30),
@@ -104,7 +104,7 @@ def test_the_camera_takes_a_picture(page):
     assert answer.find_element("css selector", ".file").text == "camera-1.jpg"
     assert len(bars(answer)) == 5
     assert not page.find("#camera").is_displayed()
-    assert page.run("return document.querySelector('video').srcObject") is None  # and the light is off
+    assert page.run("return document.querySelector('video').srcObject") is None  # the camera is off
 
 
 def test_a_bad_file_among_good_ones_fails_alone_and_says_why(page, files):
@@ -113,13 +113,13 @@ def test_a_bad_file_among_good_ones_fails_alone_and_says_why(page, files):
     reasons = [answer.find_element("css selector", ".problem").text for answer in answers]
     assert reasons == ["", "", "", "a PNG that is cut off"]
     assert not answers[3].find_element("css selector", ".again").is_displayed()  # it would fail again
-    assert ["422" in line for line in page.errors()] == [True]  # the browser's own remark
+    assert ["422" in line for line in page.errors()] == [True]  # Chromium logs the status
 
 
-def test_what_holds_no_picture_is_said_and_asks_nothing(page):
+def test_a_drop_without_a_picture_shows_a_message_and_sends_nothing(page):
     event = "new DragEvent('drop', {dataTransfer: new DataTransfer(), bubbles: true, cancelable: true})"
     page.run(f"document.dispatchEvent({event})")
-    assert "A link to one is not followed" in page.text("#remark")
+    assert "Links are not followed" in page.text("#remark")
     assert page.all("#history > li") == []
 
 
@@ -162,7 +162,7 @@ def test_the_history_keeps_earlier_answers_closed_until_it_is_cleared(page, file
     assert page.find("#nothing").is_displayed()
 
 
-def test_the_curl_command_makes_the_same_call(page, files):
+def test_the_curl_command_sends_the_same_request(page, files):
     name = next(name for name in files if "$" in name)
     page.pick(files[name])
     (answer,) = page.wait_for_answers(1)
@@ -179,7 +179,7 @@ def test_the_curl_command_makes_the_same_call(page, files):
 # The server --------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_is_gone_is_said_and_asked_again_when_it_is_back(browser, artifact, files):
+def test_a_stopped_server_is_reported_and_asked_again_after_its_restart(browser, artifact, files):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -227,13 +227,14 @@ def test_an_alias_that_moves_while_the_page_is_open_shows_without_a_reload(brows
     browser.errors()
 
 
-def test_the_page_asks_for_the_token_and_goes_on_with_it(browser, artifact, files):
+def test_the_page_asks_for_the_token_and_uses_it(browser, artifact, files):
     with running(artifact, VISIONPIPE_TOKEN="sesame") as server:
         browser.open(server.port)
         browser.wait(lambda: browser.find("#token").is_displayed(), "the question for the token")
         browser.pick(files["photo.jpg"])
         (answer,) = browser.wait_for_answers(1)
-        assert answer.find_element("css selector", ".problem").text == "a bearer token is needed"
+        problem = answer.find_element("css selector", ".problem")
+        assert problem.text == "this server requires a bearer token"
         for word in ("wrong", "sesame"):
             browser.find("#token-value").clear()
             browser.find("#token-value").send_keys(word + Keys.ENTER)
@@ -320,7 +321,7 @@ def test_the_keyboard_alone_reaches_and_works_everything(page, files):
     reached = [name for name, _ in seen]
     expected = ["skip", "files", "open-camera", "threshold", "clear", "SUMMARY", "look", "SUMMARY", "SUMMARY"]
     assert [name for name in reached if name != "BODY"] == expected
-    assert {ring for name, ring in seen if name != "BODY"} == {"solid"}  # and one sees where one is
+    assert {ring for name, ring in seen if name != "BODY"} == {"solid"}  # the focus is visible
     page.run("document.querySelector('.look').focus()")
     page.press(Keys.ENTER)
     page.wait(lambda: page.all("figcaption:not([hidden])"), "the heat map")
@@ -336,16 +337,19 @@ def test_a_screen_reader_hears_a_name_for_everything_and_each_answer(page, files
     page.wait(lambda: page.all("figcaption:not([hidden])"), "the heat map")
     page.driver.execute_cdp_cmd("Accessibility.enable", {})
     nodes = page.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
-    found = {}
+    names = {}
     for node in nodes:
         if not node["ignored"]:
-            found.setdefault(node["role"]["value"], []).append(node.get("name", {}).get("value", ""))
+            names.setdefault(node["role"]["value"], []).append(node.get("name", {}).get("value", ""))
     for role in ("button", "DisclosureTriangle", "spinbutton", "region", "complementary", "image", "heading"):
-        assert found[role], role
-        assert all(found[role]), (role, found[role])
+        assert names[role], role
+        assert all(names[role]), (role, names[role])
     label = page.text(".label")
-    assert any(label in name and "photo.jpg" in name for name in found["DisclosureTriangle"])
-    assert any(name.startswith(f"Heat map. What counted for {label}") for name in found["image"])
+    assert any(label in name and "photo.jpg" in name for name in names["DisclosureTriangle"])
+    assert any(
+        name.startswith("Heat map. The bright area, ") and f" counted for {label} (" in name
+        for name in names["image"]
+    )
     assert page.find("#spoken").get_attribute("aria-live") == "polite"
 
 
@@ -371,7 +375,7 @@ def test_the_policy_stops_what_is_not_the_pages_own_and_names_are_only_text(page
         "await new Promise((resolve) => setTimeout(resolve, 200))"
     )
     assert page.run("return window.ran") == 0
-    assert page.run("return window.refused") == 1  # trusted types: a text never becomes a script
+    assert page.run("return window.refused") == 1  # trusted types: a string never becomes a script
     assert any("Content Security Policy" in line and "127.0.0.2" in line for line in page.errors())
     origins = page.run(
         "return performance.getEntriesByType('resource').map((e) => new URL(e.name)).map((u) => u.origin)"
@@ -407,7 +411,7 @@ def test_the_heat_map_explains_exactly_the_pixels_that_were_answered(page, artif
 
 
 def lit(page):
-    """How bright the heat map leaves each pixel, (height, width) in [0, 255]."""
+    """Returns the brightness that the heat map leaves each pixel, (height, width), [0, 255]."""
     values = page.run(
         "const c = document.querySelector('.picture canvas');"
         "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
@@ -418,7 +422,7 @@ def lit(page):
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory):
-    """A model that knows where it looks: how much of the picture is red, green or blue, pixel by pixel."""
+    """Writes a model whose answer is the share of red, green or blue in the picture, so its heat map is known."""
     return write_colours(tmp_path_factory.mktemp("artifacts") / "colours")
 
 
@@ -451,8 +455,8 @@ def test_of_two_classes_in_one_picture_the_half_that_the_answer_names_is_lit(
             assert named.sum() > 0.9 * light.sum(), path.name
             assert light.max() == named.max() > 2 * rest.max(), path.name
             caption = browser.text("figcaption")
-            assert f"What counted for {COLOURS[pair[strong]]}" in caption
-            assert f"towards the {way.split()[strong]}:" in caption
+            assert f" counted for {COLOURS[pair[strong]]} (" in caption
+            assert f"The bright area, towards the {way.split()[strong]}," in caption
             browser.find("#clear").click()
 
 
@@ -468,13 +472,15 @@ def test_the_heat_map_asks_in_batches_and_lies_over_what_the_model_saw(page, ser
     model = server.get("/model").json
     assert server.metric(line) - before == 1 + -(-144 // model["max_batch"])
     image, canvas = page.find(".picture img").rect, page.find(".picture canvas").rect
-    shown = 100 * SIZE[1] / SIZE[0] / 400  # of the picture's width: the crop has the model's shape
+    shown = (
+        100 * SIZE[1] / SIZE[0] / 400
+    )  # share of the picture's width: the crop has the model's aspect ratio
     assert canvas["width"] == pytest.approx(image["width"] * shown, abs=1)
     assert canvas["height"] == pytest.approx(image["height"], abs=1)
     assert canvas["x"] + canvas["width"] / 2 == pytest.approx(image["x"] + image["width"] / 2, abs=1)
 
 
-def test_of_a_picture_that_the_browser_cannot_show_the_heat_map_lies_on_the_models_view(page, tmp_path):
+def test_the_heat_map_is_drawn_on_the_models_view_if_the_browser_cannot_show_the_picture(page, tmp_path):
     (tmp_path / "scan.tif").write_bytes(picture("TIFF", width=300, height=200))
     page.pick(tmp_path / "scan.tif")
     page.wait_for_answers(1)
@@ -511,7 +517,7 @@ def test_a_heat_map_can_be_hidden_and_asked_for_again(page, files):
     page.pick(files["photo.jpg"])
     page.wait_for_answers(1)
     for _ in range(2):
-        assert page.text(".look") == "What did it look at?"
+        assert page.text(".look") == "What did the model look at?"
         page.find(".look").click()
         page.wait(lambda: page.all("figcaption:not([hidden])"), "the heat map")
         assert page.text(".look") == "Hide the heat map"
@@ -529,6 +535,6 @@ def test_an_answer_that_no_part_decides_is_not_given_a_heat_map(browser, tmp_pat
         browser.wait_for_answers(1)
         browser.find(".look").click()
         browser.wait(lambda: browser.all("figcaption:not([hidden])"), "the remark")
-        assert browser.text("figcaption").startswith("No part alone counts for")
+        assert browser.text("figcaption").startswith("No single area counted for")
         assert lit(browser).max() < 255 * 0.3
     browser.errors()

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, spoken by Triton's own client and by hand."""
+"""Tests the Open Inference Protocol with Triton's client and with handwritten requests."""
 
 import json
 import struct
@@ -27,9 +27,9 @@ FILES = [picture(width=9 + index) for index in range(4)]
 
 
 def tensor(name, values, datatype, binary=True):
-    found = http.InferInput(name, list(values.shape), datatype)
-    found.set_data_from_numpy(values, binary_data=binary)
-    return found
+    result = http.InferInput(name, list(values.shape), datatype)
+    result.set_data_from_numpy(values, binary_data=binary)
+    return result
 
 
 def test_triton_finds_server_and_model_ready_and_described(client, server):
@@ -90,9 +90,9 @@ def images(**changes):
 
 
 def sized(size, **changes):
-    (found,) = images(parameters={"binary_data_size": size}, **changes)
-    del found["data"]
-    return [found]
+    (tensor,) = images(parameters={"binary_data_size": size}, **changes)
+    del tensor["data"]
+    return [tensor]
 
 
 def files(**changes):
@@ -154,7 +154,7 @@ def test_a_request_made_by_hand_answers_json_with_the_version(server):
 def test_a_large_tensor_in_json_nested_or_not_is_the_one_in_binary(server, shape, last):
     values = np.random.default_rng(1).integers(0, 256, (64, *SIZE, 3), np.uint8)
     (tensor,) = images(shape=list(values.shape), data=values.reshape(shape).tolist())
-    tensor[last] = tensor.pop(last)  # what stands behind the numbers is read too
+    tensor[last] = tensor.pop(last)  # a key after the numbers is read too
     wanted = {"outputs": [{"name": "probabilities"}]}
     plain = ask(server, [tensor], id="7", **wanted)
     binary = ask(server, sized(values.size, shape=list(values.shape)), binary=values.tobytes(), **wanted)
@@ -192,13 +192,13 @@ def test_two_numbers_are_two_numbers_in_a_list(text, dtype):
 @pytest.mark.parametrize(
     ("datatype", "value", "reason"),
     [
-        *(("UINT8", value, "not whole and in [0, 255]") for value in (1.5, 300, -1, 1e39, 2**70)),
+        *(("UINT8", value, "not an integer in [0, 255]") for value in (1.5, 300, -1, 1e39, 2**70)),
         *(("FP32", value, "too large for FP32") for value in (1e39, -1e39, 2**200)),
         *((datatype, True, "holds true") for datatype in ("UINT8", "FP32")),
         *((datatype, False, "holds false") for datatype in ("UINT8", "FP32")),
         *((datatype, None, "holds null") for datatype in ("UINT8", "FP32")),
         *((datatype, {}, "holds an object") for datatype in ("UINT8", "FP32")),
-        *((datatype, "1", "holds a text") for datatype in ("UINT8", "FP32")),
+        *((datatype, "1", "holds a string") for datatype in ("UINT8", "FP32")),
     ],
 )
 @pytest.mark.parametrize("nested", [False, True])
@@ -214,16 +214,16 @@ def test_a_value_that_is_not_of_the_tensors_type_is_named(classifier, datatype, 
     assert refused.value.status == 400
     if count == 1 or value not in ({}, "1"):
         assert reason in refused.value.reason
-    else:  # what is not a list of numbers only is not cut out
-        assert "more than 65536 bytes of JSON beside its texts" in refused.value.reason
+    else:  # only lists of numbers are cut out
+        assert "more than 65536 bytes of JSON outside its strings" in refused.value.reason
 
 
 @pytest.mark.parametrize("count", [1, 64], ids=["short", "long"])
 @pytest.mark.parametrize("sides", [(SIZE[1], SIZE[0], 3), (-1,), (3, *SIZE), (1, *SIZE, 3)])
-def test_data_nested_otherwise_than_the_shape_is_refused(classifier, count, sides):
+def test_data_nested_differently_from_the_shape_is_refused(classifier, count, sides):
     data = np.zeros((count, *sides) if -1 not in sides else (count, SIZE[0] * SIZE[1] * 3), int).tolist()
     body = json.dumps({"inputs": images(shape=[count, *SIZE, 3], data=data)}).encode()
-    with pytest.raises(Refusal, match="neither one list nor lists nested as shape"):
+    with pytest.raises(Refusal, match="must be one flat list, or lists nested like shape"):
         read_request(body, None, live(classifier), 64)
 
 

@@ -1,4 +1,4 @@
-"""`visionpipe serve` over real sockets: what it answers, what it refuses, and how it ends."""
+"""Tests `visionpipe serve` over real sockets: its answers, its refusals and its shutdown."""
 
 import asyncio
 import base64
@@ -154,11 +154,11 @@ def test_a_view_is_refused_like_an_answer_and_leaves_nothing_in_the_queue(artifa
     with running(artifact, "--request-seconds", "0.02") as server:
         answer = server.request("POST", "/view", big_jpeg())
         assert (answer.status, answer.json["code"]) == (504, "timeout")
-        time.sleep(2)  # what was begun ends by itself
+        time.sleep(2)  # the decoding that was started ends
         assert server.metric("visionpipe_queue_images") == 0
 
 
-def test_the_model_page_says_what_answers(server, artifact):
+def test_the_model_route_describes_the_live_version(server, artifact):
     model = server.get("/model").json
     assert model["name"] == "linear"
     assert model["classes"] == CLASSES
@@ -202,7 +202,7 @@ def test_the_openapi_document_names_every_route_and_no_other_host(server):
 
 
 def test_the_process_imports_no_framework_and_is_ready_within_two_seconds(artifact):
-    """The modules of the serving process itself, after it has answered."""
+    """Lists the modules of the serving process after it has answered."""
     script = f"""
 import sys
 from visionpipe.cli import main
@@ -226,7 +226,7 @@ print(sorted(set(sys.modules) & {{"keras", "tensorflow", "jax", "torch", "mlflow
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 0
     assert output.strip() == "[]"
-    assert seconds < 4  # 1 to 2 on a quiet machine; benchmarks/serving/compare.py measures it
+    assert seconds < 4  # 1 to 2 on an idle machine; benchmarks/serving/compare.py measures it
 
 
 # Refusals ----------------------------------------------------------------------------------------------
@@ -285,13 +285,13 @@ def test_a_wrong_address_or_method_is_refused_in_the_same_form(server, method, p
     assert (answer.status, answer.json["code"]) == (status, code)
 
 
-def test_a_request_id_is_kept_if_it_is_harmless(server):
+def test_a_clients_request_id_is_used_if_it_is_harmless(server):
     assert server.predict(b"", x_request_id="order-66").json["request_id"] == "order-66"
     assert server.predict(b"", x_request_id='"><b>').json["request_id"] != '"><b>'
 
 
-def test_an_exception_is_an_error_of_its_own_without_a_trace(artifact, tmp_path):
-    """A model that fails on all-white images only: their darkest pixel is no index of a table of 255."""
+def test_an_exception_is_an_internal_error_without_a_traceback(artifact, tmp_path):
+    """The model fails on all-white images only: their darkest pixel, 255, is not an index of a table of 255."""
     import onnx
     from onnx import helper
 
@@ -330,7 +330,7 @@ def picture_of(level):
 
 
 def raw(port, data, wait=5.0):
-    """Sends bytes and returns what comes back until the server closes, and after how many seconds."""
+    """Sends bytes; returns the bytes that come back until the server closes, and the seconds until then."""
     start = time.perf_counter()
     with socket.create_connection(("127.0.0.1", port), timeout=wait) as client:
         client.sendall(data)
@@ -349,7 +349,7 @@ def test_a_body_beyond_the_limit_is_refused_by_its_announcement_and_by_its_lengt
         assert (connection_refused.status, connection_refused.json["code"]) == (413, "too_large")
         head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000000\r\n\r\n"
         with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:
-            client.sendall(head)  # answered before a byte of the body is there
+            client.sendall(head)  # answered before the body is sent
             assert client.recv(100).startswith(b"HTTP/1.1 413 ")
 
 
@@ -385,7 +385,7 @@ def test_slow_headers_and_bodies_are_closed_with_408_and_endless_headers_with_43
         received, _ = raw(server.port, b"complete nonsense\r\n\r\n")
         assert received.startswith(b"HTTP/1.1 400 ")
         assert json.loads(received.split(b"\r\n\r\n")[1])["code"] == "invalid_request"
-        # a good client on one connection is not touched by the deadlines between its requests
+        # The deadlines do not apply between the requests of a client on one connection.
         with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:
             for _ in range(3):
                 client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -405,11 +405,11 @@ def test_a_full_queue_refuses_with_retry_after_and_recovers(artifact):
         assert server.predict(PICTURES["png"]).status == 200
 
 
-def test_what_would_wait_too_long_is_refused_before_the_queue_is_full():
+def test_images_that_would_wait_too_long_are_refused_before_the_queue_is_full():
     service = Service(Settings(max_queue=100, request_seconds=10))
     service.queue.waiting, service.queue.seconds_per_image = 50, 0.09
     service.make_room(1)
-    service.queue.seconds_per_image = 0.11  # 5.5 seconds of work are waiting
+    service.queue.seconds_per_image = 0.11  # the waiting images take 5.5 seconds
     with pytest.raises(Refusal) as refused:
         service.make_room(1)
     assert refused.value.status == 503
@@ -421,7 +421,7 @@ def test_a_request_that_takes_too_long_is_answered_with_504(artifact):
     with running(artifact, "--request-seconds", "0.02") as server:
         answer = server.predict(big_jpeg())
         assert (answer.status, answer.json["code"]) == (504, "timeout")
-        time.sleep(2)  # what was begun ends by itself
+        time.sleep(2)  # the decoding that was started ends
         assert server.metric("visionpipe_queue_images") == 0
 
 
@@ -473,19 +473,19 @@ def test_the_limit_of_pixels_is_a_setting(artifact):
         assert server.request("POST", "/view", PICTURES["png"]).status == 413
 
 
-def test_under_load_each_core_runs_batches_of_its_own_and_the_answers_are_the_same(artifact, classifier):
+def test_under_load_each_core_runs_separate_batches_and_the_answers_are_the_same(artifact, classifier):
     service = Service(Settings(threads=2, max_batch=8))
     service.serve(version_in(artifact))
     live = service.present()
     images = [picture(width=width) for width in range(10, 74)]
     wanted = np.array([expected(classifier, image) for image in images])
     half = 'visionpipe_batch_images_bucket{le="4.0"} '
-    for _ in range(5):  # during the first times the model on one thread is loaded
+    for _ in range(5):  # the model with one thread is loaded during the first iterations
         before = float(re.search(re.escape(half) + r"(\S+)", service.metrics.text().decode())[1])
         jobs = asyncio.run(service.answer(live, images))
         np.testing.assert_allclose([job.future.result() for job in jobs], wanted, atol=1e-6)
         after = float(re.search(re.escape(half) + r"(\S+)", service.metrics.text().decode())[1])
-    assert after - before >= 12  # of 16 batches of four, where eight at once would be eight batches
+    assert after - before >= 12  # of 16 batches of four images; with all cores it would be 8 batches of eight
     service.queue.pool.shutdown()
 
 
@@ -499,7 +499,7 @@ def test_cors_is_off_unless_an_origin_is_named(artifact, server):
         assert "access-control-allow-origin" not in other
 
 
-def test_sigterm_answers_what_is_running_and_ends_in_time_beside_a_stalled_client(artifact):
+def test_sigterm_answers_running_requests_and_ends_in_time_despite_a_stalled_client(artifact):
     with running(artifact, "--drain-seconds", "0.5", "--shutdown-seconds", "2") as server:
         stalled = socket.create_connection(("127.0.0.1", server.port), timeout=30)
         stalled.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\nabc")
@@ -537,7 +537,7 @@ def test_head_is_get_without_the_body(server, path):
 
 
 @pytest.mark.parametrize("scheme", [b"Bearer ", b"bearer ", b"BEARER  "])
-def test_the_tokens_scheme_has_any_case_and_its_letters_come_in_both_encodings(scheme):
+def test_the_tokens_scheme_may_have_any_case_and_its_letters_both_encodings(scheme):
     guard = Guard(lambda *_: None, Service(Settings(token="sésame")))
     for token in ("sésame".encode(), "sésame".encode("latin-1")):
         assert guard.allowed("/model", scheme + token)
@@ -550,7 +550,7 @@ def test_the_tokens_scheme_has_any_case_and_its_letters_come_in_both_encodings(s
     ("given", "token"),
     [(None, None), ("secret\n", "secret"), (" secret\r\n", "secret"), ("open sesame", "open sesame")],
 )
-def test_a_token_is_taken_as_files_and_shells_hand_it_over(given, token):
+def test_white_space_around_a_token_is_stripped(given, token):
     variables = {} if given is None else {"VISIONPIPE_TOKEN": given}
     assert complete(Settings(), variables).token == token
 
@@ -619,7 +619,7 @@ def test_an_impossible_setting_is_refused_at_the_start(changes):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", " 127.0.0.1 ", "localhost", "[::1]", "::1", "::"])
-def test_a_host_is_an_address_of_either_kind_with_brackets_or_without(host):
+def test_a_host_is_an_ipv4_or_ipv6_address_with_or_without_brackets(host):
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     if family == socket.AF_INET6 and not socket.has_ipv6:
         pytest.skip("no IPv6 here")
@@ -630,12 +630,12 @@ def test_a_host_is_an_address_of_either_kind_with_brackets_or_without(host):
 
 
 @pytest.mark.parametrize("host", ["256.0.0.1", "a" * 80, "..", "1.2.3.4:80", "http://127.0.0.1"])
-def test_a_host_that_is_none_is_said_in_one_sentence(host):
+def test_an_invalid_host_is_one_clear_error(host):
     with pytest.raises(ConfigError, match="choose another --host or --port"):
         listen(complete(Settings(host=host, port=0), {}))
 
 
-def test_of_many_classes_the_answer_is_written_image_by_image_and_the_same(tmp_path):
+def test_the_answer_for_many_classes_is_the_same_although_it_is_written_image_by_image(tmp_path):
     from onnx_models import write_artifact
 
     labels = [f"class {number}" for number in range(3000)]
@@ -655,14 +655,14 @@ def test_of_many_classes_the_answer_is_written_image_by_image_and_the_same(tmp_p
     service.queue.pool.shutdown()
 
 
-def test_the_model_is_told_again_only_when_another_one_answers(server):
+def test_the_model_route_answers_304_until_another_version_is_live(server):
     first = server.get("/model")
     again = server.get("/model", if_none_match=first.headers["etag"])
     assert (again.status, again.body) == (304, b"")
     assert server.get("/model", if_none_match='"another"').body == first.body
 
 
-def test_metrics_tell_the_predictions_of_the_last_two_versions_only():
+def test_metrics_have_the_predictions_of_the_last_two_versions_only():
     metrics = Metrics()
     for number in ("1", "2", "1", "3"):
         metrics.now_serving("m", number)
@@ -688,7 +688,7 @@ def test_every_setting_is_an_option_with_its_default():
         ("models:/x", "expected models:/NAME@ALIAS"),
     ],
 )
-def test_what_cannot_be_served_is_said_in_one_line(tmp_path, target, message):
+def test_a_target_that_cannot_be_served_is_one_line(tmp_path, target, message):
     command = [sys.executable, "-m", "visionpipe", "serve", target, "--port", "0"]
     result = subprocess.run(
         command, cwd=tmp_path, env={"PYTHONPATH": str(CHECKOUT), "PATH": ""}, capture_output=True, text=True
@@ -698,7 +698,7 @@ def test_what_cannot_be_served_is_said_in_one_line(tmp_path, target, message):
     assert result.stderr.count("\n") == 1
 
 
-def test_a_taken_port_is_said_in_one_line(artifact, server):
+def test_a_port_in_use_is_one_line(artifact, server):
     command = [sys.executable, "-m", "visionpipe", "serve", str(artifact), "--port", str(server.port)]
     result = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
     assert result.returncode == 1

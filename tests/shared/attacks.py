@@ -1,6 +1,6 @@
-"""What is done to a running server: fuzz, slowness, bodies without end, and load while it ends or changes.
+"""Attacks a running server: with fuzzing, slow clients, endless bodies, and load during shutdown or a version change.
 
-Each attack returns what happened; the tests run short ones, benchmarks/robustness/battery.py long ones.
+Each attack returns what happened. The tests run short attacks, benchmarks/robustness/battery.py long ones.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from visionpipe.serving.page import FILES
 
 
 def send(port: int, data: bytes, patience: float = 0.5) -> bytes:
-    """All that comes back for these bytes, until the server closes or says nothing more for `patience` seconds."""
+    """Sends bytes; returns the answer, until the server closes or sends nothing for `patience` seconds."""
     received = b""
     with socket.create_connection(("127.0.0.1", port), timeout=patience) as client:
         try:
@@ -36,18 +36,18 @@ def send(port: int, data: bytes, patience: float = 0.5) -> bytes:
             while chunk := client.recv(65536):
                 received += chunk
         except OSError:
-            pass  # closed while sending, reset, or silent: what came until then counts
+            pass  # closed while sending, reset, or silent: the bytes received so far count
     return received
 
 
 def status_of(answer: bytes) -> int:
-    """The status of the first answer; 0 where the connection was closed without one."""
-    found = re.match(rb"HTTP/1\.1 (\d{3}) ", answer)
-    return int(found[1]) if found else 0
+    """Returns the status of the first answer; 0 if the connection was closed without one."""
+    match = re.match(rb"HTTP/1\.1 (\d{3}) ", answer)
+    return int(match[1]) if match else 0
 
 
 def converse(port: int, parts: list[bytes], half: bool = False, patience: float = 0.5) -> list[int]:
-    """The statuses of all answers to what is sent in so many packets; `half`: nothing more is sent after it."""
+    """Sends each part in a packet; returns the statuses of all answers. `half`: closes the client's half at the end."""
     received = b""
     with socket.create_connection(("127.0.0.1", port), timeout=patience) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -68,7 +68,7 @@ def converse(port: int, parts: list[bytes], half: bool = False, patience: float 
 
 
 def fuzz(server: RunningServer, count: int, seed: int = 0) -> dict[str, Any]:
-    """Sends damaged requests to every route over raw sockets; counts the statuses of all that come back."""
+    """Sends damaged requests to every route over raw sockets; counts the statuses of all answers."""
     document = server.get("/openapi.json").json
     version = server.get("/model").json["version"]
     routes = [
@@ -76,9 +76,9 @@ def fuzz(server: RunningServer, count: int, seed: int = 0) -> dict[str, Any]:
         for path, methods in document["paths"].items()
         for method in methods
     ]
-    dice, whole = random.Random(seed), seeds([*routes, *(("GET", file) for file in FILES)])
-    requests = [damage(whole[number % len(whole)], dice) for number in range(count)]
-    with ThreadPoolExecutor(8) as clients:  # a request without an end waits, and others need not
+    generator, whole = random.Random(seed), seeds([*routes, *(("GET", file) for file in FILES)])
+    requests = [damage(whole[number % len(whole)], generator) for number in range(count)]
+    with ThreadPoolExecutor(8) as clients:  # a request without an end waits for the server's deadline
         answers = list(clients.map(lambda data: send(server.port, data, patience=0.2), requests))
     statuses = Counter(
         int(status) for answer in answers for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", answer) or [0]
@@ -87,9 +87,9 @@ def fuzz(server: RunningServer, count: int, seed: int = 0) -> dict[str, Any]:
 
 
 def schemathesis(server: RunningServer, cases: int, folder: Path) -> tuple[int, list[str]]:
-    """Runs it, seed after seed, with the served model's name and without, until it has made so many cases.
+    """Runs schemathesis, seed after seed, with and without the model's name, until it has sent `cases` cases.
 
-    Returns their number, and what it said of each run that found a 5xx.
+    Returns the number of cases, and the output of each run that got a status of 5xx.
     """
     version = server.get("/model").json["version"]
     config = folder / "schemathesis.toml"
@@ -102,11 +102,11 @@ def schemathesis(server: RunningServer, cases: int, folder: Path) -> tuple[int, 
         names = f'"path.name" = "linear"\n"path.version" = "{version}"\n' if seed % 2 == 0 else ""
         config.write_text(f"[parameters]\n{names}")
         examples = ["--max-examples", str(min(200, cases // 30)), "--seed", str(seed)]
-        said = subprocess.run([*command, *examples], cwd=folder, capture_output=True, text=True)
-        found = re.search(r"([\d,]+) generated", said.stdout)
-        made, seed = made + int(found[1].replace(",", "") if found else 0), seed + 1
-        if said.returncode != 0 or found is None:
-            failures.append(said.stdout + said.stderr)
+        result = subprocess.run([*command, *examples], cwd=folder, capture_output=True, text=True)
+        match = re.search(r"([\d,]+) generated", result.stdout)
+        made, seed = made + int(match[1].replace(",", "") if match else 0), seed + 1
+        if result.returncode != 0 or match is None:
+            failures.append(result.stdout + result.stderr)
     return made, failures
 
 
@@ -114,7 +114,7 @@ def schemathesis(server: RunningServer, cases: int, folder: Path) -> tuple[int, 
 
 
 async def drip(port: int, head: bytes, closed: list[float]) -> None:
-    """Sends a request's beginning, then one byte a second, and notes when the server closes."""
+    """Sends the beginning of a request, then one byte a second; records the seconds until the server closes."""
     start = time.perf_counter()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(head)
@@ -136,7 +136,7 @@ async def drip(port: int, head: bytes, closed: list[float]) -> None:
 
 
 async def good_client(port: int, times: list[float], until: Callable[[], bool]) -> None:
-    """Asks, waits a little, and asks again, over one connection."""
+    """Sends requests over one connection with short pauses, and records the seconds of each."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     request = http_request(PNG, Connection="keep-alive")
     while not until():
@@ -151,7 +151,7 @@ async def good_client(port: int, times: list[float], until: Callable[[], bool]) 
 
 
 def slow_clients(port: int, count: int, quiet_seconds: float, clients: int = 4) -> dict[str, Any]:
-    """`count` slow headers and as many slow bodies beside good clients, whose time is measured before and with them."""
+    """Sends `count` slow headers and `count` slow bodies; measures good clients before and meanwhile."""
     alone: list[float] = []
     beside: list[float] = []
     headers: list[float] = []
@@ -183,6 +183,7 @@ def slow_clients(port: int, count: int, quiet_seconds: float, clients: int = 4) 
 
 
 def percentile(values: list[float], share: float) -> float:
+    """Returns the value below which `share` of the values are."""
     return sorted(values)[int(share * (len(values) - 1))]
 
 
@@ -190,9 +191,10 @@ def percentile(values: list[float], share: float) -> float:
 
 
 class Load:
-    """Clients that ask until they are stopped: every second one keeps its connection. Only connecting may fail.
+    """Clients that send requests until they are stopped. Every second client reuses its connection.
 
-    `answered`: (index of the body, answer) of every 200; `lost`: status or error of everything else.
+    `answered`: (index of the body, answer) of every status 200. `lost`: status or error of every
+    other request, apart from failures to connect.
     """
 
     def __init__(self, port: int, bodies: list[bytes], clients: int = 8):
@@ -244,7 +246,7 @@ class Load:
 
 
 def end_under_load(artifact: Path) -> dict[str, Any]:
-    """SIGTERM to a server with eight clients."""
+    """Sends SIGTERM to a server with eight clients."""
     with running(artifact, "--drain-seconds", "0.5") as server, Load(server.port, [PNG]) as load:
         time.sleep(0.5)
         code = server.stop()
@@ -258,10 +260,11 @@ def move_under_load(
     bodies: list[bytes],
     tables: dict[str, Any],
 ) -> dict[str, Any]:
-    """Moves the alias, version after version, under load.
+    """Moves the alias from version to version under load.
 
-    tables: for each version the probabilities of all bodies, (n, classes). `wrong`: answers that are not
-    those of the version which they name.
+    tables: version → probabilities of all bodies, (n, classes).
+
+    In the result, `wrong` counts the answers that differ from those of the version that they name.
     """
     longest = 0.0
     with Load(server.port, bodies, clients=4) as load:
@@ -276,9 +279,9 @@ def move_under_load(
     classes = server.get("/model").json["classes"]
     for index, body in load.answered:
         answer = json.loads(body)
-        said = [answer["predictions"][0]["probabilities"][label] for label in classes]
+        probabilities = [answer["predictions"][0]["probabilities"][label] for label in classes]
         seen.add(answer["model"]["version"])
-        wrong += not np.allclose(said, tables[answer["model"]["version"]][index], atol=1e-6)
+        wrong += not np.allclose(probabilities, tables[answer["model"]["version"]][index], atol=1e-6)
     return {
         "moves": len(numbers),
         "answered": len(load.answered),
@@ -290,8 +293,8 @@ def move_under_load(
 
 
 def beside(server: RunningServer, requests: dict[str, bytes]) -> dict[str, dict[str, float]]:
-    """Sends one after the other; how long /healthz takes meanwhile, asked every few milliseconds."""
-    found = {}
+    """Sends one request after the other, and measures /healthz every few milliseconds meanwhile."""
+    results = {}
     for name, request in requests.items():
         answers: list[bytes] = []
         sender = threading.Thread(
@@ -306,16 +309,16 @@ def beside(server: RunningServer, requests: dict[str, bytes]) -> dict[str, dict[
             times.append(time.perf_counter() - start)
             time.sleep(0.003)
         connection.close()
-        found[name] = {
+        results[name] = {
             "status": status_of(answers[0]),
             "p99 ms": 1000 * percentile(times, 0.99),
             "slowest ms": 1000 * max(times),
         }
-    return found
+    return results
 
 
 def pipeline(server: RunningServer, connections: int, seconds: float) -> dict[str, Any]:
-    """Requests without end on each connection, whose answers nobody reads."""
+    """Sends requests on each connection without reading an answer."""
     before, slowest, peak = memory(server, "VmRSS"), 0.0, 0.0
     block = http_request(b"", method="GET", path="/page/main.js", Connection="keep-alive") * 5000
     clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(connections)]
@@ -334,8 +337,8 @@ def pipeline(server: RunningServer, connections: int, seconds: float) -> dict[st
 
 
 def send_too_much(server: RunningServer, mebibytes: int) -> dict[str, Any]:
-    """One endless body of chunks: how much is taken, and how much memory of the server it costs."""
-    Path(f"/proc/{server.process.pid}/clear_refs").write_text("5")  # the peak begins anew
+    """Sends a long chunked body; measures how much the server reads, and how much memory it takes for it."""
+    Path(f"/proc/{server.process.pid}/clear_refs").write_text("5")  # resets the peak
     before, sent, block = memory(server, "VmRSS"), 0, b"10000\r\n" + bytes(2**16) + b"\r\n"
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
         try:
@@ -344,16 +347,17 @@ def send_too_much(server: RunningServer, mebibytes: int) -> dict[str, Any]:
                 client.sendall(block)
                 sent += 1
         except OSError:
-            pass  # cut off
+            pass  # the server has closed the connection
     return {"taken MiB": sent / 16, "extra memory MiB": memory(server, "VmHWM") - before}
 
 
 def memory(server: RunningServer, field: str) -> float:
-    """MiB of one field of the process's status."""
+    """Returns one field of the process's status, in MiB."""
     status = Path(f"/proc/{server.process.pid}/status").read_text()
     return int(re.search(rf"{field}:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]
 
 
 def open_files_and_threads(server: RunningServer) -> tuple[int, int]:
+    """Counts the open files and the threads of the server."""
     process = Path("/proc") / str(server.process.pid)
     return len(list((process / "fd").iterdir())), len(list((process / "task").iterdir()))

@@ -1,4 +1,4 @@
-"""A headless Chromium that does with the page what a person does: drop, paste, pick, press keys."""
+"""Drives a headless Chromium like a user: drops, pastes and chooses files, and presses keys."""
 
 import base64
 import contextlib
@@ -15,7 +15,7 @@ from selenium.webdriver.remote.webelement import WebElement
 
 OPTIONS = (
     "--headless=new",
-    "--no-sandbox",  # Chromium's own does not start for root, as in a container
+    "--no-sandbox",  # Chromium's sandbox does not start for root, as in a container
     "--disable-dev-shm-usage",
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
@@ -26,7 +26,7 @@ PATIENCE = 20  # seconds
 
 @contextlib.contextmanager
 def chromium(*options: str, width: int = 1200, height: int = 900) -> Iterator["Browser"]:
-    """Starts a browser; fails, and does not skip, where Chromium or its driver is not installed."""
+    """Starts a browser. Fails, rather than skips the test, if Chromium or its driver is not installed."""
     programs = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
     missing = [name for name, path in programs.items() if path is None]
     assert not missing, f"{' and '.join(missing)} not found: apt-get install chromium chromium-driver"
@@ -68,13 +68,13 @@ class Browser:
 
     def wait(self, condition: Callable[[], Any], what: str) -> Any:
         deadline = time.monotonic() + PATIENCE
-        while not (found := condition()):
+        while not (value := condition()):
             assert time.monotonic() < deadline, f"{what} never came; the page says: {self.text('body')}"
             time.sleep(0.03)
-        return found
+        return value
 
     def wait_for_answers(self, count: int) -> list[WebElement]:
-        """Until so many questions are in the history and none is waiting for its answer."""
+        """Waits until the history has `count` pictures and none waits for its answer."""
         self.wait(
             lambda: len(self.all("#history > li")) == count and not self.all("#history > [aria-busy]"),
             f"{count} answers",
@@ -85,30 +85,30 @@ class Browser:
         self.find("#files").send_keys("\n".join(str(file) for file in files))
 
     def drop(self, *files: Path) -> None:
-        """A real drag of real files onto the page, as the browser gets it from the desktop."""
+        """Drags files onto the page, with the events that a desktop sends."""
         data = {"items": [], "files": [str(file) for file in files], "dragOperationsMask": 1}
         for kind in ("dragEnter", "dragOver", "drop"):
             event = {"type": kind, "x": 300, "y": 200, "data": data}
             self.driver.execute_cdp_cmd("Input.dispatchDragEvent", event)
 
     def paste(self, png: bytes) -> None:
-        """Through the clipboard, with the keyboard."""
+        """Pastes a picture from the clipboard with the keyboard."""
         origin = self.run("return location.origin")
         grant = {"origin": origin, "permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
         self.driver.execute_cdp_cmd("Browser.grantPermissions", grant)
-        said = self.run(
+        error = self.run(
             "const bytes = Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0));"
             "const blob = new Blob([bytes], {type: 'image/png'});"
             "await navigator.clipboard.write([new ClipboardItem({'image/png': blob})]);",
             base64.b64encode(png).decode(),
         )
-        assert said is None, said
+        assert error is None, error
         ActionChains(self.driver).key_down(Keys.CONTROL).send_keys("v").key_up(Keys.CONTROL).perform()
 
     def press(self, keys: str) -> None:
-        # Not to the active element: of a file input that would be the names of files.
+        # Not sent to the active element: a file input would read the keys as names of files.
         ActionChains(self.driver).send_keys(keys).perform()
 
     def errors(self) -> list[str]:
-        """What the console has of errors since the last call, violations of the policy among them."""
+        """Returns the errors on the console since the last call, including violations of the policy."""
         return [row["message"] for row in self.driver.get_log("browser") if row["level"] == "SEVERE"]

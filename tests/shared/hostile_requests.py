@@ -1,4 +1,4 @@
-"""Requests that a server must refuse, byte for byte, and well-formed ones to damage."""
+"""Makes requests that a server must refuse, and well-formed requests for fuzzing."""
 
 import base64
 import gzip
@@ -17,7 +17,7 @@ V2 = {"name": "images", "datatype": "FP32", "shape": [1, 16, 20, 3]}
 def http_request(
     body: bytes, content_type: str | None = None, path: str = "/predict", method: str = "POST", **headers: Any
 ) -> bytes:
-    """A request with its length; `headers` replace or add to what it has, with - for _."""
+    """Makes a request with its length. `headers` replaces or adds headers; _ in a name stands for -."""
     lines = {"Host": "x", "Content-Length": str(len(body)), "Connection": "close"}
     if content_type is not None:
         lines["Content-Type"] = content_type
@@ -41,7 +41,7 @@ def infer(tensor: dict[str, Any], binary: bytes = b"", **extra: Any) -> bytes:
 
 
 def malformed() -> dict[str, bytes]:
-    """Requests that are to be refused with 4xx, whole or by closing the connection."""
+    """Makes requests that must get a status of 4xx."""
     part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
     files = "/v2/models/linear/infer"
     return {
@@ -155,7 +155,7 @@ def malformed() -> dict[str, bytes]:
 
 
 def heavy(size: int) -> dict[str, bytes]:
-    """Requests of about `size` bytes that cost a parser the most, in every content type."""
+    """Makes requests of about `size` bytes that are the most expensive to parse, for every content type."""
     part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
     noise, end, files = random.Random(0).randbytes(size), b"\r\n--x--\r\n", "/v2/models/linear/infer"
     binary = {"name": "files", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": size}}
@@ -185,19 +185,19 @@ def heavy(size: int) -> dict[str, bytes]:
 
 
 def chunked(body: bytes, coding: str = "chunked") -> bytes:
-    """A request whose body is one chunk, in this transfer coding."""
+    """Makes a request whose body is one chunk, with the given transfer coding."""
     head = f"POST /predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: {coding}\r\n\r\n"
     chunk = b"%x\r\n" % len(body) + body + b"\r\n" if body else b""
     return head.encode() + chunk + b"0\r\n\r\n"
 
 
 def upgrading(body: bytes, protocol: str = "h2c") -> bytes:
-    """A request that wishes for another protocol, as Java's client and `curl --http2` send."""
+    """Makes a request with an Upgrade to another protocol, as Java's client and `curl --http2` send."""
     return http_request(body, Connection="Upgrade, HTTP2-Settings", Upgrade=protocol, HTTP2_Settings="AAMA")
 
 
 def seeds(routes: list[tuple[str, str]]) -> list[bytes]:
-    """Well-formed requests of every route and every way to ask, to be damaged."""
+    """Makes well-formed requests for every route and every form of a body, to be damaged."""
     plain = [http_request(PNG, path=path, method=method) for method, path in routes]
     tensor = infer({"datatype": "UINT8", "parameters": {"binary_data_size": 960}}, bytes(960))
     framed = [
@@ -210,23 +210,23 @@ def seeds(routes: list[tuple[str, str]]) -> list[bytes]:
     return [*plain, *framed, *bodies]
 
 
-def damage(data: bytes, dice: random.Random) -> bytes:
-    """A few bytes changed, repeated, moved, cut or put in."""
-    found = bytearray(data)
-    for _ in range(dice.randint(1, 6)):
-        position = dice.randrange(len(found) or 1)
-        match dice.randrange(5):
+def damage(data: bytes, generator: random.Random) -> bytes:
+    """Changes, deletes, repeats, inserts or copies a few bytes."""
+    damaged = bytearray(data)
+    for _ in range(generator.randint(1, 6)):
+        position = generator.randrange(len(damaged) or 1)
+        match generator.randrange(5):
             case 0:
-                found[position : position + 1] = dice.randbytes(1)
+                damaged[position : position + 1] = generator.randbytes(1)
             case 1:
-                del found[position : position + dice.randint(1, 40)]
+                del damaged[position : position + generator.randint(1, 40)]
             case 2:
-                found[position:position] = found[position : position + 30] * dice.randint(1, 50)
+                damaged[position:position] = damaged[position : position + 30] * generator.randint(1, 50)
             case 3:
-                found[position:position] = dice.choice(
+                damaged[position:position] = generator.choice(
                     [b"\r\n", b"\0", b"%", b"\xff", b"9" * 400, b"\r\n\r\n"]
                 )
             case 4:
-                other = dice.randrange(len(found) or 1)
-                found[position:position] = found[other : other + 60]
-    return bytes(found)
+                other = generator.randrange(len(damaged) or 1)
+                damaged[position:position] = damaged[other : other + 60]
+    return bytes(damaged)

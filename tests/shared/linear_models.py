@@ -1,4 +1,4 @@
-"""Models that are written without training, in a folder with prepared images and a tracking store."""
+"""Writes models without training them, in a folder with prepared images and a tracking store."""
 
 import dataclasses
 import json
@@ -57,7 +57,7 @@ def write_prepared(folder: Path) -> None:
 
 
 def linear_weights(mistaken: int) -> np.ndarray:
-    """Weights (pixels, classes) that are right but for `mistaken` classes, which they take for each other."""
+    """Makes weights (pixels, classes) that confuse the first `mistaken` classes, and are right for all others."""
     random = np.random.default_rng(0)
     means = np.stack(
         [np.mean([pattern(c, random) for _ in range(50)], axis=0).ravel() for c in range(len(CLASSES))]
@@ -69,7 +69,7 @@ def linear_weights(mistaken: int) -> np.ndarray:
 
 
 def write_model(name: str, params: Params, mistaken: int = 0, epochs: int = 2) -> None:
-    """What train, export and evaluate leave behind for a linear model."""
+    """Writes the outputs of train, export and evaluate for a linear model."""
     folder = Path("models") / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.keras").write_bytes(f"{name} {mistaken}".encode())
@@ -111,30 +111,28 @@ def only(params: Params, *models: str) -> Params:
 
 
 def assert_exactly_once(params: Params, runs: list[str], versions: int) -> None:
-    """One finished run for each of `runs`, curves without double points, and so many sound versions."""
-    found = state(params)
-    assert found.finished == sorted(runs)
-    assert len(found.runs) == len(runs)
-    assert found.doubled() == []
-    assert len(found.versions) == versions
-    assert set(found.aliases) == ({"challenger", "champion"} if versions else set())
-    for version in found.versions:
+    """Checks that the store has one finished run for each of `runs`, no point twice, and `versions` intact versions."""
+    store = state(params)
+    assert store.finished == sorted(runs)
+    assert len(store.runs) == len(runs)
+    assert store.doubled() == []
+    assert len(store.versions) == versions
+    assert set(store.aliases) == ({"challenger", "champion"} if versions else set())
+    for version in store.versions:
         assert_verified(version)
 
 
 def assert_verified(version) -> None:
-    """What lies in the store under a version is what its tags say."""
+    """Checks that the files of a version have the digest in its tags."""
     (artifact,) = (downloaded(version) / "artifacts").glob("*/model.onnx")
     assert artifact_sha256(artifact.parent) == version.tags["artifact_sha256"]
 
 
 def downloaded(version) -> Path:
-    """The folder of the MLflow model that a version stands for."""
+    """Returns the folder of a version's MLflow model."""
     store = f"sqlite:///{Path('mlflow.db').absolute()}"
     before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(
-        store
-    )  # where MLflow looks for the address of a logged model, whatever it is given
+    mlflow.set_tracking_uri(store)  # MLflow resolves the address of a logged model in this store only
     try:
         return Path(mlflow.artifacts.download_artifacts(version.source))
     finally:

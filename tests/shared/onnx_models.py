@@ -1,4 +1,4 @@
-"""Tiny exported artifacts, written without Keras: flatten → matrix product."""
+"""Writes tiny exported artifacts without Keras."""
 
 import json
 from pathlib import Path
@@ -13,11 +13,11 @@ COLOURS = ["red", "green", "blue"]
 def write_artifact(
     folder: Path, classes: list[str], size: tuple[int, int], weights: np.ndarray | None = None
 ) -> Path:
-    """The three files that serving reads; `weights` float (height·width·3, classes), random by default."""
+    """Writes the artifact of a linear model. `weights`: float (height·width·3, classes), random by default."""
     height, width = size
     if weights is None:
         weights = np.random.default_rng(0).normal(0, 0.002, (height * width * 3, len(classes)))
-        weights -= weights.mean(axis=0)  # so that brightness alone does not decide
+        weights -= weights.mean(axis=0)  # otherwise brightness alone would decide the class
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", height, width, 3])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", weights.shape[1]])
     graph = helper.make_graph(
@@ -34,7 +34,7 @@ def write_artifact(
 
 
 def write_colours(folder: Path, size: tuple[int, int] = (48, 48)) -> Path:
-    """A model of COLOURS that looks at each pixel: by how much one channel exceeds the mean of the others."""
+    """Writes a model of COLOURS. A class's logit is the mean of how much its channel exceeds the mean of the others."""
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", *size, 3])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])
     excess = 1.5 * np.eye(3, dtype=np.float32) - 0.5

@@ -1,4 +1,4 @@
-"""A real `visionpipe serve` in a process of its own, and plain HTTP to talk to it."""
+"""Runs `visionpipe serve` in a separate process, and sends requests to it."""
 
 import contextlib
 import http.client
@@ -58,9 +58,9 @@ class RunningServer:
         return self.request("POST", f"/predict{query}", body, **headers)
 
     def metric(self, line: str) -> float:
-        """The value of one line of /metrics; 0 where it is not there."""
-        found = re.search(rf"^{re.escape(line)} (\S+)$", self.get("/metrics").body.decode(), re.MULTILINE)
-        return float(found[1]) if found else 0.0
+        """Returns the value of one line of /metrics; 0 if there is no such line."""
+        match = re.search(rf"^{re.escape(line)} (\S+)$", self.get("/metrics").body.decode(), re.MULTILINE)
+        return float(match[1]) if match else 0.0
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -69,7 +69,7 @@ class RunningServer:
 
 @contextlib.contextmanager
 def running(target: Any, *options: str, **variables: str) -> Iterator[RunningServer]:
-    """Starts a server on a free port; quick to end unless the options say otherwise."""
+    """Starts a server on a free port, which ends without a delay unless the options demand one."""
     command = [sys.executable, "-m", "visionpipe", "serve", str(target), "--port", "0"]
     command += ["--drain-seconds", "0", "--follow-seconds", "0.1", *options]
     environment = os.environ | {"PYTHONPATH": str(CHECKOUT)} | variables
@@ -81,12 +81,12 @@ def running(target: Any, *options: str, **variables: str) -> Iterator[RunningSer
     reader.start()
     try:
         line = process.stdout.readline()
-        found = re.search(r"http://[^:]+:(\d+)/", line)
-        if found is None:
+        match = re.search(r"http://[^:]+:(\d+)/", line)
+        if match is None:
             process.wait(TIMEOUT)
             reader.join(TIMEOUT)
             raise AssertionError(f"the server did not start: {line}{''.join(log)}")
-        yield RunningServer(process, int(found[1]), line, log)
+        yield RunningServer(process, int(match[1]), line, log)
     finally:
         if process.poll() is None:
             process.kill()
@@ -104,14 +104,14 @@ def picture(form: str = "PNG", mode: str = "RGB", width: int = 31, height: int =
 
 
 def big_jpeg() -> bytes:
-    """36 million pixels: the better part of a second to decode, in 0.6 MB."""
+    """Makes a JPEG file of 36 million pixels and 0.6 MB, which takes most of a second to decode."""
     file = io.BytesIO()
     Image.new("RGB", (6000, 6000), "green").save(file, "JPEG")
     return file.getvalue()
 
 
 def form(*files: bytes, **fields: str) -> tuple[bytes, str]:
-    """A multipart body and its content type."""
+    """Makes a multipart body; returns it and its content type."""
     parts = [
         f'--x\r\nContent-Disposition: form-data; name="file"; filename="{i}"\r\n\r\n'.encode()
         + data

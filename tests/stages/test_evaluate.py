@@ -17,7 +17,7 @@ from visionpipe.data.prepared import SPLITS, write_manifest, write_split
 from visionpipe.errors import ArtifactError
 from visionpipe.escape import visible
 from visionpipe.evaluation import metrics
-from visionpipe.evaluation.comparison import COLUMNS, comparison, read_rows
+from visionpipe.evaluation.comparison import COLUMNS, comparison, read_results
 from visionpipe.files import write_json
 from visionpipe.project.params import ModelConfig, Params
 from visionpipe.project.paths import state_folder
@@ -212,7 +212,7 @@ def test_rows_hold_what_is_known_and_none_for_the_rest(evaluated):
     lineage.write_text('{"parameters_count": 2160, "model_sha256": "abc"}')
     training = state_folder() / "measurements" / "train-abc.json"
     training.write_text('{"minutes": 1.25, "images_per_second": 3.0}')
-    linear, absent = read_rows(["linear", "absent"], 1, state_folder())
+    linear, absent = read_results(["linear", "absent"], 1, state_folder())
     speed = measure(ARTIFACT, artifact_sha256(ARTIFACT), 1, state_folder())
     found = json.loads((REPORT / "metrics.json").read_text())
     assert linear == {
@@ -341,7 +341,7 @@ def test_the_card_of_many_classes_shows_the_worst(large_report, monkeypatch):
     text = card()
     assert "102 classes: c0, c1, " in text
     assert "c99 and 2 more." in text
-    assert "These 100 of 102 classes have the lowest F1." in text
+    assert "The table shows the 100 of 102 classes with the lowest F1." in text
     table = json.loads((large_report / "per_class.json").read_text())
     shown = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| c")]
     scores = [table[name]["f1"] for name in shown if name in table]

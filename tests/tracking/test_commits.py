@@ -1,4 +1,4 @@
-"""Which commit a lineage names: the one whose checkout makes the model, or none, with the reason."""
+"""Tests which commit a lineage names: the one whose checkout makes the model, or none, with the reason."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def change(key: str, value: object) -> None:
 
 
 def identity() -> dict:
-    """What a training here would note of itself."""
+    """Returns the identity that a training in this folder would record."""
     params, lock = load_params(), yaml.safe_load(Path("code.lock").read_text())
     made = training_params("vit", params, params.train_config("vit"), params.model_spec("vit"))
     identity = {
@@ -49,7 +49,7 @@ def identity() -> dict:
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch) -> Path:
-    """A repository without a commit."""
+    """Makes a repository without a commit."""
     for cached in (content, files_at, params_at):
         cached.cache_clear()
     monkeypatch.chdir(tmp_path)
@@ -72,7 +72,7 @@ def test_head_makes_what_was_trained_from_it_also_detached_and_in_a_shallow_clon
     head, made = commit("later"), identity()
     assert commit_that_makes("vit", made) == Made(head)
     git("checkout", "--quiet", "--detach")
-    Path("README.md").write_text("what is no input of a training may change\n")
+    Path("README.md").write_text("This file is not an input of a training.\n")
     assert commit_that_makes("vit", made) == Made(head)
     clone = tmp_path_factory.mktemp("clone") / "shallow"
     git("clone", "--quiet", "--depth", "1", repository.as_uri(), str(clone))
@@ -107,7 +107,7 @@ def test_no_commit_makes_what_was_trained_with_uncommitted_changes(repository, w
     assert commit_that_makes("vit", identity()).tags()["git_dirty"] == "true"
 
 
-def test_a_model_of_head_is_said_to_have_uncommitted_changes_beside_it(repository):
+def test_uncommitted_changes_are_named_beside_head(repository):
     made, head = identity(), commit("first")
     Path("dvc.yaml").write_text(Path("dvc.yaml").read_text() + "# a comment\n")
     assert commit_that_makes("vit", made) == Made(head, "with uncommitted changes of dvc.yaml")
@@ -117,13 +117,13 @@ def test_without_a_commit_the_reason_is_named(repository, monkeypatch):
     assert commit_that_makes("vit", identity()) == Made("none", "nothing is committed yet")
     shutil.rmtree(".git")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(repository.parent))
-    assert commit_that_makes("vit", identity()) == Made("none", "this is no git repository")
+    assert commit_that_makes("vit", identity()) == Made("none", "this folder is not in a git repository")
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     git_init = subprocess.run(["git", "init", "--quiet"], check=False, capture_output=True)
     assert git_init.returncode == 0
     assert "safe.directory" in commit_that_makes("vit", identity()).note
     monkeypatch.setenv("PATH", "")
-    assert commit_that_makes("vit", identity()) == Made("none", "git is not installed here")
+    assert commit_that_makes("vit", identity()) == Made("none", "git is not installed")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`register` and the making of the store, killed with signal 9 at every step: the next one puts all right."""
+"""Kills `register` and the creation of a store with signal 9 at every step; the next `register` completes the work."""
 
 import dataclasses
 import json
@@ -21,8 +21,8 @@ from repository import CHECKOUT, TIMEOUT, environment
 from visionpipe.project.params import TrackingConfig
 from visionpipe.tracking.store import connect
 
-# Imports everything once; then, for each line of its input, forks a child that runs `register` and is killed
-# right after the write that the line names. Prints the child's exit code and the writes that it made.
+# Imports everything once. Then, for each line of its input, forks a child that runs `register` and is killed right
+# after the write that the line names. Prints the child's exit code and its writes.
 DRIVER = """
 import json, os, signal, sys
 import alembic.command, mlflow.store.model_registry.sqlalchemy_store, mlflow.store.tracking.sqlalchemy_store
@@ -102,7 +102,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def driver(workspace, tmp_path_factory):
-    """`driver(line)`: one `register` in a process that is killed after the write named by `line`."""
+    """Starts the driver. `driver(line)` runs `register` in a process that is killed after the write named by `line`."""
     errors = (tmp_path_factory.mktemp("driver") / "stderr.txt").open("w+")
     process = subprocess.Popen(
         [sys.executable, "-c", DRIVER], cwd=workspace, env=environment(PYTHONPATH=str(CHECKOUT)),
@@ -127,7 +127,7 @@ def driver(workspace, tmp_path_factory):
 @pytest.mark.timeout(600)
 @pytest.mark.slow
 def test_register_killed_after_each_of_its_writes_in_turn_makes_everything_exactly_once(params, driver):
-    """Every attempt starts from what the one before it left, and dies one write further on."""
+    """Every attempt starts from the state that the previous one left, and is killed one write later."""
     for mistaken, name in enumerate(params.models):
         write_model(name, params, mistaken=2 * mistaken)
     write_params_file(
@@ -143,14 +143,14 @@ def test_register_killed_after_each_of_its_writes_in_turn_makes_everything_exact
     for write in writes:
         killed = driver(write)
         assert killed.status == -9, f"not reached: {write}; {killed.writes}; {killed.errors}"
-        found = state(params)
-        assert len(found.runs) <= len(params.models), f"after {write}"
-        assert len(found.versions) <= 1, f"after {write}"
-        for version in found.versions:
+        store = state(params)
+        assert len(store.runs) <= len(params.models), f"after {write}"
+        assert len(store.versions) <= 1, f"after {write}"
+        for version in store.versions:
             assert_verified(version)
     last = driver()
     assert last.status == 0, last.errors
-    assert last.writes == [], "nothing was left to do"
+    assert last.writes == [], "the last attempt before it was complete"
     assert_exactly_once(params, ["one", "two"], versions=1)
     logged = connect(params.tracking).client.search_logged_models([state(params).runs[0].info.experiment_id])
     assert [model.status for model in logged] == ["READY"]

@@ -1,6 +1,6 @@
-"""Runs and versions: nothing twice, nothing lost, nothing unverified.
+"""Tests that runs and versions are recorded exactly once, that none is lost, and that every version is verified.
 
-The models are linear and written without training; the store, the uploads and the checks are real.
+The models are linear and written without training. The store, the uploads and the verification are real.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from linear_models import assert_exactly_once, only, state, write_model
 from visionpipe.errors import RegistryError
 from visionpipe.files import write_json
 from visionpipe.stages.register import golden, register
-from visionpipe.tracking.receipt import RECEIPT
+from visionpipe.tracking.receipt import RECEIPT, judge
 from visionpipe.tracking.registry import publish
 from visionpipe.tracking.runs import complete, record
 from visionpipe.tracking.store import connect
@@ -37,6 +37,21 @@ def test_a_failed_gate_registers_nothing_and_says_so(params, capsys):
     assert "is below 0.9" in said
 
 
+@pytest.mark.parametrize(("over_majority", "passes"), [(0.0, True), (0.25, True), (0.26, False)])
+def test_the_gate_can_lie_above_the_most_frequent_class(params, over_majority, passes):
+    write_model(
+        "one", params, mistaken=2
+    )  # right for half of the images; each of the four classes has a quarter
+    gate = dataclasses.replace(params.register.gate, over_majority=over_majority)
+    params = dataclasses.replace(params, register=dataclasses.replace(params.register, gate=gate))
+    judgement = judge(only(params, "one"))["models"]["one"]
+    assert judgement["passed"] == passes
+    assert passes or judgement["failures"] == [
+        "validation accuracy 0.5000 is below 0.5100, the share 0.2500 of the most frequent class "
+        "plus over_majority 0.26"
+    ]
+
+
 def test_an_upload_that_arrives_damaged_is_never_registered(params, monkeypatch):
     write_model("one", params)
     upload = mlflow.MlflowClient.log_model_artifacts
@@ -50,21 +65,21 @@ def test_an_upload_that_arrives_damaged_is_never_registered(params, monkeypatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(mlflow.MlflowClient, "log_model_artifacts", damaging)
-        with pytest.raises(RegistryError, match=r"model.onnx came back changed"):
+        with pytest.raises(RegistryError, match=r"model.onnx was changed by the upload"):
             register(only(params, "one"))
     assert_exactly_once(params, ["one"], versions=0)
     register(only(params, "one"))
     assert_exactly_once(params, ["one"], versions=1)
 
 
-def test_an_upload_that_answers_otherwise_is_never_registered(params):
+def test_an_upload_that_answers_differently_is_never_registered(params):
     write_model("one", params)
     store = connect(params.tracking)
     run_id = record(store, Path("models/one"))
     right = golden("one")
     wrong = dataclasses.replace(right, answers=[*right.answers[:-1], right.answers[0] | {"label": "red"}])
     assert wrong != right
-    with pytest.raises(RegistryError, match="answers otherwise"):
+    with pytest.raises(RegistryError, match="does not answer like the evaluated model"):
         publish(store, run_id, "one", Path("artifacts/one"), "# card", wrong, version_tags("one"))
     assert_exactly_once(params, ["one"], versions=0)
 
@@ -72,7 +87,7 @@ def test_an_upload_that_answers_otherwise_is_never_registered(params):
 # Runs --------------------------------------------------------------------------------------------------
 
 
-def test_another_model_from_the_same_training_key_is_a_run_of_its_own_and_says_why(params):
+def test_another_model_from_the_same_training_key_gets_a_separate_run_that_says_why(params):
     write_model("one", params)
     store = connect(params.tracking)
     first = record(store, Path("models/one"))
@@ -99,7 +114,7 @@ def test_a_history_whose_logging_was_cut_off_is_completed(params, monkeypatch):
 
     def cut_off(**request):
         sent.append(len(request["metrics"]))
-        if len(sent) == 4:  # the parameters, and two parts of the history, arrived
+        if len(sent) == 4:  # after the parameters and two parts of the history
             raise ConnectionError("cut off")
         return send(**request)
 

@@ -1,4 +1,4 @@
-"""The tracking store of a project that moves, of several users at once, and its failures as sentences."""
+"""Tests the tracking store of a moved project, a store with several users, and the errors of its failures."""
 
 import os
 import shutil
@@ -36,28 +36,18 @@ RUN = "0" * 32 + "/artifacts"
         (["new/mlartifacts/" + RUN], "old/mlartifacts/" + RUN, "new"),  # moved
         (["new/mlartifacts/" + RUN, "old/mlartifacts/" + RUN], "old/mlartifacts/" + RUN, "new"),  # copied
         ([], "old/mlartifacts", "new"),  # the database alone was restored
-        (
-            ["old/mlartifacts/" + RUN, "old/mlflow.db"],
-            "old/mlartifacts",
-            "new",
-        ),  # the database alone was copied
-        (
-            ["old/mlartifacts/" + RUN, "old/mlflow.db"],
-            "old/mlartifacts/" + RUN,
-            "old",
-        ),  # and reads what lies there
-        (
-            ["old/mlartifacts/" + RUN],
-            "old/mlartifacts",
-            "old",
-        ),  # a store whose artifacts always lay elsewhere
+        # The database alone was copied: new artifacts go to the new folder, and the others remain in the old one.
+        (["old/mlartifacts/" + RUN, "old/mlflow.db"], "old/mlartifacts", "new"),
+        (["old/mlartifacts/" + RUN, "old/mlflow.db"], "old/mlartifacts/" + RUN, "old"),
+        # The artifacts of this store were in another folder from the start.
+        (["old/mlartifacts/" + RUN], "old/mlartifacts", "old"),
         (["new/mlartifacts"], "new/mlartifacts/" + RUN, "new"),
-        (["new/mlartifacts"], "old/elsewhere/" + RUN, "old"),  # a location that people chose
+        (["new/mlartifacts"], "old/elsewhere/" + RUN, "old"),  # a location that the user chose
     ],
 )
 @pytest.mark.parametrize("scheme", ["file://", ""])
 def test_a_location_follows_the_store_to_where_it_was_moved(tmp_path, exist, location, expected, scheme):
-    base = tmp_path / "ä b"  # which an address writes otherwise
+    base = tmp_path / "ä b"  # which a URL writes differently
     for name in exist:
         (base / name).mkdir(parents=True)
     (base / "new").mkdir(parents=True, exist_ok=True)
@@ -65,9 +55,9 @@ def test_a_location_follows_the_store_to_where_it_was_moved(tmp_path, exist, loc
     def written(name):
         return (base / name).as_uri() if scheme else str(base / name)
 
-    found = present_location(written(location), base / "new" / "mlflow.db")
-    assert found == written(location.replace("old", expected, 1).replace("new", expected, 1))
-    assert present_location(found, base / "new" / "mlflow.db") == found
+    present = present_location(written(location), base / "new" / "mlflow.db")
+    assert present == written(location.replace("old", expected, 1).replace("new", expected, 1))
+    assert present_location(present, base / "new" / "mlflow.db") == present
 
 
 @pytest.mark.parametrize("location", ["s3://bucket/mlartifacts/1", "mlflow-artifacts:/1", "models:/m-1", ""])
@@ -141,7 +131,7 @@ def test_an_experiment_that_another_user_makes_at_the_same_time_is_taken(params,
     ("first", "settled", "stays"), [("0", False, "rival"), ("g", False, "own"), ("g", True, "rival")]
 )
 def test_of_two_runs_that_are_created_at_once_one_stays(params, monkeypatch, first, settled, stays):
-    """The rival's id begins with `first`, so that it is smaller than ours, or larger. It decides while we wait."""
+    """The rival's id starts with `first`, so it is smaller or larger than ours. The rival decides while we wait."""
     store = connect(params.tracking)
     identity = {
         "params": {"model": {"family": "f"}, "backend": "b"},
@@ -170,9 +160,9 @@ def test_of_two_runs_that_are_created_at_once_one_stays(params, monkeypatch, fir
     monkeypatch.setattr(
         "visionpipe.tracking.runs.time", type("Time", (), {"sleep": decides, "time": time.time})
     )
-    found = create_run_once(store, "one", "key", identity, trained_here=False).info.run_id
-    assert [run.info.run_id for run in runs_of(store, "key")] == [found]
-    assert (found == rivals[0]) == (stays == "rival")
+    chosen = create_run_once(store, "one", "key", identity, trained_here=False).info.run_id
+    assert [run.info.run_id for run in runs_of(store, "key")] == [chosen]
+    assert (chosen == rivals[0]) == (stays == "rival")
 
 
 def test_of_two_versions_of_one_artifact_that_are_made_at_once_the_older_one_stays(params, monkeypatch):
@@ -182,12 +172,12 @@ def test_of_two_versions_of_one_artifact_that_are_made_at_once_the_older_one_sta
     (first,) = all_versions(store).values()
     looked = []
 
-    def late(*arguments):  # the other one's version is there when ours has been made
+    def late(*arguments):  # the rival's version is visible only after ours was created
         looked.append(arguments)
         return find_version(*arguments) if len(looked) > 1 else None
 
     monkeypatch.setattr(registry, "find_version", late)
-    found = publish(
+    version = publish(
         store,
         record(store, Path("models/one")),
         "one",
@@ -196,7 +186,7 @@ def test_of_two_versions_of_one_artifact_that_are_made_at_once_the_older_one_sta
         golden("one"),
         version_tags("one"),
     )
-    assert str(found.version) == str(first.version)
+    assert str(version.version) == str(first.version)
     assert list(all_versions(store)) == [str(first.version)]
 
 
@@ -205,7 +195,7 @@ def test_a_process_is_abandoned_only_where_it_is_known_to_be_dead():
     machine, number, _ = here.rsplit(" ", 2)
     assert is_alive(here)
     assert not is_abandoned(here)
-    assert is_abandoned(f"{machine} {number} 1.00")  # another one had the number
+    assert is_abandoned(f"{machine} {number} 1.00")  # an earlier process with the same id
     assert not is_abandoned(f"another-{here}")
     assert not is_abandoned("")
 
@@ -231,9 +221,7 @@ def test_a_version_whose_files_are_gone_has_them_uploaded_again(params, capsys):
 
 def test_a_failure_of_the_store_is_a_sentence_that_names_it(params):
     store = connect(params.tracking)
-    with pytest.raises(
-        StoreError, match=rf"the tracking store {store.uri} has failed in get_run: .*no-such-run"
-    ):
+    with pytest.raises(StoreError, match=rf"the tracking store {store.uri} failed in get_run: .*no-such-run"):
         store.client.get_run("no-such-run")
 
 
@@ -337,7 +325,7 @@ def test_the_options_of_an_address_are_no_part_of_the_file(tmp_path, monkeypatch
 # Temporary folders --------------------------------------------------------------------------------------
 
 
-def test_a_temporary_folder_that_a_killed_process_has_left_goes_away_and_one_in_use_stays(tmp_path):
+def test_the_temporary_folder_of_a_killed_process_is_removed_and_one_in_use_is_not(tmp_path):
     left, claim = claim_folder(tmp_path)
     (left / "model").mkdir()
     os.close(claim)  # as the kernel does for a killed process

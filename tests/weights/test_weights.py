@@ -380,9 +380,7 @@ def test_a_distilled_checkpoint_needs_a_model_with_its_token(tmp_path):
 
 def test_an_unknown_naming_is_refused_with_what_was_found_and_expected(tmp_path):
     file = write(tmp_path, {"encoder/layer_0/w": np.ones(3), "encoder/layer_0/b": np.ones(3)})
-    refused(
-        vit(), file, "found 2 tensors (encoder/layer_0/w, ", "expected", "google-research .npz", "timm ViT"
-    )
+    refused(vit(), file, "has 2 tensors (encoder/layer_0/w, ", "expected", "google-research .npz", "timm ViT")
 
 
 def pickled(path):

@@ -301,7 +301,7 @@ def test_a_registered_model_is_found_by_alias_and_by_version(registered):
 def test_a_registered_model_that_is_not_the_logged_one_is_refused(registered):
     name, store, run_id = registered
     store.client.set_tag(run_id, "model_sha256", "0" * 64)
-    with pytest.raises(RegistryError, match=r"the model\.keras of its run is not the one that was logged"):
+    with pytest.raises(RegistryError, match=r"the model\.keras of its run was changed after it was logged"):
         resolve(f"models:/{name}@champion")
 
 

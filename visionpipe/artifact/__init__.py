@@ -1,4 +1,4 @@
-"""What ships: the exported model, its identity, the classifier that runs it, and the MLflow model around it.
+"""The exported model: its files and their digest, the classifier that runs it, and the MLflow model that contains it.
 
-Nothing in here that serving needs imports keras, tensorflow, jax or torch.
+The modules that serving needs import neither keras nor tensorflow, jax or torch.
 """

@@ -1,7 +1,7 @@
-"""Model files whose bytes depend on the model alone: same parameters, same bytes.
+"""Writes model files in a canonical form: the same model always gives the same bytes.
 
-Keras and the ONNX exporter both write something new at every call: dates, the memory addresses behind
-`shared_object_id`, names and node orders from hash tables. Here they are rewritten without it.
+Keras and the ONNX exporter write something different at every call: dates, memory addresses as
+`shared_object_id`, and names and node orders that come from hash tables. This module removes these differences.
 """
 
 import io
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
     import onnx
 
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
-# Of float32 in one ONNX file: Protobuf ends at 2 GiB, and the graph beside the weights takes less than 16 MiB of it.
+# The most float32 parameters in an ONNX file: Protobuf allows 2 GiB, and the graph without weights needs under 16 MiB.
 MOST_PARAMETERS = (2**31 - 2**24) // 4
 
 
 def check_parameters(count: int) -> None:
-    """Raises ConfigError for a model with at least `count` parameters that is too large to be exported."""
+    """Raises ConfigError if a model of `count` parameters is too large to be exported."""
     if count > MOST_PARAMETERS:
         raise ConfigError(
-            f"a model of {count:,} parameters, {count * 4 / 2**30:.1f} GiB, cannot be exported: an ONNX file ends at "
-            f"2 GiB; take a smaller variant"
+            f"a model of {count:,} parameters, {count * 4 / 2**30:.1f} GiB, cannot be exported: an ONNX file holds at "
+            f"most 2 GiB; choose a smaller variant"
         )
 
 
 def save_keras(model: "keras.Model", path: Path) -> None:
-    """Writes the inference model, without optimizer and loss, as a canonical `.keras` file."""
+    """Writes the model, without optimizer and loss, as a canonical `.keras` file."""
     import keras
 
-    # The same layers, not compiled: a compiled model's file holds the optimizer's state, and names the
-    # backend's own optimizer class, so that it could not be trained on another one.
+    # A new, uncompiled model of the same layers: the file of a compiled model holds the optimizer's state, and
+    # names an optimizer class of the backend, so that no other backend could train it.
     inference = keras.Model(model.input, model.output, name=model.name)
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "model.keras"
@@ -46,7 +46,7 @@ def save_keras(model: "keras.Model", path: Path) -> None:
 
 
 def canonical_keras(content: bytes) -> bytes:
-    """The `.keras` archive with fixed dates, sorted members and renumbered shared objects."""
+    """Rewrites a `.keras` archive with fixed dates, sorted members and renumbered shared objects."""
     result = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(result, "w") as target:
         for name in sorted(source.namelist()):
@@ -62,8 +62,9 @@ def canonical_keras(content: bytes) -> bytes:
 
 
 def renumber(node: Any, seen: dict[int, int]) -> Any:
-    """Replaces every `shared_object_id` (a memory address) by its order of appearance, so that layers
-    that share an object still do.
+    """Replaces every `shared_object_id`, a memory address, by its order of appearance in the JSON value `node`.
+
+    Layers that share an object still share it. `seen`: address → number; the function adds new addresses.
     """
     if isinstance(node, list):
         return [renumber(item, seen) for item in node]
@@ -76,15 +77,18 @@ def renumber(node: Any, seen: dict[int, int]) -> Any:
 
 
 def canonical_onnx(model: "onnx.ModelProto", input_name: str, output_name: str) -> bytes:
-    """The model with one input and one output, its values named and its nodes ordered by a depth-first
-    walk back from the output, which depends on the graph alone.
+    """Serialises an ONNX model with names and a node order that depend on its graph alone.
+
+    Nodes are ordered by a depth-first walk from the output back to the input, and values are numbered in that order.
+    Raises ArtifactError unless the model has one input and one output; they get the names `input_name` and
+    `output_name`.
     """
     import onnx
 
     graph = model.graph
     if len(graph.input) != 1 or len(graph.output) != 1:
         raise ArtifactError(
-            f"expected an ONNX graph of one input and one output, received {len(graph.input)} and "
+            f"expected an ONNX graph with one input and one output, received {len(graph.input)} and "
             f"{len(graph.output)}"
         )
     producers = {name: node for node in graph.node for name in node.output}

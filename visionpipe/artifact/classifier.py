@@ -1,4 +1,4 @@
-"""The one predictor: evaluation, the MLflow model and the server all answer with this class."""
+"""Runs an exported model. Evaluation, the MLflow model and the server all predict with this class."""
 
 import json
 from pathlib import Path
@@ -10,26 +10,27 @@ import onnxruntime
 from visionpipe.data.decode import MAX_PIXELS, RESAMPLING, decode_image, resize_and_crop
 from visionpipe.errors import ArtifactError
 
-BATCH = 32  # images per run: more costs memory and gains no speed on a CPU
+BATCH = 32  # images per run: larger batches need more memory and are no faster on a CPU
 
 
 class Classifier:
-    """An exported model, read from its artifact folder and run by ONNX Runtime on the CPU.
+    """An exported model, loaded from its artifact folder and run by ONNX Runtime on the CPU.
 
-    Once constructed it holds no changing state: several threads may share one.
+    A classifier does not change after construction, so several threads may share it.
 
     Args:
         folder: holds `model.onnx`, `labels.json` and `preprocessing.json`.
-        threads: used by one prediction; None means the number of physical cores.
-        spinning: when these threads wait actively, which is the fastest but keeps the cores from anything else:
-            "always", "within" a prediction only, or "never".
+        threads: number of threads of one prediction; None means the number of physical cores.
+        spinning: whether threads without work spin, which is the fastest but occupies the cores: "always", "within" a
+            prediction only, or "never".
 
     Attributes:
         labels: class names in the order of the logits.
-        size: (height, width) in pixels of the images that the model takes.
-        framing: `size` and how images are resized to it, the arguments of `resize_and_crop`.
+        size: (height, width) in pixels of the model's input.
+        framing: the keyword arguments of `resize_and_crop`, `size` among them.
 
-    Raises ArtifactError when a file is missing or damaged, or when the files contradict each other.
+    Raises:
+        ArtifactError: a file is missing or damaged, or the files contradict each other.
     """
 
     def __init__(self, folder: Path, threads: int | None = None, spinning: str = "always"):
@@ -54,27 +55,28 @@ class Classifier:
             raise ArtifactError(f"{folder}: model.onnx has {outputs} classes, labels.json {len(self.labels)}")
 
     def __reduce__(self) -> tuple[type["Classifier"], tuple[Any, ...]]:
-        """Another process loads it anew."""
+        """Pickles only the arguments, so that another process loads the model from its folder."""
         return Classifier, self._arguments
 
     def preprocess(self, data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-        """An image file as the uint8 (height, width, 3) that the model takes; raises ImageError."""
+        """Decodes and resizes an image file to the model's input, uint8 (height, width, 3); raises ImageError."""
         return resize_and_crop(decode_image(data, max_pixels), **self.framing)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """float32 (n, classes) from images of any real dtype (n, height, width, 3) in [0, 255], n ≥ 1."""
+        """Computes float32 logits (n, classes) of `images` (n, height, width, 3), any real dtype, [0, 255], n ≥ 1."""
         starts = range(0, len(images), BATCH)
         batches = (np.asarray(images[start : start + BATCH], np.float32) for start in starts)
         return np.concatenate([self._session.run(["logits"], {"images": batch})[0] for batch in batches])
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """float64 (n, classes), rows summing to one: the softmax of `logits`."""
+        """Computes the softmax of `logits`, float64 (n, classes)."""
         logits = self.logits(images).astype(np.float64)
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
 def read_labels(folder: Path) -> list[str]:
+    """Reads the class names, in the order of the logits; raises ArtifactError."""
     labels = read_json(folder / "labels.json")
     if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
         raise ArtifactError(f"{folder / 'labels.json'} is not a list of class names")
@@ -82,22 +84,28 @@ def read_labels(folder: Path) -> list[str]:
 
 
 def read_framing(folder: Path) -> dict[str, Any]:
+    """Reads the keyword arguments of `resize_and_crop` and fills in its defaults; raises ArtifactError."""
     path, content = folder / "preprocessing.json", read_json(folder / "preprocessing.json")
     match content:
         case {"size": [int(height), int(width)]} if height > 0 and width > 0:
             defaults = {"size": None, "interpolation": "bicubic", "crop_ratio": 1.0}
             framing = defaults | content | {"size": (height, width)}
         case _:
-            raise ArtifactError(f"{path} gives no size as [height, width]")
+            raise ArtifactError(
+                f"{path} has no size as [height, width]: run dvc repro to export the model again"
+            )
     match framing:
         case {"interpolation": str(name), "crop_ratio": int() | float() as ratio, **rest} if (
             name in RESAMPLING and 0 < ratio <= 1 and rest.keys() == {"size"}
         ):
             return framing
-    raise ArtifactError(f"{path} gives an interpolation, a crop_ratio or a key that is not known")
+    raise ArtifactError(
+        f"{path} has an unknown interpolation, crop_ratio or key: it was damaged, or exported by a newer visionpipe"
+    )
 
 
 def read_json(path: Path) -> Any:
+    """Reads a JSON file of an artifact; raises ArtifactError."""
     try:
         return json.loads(read_bytes(path))
     except ValueError as error:
@@ -105,6 +113,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_bytes(path: Path) -> bytes:
+    """Reads a file of an artifact; raises ArtifactError."""
     try:
         return path.read_bytes()
     except OSError as error:

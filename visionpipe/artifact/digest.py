@@ -1,4 +1,4 @@
-"""The identity of an exported model."""
+"""Identifies an exported model by the content of its files."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ ARTIFACT_FILES = ("model.onnx", "labels.json", "preprocessing.json")
 
 
 def artifact_sha256(folder: Path) -> str:
-    """Computes the identity of an exported model from its graph with weights, its labels and its preprocessing."""
+    """Hashes an exported model: its graph with weights, labels and preprocessing. Raises ArtifactError."""
     missing = [name for name in ARTIFACT_FILES if not (folder / name).is_file()]
     if missing:
         raise ArtifactError(f"{folder} has no {', '.join(missing)}: run dvc repro")

@@ -1,4 +1,4 @@
-"""What an MLflow model of ours consists of: the artifact, the code that reads it, the versions it needs."""
+"""Lists the parts of a registered MLflow model: the artifact, the code that runs it, and pinned requirements."""
 
 import base64
 import io
@@ -27,27 +27,27 @@ REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pillow")
 
 
 def pyfunc_arguments(artifact: Path, staging: Path) -> dict[str, Any]:
-    """Keyword arguments for `mlflow.pyfunc.log_model` and `save_model`.
+    """Returns the keyword arguments for `mlflow.pyfunc.log_model` and `save_model`.
 
     Args:
-        artifact: the folder that the export stage wrote, `artifacts/NAME`.
-        staging: an empty folder for the code, needed until MLflow has copied it.
+        artifact: the output folder of the export stage, `artifacts/NAME`.
+        staging: an empty folder, which holds the code until MLflow has copied it.
     """
     return {
         "python_model": str(PACKAGE / "artifact/pyfunc.py"),
         "artifacts": {"classifier": str(artifact)},
-        "code_paths": [str(stage_code(staging))],
+        "code_paths": [str(copy_code(staging))],
         "pip_requirements": pip_requirements(),
         "signature": signature(),
         "input_example": input_example(),
     }
 
 
-def stage_code(folder: Path) -> Path:
+def copy_code(folder: Path) -> Path:
     """Copies the modules that serving imports to `folder/visionpipe`, and returns that path.
 
-    MLflow puts the copy ahead of everything on `sys.path`, so a served model runs the code that it was
-    registered with, whatever visionpipe is installed beside it.
+    MLflow puts the copy first on `sys.path`, so a served model runs the code that it was registered with, whichever
+    version of visionpipe is installed.
     """
     for name in SERVING_CODE:
         target = folder / PACKAGE.name / name
@@ -57,11 +57,12 @@ def stage_code(folder: Path) -> Path:
 
 
 def pip_requirements() -> list[str]:
-    """The installed versions, pinned: MLflow's own inference takes ten seconds and finds too much."""
+    """Pins the installed versions. MLflow's inference of requirements takes ten seconds, and lists too many."""
     return [f"{name}=={version(name)}" for name in REQUIREMENTS]
 
 
 def signature() -> ModelSignature:
+    """Describes the model's inputs and outputs to MLflow."""
     return ModelSignature(
         inputs=Schema([ColSpec(DataType.string, "image")]),
         outputs=Schema([ColSpec(DataType.string, "label"), ColSpec(Map(DataType.double), "probabilities")]),
@@ -69,7 +70,7 @@ def signature() -> ModelSignature:
 
 
 def input_example() -> pandas.DataFrame:
-    """A request of one image, small and white: it shows the form, and every model can answer it."""
+    """Makes an example request of one small white image, which every model can answer."""
     file = io.BytesIO()
     Image.new("RGB", (32, 32), "white").save(file, "PNG")
     return pandas.DataFrame({"image": [base64.b64encode(file.getvalue()).decode()]})

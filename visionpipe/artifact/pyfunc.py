@@ -1,4 +1,4 @@
-"""The MLflow model. MLflow copies this file into the artifact and executes it there (models from code)."""
+"""Defines the MLflow model. MLflow copies this file into the model and runs it from there ("models from code")."""
 
 import base64
 import json
@@ -19,10 +19,10 @@ MAX_ENCODED_LENGTH = 28_000_000  # base64 characters: an image file of 21 MB
 
 
 class InvalidImage(MlflowException):
-    """One row of the request is no image; the client gets status 400 and this one sentence.
+    """One row of the request is not a valid image. The client gets status 400 and this sentence.
 
-    MLflow's scoring server puts the printed request in front of `message` before it serialises the error,
-    so the serialisation takes the sentence from the exception's own argument.
+    MLflow's scoring server prepends the whole request to `message` before it serialises the error, so the
+    serialisation takes the sentence from the exception's `args`.
     """
 
     def __init__(self, row: int, reason: str):
@@ -33,7 +33,7 @@ class InvalidImage(MlflowException):
 
 
 class ImageClassifier(PythonModel):
-    """Column `image` (base64 of an image file) → one `{label, probabilities: {class: float}}` per row."""
+    """Maps the column `image` (base64 of image files) to one `{label, probabilities: {class: float}}` per row."""
 
     def load_context(self, context: PythonModelContext) -> None:
         self._classifier = Classifier(Path(context.artifacts["classifier"]))
@@ -41,7 +41,7 @@ class ImageClassifier(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pandas.DataFrame, params: dict[str, Any] | None = None
     ) -> list[dict[str, Any]]:
-        """Raises InvalidImage at the first row that is no image."""
+        """Classifies all rows; raises InvalidImage at the first one that is not a valid image."""
         if model_input.empty:
             return []
         images = np.stack([self._image(row, text) for row, text in enumerate(model_input["image"])])
@@ -55,15 +55,17 @@ class ImageClassifier(PythonModel):
         ]
 
     def _image(self, row: int, text: object) -> np.ndarray:
-        """uint8 (height, width, 3) from the base64 of an image file."""
-        if not isinstance(text, str):  # MLflow lets null and numbers through a string column
-            raise InvalidImage(row, "the image is not given as text")
+        """Decodes the base64 of an image file to the model's input, uint8 (height, width, 3)."""
+        if not isinstance(text, str):  # MLflow accepts null and numbers in a column of strings
+            raise InvalidImage(row, "the image is not a base64 string")
         if len(text) > MAX_ENCODED_LENGTH:
-            raise InvalidImage(row, f"{len(text)} characters of base64, more than {MAX_ENCODED_LENGTH:,}")
+            raise InvalidImage(
+                row, f"{len(text):,} characters of base64 exceed the limit of {MAX_ENCODED_LENGTH:,}"
+            )
         try:
             data = base64.b64decode(text, validate=True)
         except ValueError:
-            raise InvalidImage(row, "not plain base64 (no line breaks, no data: prefix)") from None
+            raise InvalidImage(row, "not plain base64: remove line breaks and any data: prefix") from None
         try:
             return self._classifier.preprocess(data)
         except ImageError as error:

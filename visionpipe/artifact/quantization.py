@@ -1,7 +1,7 @@
-"""int8 for an exported model: static, per channel, calibrated on training images.
+"""Quantizes an exported model to int8: statically, per channel, calibrated on training images.
 
-Weights become int8 with a scale for each output channel, activations uint8 with one scale for each tensor,
-found by running the fp32 model on the calibration images (Jacob et al. 2018, arXiv:1712.05877).
+Weights become int8 with one scale per output channel. Activations become uint8 with one scale per tensor, which is
+computed by running the fp32 model on the calibration images (Jacob et al. 2018, arXiv:1712.05877).
 """
 
 import tempfile
@@ -16,16 +16,16 @@ from visionpipe.artifact.canonical import canonical_onnx
 from visionpipe.artifact.classifier import BATCH, Classifier
 
 CALIBRATION_IMAGES = 256
-LEAST_SPEEDUP = 1.3  # for `auto` to keep int8
-MOST_LOSS = 0.005  # of the validation accuracy, for `auto` to keep int8
-PRODUCTS = ("Conv", "Gemm", "MatMul")  # where the time goes; the rest stays fp32
+LEAST_SPEEDUP = 1.3  # int8 over fp32; below it `auto` chooses fp32
+MOST_LOSS = 0.005  # of validation accuracy; above it `auto` chooses fp32
+PRODUCTS = ("Conv", "Gemm", "MatMul")  # the operations that take most of the time; all others stay fp32
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Validation accuracies are in [0, 1], speeds in images per second."""
+    """The choice between fp32 and int8, with the validation accuracies, in [0, 1], and speeds that decide it."""
 
-    requested: str  # int8 | auto
+    requested: str  # "int8" or "auto"
     accuracy_fp32: float
     accuracy_int8: float
     images_per_second_fp32: float
@@ -41,8 +41,8 @@ class Decision:
 
     @property
     def precision(self) -> Literal["fp32", "int8"]:
-        kept = self.speedup >= LEAST_SPEEDUP and self.loss <= MOST_LOSS
-        return "int8" if self.requested == "int8" or kept else "fp32"
+        worthwhile = self.speedup >= LEAST_SPEEDUP and self.loss <= MOST_LOSS
+        return "int8" if self.requested == "int8" or worthwhile else "fp32"
 
     def __str__(self) -> str:
         return (
@@ -51,26 +51,27 @@ class Decision:
         )
 
     def accuracies(self) -> dict[str, Any]:
-        """What is the same in every run: for the artifact's own files."""
+        """Returns precision and accuracies for the artifact's `parity.json`. Speeds would differ from run to run."""
         accuracies = {"fp32": self.accuracy_fp32, "int8": self.accuracy_int8}
         return {"precision": self.precision, "validation_accuracy": accuracies}
 
     def measured(self) -> dict[str, Any]:
-        """Everything, for MLflow and the model card."""
+        """Returns precision, accuracies and speeds for MLflow and the model card."""
         return asdict(self) | {"precision": self.precision, "speedup": round(self.speedup, 3)}
 
 
 def decision_path(artifact_sha256: str, state: Path) -> Path:
-    """Where the numbers lie that an artifact was chosen by, on the machine that exported it."""
+    """Returns the path of the numbers that decided the precision. Only the machine that exported has the file."""
     return state / "measurements" / f"precision-{artifact_sha256}.json"
 
 
 def quantize(model: bytes, images: np.ndarray) -> bytes:
-    """The ONNX model with its products in int8: the same bytes for the same model and images.
+    """Quantizes the products of a serialised ONNX model to int8; returns the new model, serialised.
 
-    images: uint8 (n, height, width, 3), what the model was trained on; n is CALIBRATION_IMAGES or so.
+    The same model and images always give the same bytes. Some products of transformers stay fp32: see
+    `products_left_in_fp32`.
 
-    Some layers of transformers stay fp32, see `kept_in_fp32`.
+    images: uint8 (n, height, width, 3), training images for the calibration, about CALIBRATION_IMAGES of them.
     """
     import onnx
     from onnxruntime.quantization import (
@@ -93,7 +94,7 @@ def quantize(model: bytes, images: np.ndarray) -> bytes:
     with tempfile.TemporaryDirectory() as temporary:
         raw, folded, int8 = (Path(temporary) / f"{name}.onnx" for name in ("raw", "folded", "int8"))
         raw.write_bytes(model)
-        # Folds batch norms into the convolutions, which otherwise would be rounded twice.
+        # Folds each batch norm into its convolution, whose result would otherwise be rounded twice.
         quant_pre_process(str(raw), str(folded), skip_symbolic_shape=True)
         quantize_static(
             str(folded),
@@ -101,9 +102,9 @@ def quantize(model: bytes, images: np.ndarray) -> bytes:
             Batches(),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(PRODUCTS),
-            nodes_to_exclude=kept_in_fp32(onnx.load(folded).graph),
+            nodes_to_exclude=products_left_in_fp32(onnx.load(folded).graph),
             per_channel=True,
-            # Weights of seven bits: on processors without VNNI the sum of two products of eight saturates.
+            # Weights of seven bits: without VNNI, processors sum two 8-bit products in 16 bits, which saturates.
             reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -112,12 +113,12 @@ def quantize(model: bytes, images: np.ndarray) -> bytes:
         return canonical_onnx(onnx.load(int8), "images", "logits")
 
 
-def kept_in_fp32(graph: Any) -> list[str]:
-    """Names of the products that would cost more accuracy than they gain speed; none in a pure ResNet.
+def products_left_in_fp32(graph: Any) -> list[str]:
+    """Returns the names of the products that are not worth quantizing. Only graphs with attention have such products.
 
-    Where there are products of two activations, as in attention, these stay fp32 (they gain nothing), and so
-    do the first and the last product: the residual stream of a transformer has no normalisation between the
-    patch embedding and its end. docs/serving.md has the numbers.
+    Products of two activations stay fp32, because int8 does not make them faster. The first and the last product stay
+    fp32, because they lose too much accuracy: the residual stream of a transformer is not normalised between the patch
+    embedding and its end. docs/inside/decisions.md has the numbers.
     """
     constants = {tensor.name for tensor in graph.initializer}
     products = [node for node in graph.node if node.op_type in PRODUCTS]
@@ -126,11 +127,12 @@ def kept_in_fp32(graph: Any) -> list[str]:
 
 
 def calibration_images(images: np.ndarray) -> np.ndarray:
-    """CALIBRATION_IMAGES of the training images, evenly spread, as they may be sorted by class."""
+    """Selects CALIBRATION_IMAGES of the training images, evenly spaced, because they may be sorted by class."""
     return np.asarray(images[:: max(1, len(images) // CALIBRATION_IMAGES)][:CALIBRATION_IMAGES])
 
 
 def accuracy(classifier: Classifier, images: np.ndarray, labels: np.ndarray) -> float:
-    starts = range(0, len(images), BATCH)  # all logits at once would be images times classes
+    """Computes the share, in [0, 1], of `images` (n, height, width, 3) whose class, int (n,), is predicted."""
+    starts = range(0, len(images), BATCH)  # in batches: the logits of all images may not fit into memory
     right = [classifier.logits(images[i : i + BATCH]).argmax(axis=1) == labels[i : i + BATCH] for i in starts]
     return float(np.concatenate(right).mean())

@@ -1,6 +1,6 @@
-"""Measured speed and memory of an exported model, in a process of its own and once per machine.
+"""Measures the speed and memory of an exported model, in a separate process and once per machine.
 
-`python -m visionpipe.artifact.speed FOLDER THREADS` measures and prints JSON.
+`python -m visionpipe.artifact.speed FOLDER THREADS` prints the measurement as JSON.
 """
 
 import json
@@ -16,15 +16,15 @@ from visionpipe.artifact.classifier import Classifier
 from visionpipe.artifact.hardware import processor
 from visionpipe.files import sha256_json, write_json
 
-SECONDS = 0.6  # spent on each batch size
+SECONDS = 0.6  # of predictions per batch size
 BATCHES = (1, 8, 32)
 
 
 def measure(folder: Path, artifact_sha256: str, threads: int, state: Path) -> dict[str, float]:
-    """The speed of the artifact in `folder`: measured now, or read from an earlier measurement.
+    """Measures the speed of the artifact in `folder`, or reads it if this machine has measured it before.
 
-    Returns latency_p50_ms and latency_p95_ms (one image, without decoding), images_per_second (at the best
-    of a few batch sizes) and peak_memory_mib (of a process that loads the model and predicts).
+    Returns latency_p50_ms and latency_p95_ms (of one image, without decoding), images_per_second (at the fastest of
+    a few batch sizes) and peak_memory_mib (of a process that loads the model and predicts).
     """
     path = measurement_path(artifact_sha256, threads, state)
     if not path.exists():
@@ -35,13 +35,13 @@ def measure(folder: Path, artifact_sha256: str, threads: int, state: Path) -> di
 
 
 def measurement_path(artifact_sha256: str, threads: int, state: Path) -> Path:
-    """The file that holds the speed of this artifact, on this CPU, with so many threads."""
+    """Returns the path of the file with the speed of an artifact on this CPU with `threads` threads."""
     key = sha256_json({"artifact": artifact_sha256, "cpu": processor(), "threads": threads})
     return state / "measurements" / f"{key}.json"
 
 
 def speed(classifier: Classifier) -> dict[str, float]:
-    """Predicts noise, first in batches of one image, then in larger ones while these are affordable."""
+    """Measures predictions of noise: one image at a time, and in larger batches unless these would take too long."""
     noise = np.random.default_rng(0).integers(0, 256, (max(BATCHES), *classifier.size, 3), np.uint8)
     latencies = run_times(classifier, noise[:1])
     median = float(np.median(latencies))
@@ -56,7 +56,7 @@ def speed(classifier: Classifier) -> dict[str, float]:
 
 
 def run_times(classifier: Classifier, images: np.ndarray) -> list[float]:
-    """Seconds of each of the predictions that fit into SECONDS, one at least, after two to warm up."""
+    """Returns the seconds of each prediction, for as many as fit into SECONDS, at least one, after two for warm-up."""
     for _ in range(2):
         classifier.logits(images)
     times: list[float] = []
@@ -69,10 +69,9 @@ def run_times(classifier: Classifier, images: np.ndarray) -> list[float]:
 
 
 def peak_memory_mib() -> float:
-    """Highest resident memory of this process.
+    """Returns the peak resident memory of this process in MiB.
 
-    Linux carries `ru_maxrss` over from the parent that started the process, so the kernel's own
-    high-water mark of the address space is read instead, where there is one.
+    On Linux it is read from /proc, because `ru_maxrss` there starts with the value of the parent process.
     """
     try:
         return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024  # type: ignore[index]

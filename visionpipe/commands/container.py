@@ -11,7 +11,7 @@ from visionpipe.artifact.digest import ARTIFACT_FILES
 from visionpipe.artifact.versions import RECORD, load, write_record
 from visionpipe.errors import ConfigError
 from visionpipe.files import making_folder
-from visionpipe.tracking.lookup import find_version
+from visionpipe.tracking.lookup import looked_up
 
 PACKAGE = Path(__file__).parents[1]
 # The packages that `visionpipe serve FOLDER` imports. Their dependencies are added and pinned too.
@@ -65,7 +65,7 @@ def container(target: str, output: Path) -> None:
     if output.exists():
         raise ConfigError(f"{output} exists already: remove it, or choose another --output")
     with making_folder(output) as folder:
-        with find_version(target) as model:
+        with looked_up(target) as model:
             load(model)
             (folder / "model").mkdir()
             for name in ARTIFACT_FILES:

@@ -26,8 +26,8 @@ from visionpipe.artifact.versions import load
 from visionpipe.data.paths import File, find_files, is_small, read, state
 from visionpipe.errors import ConfigError, DataError, ImageError
 from visionpipe.escape import csv_line, visible
-from visionpipe.files import exclusive, replacing, temporary_name
-from visionpipe.tracking.lookup import find_version
+from visionpipe.files import exclusive, replacing_file, temporary_name
+from visionpipe.tracking.lookup import looked_up
 
 ROWS_AT_ONCE = 10_000  # in a Parquet row group, unless they hold more than NUMBERS_AT_ONCE
 NUMBERS_AT_ONCE = 10_000_000  # in a row group; a worker's task has at most a fiftieth of them
@@ -51,7 +51,7 @@ def predict(paths: list[str], output: Path, target: str, probabilities: bool) ->
         RegistryError, ArtifactError: there is no such model, or its files are damaged.
     """
     check_output(output)
-    with find_version(target) as version:
+    with looked_up(target) as version:
         classifier, sha256 = load(version, threads=1), artifact_sha256(version.folder)
     columns = ["file", "label", "probability"]
     columns += [f"p({label})" for label in classifier.labels] if probabilities else []
@@ -75,7 +75,7 @@ def predict(paths: list[str], output: Path, target: str, probabilities: bool) ->
                     bar.update(rows.count(b"\n"))
             rate = len(remaining) / (time.perf_counter() - start)
         broken = Broken()
-        with replacing(output) as table:
+        with replacing_file(output) as table:
             WRITERS[output.suffix](broken.seen(values(journal, places, files, columns)), columns, table)
         journal.unlink()
     Path(f"{journal}.lock").unlink(missing_ok=True)

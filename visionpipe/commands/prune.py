@@ -23,7 +23,6 @@ from visionpipe.project.params import Params
 from visionpipe.project.paths import model_folder, state_folder
 from visionpipe.stages.training_plan import resolve_training
 from visionpipe.tracking.commits import NoGit, git
-from visionpipe.tracking.lookup import ADDRESS
 from visionpipe.tracking.processes import is_abandoned, is_alive
 from visionpipe.tracking.registry import (
     CHAMPION,
@@ -34,7 +33,7 @@ from visionpipe.tracking.registry import (
     logged_model_id,
 )
 from visionpipe.tracking.runs import PROCESS
-from visionpipe.tracking.store import Store, StoreError, alone, checkouts, connect, tracking_uri
+from visionpipe.tracking.store import ADDRESS, Store, StoreError, alone, checkouts, connect, tracking_uri
 from visionpipe.tracking.verification import made_of
 
 REFS = ("refs/heads", "refs/remotes", "refs/exps")  # whose models are needed; those of a tag are history

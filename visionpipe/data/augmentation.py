@@ -85,11 +85,15 @@ class Changing(Augmentation):
 class Mixing(Augmentation):
     """Mixes each image and its label with the image half a batch further on, and so never with itself.
 
-    Where a list has several such entries, each image draws one of them. An entry does nothing from epoch `off_epoch`
-    on, counted from 0; null means that it never stops.
+    Where a list has several such entries, each image draws one of them.
+
+    Args:
+        alpha: the share of the other image is drawn from Beta(alpha, alpha): 1 is uniform, smaller values mix less.
+        probability: the share of the images that are mixed.
+        off_epoch: the epoch, counted from 0, from which on the entry does nothing; null: it never ends.
     """
 
-    alpha: Annotated[float, (0.05, 1000)] = 1.0  # the mixing share is drawn from Beta(alpha, alpha)
+    alpha: Annotated[float, (0.05, 1000)] = 1.0
     probability: Fraction = 1.0
     off_epoch: Annotated[int | None, (0, math.inf)] = None
 
@@ -121,7 +125,11 @@ class Mixing(Augmentation):
 
 @dataclass(frozen=True)
 class Flip(Moving):
-    """Mirrors images left to right."""
+    """Mirrors images left to right.
+
+    Args:
+        probability: the share of the images that are mirrored.
+    """
 
     probability: Fraction = 0.5
 
@@ -134,7 +142,11 @@ class Flip(Moving):
 
 @dataclass(frozen=True)
 class Crop(Moving):
-    """Pads images with `padding` black pixels on each side, and crops them to their size at a random place."""
+    """Pads images with black pixels on each side, and crops them to their size at a random place.
+
+    Args:
+        padding: the pixels on each side.
+    """
 
     padding: Annotated[int, (0, math.inf)] = 4
 
@@ -147,7 +159,9 @@ class Crop(Moving):
 class ResizedCrop(Changing):
     """Resizes a random rectangle to the whole image (Szegedy et al. 2014, arXiv:1409.4842, section 6).
 
-    `scale` is the range of its share of the image's area, and `ratio` that of its width divided by its height.
+    Args:
+        scale: the range of the rectangle's share of the image's area.
+        ratio: the range of the rectangle's width divided by its height.
     """
 
     scale: Annotated[Range, (0.001, 1)] = (0.08, 1.0)
@@ -159,11 +173,15 @@ class ResizedCrop(Changing):
 
 @dataclass(frozen=True)
 class RandAugment(Changing):
-    """Applies `count` random operations out of 14, one after another (Cubuk et al. 2019, arXiv:1909.13719).
+    """Applies random operations out of 14, one after another (Cubuk et al. 2019, arXiv:1909.13719).
 
-    The strength of each operation on each image is normally distributed around `magnitude`, from 0 to 10, with standard
-    deviation `magnitude_std`. A larger magnitude is always stronger: colour, contrast, brightness and sharpness go up
-    or down, as in timm's `inc1`.
+    A larger magnitude is always stronger. Colour, contrast, brightness and sharpness go up or down, as in timm's
+    `inc1`.
+
+    Args:
+        count: the number of operations.
+        magnitude: the mean strength of an operation.
+        magnitude_std: the standard deviation of the strength, which is normally distributed over images and operations.
     """
 
     count: Annotated[int, (1, MOST_STREAMS // 2)] = 2
@@ -182,7 +200,11 @@ class RandAugment(Changing):
 class ColorJitter(Changing):
     """Changes brightness, contrast and saturation by random factors, and turns the hue by a random angle.
 
-    A factor lies within 1 ± the parameter. `hue` is the largest angle in either direction, as a fraction of the circle.
+    Args:
+        brightness: how far the factor of the brightness may be from 1.
+        contrast: how far the factor of the contrast may be from 1.
+        saturation: how far the factor of the saturation may be from 1.
+        hue: the largest angle in either direction, as a fraction of the circle.
     """
 
     brightness: Fraction = 0.4
@@ -202,7 +224,11 @@ class ColorJitter(Changing):
 class Erasing(Changing):
     """Overwrites a random rectangle of some images with noise or grey (Zhong et al. 2017, arXiv:1708.04896).
 
-    `scale` and `ratio` mean the same as for `resized_crop`.
+    Args:
+        probability: the share of the images that are changed.
+        scale: the range of the rectangle's share of the image's area.
+        ratio: the range of the rectangle's width divided by its height.
+        fill: what the rectangle shows afterwards.
     """
 
     probability: Fraction = 0.25
@@ -221,9 +247,12 @@ class Erasing(Changing):
 
 @dataclass(frozen=True)
 class Cutout(Changing):
-    """Greys out a rectangle that has `fraction` of each side and a random centre.
+    """Greys out a rectangle with a random centre.
 
     Source: DeVries & Taylor 2017, arXiv:1708.04552.
+
+    Args:
+        fraction: the rectangle's sides, relative to those of the image.
     """
 
     fraction: Fraction = 0.5

@@ -6,20 +6,19 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """Says where the images are, and how they are resized and split.
+    """Where the images come from, and how they are resized and split.
 
     Args:
-        source: the kind of source (see sources.py).
-        path: the file or folder of the source.
-        name: the name of a set of TensorFlow Datasets, for `source: tfds` only.
-        size: (height, width) of the prepared images, in pixels.
-        interpolation: how the images are resized.
-        crop_ratio: side of the central crop, relative to the short side of the resized image.
-        test_fraction: share of the training images that becomes the test split, if the source has none.
-        validation_fraction: share of the remaining training images that becomes the validation split, if the source
-            has none.
-
-    Size, interpolation and crop ratio are stored in the artifact, so that a server resizes images in the same way.
+        source: The kind of the source.
+        path: The folder or file with the images; for `tfds` the data folder of TensorFlow Datasets.
+        name: The data set of TensorFlow Datasets; for other sources null.
+        size: Height and width of the prepared images in pixels.
+        interpolation: How images are resized; the artifact uses it too.
+        crop_ratio: The side of the central crop, relative to the short side of the resized image; the artifact uses it
+            too.
+        test_fraction: The share of the training images that becomes the test split, if the source has none.
+        validation_fraction: The share of the remaining training images that becomes the validation split, if the
+            source has none.
     """
 
     source: Literal["zip", "folder", "tfds", "idx"]

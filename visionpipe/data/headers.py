@@ -10,12 +10,14 @@ from collections.abc import Iterator
 
 from visionpipe.errors import ImageError
 
-MAX_PIXELS = 50_000_000
+MAX_PIXELS = 50_000_000  # pixels of an image: width times height
 MAX_TEXT = 2**20  # bytes of one inflated text or colour profile; Pillow has the same limit
 MAX_TEXTS = 16 * 2**20  # bytes of all inflated texts of a file
-MAX_SCANS = 100  # in a JPEG; each costs a pass over the whole image, and encoders make about ten
-MAX_FRAMES = 1_000  # in a GIF; only the first is used, and a file with more is no photograph
-MAX_BLOCKS = 500_000  # in a GIF, each of up to 255 bytes; going through so many takes a tenth of a second
+MAX_SCANS = 100  # scans of a JPEG; each costs a pass over the whole image, and encoders make about ten
+MAX_FRAMES = 1_000  # frames of a GIF; only the first is used, and a file with more is no photograph
+MAX_BLOCKS = (
+    500_000  # data blocks of a GIF, each of up to 255 bytes; going through so many takes a tenth of a second
+)
 SLACK = 2**20  # bytes allowed behind the last row, because some encoders write a few
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # PNG's colour type → channels
 # The passes of PNG's interlacing, Adam7: first column, first row, and the steps to the next column and row.

@@ -1,9 +1,10 @@
 """Lists the files of a source, with the class and split that the names of their folders say."""
 
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Protocol
 
 from visionpipe.errors import DataError
 
@@ -18,7 +19,11 @@ SPLIT_NAMES = {
 }
 SYSTEM_FILES = {"__macosx", "thumbs.db", "desktop.ini"}
 
-Reader = Callable[[], bytes]
+
+class Reader(Protocol):
+    """Returns a file's content, or its first `most` bytes; raises ImageError."""
+
+    def __call__(self, most: int = -1) -> bytes: ...
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def read_examples(config: PrepareConfig, info: Any, names: dict[str, str]) -> It
             if example[label_key] < 0:
                 yield Rejected(file, "has no label")
             else:
-                read = functools.partial(bytes, example[image_key])
+                read = functools.partial(first_bytes, example[image_key])
                 yield Record(split, int2str(example[label_key]), file, read)
 
 
@@ -211,11 +211,16 @@ def read_idx(folder: Path, name: str, dimensions: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=header.nbytes).reshape(header[1:])
 
 
-def as_png(pixels: np.ndarray) -> bytes:
+def as_png(pixels: np.ndarray, most: int = -1) -> bytes:
     """Encodes grey pixels as a PNG file, so that all sources share one decoder."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=0)
-    return buffer.getvalue()
+    return first_bytes(buffer.getvalue(), most)
+
+
+def first_bytes(content: bytes, most: int = -1) -> bytes:
+    """Returns the first `most` bytes, or all of them where `most` is negative."""
+    return content if most < 0 else content[:most]
 
 
 SOURCES: dict[str, Callable[[PrepareConfig], Listing]] = {
@@ -277,19 +282,23 @@ def file_refusal(name: str, target: str, root: Path, ancestors: tuple[str, ...])
 
 
 def read_member(
-    archive: zipfile.ZipFile, member: zipfile.ZipInfo, lock: contextlib.AbstractContextManager[Any]
+    archive: zipfile.ZipFile,
+    member: zipfile.ZipInfo,
+    lock: contextlib.AbstractContextManager[Any],
+    most: int = -1,
 ) -> bytes:
-    """Reads a member of an archive; raises ImageError if it is damaged."""
+    """Reads a member of an archive, or its first `most` bytes; raises ImageError if the member is damaged."""
     try:
-        with lock:
-            return archive.read(member)
+        with lock, archive.open(member) as file:
+            return file.read(most)
     except Exception:  # decompressors, checksums and the file system raise errors of any class
         raise ImageError("broken", "damaged in the archive, or compressed by an unknown method") from None
 
 
-def read_file(path: Path) -> bytes:
-    """Reads a file; raises ImageError if that fails."""
+def read_file(path: Path, most: int = -1) -> bytes:
+    """Reads a file, or its first `most` bytes; raises ImageError if that fails."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(most)
     except OSError as error:
         raise ImageError("broken", f"cannot be read: {error.strerror}") from None

@@ -1,1 +1,1 @@
-"""How good a model is, and how fast: numbers, pictures, speed, and the comparison of models."""
+"""Evaluates models: computes metrics, draws pictures, and compares models in a table."""

@@ -1,4 +1,4 @@
-"""The models of params.yaml side by side, as a Markdown table."""
+"""Compares the models of params.yaml in a Markdown table."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -16,13 +16,16 @@ from visionpipe.project.params import Params
 from visionpipe.project.paths import artifact_folder, model_folder, report_folder, state_folder
 from visionpipe.tracking.receipt import read_receipt
 
-Row = dict[str, Any]
+Result = dict[str, Any]  # the model's name and the value of each column; None for values that are not known
 COMPARISON = Path("comparison.md")
 
 
 @dataclass(frozen=True)
 class Column:
-    """`best` picks the value to print bold; `interval` names the keys of a 95 % interval, if it has one."""
+    """A column of the table. `form` formats its values, and `best` selects the one to print in bold.
+
+    interval: the keys of the lower and upper limit of a 95 % interval.
+    """
 
     title: str
     key: str
@@ -30,13 +33,13 @@ class Column:
     best: Callable[[Iterable[float]], float]
     interval: tuple[str, str] | None = None
 
-    def cell(self, row: Row, best: float | None) -> str:
-        value = row[self.key]
+    def cell(self, result: Result, best: float | None) -> str:
+        value = result[self.key]
         if value is None:
             return "–"
         text = format(value, self.form)
         if self.interval:
-            text += " ({:{form}}–{:{form}})".format(*(row[key] for key in self.interval), form=self.form)
+            text += " ({:{form}}–{:{form}})".format(*(result[key] for key in self.interval), form=self.form)
         return f"**{text}**" if value == best else text
 
 
@@ -52,51 +55,52 @@ COLUMNS = (
 
 
 def compare(params: Params) -> None:
-    """Prints the models side by side, and writes the same table to comparison.md."""
+    """Prints the table of all models, and writes it to comparison.md. Raises RegistryError if none was evaluated."""
     if not any((report_folder(name) / "metrics.json").exists() for name in params.models):
-        raise RegistryError("nothing has been evaluated here yet: run dvc repro, or dvc pull")
+        raise RegistryError("no model of this project has been evaluated yet: run dvc repro, or dvc pull")
     receipt = read_receipt()
     chosen = receipt["chosen"] if receipt else None
-    table = comparison(read_rows(params.models, thread_count(params), state_folder()), chosen)
+    table = comparison(read_results(params.models, thread_count(params), state_folder()), chosen)
     write_bytes(COMPARISON, table.encode())
     print(f"\n{table}")
 
 
-def comparison(rows: list[Row], chosen: str | None = None) -> str:
-    """One line per row of `read_rows`; the best value of a column is bold, `chosen` is marked with a star."""
+def comparison(results: list[Result], chosen: str | None = None) -> str:
+    """Formats the table. The best value of each column is bold, and `chosen` is marked with a star."""
     head = ["model", *(column.title for column in COLUMNS)]
     lines = [head, ["---", *("---:" for _ in COLUMNS)]]
-    best = {column.key: best_value(column, rows) for column in COLUMNS}
-    for row in rows:
-        name = markdown(row["model"])
+    best = {column.key: best_value(column, results) for column in COLUMNS}
+    for result in results:
+        name = markdown(result["model"])
         lines.append(
             [
-                f"{name} ★" if row["model"] == chosen else name,
-                *(column.cell(row, best[column.key]) for column in COLUMNS),
+                f"{name} ★" if result["model"] == chosen else name,
+                *(column.cell(result, best[column.key]) for column in COLUMNS),
             ]
         )
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def best_value(column: Column, rows: list[Row]) -> float | None:
-    """None while there are fewer than two values to compare."""
-    values = [row[column.key] for row in rows if row[column.key] is not None]
+def best_value(column: Column, results: list[Result]) -> float | None:
+    """Returns the best value of a column; None if there are fewer than two values to compare."""
+    values = [result[column.key] for result in results if result[column.key] is not None]
     return column.best(values) if len(values) > 1 else None
 
 
-def read_rows(names: Iterable[str], threads: int, state: Path) -> list[Row]:
-    """What is known of each model: None stands for what was not evaluated or measured here yet."""
-    return [read_row(name, threads, state) for name in names]
+def read_results(names: Iterable[str], threads: int, state: Path) -> list[Result]:
+    """Reads the results of each model. Values that were not evaluated or measured on this machine are None."""
+    return [read_result(name, threads, state) for name in names]
 
 
-def read_row(name: str, threads: int, state: Path) -> Row:
-    metrics = read_if_there(report_folder(name) / "metrics.json")
+def read_result(name: str, threads: int, state: Path) -> Result:
+    """Reads the results of one model."""
+    metrics = read_if_exists(report_folder(name) / "metrics.json")
     validation, test = metrics.get("validation", {}), metrics.get("test", {})
-    lineage = read_if_there(model_folder(name) / "lineage.json")
-    training = read_if_there(state / "measurements" / f"train-{lineage.get('model_sha256')}.json")
+    lineage = read_if_exists(model_folder(name) / "lineage.json")
+    training = read_if_exists(state / "measurements" / f"train-{lineage.get('model_sha256')}.json")
     artifact = artifact_folder(name)
     speed = (
-        read_if_there(measurement_path(artifact_sha256(artifact), threads, state))
+        read_if_exists(measurement_path(artifact_sha256(artifact), threads, state))
         if artifact.exists()
         else {}
     )
@@ -114,5 +118,6 @@ def read_row(name: str, threads: int, state: Path) -> Row:
     }
 
 
-def read_if_there(path: Path) -> dict[str, Any]:
+def read_if_exists(path: Path) -> dict[str, Any]:
+    """Reads a JSON file; returns an empty dictionary if it does not exist."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -1,11 +1,12 @@
-"""The numbers of a report. NumPy only; every function is a pure function of its arguments.
+"""Computes the metrics of a report, with NumPy alone. Every function is pure.
 
-Throughout: `probabilities` float (n, classes), rows summing to one, or the `Answers` made of them a batch at a time;
-`labels` int (n,), class indices; n ≥ 1. `confusion` is a matrix as `confusion_matrix` makes it, or the `Pairs` of one
-that would be too large.
+Arguments with the same name mean the same everywhere:
+    probabilities: float (n, classes), rows summing to one; or `Answers`, which are computed from them batch by batch.
+    labels: int (n,), class indices; n ≥ 1.
+    confusion: a matrix as `confusion_matrix` returns it, or `Pairs`, if the matrix would be too large.
 
-A class without examples in the split has neither precision nor recall nor F1: they are None, and the averages leave
-it out. A class that has examples but is never predicted has precision 0.
+A class without examples in the split has no precision, recall or F1: they are None, and averages leave the class
+out. A class that has examples but is never predicted has precision 0.
 """
 
 from collections.abc import Iterable
@@ -20,10 +21,11 @@ TOP = 5
 
 @dataclass(frozen=True)
 class Answers:
-    """What the numbers need of each image's probabilities.
+    """The part of each image's probabilities that the metrics need.
 
-    `best` int (n, TOP), or fewer with fewer classes: the most probable classes, of equal ones the lower index
-    first; `shares` float64, their probabilities; `likelihood` float64 (n,), that of the true class.
+    best: int (n, TOP), or fewer columns with fewer classes. The most probable classes; ties go to the lower index.
+    shares: float64, shape of `best`. The probabilities of these classes.
+    likelihood: float64 (n,). The probability of the true class.
     """
 
     best: np.ndarray
@@ -40,6 +42,7 @@ class Answers:
 
 
 def answers(probabilities: np.ndarray | Answers, labels: np.ndarray) -> Answers:
+    """Reduces probabilities to `Answers`; returns `Answers` unchanged."""
     if isinstance(probabilities, Answers):
         return probabilities
     rows, left = np.arange(len(labels)), probabilities.astype(np.float64)
@@ -53,15 +56,13 @@ def answers(probabilities: np.ndarray | Answers, labels: np.ndarray) -> Answers:
 
 
 def joined(parts: Iterable[Answers]) -> Answers:
-    """The answers to all batches as one."""
+    """Concatenates the answers of several batches."""
     columns = zip(*((part.best, part.shares, part.likelihood) for part in parts), strict=True)
     return Answers(*(np.concatenate(column) for column in columns))
 
 
 class Pairs(NamedTuple):
-    """A confusion matrix without its zeros: `counts` images of the class `actual` were predicted as `predicted`.
-    All are int64 (pairs,).
-    """
+    """A sparse confusion matrix: `counts` images of class `actual` were predicted as `predicted`; int64 (pairs,)."""
 
     actual: np.ndarray
     predicted: np.ndarray
@@ -69,11 +70,13 @@ class Pairs(NamedTuple):
 
 
 def pairs(labels: np.ndarray, predicted: np.ndarray) -> Pairs:
+    """Counts the pairs of true and predicted class, both int (n,)."""
     codes, counts = np.unique(labels.astype(np.int64) << 32 | predicted, return_counts=True)
     return Pairs(codes >> 32, codes & 0xFFFFFFFF, counts)
 
 
 def nonzero(confusion: np.ndarray | Pairs) -> Pairs:
+    """Converts a confusion matrix to `Pairs`; returns `Pairs` unchanged."""
     if isinstance(confusion, Pairs):
         return confusion
     actual, predicted = np.nonzero(confusion)
@@ -83,30 +86,31 @@ def nonzero(confusion: np.ndarray | Pairs) -> Pairs:
 def classification_metrics(
     probabilities: np.ndarray | Answers, labels: np.ndarray, classes: list[str], bins: int
 ) -> dict[str, Any]:
-    """The headline numbers of one split, ready for JSON.
+    """Computes the metrics of one split, as values for JSON.
 
     Args:
-        classes: names of the classes, in the order of the columns of `probabilities`.
-        bins: number of confidence bins behind `calibration_error`.
+        classes: class names, in the order of the columns of `probabilities`.
+        bins: number of confidence bins for `calibration_error`.
 
-    Returns accuracy, top5_accuracy (with more than five classes only), macro_f1, worst_recall and its
-    worst_class, calibration_error, nll (nats), the 95 % interval of accuracy, and the number of images.
+    Returns:
+        accuracy; top5_accuracy (only with more than five classes); macro_f1; worst_recall and worst_class, the class
+        that has it; calibration_error; nll (nats); accuracy_low and accuracy_high, the 95 % interval; images.
     """
-    found = answers(probabilities, labels)
-    everything = per_class(pairs(labels, found.predicted), classes)
+    predictions = answers(probabilities, labels)
+    everything = per_class(pairs(labels, predictions.predicted), classes)
     table = {name: row for name, row in everything.items() if row["support"]}
     worst_class = min(table, key=lambda name: table[name]["recall"])
-    correct = int((found.predicted == labels).sum())
+    correct = int((predictions.predicted == labels).sum())
     low, high = wilson_interval(correct, len(labels))
-    top5 = {"top5_accuracy": top_accuracy(found, labels, TOP)} if len(classes) > TOP else {}
+    top5 = {"top5_accuracy": top_accuracy(predictions, labels, TOP)} if len(classes) > TOP else {}
     return {
         "accuracy": correct / len(labels),
         **top5,
         "macro_f1": float(np.mean([row["f1"] for row in table.values()])),
         "worst_recall": table[worst_class]["recall"],
         "worst_class": worst_class,
-        "calibration_error": calibration(found, labels, bins).error,
-        "nll": negative_log_likelihood(found, labels),
+        "calibration_error": calibration(predictions, labels, bins).error,
+        "nll": negative_log_likelihood(predictions, labels),
         "accuracy_low": low,
         "accuracy_high": high,
         "images": len(labels),
@@ -114,19 +118,19 @@ def classification_metrics(
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """int64 (classes, classes): how many images of the row's class were predicted as the column's."""
+    """Counts the images by true class (rows) and predicted class (columns), int64 (classes, classes)."""
     flat = np.bincount(labels.astype(np.int64) * classes + predicted, minlength=classes**2)
     return flat.reshape(classes, classes)
 
 
 def per_class(confusion: np.ndarray | Pairs, classes: list[str]) -> dict[str, dict[str, Any]]:
-    """For every class: precision, recall, F1 and support (its number of images)."""
-    found = nonzero(confusion)
-    right = found.actual == found.predicted
+    """Computes precision, recall, F1 and support (the number of images) of every class."""
+    cells = nonzero(confusion)
+    right = cells.actual == cells.predicted
     columns = (
-        totals(found.actual[right], found.counts[right], len(classes)),
-        totals(found.actual, found.counts, len(classes)),
-        totals(found.predicted, found.counts, len(classes)),
+        totals(cells.actual[right], cells.counts[right], len(classes)),
+        totals(cells.actual, cells.counts, len(classes)),
+        totals(cells.predicted, cells.counts, len(classes)),
     )
     table: dict[str, dict[str, Any]] = {}
     for name, hits, support, predicted in zip(classes, *columns, strict=True):
@@ -140,35 +144,35 @@ def per_class(confusion: np.ndarray | Pairs, classes: list[str]) -> dict[str, di
 
 
 def totals(indices: np.ndarray, counts: np.ndarray, classes: int) -> list[int]:
-    """The sum of counts for each class; floats count exactly up to 2**53."""
+    """Sums `counts` for each class. `bincount` sums in float64, which is exact up to 2**53."""
     return np.bincount(indices, counts, classes).astype(np.int64).tolist()
 
 
 def most_confused(confusion: np.ndarray | Pairs, classes: int, most: int) -> np.ndarray:
-    """Indices of at most `most` classes, ascending: those of the most frequent mistakes, then any others."""
-    found = nonzero(confusion)
-    wrong = np.flatnonzero(found.actual != found.predicted)
-    wrong = wrong[np.argsort(-found.counts[wrong], kind="stable")]
-    mistaken = np.stack([found.actual[wrong], found.predicted[wrong]], axis=1).ravel()
+    """Returns ascending indices of at most `most` classes: those with the most frequent mistakes, then any others."""
+    cells = nonzero(confusion)
+    wrong = np.flatnonzero(cells.actual != cells.predicted)
+    wrong = wrong[np.argsort(-cells.counts[wrong], kind="stable")]
+    mistaken = np.stack([cells.actual[wrong], cells.predicted[wrong]], axis=1).ravel()
     candidates = np.concatenate([mistaken, np.arange(classes)])
     _, first = np.unique(candidates, return_index=True)
     return np.sort(candidates[np.sort(first)[:most]])
 
 
 def top_accuracy(probabilities: np.ndarray | Answers, labels: np.ndarray, count: int) -> float:
-    """The share of images whose class is among the `count` most probable, at most TOP; ties go to the lower index."""
+    """Computes the share of images whose class is among the `count` most probable; `count` is at most TOP."""
     best = answers(probabilities, labels).best[:, :count]
     return float((best == labels[:, None]).any(axis=1).mean())
 
 
 def negative_log_likelihood(probabilities: np.ndarray | Answers, labels: np.ndarray) -> float:
-    """Mean of −log p(true class) in nats. A probability that underflowed to zero counts as 2e-308."""
+    """Computes the mean of −log p(true class), in nats. A probability that underflowed to zero counts as 2e-308."""
     likelihoods = answers(probabilities, labels).likelihood
     return float(-np.log(np.maximum(likelihoods, np.finfo(np.float64).tiny)).mean())
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """The 95 % score interval of a proportion (Wilson 1927): stays inside [0, 1], also for 0 or n hits."""
+    """Computes the 95 % score interval of a proportion (Wilson 1927), which stays inside [0, 1]."""
     share, z = successes / trials, WILSON_Z
     centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
@@ -177,11 +181,12 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Confidence against accuracy, in bins (m/M, (m+1)/M] of equal width.
+    """Confidence and accuracy in M bins (m/M, (m+1)/M] of confidence, all of equal width.
 
-    `counts` int (M,); `confidences` and `accuracies` float (M,), means in the bin, NaN in empty bins.
-    `error` is the expected calibration error: the mean gap, weighted by counts
-    (Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3).
+    counts: int (M,), images per bin.
+    confidences, accuracies: float (M,), means of each bin; NaN in empty bins.
+    error: the expected calibration error, which is the mean of |accuracy − confidence| weighted by counts
+        (Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3).
     """
 
     counts: np.ndarray
@@ -191,8 +196,9 @@ class Calibration:
 
 
 def calibration(probabilities: np.ndarray | Answers, labels: np.ndarray, bins: int) -> Calibration:
-    found = answers(probabilities, labels)
-    confidence, correct = found.confidence, found.predicted == labels
+    """Compares confidence with accuracy in `bins` bins of confidence."""
+    predictions = answers(probabilities, labels)
+    confidence, correct = predictions.confidence, predictions.predicted == labels
     index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
     counts = np.bincount(index, minlength=bins)
     confidence_sums = np.bincount(index, weights=confidence, minlength=bins)

@@ -1,7 +1,7 @@
-"""The pictures of a report. Every function returns a matplotlib Figure; pyplot's global state is not used.
+"""Draws the pictures of a report. The functions return a matplotlib Figure, and do not use pyplot's global state.
 
-`classes` are names, in the order of the rows of `confusion` and of the columns of `probabilities`. A picture of more
-than MOST_SHOWN shows the worst of them, and says so.
+`classes` are the names, in the order of the rows of `confusion` and of the columns of `probabilities`. With more than
+MOST_SHOWN classes a picture shows the worst of them, and says so in its title.
 """
 
 import functools
@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from visionpipe.escape import visible
 from visionpipe.evaluation.metrics import Answers, Calibration, Pairs, answers, most_confused, nonzero
-from visionpipe.files import replacing
+from visionpipe.files import replacing_file
 
 INK, ACCENT, PALE = "#2f5d8a", "#d9713c", "#c9d6e3"
 STYLE: Any = {
@@ -27,25 +27,25 @@ STYLE: Any = {
     "axes.titlepad": 10,
     "figure.constrained_layout.use": True,
     "savefig.dpi": 120,
-    "text.parse_math": False,  # two dollars in a name are no formula
+    "text.parse_math": False,  # a class name with two dollar signs is not a formula
 }
-MOST_SHOWN = 100  # classes; the matrix of 1,000 would take 11 GiB to draw, and nobody could read it
+MOST_SHOWN = 100  # classes; drawing a matrix of 1,000 classes takes 11 GiB, and nobody could read it
 OTHERS = "(other classes)"
-MOST_ANNOTATED = 30  # classes; beyond that numbers would be too small to read
-MOST_LETTERS = 22  # of a class name
+MOST_ANNOTATED = 30  # classes; with more, the numbers would be too small to read
+MOST_LETTERS = 22  # of a class name; the rest is cut off
 
 
 @matplotlib.rc_context(STYLE)
 def confusion(matrix: np.ndarray | Pairs, classes: list[str]) -> Figure:
-    """`matrix` int (classes, classes), or its Pairs: numbers are counts, the colour is the share of the row."""
-    found = nonzero(matrix)
-    shown = most_confused(found, len(classes), MOST_SHOWN)
-    title = f"Confusion matrix of {found.counts.sum():,} images"
-    cells, names = gathered(found, shown, len(classes)), [*(classes[index] for index in shown), OTHERS]
+    """Draws a confusion matrix, int (classes, classes) or Pairs. Numbers are counts, colours are shares of the row."""
+    entries = nonzero(matrix)
+    shown = most_confused(entries, len(classes), MOST_SHOWN)
+    title = f"Confusion matrix of {entries.counts.sum():,} images"
+    cells, names = gathered(entries, shown, len(classes)), [*(classes[index] for index in shown), OTHERS]
     if len(shown) == len(classes):
         cells, names = cells[:, :-1], classes
     else:
-        title += f": {len(shown)} of {len(classes):,} classes, those of the most frequent mistakes"
+        title += f": the {len(shown)} of {len(classes):,} classes with the most frequent mistakes"
     count = len(names)
     cell = max(0.17, min(0.55, 12 / count))
     figure = Figure(figsize=(count * cell + 2.8, count * cell + 2.2), layout="compressed")
@@ -77,19 +77,22 @@ def confusion(matrix: np.ndarray | Pairs, classes: list[str]) -> Figure:
     return figure
 
 
-def gathered(found: Pairs, shown: np.ndarray, classes: int) -> np.ndarray:
-    """int64 (shown, shown + 1): the rows and columns of these classes, and the sum of all other columns."""
+def gathered(entries: Pairs, shown: np.ndarray, classes: int) -> np.ndarray:
+    """Builds the matrix of the classes `shown`, int64 (shown, shown + 1); the last column sums all other classes."""
     most = len(shown)
     place = np.full(classes, most)
     place[shown] = np.arange(most)
     cells = np.zeros((most + 1, most + 1), np.int64)
-    np.add.at(cells, (place[found.actual], place[found.predicted]), found.counts)
+    np.add.at(cells, (place[entries.actual], place[entries.predicted]), entries.counts)
     return cells[:most]
 
 
 @matplotlib.rc_context(STYLE)
 def per_class(table: dict[str, dict[str, Any]]) -> Figure:
-    """`table` as metrics.per_class gives it. Dashed: the mean of all classes. The worst class stands out."""
+    """Draws precision, recall and F1 from the result of `metrics.per_class`.
+
+    The worst class has another colour; the dashed line is the mean of all classes.
+    """
     tested = [name for name, row in table.items() if row["f1"] is not None]
     worst = sorted(tested, key=lambda name: table[name]["f1"])[:MOST_SHOWN]
     shown = list(table) if len(table) <= MOST_SHOWN else worst
@@ -97,7 +100,7 @@ def per_class(table: dict[str, dict[str, Any]]) -> Figure:
     height = max(0.16, min(0.34, 14 / count))
     figure = Figure(figsize=(11, count * height + 1.3))
     if count < len(table):
-        title = f"{count} of {len(table):,} classes, those of the lowest F1; the means are of all"
+        title = f"The {count} of {len(table):,} classes with the lowest F1; the means are of all classes"
         figure.suptitle(title, x=0.005, ha="left", fontsize=11)
     panels = figure.subplots(1, 3, sharey=True)
     places = np.arange(count)
@@ -112,7 +115,7 @@ def per_class(table: dict[str, dict[str, Any]]) -> Figure:
         axes.tick_params(axis="y", length=0)
         if count <= MOST_ANNOTATED:
             for place, value in zip(places, values, strict=True):
-                text = "no examples" if np.isnan(value) else f"{value:.2f}"
+                text = "no images" if np.isnan(value) else f"{value:.2f}"
                 axes.text(
                     0.015, place, text, va="center", fontsize=8, color="grey" if not value > 0.1 else "white"
                 )
@@ -123,7 +126,7 @@ def per_class(table: dict[str, dict[str, Any]]) -> Figure:
 
 @matplotlib.rc_context(STYLE)
 def calibration(bins: Calibration) -> Figure:
-    """A reliability diagram (Guo et al. 2017, figure 1) above the number of images per bin."""
+    """Draws a reliability diagram (Guo et al. 2017, figure 1), and below it the number of images per bin."""
     figure = Figure(figsize=(5.6, 6.8))
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1])
     edges = np.linspace(0, 1, len(bins.counts) + 1)
@@ -149,21 +152,23 @@ def calibration(bins: Calibration) -> Figure:
 def mistakes(
     images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray | Answers, classes: list[str], most: int
 ) -> Figure:
-    """The wrong predictions with the highest confidence, at most `most` of them, worst first.
+    """Draws the wrong predictions with the highest confidence, at most `most` of them, the most confident first.
 
-    `images` uint8 (n, height, width, 3), `labels` int (n,), `probabilities` float (n, classes) or Answers.
+    images: uint8 (n, height, width, 3).
+    labels: int (n,).
+    probabilities: float (n, classes), or Answers.
     """
-    found = answers(probabilities, labels)
-    predicted, confidence = found.predicted, found.confidence
+    predictions = answers(probabilities, labels)
+    predicted, confidence = predictions.predicted, predictions.confidence
     wrong = np.flatnonzero(predicted != labels)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
     columns = max(3, int(np.ceil(np.sqrt(len(worst)))))
     rows = max(1, -(-len(worst) // columns))
     figure = Figure(figsize=(columns * 1.9, rows * 2.25 + 0.5))
     figure.suptitle(
-        f"{len(wrong):,} of {len(labels):,} images are wrong, the most confident first"
+        f"{len(wrong):,} of {len(labels):,} predictions are wrong; the most confident come first"
         if len(wrong)
-        else f"All {len(labels):,} images are right",
+        else f"All {len(labels):,} predictions are right",
         x=0.005,
         ha="left",
         fontsize=11,
@@ -175,7 +180,7 @@ def mistakes(
         axes.imshow(images[index], interpolation="nearest" if max(images.shape[1:3]) < 100 else "antialiased")
         axes.set_title(
             f"is {short(classes[labels[index]])}\n"
-            f"said {short(classes[predicted[index]])}, {confidence[index]:.0%}",
+            f"predicted {short(classes[predicted[index]])}, {confidence[index]:.0%}",
             fontsize=7.5,
             pad=4,
         )
@@ -183,19 +188,19 @@ def mistakes(
 
 
 def short(name: str) -> str:
-    """A name as a label; letters that the font lacks are given by their numbers, or all would be the same box."""
+    """Shortens a name for a label. Escapes characters that the font lacks, which would all be the same box."""
     text = "".join(c if ord(c) in glyphs() else ascii(c)[1:-1] for c in visible(name))
     return text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…"
 
 
 @functools.cache
 def glyphs() -> frozenset[int]:
-    """Numbers of the letters that matplotlib's own font has: every machine draws the same pictures."""
+    """Returns the code points of the font that matplotlib ships, which is the same on every machine."""
     return frozenset(font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap())
 
 
-@matplotlib.rc_context({"text.parse_math": False})  # some labels are made when they are drawn
+@matplotlib.rc_context({"text.parse_math": False})  # matplotlib makes some labels only when it draws them
 def save(figure: Figure, path: Path) -> None:
-    """A PNG file without the software's version in it: equal figures give equal bytes."""
-    with replacing(path) as file:  # what lies there may be a link into DVC's cache
+    """Writes a figure as a PNG file without matplotlib's version, so that equal figures give equal bytes."""
+    with replacing_file(path) as file:  # never written in place: `path` may be a link into DVC's cache
         figure.savefig(file, format="png", metadata={"Software": None})

@@ -21,15 +21,18 @@ class Convolutions:
         filters: channels of the first stage; each next stage has twice as many. A bottleneck's output has four times
             as many.
         width_factor: multiplies `filters`.
-        block: `wide` is a bottleneck with twice the channels inside (Zagoruyko & Komodakis 2016, arXiv:1605.07146).
+        block: the kind of block. `basic` has two 3×3 convolutions; `bottleneck` has a 3×3 between two 1×1; `wide` is a
+            bottleneck with twice the channels inside (Zagoruyko & Komodakis 2016, arXiv:1605.07146).
         preactivation: whether norm and ReLU precede each convolution (He et al. 2016, arXiv:1603.05027).
         stem: `7x7` and `deep` (three 3×3, ResNet-D) halve the resolution twice; `3x3` strides by `stem_stride` and
             has no pooling.
+        stem_stride: stride of the stem `3x3`.
         stem_filters: channels of the stem; null: those of the first stage.
         shortcut: how a shortcut changes the shape: a strided 1×1 `projection`; an average `pool` before the 1×1
             (ResNet-D); or `pad`, a stride and channels of zeros, without parameters (section 4.2, option A).
         stride_on: which convolution of a bottleneck strides: the `3x3`, or the first `1x1` as in the first paper.
         norm: `group` includes weight-standardised convolutions (Qiao et al. 2019, arXiv:1903.10520).
+        norm_epsilon: what a norm adds to the variance.
         norm_momentum: how much of its moving averages a batch norm retains at each step.
         zero_last_scale: whether each block starts as the identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
             With `preactivation` it has no effect, because no norm ends a block.
@@ -111,11 +114,17 @@ class Encoder:
     """Settings of a Transformer encoder over a grid of tokens (Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1).
 
     Args:
+        hidden_dim: channels of a token.
+        depth: the number of blocks.
+        num_heads: heads of each attention; they divide `hidden_dim`.
+        mlp_dim: channels inside the MLP of a block.
         pool: `token` reads a class token; `gap` averages the image tokens (Beyer et al. 2022, arXiv:2205.01580);
             `seq` averages them with learned weights (Hassani et al. 2021, arXiv:2104.05704).
         representation_dim: width of a tanh layer before the head; null: no such layer.
         position: `learned`, fixed `sincos` of rows and columns (Beyer et al. 2022), or `none`.
         position_stddev: standard deviation of the initial learned positions.
+        query_key_value_bias: whether query, key and value have biases.
+        dropout_rate: the rate of dropout after the positions, inside each MLP and after each branch.
         register_tokens: extra tokens that the head does not read (Darcet et al. 2023, arXiv:2309.16588).
         activation: the exact `gelu`, or `gelu_tanh`, its approximation with tanh.
         layer_norm_epsilon: the default is that of the papers' code; Hugging Face's ViT has 1e-12.
@@ -198,6 +207,9 @@ class HybridSpec(Convolutions, Encoder):
     """Settings of a serial hybrid: patches of the last feature map become the tokens.
 
     Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1, "Hybrid Architecture".
+
+    Args:
+        patch_size: side of the square of the last feature map that a token stands for.
     """
 
     family: ClassVar[str] = "hybrid"
@@ -219,6 +231,9 @@ class BoTNetSpec(Convolutions):
     """Settings of a ResNet whose last stage has attention in place of its 3×3 convolutions.
 
     Source: Srinivas et al. 2021, arXiv:2101.11605.
+
+    Args:
+        num_heads: heads of each attention.
     """
 
     family: ClassVar[str] = "botnet"
@@ -248,6 +263,8 @@ class CoAtNetSpec:
         attention_stages: how many of the last stages have attention.
         stem_stride: stride of the stem; every stage strides by 2.
         head_dim: channels of an attention head.
+        dropout_rate: the rate of dropout.
+        stochastic_depth_rate: the rate of the last block; it grows linearly from 0 at the first.
     """
 
     family: ClassVar[str] = "coatnet"
@@ -285,11 +302,16 @@ class ConformerSpec:
     Args:
         filters: output channels of the first of three stages. Each next stage halves the resolution and has twice as
             many; the last block strides once more.
+        hidden_dim: channels of a token.
+        num_heads: heads of each attention; they divide `hidden_dim`.
+        mlp_dim: channels inside the MLP of a block.
         depth: number of blocks, a multiple of 3.
         patch_size: side of the square of pixels that a token stands for.
         stem: `7x7` halves the resolution twice; `3x3` preserves it.
         fusion: what the head reads: both branches concatenated (`concat`), or their weighted sum with learned weights
             (`weighted`).
+        dropout_rate: the rate of dropout.
+        stochastic_depth_rate: the rate of the last block; it grows linearly from 0 at the first.
     """
 
     family: ClassVar[str] = "conformer"

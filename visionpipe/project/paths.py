@@ -1,5 +1,6 @@
 """Where a project's files are."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -30,6 +31,19 @@ def enter_project() -> None:
             f"in the folder of one, which holds params.yaml"
         )
     os.chdir(root)
+
+
+def champion() -> str:
+    """Returns the address of the champion: of the model that `tracking.model` names, outside a project `visionpipe`."""
+    import yaml
+
+    name, root = "visionpipe", project_root()
+    with contextlib.suppress(OSError, ValueError, yaml.YAMLError, LookupError, TypeError):
+        if root is not None:
+            name = str(
+                yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))["tracking"]["model"]
+            )
+    return f"models:/{name}@champion"
 
 
 def dvc_root() -> Path:

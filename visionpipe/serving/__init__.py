@@ -1,1 +1,1 @@
-"""Answering with an exported model. Nothing in here imports keras, tensorflow, jax or torch."""
+"""Serves an exported model over HTTP. Nothing in this package imports keras, tensorflow, jax or torch."""

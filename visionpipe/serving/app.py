@@ -1,4 +1,4 @@
-"""The HTTP interface: its routes and what they say."""
+"""Defines the HTTP interface: its routes and their answers."""
 
 import time
 from typing import Any
@@ -15,16 +15,16 @@ from visionpipe import __version__
 from visionpipe.errors import ImageError
 from visionpipe.serving import page, protocol_v2
 from visionpipe.serving.batching import Job
-from visionpipe.serving.bodies import QUICK, Question, Refusal, number, read_body, set_option, take_apart
+from visionpipe.serving.bodies import Question, Refusal, number, read_body, read_question, set_option
 from visionpipe.serving.guard import Direct, Guard, answer_failure
 from visionpipe.serving.service import STATUS, Live, Service
-from visionpipe.serving.settings import Settings
+from visionpipe.serving.settings import QUICK_BODY, Settings
 
 OPTIONS = {
-    "top_k": ({"type": "integer", "minimum": 1}, "list only so many classes, the likeliest"),
+    "top_k": ({"type": "integer", "minimum": 1}, "list only this number of classes, the most probable ones"),
     "unsure_below": (
         {"type": "number", "minimum": 0, "maximum": 1},
-        "add `unsure`: whether the best probability is below this",
+        "add `unsure`: whether the highest probability is below this value",
     ),
 }
 FORM: dict[str, Any] = {
@@ -79,12 +79,12 @@ class PNG(Response):
 
 
 def make_app(service: Service) -> ASGIApp:
-    """The ASGI application of a service; `service.settings` says who may call it."""
+    """Makes the ASGI application of a service. `service.settings` decides who may call it."""
     app = FastAPI(
         title="visionpipe",
         version=__version__,
         summary="An image classifier",
-        docs_url=None,  # its page would load scripts from another host
+        docs_url=None,  # this page would load scripts from another host
         redoc_url=None,
         responses={"4XX": ERROR, "5XX": ERROR},
     )
@@ -98,7 +98,9 @@ def make_app(service: Service) -> ASGIApp:
         service.make_room(1)
         body = await read_body(request, service.settings.max_body)
         content_type = request.headers.get("content-type", "")
-        question = await service.aside(len(body) > QUICK, take_apart, body, content_type, service.settings)
+        question = await service.aside(
+            len(body) > QUICK_BODY, read_question, body, content_type, service.settings
+        )
         del body
         if request.scope["query_string"]:
             for name, value in request.query_params.items():
@@ -110,14 +112,14 @@ def make_app(service: Service) -> ASGIApp:
 
     app.include_router(protocol_v2.router(service))
 
-    @app.get("/healthz", summary="The process answers")
+    @app.get("/healthz", summary="Whether the process answers")
     async def healthz() -> dict[str, str]:
         return {"status": "alive"}
 
-    @app.get("/readyz", summary="A model is loaded, and the server is not ending")
+    @app.get("/readyz", summary="Whether a model is loaded and the server is not shutting down")
     async def readyz() -> dict[str, str]:
         if service.draining:
-            raise Refusal(503, "draining", "the server is ending")
+            raise Refusal(503, "draining", "the server is shutting down")
         service.present()
         if service.unfollowed is None:
             return {"status": "ready"}
@@ -125,7 +127,7 @@ def make_app(service: Service) -> ASGIApp:
 
     @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics() -> Response:
-        text = await service.aside(True, service.metrics.text)  # with many classes it is long
+        text = await service.aside(True, service.metrics.text)  # which is long if there are many classes
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.post(
@@ -137,7 +139,7 @@ def make_app(service: Service) -> ASGIApp:
         body = await read_body(request, service.settings.max_body)
         return PNG(await service.view(live, body))
 
-    @app.get("/model", summary="The version that answers: lineage, classes, metrics")
+    @app.get("/model", summary="Lineage, classes and metrics of the live version")
     async def model(request: Request) -> Response:
         live = service.present()
         tag = f'"{live.number}-{live.since}"'
@@ -155,15 +157,15 @@ def make_app(service: Service) -> ASGIApp:
     origins = list(service.settings.cors_origin)
     if not origins:
         return guarded
-    # Outermost: a browser asks for permission without the token, and must be able to read a refusal.
-    shown = ["X-Request-ID", "Retry-After"]
+    # Outside the guard: browsers send preflight requests without the token, and must be able to read a refusal.
+    exposed = ["X-Request-ID", "Retry-After"]
     return CORSMiddleware(
-        guarded, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=shown
+        guarded, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=exposed
     )
 
 
 def count_predictions(jobs: list[Job], live: Live, question: Question, service: Service) -> None:
-    """In the metrics. A request of one image has its error as the answer's status instead."""
+    """Counts the predictions in the metrics. Raises Refusal if the only image of a request cannot be decoded."""
     for job in jobs:
         error = job.future.exception()
         if error is None:
@@ -174,7 +176,7 @@ def count_predictions(jobs: list[Job], live: Live, question: Question, service: 
 
 
 def write_answer(jobs: list[Job], live: Live, question: Question, start: float) -> bytes:
-    """As JSON, image by image: as objects the probabilities of many classes would be ten times as large."""
+    """Writes the answer as JSON, image by image, because Python objects for many classes take ten times the memory."""
     labels = live.batcher.classifier.labels
     predictions = [orjson.Fragment(orjson.dumps(prediction(job, labels, question))) for job in jobs]
     content = {
@@ -186,6 +188,7 @@ def write_answer(jobs: list[Job], live: Live, question: Question, start: float) 
 
 
 def prediction(job: Job, labels: list[str], question: Question) -> dict[str, Any]:
+    """Returns the answer to one image, or its error, as values for JSON."""
     error = job.future.exception()
     if isinstance(error, ImageError):
         return {"error": {"code": error.code, "reason": error.reason}}
@@ -199,7 +202,7 @@ def prediction(job: Job, labels: list[str], question: Question) -> dict[str, Any
 
 
 def milliseconds(jobs: list[Job], start: float) -> dict[str, float]:
-    """Where the time went, of the slowest image: waiting for a worker and decoding, waiting, running."""
+    """Returns the milliseconds of each step for the slowest image; "decode" includes waiting for a worker thread."""
     last = max(jobs, key=lambda job: job.finished)
     spans = {
         "decode": last.decoded - last.submitted,
@@ -211,6 +214,7 @@ def milliseconds(jobs: list[Job], start: float) -> dict[str, float]:
 
 
 def describe(live: Live, settings: Settings) -> dict[str, Any]:
+    """Returns the answer of /model."""
     classifier = live.batcher.classifier
     height, width = classifier.size
     return {

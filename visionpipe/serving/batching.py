@@ -1,12 +1,11 @@
-"""Micro-batches: what waits is answered together, and nothing waits while the model is idle.
+"""Runs waiting images in batches, and never lets an image wait while the model is idle.
 
-Worker threads decode. Whoever has decoded an image and finds the model idle runs it, on that image and all
-others that are ready by then; whoever finds it busy goes on decoding. So an idle server adds no delay at
-all, and under load the batches grow by themselves to the size that the model's speed asks for.
+Worker threads decode images. A worker that has decoded an image while the model is idle runs the model on all images
+that are ready. A worker that has decoded an image while the model is busy decodes the next one. So an idle server
+adds no delay, and under load the batches grow to the size that the model's speed requires.
 
-All cores work on one batch while one is enough. When more waits, each core runs batches of its own until there
-is a moment without any: then no operation stands still for a thread that decoding, or a neighbour on the
-machine, has held up.
+While one batch holds all waiting images, all cores work on it. When more images wait, each core runs separate batches
+until no image waits. Then a core that is delayed by decoding, or by another process, does not delay the other cores.
 """
 
 import asyncio
@@ -22,32 +21,30 @@ from typing import Any
 import numpy as np
 
 from visionpipe.artifact.classifier import Classifier
-from visionpipe.serving.settings import Settings
-
-SMALL = 16 * 2**10  # bytes of a file that is decoded in a fraction of a millisecond
-PATIENCE = 0.001  # seconds that the idle model waits for images that are being decoded: less than they gain
+from visionpipe.serving.settings import GATHER_SECONDS, SMALL_FILE, Settings
 
 log = logging.getLogger("visionpipe")
 
 
 class Job:
-    """One image on its way.
+    """One image that waits for its answer.
 
-    `data`: a file's bytes, or uint8 or float32 (height, width, 3) as the model takes it. `future` gets the
-    probabilities, float64 (classes,), or an ImageError. The times are those of `time.perf_counter`.
+    data: the bytes of a file, or the model's input, uint8 or float32 (height, width, 3) in [0, 255].
+    future: gets the probabilities, float64 (classes,), or an exception, such as ImageError.
+    submitted, decoded, started, finished: times of `time.perf_counter`, in seconds.
     """
 
     __slots__ = ("data", "decoded", "finished", "future", "image", "small", "started", "submitted")
 
     def __init__(self, data: bytes | np.ndarray, future: "asyncio.Future[np.ndarray]"):
         self.data, self.future = data, future
-        self.small = not isinstance(data, bytes) or len(data) <= SMALL
+        self.small = not isinstance(data, bytes) or len(data) <= SMALL_FILE
         self.image: np.ndarray | None = None
         self.submitted = self.decoded = self.started = self.finished = time.perf_counter()
 
 
 class Queue:
-    """How many images were accepted and are not answered yet, over all versions, and the threads for them."""
+    """Counts the images of all versions that wait for an answer, and holds the worker threads."""
 
     def __init__(self, settings: Settings):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -56,25 +53,25 @@ class Queue:
         self.pool = ThreadPoolExecutor(self.decoders + self.cores, thread_name_prefix="worker")
         self.limit = settings.max_queue
         self.waiting = 0
-        self.seconds_per_image = 0.0  # of late, with what batching gains
+        self.seconds_per_image = 0.0  # moving average of recent batches
 
     def answered(self, future: "asyncio.Future[Any]") -> None:
-        """To be called when a future that was counted in `waiting` is done."""
+        """Counts an image as answered; the done-callback of the futures that are counted in `waiting`."""
         self.waiting -= 1
         if not future.cancelled():
-            future.exception()  # seen: a request that has given up does not ask for it
+            future.exception()  # marks it as retrieved, or asyncio would log it for a request that was given up
 
     def retry_after(self) -> int:
-        """Whole seconds until what waits now should be answered, at least one."""
+        """Estimates the seconds until the waiting images are answered, at least one."""
         return max(1, round(self.waiting * self.seconds_per_image + 0.5))
 
 
 class Batcher:
-    """Answers images with one classifier. `submit` belongs to the event loop's thread.
+    """Answers images with one classifier. `submit` must be called in the event loop's thread.
 
-    classifier: runs on all cores.
-    load_one_core: the same model on one thread, asked for when it is first needed.
-    observe: called in a worker with each batch's number of images and its seconds.
+    classifier: uses all cores.
+    load_one_core: loads the same model with one thread; called when that is first needed.
+    observe: called in a worker thread with the number of images and the seconds of each batch.
     """
 
     def __init__(
@@ -89,21 +86,22 @@ class Batcher:
         self.max_batch, self.max_pixels = batch_limit(classifier, settings), settings.max_pixels
         self._load_one_core: Callable[[], Classifier] | None = load_one_core if queue.cores > 1 else None
         self._one_core: Classifier | None = None
-        self._lock = threading.Lock()  # guards all of the following, but for what comes into _ready
+        self._lock = threading.Lock()  # guards the following attributes, except appending to _ready
         self._undecoded: deque[Job] = deque()
-        self._large = 0  # of the undecoded ones and of those that are being decoded
-        self._decoders = 0  # at work
+        self._large = 0  # large files among the undecoded ones and those being decoded
+        self._decoders = 0  # threads that are decoding
         self._ready: deque[Job] = deque()
         self._idle = queue.cores
 
     def submit(self, data: bytes | np.ndarray) -> Job:
+        """Queues an image, and starts a worker if needed."""
         job = Job(data, asyncio.get_running_loop().create_future())
         self.queue.waiting += 1
         job.future.add_done_callback(self.queue.answered)
         with self._lock:
             self._undecoded.append(job)
             self._large += not job.small
-            # Small files are decoded by one thread: almost all of that is Python, which several only hinder.
+            # One thread decodes small files: that is almost only Python code, which more threads do not speed up.
             needed = self._decoders < (self.queue.decoders if self._large else 1)
             self._decoders += needed
         if needed:
@@ -111,7 +109,10 @@ class Batcher:
         return job
 
     def _work(self) -> None:
-        """Decodes until nothing waits; then, or once the model could have begun, runs it if it is idle."""
+        """Decodes images, then runs the model.
+
+        Decoding ends when no image waits, or when an idle model has a full batch or has waited GATHER_SECONDS.
+        """
         begin = time.perf_counter()
         while True:
             with self._lock:
@@ -123,14 +124,14 @@ class Batcher:
             if not job.small:
                 with self._lock:
                     self._large -= 1
-            enough = len(self._ready) >= self.max_batch or time.perf_counter() - begin > PATIENCE
+            enough = len(self._ready) >= self.max_batch or time.perf_counter() - begin > GATHER_SECONDS
             if enough and self._idle:
-                self.queue.pool.submit(self._work)  # another one goes on decoding
+                self.queue.pool.submit(self._work)  # another worker continues decoding
                 break
         self._answer()
 
     def _answer(self) -> None:
-        """Runs batches until nothing is ready, or no core is idle."""
+        """Runs batches until no image is ready or no core is idle."""
         while batch := self._take():
             classifier, cores, jobs = batch
             try:
@@ -142,7 +143,7 @@ class Batcher:
                     self._idle += cores
 
     def _take(self) -> tuple[Classifier, int, list[Job]] | None:
-        """What can begin now: images, what answers them, and how many cores that occupies."""
+        """Returns the next batch: classifier, number of cores and jobs; None if no batch can start."""
         with self._lock:
             much = len(self._ready) + len(self._undecoded) > self.max_batch
             if much and self._load_one_core:
@@ -167,8 +168,8 @@ class Batcher:
     def _get_one_core(self, load: Callable[[], Classifier]) -> None:
         try:
             self._one_core = load()
-        except Exception as error:  # its files may have changed since they were loaded first
-            log.warning("every batch goes on having all cores: %s", error)
+        except Exception as error:  # the files may have changed since the model was loaded first
+            log.warning("every batch uses all cores, because the model cannot be loaded again: %s", error)
 
     def _decode(self, job: Job) -> None:
         if job.future.cancelled():
@@ -178,7 +179,7 @@ class Batcher:
                 job.image = self.classifier.preprocess(job.data, self.max_pixels)
             else:
                 job.image = job.data
-        except Exception as error:  # an ImageError, or a defect, which the request must hear of too
+        except Exception as error:  # an ImageError, or a bug, which must end the request too
             job.decoded = job.started = job.finished = time.perf_counter()
             settle_soon([job], error)
             return
@@ -202,12 +203,12 @@ class Batcher:
 
 
 def settle_soon(jobs: list[Job], outcome: np.ndarray | Exception) -> None:
-    """From a worker, in the event loop that waits for them."""
+    """Settles jobs in the event loop that waits for them; called in a worker thread."""
     jobs[0].future.get_loop().call_soon_threadsafe(settle, jobs, outcome)
 
 
 def settle(jobs: list[Job], outcome: np.ndarray | Exception) -> None:
-    """Gives each job its row of `outcome`, or the exception."""
+    """Sets the result of each job to its row of `outcome`, or to the exception."""
     for index, job in enumerate(jobs):
         if job.future.done():
             continue
@@ -218,8 +219,9 @@ def settle(jobs: list[Job], outcome: np.ndarray | Exception) -> None:
 
 
 def batch_limit(classifier: Classifier, settings: Settings) -> int:
-    """As many images as run in about `batch_seconds`: enough of them for full speed, few enough that the
-    next request does not wait long.
+    """Measures how many images the model runs in about `batch_seconds`; returns at most `max_batch`.
+
+    Larger batches are faster per image, but the next request waits longer.
     """
     blank = np.zeros((1, *classifier.size, 3), np.uint8)
     times = []

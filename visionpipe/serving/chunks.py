@@ -1,16 +1,16 @@
-"""Where a body in chunks ends (RFC 9112, section 7.1), so that the parser gets no byte beyond it."""
+"""Finds the end of a chunked body (RFC 9112, section 7.1), so that the parser gets no byte of the next request."""
 
 
 class Chunks:
-    """Follows the lengths that the chunks say they have. Whether they are well-formed is for the parser to say."""
+    """Follows the declared lengths of the chunks. The parser checks whether the chunks are well-formed."""
 
     def __init__(self) -> None:
-        self._left = 0  # bytes of the present chunk and its line's end
-        self._line = b""  # the beginning of a line that is not complete yet
-        self._last = False  # the last chunk is over: lines follow, up to an empty one
+        self._left = 0  # remaining bytes of the present chunk and its line end
+        self._line = b""  # beginning of an incomplete line
+        self._last = False  # the last chunk has ended, and trailer lines follow, up to an empty one
 
     def end(self, data: bytes | bytearray) -> int:
-        """How many of the next bytes belong to the body."""
+        """Returns how many bytes of `data`, which follows the data of earlier calls, belong to the body."""
         position = 0
         while position < len(data):
             if self._left:
@@ -27,13 +27,13 @@ class Chunks:
                 if not line:
                     return position
             else:
-                length = as_length(line)
+                length = chunk_length(line)
                 self._left, self._last = length + 2 if length else 0, not length
         return len(data)
 
 
-def as_length(line: bytes) -> int:
-    """Of a chunk, from its first line; 0 where the parser will refuse it."""
+def chunk_length(line: bytes) -> int:
+    """Reads a chunk's length, in bytes, from its first line; returns 0 for a line that the parser will reject."""
     try:
         return max(0, int(line.partition(b";")[0], 16))
     except ValueError:

@@ -1,4 +1,4 @@
-"""What uvicorn leaves out: one request at a time, deadlines for slow clients, limits, and an orderly end."""
+"""Adds to uvicorn what it lacks: one request at a time, deadlines for slow clients, limits, and an orderly shutdown."""
 
 import asyncio
 import ctypes
@@ -20,40 +20,42 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from visionpipe.serving.chunks import Chunks
 from visionpipe.serving.service import Service
-from visionpipe.serving.settings import Settings
+from visionpipe.serving.settings import (
+    ACCEPT_SECONDS,
+    LAST_REQUEST_SECONDS,
+    LINGER_SECONDS,
+    MAX_HEADERS,
+    PARSE_STEP,
+    Settings,
+)
 
-MAX_HEADERS = 64 * 2**10  # bytes of a request's line and headers
-TURN = 16 * 2**10  # bytes that are parsed before other connections have their turn
 END = b"\r\n\r\n"
-ABSOLUTE = re.compile(rb"[a-zA-Z][a-zA-Z0-9+.-]*://[^/?#]+")  # an address without a path, which is that of /
-LINGER = 2.0  # seconds for what a client goes on sending when it was refused
-ACCEPT = 0.1  # seconds to take what the kernel has accepted, before the socket is closed
-LAST_CALL = 0.5  # seconds for the request of a client that had just connected when the server ended
+ABSOLUTE = re.compile(rb"[a-zA-Z][a-zA-Z0-9+.-]*://[^/?#]+")  # a URL without a path, which means /
 
 
 class Connection(HttpToolsProtocol):
-    """A client's connection: one request at a time, each with one answer.
+    """A client's connection, which answers one request at a time.
 
-    The parser gets the bytes of a request, and those of the next one after the answer: so nothing piles up, and no
-    answer overtakes another. A request whose headers or body take too long is answered with 408.
+    The parser gets the bytes of the next request only after the answer to the present one. So memory stays bounded, and
+    answers are sent in the order of their requests. A request whose headers or body take too long gets status 408.
     """
 
-    settings = Settings()  # of the server: `make_server` sets it
+    settings = Settings()  # `make_server` replaces it by the server's settings
     flow: "Flow"
     transport: "Lingering"  # type: ignore[assignment]
 
     def __init__(self, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)
         self._deadline: asyncio.TimerHandle | None = None
-        self._waiting = bytearray()  # received, and not parsed yet
-        self._tail = b""  # of what was parsed, which may be the beginning of END
+        self._waiting = bytearray()  # received but not parsed yet
+        self._tail = b""  # end of the parsed bytes, which may be the beginning of END
         self._in_headers = True
         self._received = 0  # bytes of the present request's headers, then of its body
-        self._length: int | None = None  # bytes that the body still lacks; None: it comes in chunks
+        self._length: int | None = None  # bytes that the body still lacks; None for a chunked body
         self._chunks = Chunks()
-        self._empty = 0  # bytes of a body in chunks since its last content
+        self._empty = 0  # bytes of a chunked body since its last content
         self._upgrade = self._refused = False
-        self._ended = False  # the client sends nothing more
+        self._ended = False  # the client has closed its half of the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -69,10 +71,10 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         if self.transport.is_closing():
             return self._discard(data)
-        if self._waiting:  # it is parsed later, and so is this
+        if self._waiting:  # earlier bytes must be parsed first
             self._waiting += data
             return
-        for _ in range(2):  # a head and a body: almost always that is all
+        for _ in range(2):  # headers and a body, which is almost always everything
             if data and not self._answering() and not self.transport.is_closing():
                 data = data[self._take(data) :]
         if data and not self.transport.is_closing():
@@ -82,7 +84,7 @@ class Connection(HttpToolsProtocol):
             self._feed()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """A client that has asked may close its half of the connection, and is answered."""
+        """Handles the end of the client's half. A client may close it after its request, and is still answered."""
         self._ended = True
         if self.transport.is_closing():
             self.transport.finish()
@@ -96,13 +98,13 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.expect_100_continue and not self._in_headers and not self._received:
-            self.transport.close()  # refused before its body, which may come or not
+            self.transport.close()  # refused before its body; whether the client still sends it is unknown
         if self._waiting or self._ended:
             self._feed()
 
     def _feed(self) -> None:
-        """Parses what waits up to the end of a request, and no more than TURN bytes before others have their turn."""
-        left = TURN
+        """Parses waiting bytes up to the end of a request; after PARSE_STEP bytes other connections have their turn."""
+        left = PARSE_STEP
         while self._waiting and left > 0 and not self._answering() and not self.transport.is_closing():
             end = self._take(self._waiting)
             del self._waiting[:end]
@@ -119,18 +121,16 @@ class Connection(HttpToolsProtocol):
                 self._finish()
 
     def _take(self, data: bytes | bytearray) -> int:
-        """Parses the beginning of `data`, no further than this request, whose head ends with an empty line; returns
-        how many bytes that were.
-        """
+        """Parses the beginning of `data`, at most to the end of the request's headers or body; returns its length."""
         if self._deadline is None:  # the first byte of another request
             self._expect("headers", self.settings.header_seconds)
         if self._in_headers:
-            seen = self._tail + data[:TURN]
-            found = seen.find(END)
-            end = (len(seen) if found < 0 else found + len(END)) - len(self._tail)
-            self._tail = bytes(seen[1 - len(END) :]) if found < 0 else b""
+            seen = self._tail + data[:PARSE_STEP]
+            position = seen.find(END)
+            end = (len(seen) if position < 0 else position + len(END)) - len(self._tail)
+            self._tail = bytes(seen[1 - len(END) :]) if position < 0 else b""
         elif self._length is None:
-            end = self._chunks.end(data[:TURN])
+            end = self._chunks.end(data[:PARSE_STEP])
         else:
             end = min(self._length, len(data))
             self._length -= end
@@ -139,7 +139,7 @@ class Connection(HttpToolsProtocol):
         return end
 
     def _has_room(self, size: int) -> bool:
-        """Whether the request may have so many bytes more; refuses it where not."""
+        """Whether the request may have `size` more bytes; refuses the request if not."""
         self._received += size
         if self._in_headers:
             if self._received > MAX_HEADERS:
@@ -147,7 +147,7 @@ class Connection(HttpToolsProtocol):
                 return False
         elif self.cycle.response_complete:
             if self._received > 2 * self.settings.max_body:
-                self.transport.finish()  # it was refused long ago, and goes on sending
+                self.transport.finish()  # the client ignores that its request was refused
                 return False
         elif self._length is None:
             self._empty += size
@@ -159,7 +159,7 @@ class Connection(HttpToolsProtocol):
         return True
 
     def _discard(self, data: bytes) -> None:
-        """What a client goes on sending after the last answer."""
+        """Drops what a client sends after the last answer; closes the connection after too many bytes."""
         self._received += len(data)
         if self._received > 2 * self.settings.max_body:
             self.transport.finish()
@@ -173,12 +173,13 @@ class Connection(HttpToolsProtocol):
             self.refuse(400, "invalid_request", "not a valid HTTP request")
 
     def _parse_without_upgrade(self) -> None:
-        """Parses a head again without its wish for another protocol, which a server may ignore (RFC 9110, 7.8)
-        and after which the parser would not read the body.
+        """Parses headers again without Upgrade, which a server may ignore (RFC 9110, 7.8).
+
+        After a request for another protocol the parser would not read the body.
         """
         self._upgrade, method, version = False, self.parser.get_method(), self.parser.get_http_version()
         if method == b"CONNECT":
-            return self.refuse(405, "method_not_allowed", "this is no proxy")
+            return self.refuse(405, "method_not_allowed", "this server is not a proxy")
         lines = [b"%s %s HTTP/%s" % (method, self.url, version.encode())]
         lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
@@ -197,7 +198,7 @@ class Connection(HttpToolsProtocol):
                 self._length = int(value)
         if self._length is None:
             self._chunks = Chunks()
-        self.headers = []  # for what follows a body in chunks, which is ignored
+        self.headers = []  # collects the trailer fields of a chunked body, which are ignored
         self._expect("body", self.settings.body_seconds)
 
     def on_body(self, body: bytes) -> None:
@@ -212,20 +213,20 @@ class Connection(HttpToolsProtocol):
         self._stop_deadline()
 
     def shutdown(self) -> None:
-        """As uvicorn's, but a request that is on its way is still taken."""
+        """Closes the connection like uvicorn, but waits for the first request of a new connection."""
         if self.transport.is_closing():
             self.transport.finish()
         elif self.cycle is None:
-            self._expect("headers", LAST_CALL)
+            self._expect("headers", LAST_REQUEST_SECONDS)
         else:
             super().shutdown()
 
     def refuse(self, status: int, code: str, reason: str) -> None:
-        """Answers from here, where no application is there to do so, and closes."""
+        """Answers a request that never reaches the application, and closes the connection."""
         self._refused = True
-        self._expect("end", LINGER)
+        self._expect("end", LINGER_SECONDS)
         if not self._in_headers:
-            if self.cycle.response_started:  # one answer is enough
+            if self.cycle.response_started:  # a request has one answer
                 return self.transport.close()
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -237,26 +238,28 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
 
     def _answering(self) -> bool:
-        """Whether a request is complete, and its answer is not."""
+        """Whether a request is complete and its answer is not."""
         return self._in_headers and self.cycle is not None and not self.cycle.response_complete
 
     def _is_sending(self) -> bool:
+        """Whether the client may still be sending a request."""
         return not self._ended and (self._refused or not self._in_headers)
 
     def _linger(self) -> None:
-        """Reads what the client goes on sending, and parses no more."""
+        """Reads what the client still sends, without parsing it."""
         self._waiting.clear()
         self.flow.full = False
         self.flow.resume_reading()
 
     def _finish(self) -> None:
-        """The client has sent its last byte and waits for nothing, unless that byte was amid a request."""
+        """Closes the connection after the client's last byte; refuses a request that is incomplete."""
         if self._in_headers and not self._received:
             self.transport.close()
         else:
-            self.refuse(400, "invalid_request", "the request ended early")
+            self.refuse(400, "invalid_request", "the request is incomplete")
 
     def _expect(self, what: str, seconds: float) -> None:
+        """Sets the deadline for a part of the request."""
         self._stop_deadline()
         self._deadline = self.loop.call_later(seconds, self._expire, what)
 
@@ -266,15 +269,15 @@ class Connection(HttpToolsProtocol):
             self._deadline = None
 
     def _expire(self, what: str) -> None:
-        silent = self._in_headers and not self._received  # an idle client: nothing to answer
-        if silent or self.transport.is_closing():
+        idle = self._in_headers and not self._received  # there is no request to answer
+        if idle or self.transport.is_closing():
             self.transport.finish()
         else:
             self.refuse(408, "timeout", f"the request's {what} took too long")
 
 
 class Flow(FlowControl):
-    """Reads on only where nothing waits to be parsed."""
+    """Flow control that does not resume reading while received bytes wait to be parsed."""
 
     full = False
 
@@ -284,8 +287,9 @@ class Flow(FlowControl):
 
 
 class Lingering:
-    """A transport that closes its own half only while the client is sending: the kernel would answer what still comes
-    with a reset, and the client might never read its answer.
+    """A transport that closes only the server's half while the client is still sending.
+
+    If both halves were closed, the kernel would reset the connection, and the client might lose its answer.
     """
 
     def __init__(
@@ -293,7 +297,7 @@ class Lingering:
     ):
         self._transport, self._is_sending, self._linger = transport, is_sending, linger
         self._lingers = False
-        self.write = transport.write  # what every answer calls
+        self.write = transport.write  # every answer calls `write`, so it bypasses `__getattr__`
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -302,6 +306,7 @@ class Lingering:
         return self._lingers or self._transport.is_closing()
 
     def close(self) -> None:
+        """Closes the connection, or only the server's half while the client is sending."""
         if self.is_closing():
             return
         if not self._is_sending():
@@ -316,7 +321,7 @@ class Lingering:
 
 
 class Server(uvicorn.Server):
-    """Ends in order: first it is not ready, then it stops listening, then it waits for what is running."""
+    """Shuts down in order: it stops being ready, then stops listening, then waits for the running requests."""
 
     def __init__(self, config: uvicorn.Config, service: Service):
         super().__init__(config)
@@ -324,7 +329,7 @@ class Server(uvicorn.Server):
         self._end: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._end is not None:  # asked twice
+        if self._end is not None:  # the second signal
             self.should_exit = self.force_exit = True
         self.service.draining = True
         self._end = time.monotonic() + self.service.settings.drain_seconds
@@ -335,26 +340,27 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Takes the connections that the kernel has accepted already: closing the socket would reset them."""
+        """Takes over the connections that the kernel has already accepted: closing the socket would reset them."""
         for listening in sockets or []:
             drop_new_connections(listening)
-        await asyncio.sleep(ACCEPT)
+        await asyncio.sleep(ACCEPT_SECONDS)
         await super().shutdown(sockets)
 
 
 def drop_new_connections(listening: socket.socket) -> None:
-    """From here on the kernel ignores attempts to connect, and what it had accepted can still be taken.
+    """Makes the kernel ignore new connections, while those that it has accepted can still be taken over.
 
-    A socket filter that lets no packet pass, which Linux alone has. The clients try again a second later and
-    are refused, as the socket is closed by then.
+    This uses a socket filter that drops all packets, which only Linux has. Clients try again a second later and are
+    refused, because the socket is closed by then.
     """
     if sys.platform == "linux":
-        drop = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF_RET: keep 0 bytes
+        drop = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF_RET: pass 0 bytes
         program = struct.pack("HP", 1, ctypes.addressof(drop))
         listening.setsockopt(socket.SOL_SOCKET, 26, program)  # SO_ATTACH_FILTER
 
 
 def make_server(app: Any, service: Service) -> Server:
+    """Makes the uvicorn server of an application."""
     settings = service.settings
     config = uvicorn.Config(
         app,

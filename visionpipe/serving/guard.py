@@ -1,4 +1,4 @@
-"""What holds for every request, whatever its route: ids, the token, metrics, and an answer whatever goes wrong."""
+"""Handles what all routes share: request ids, the token, metrics, and an answer after any error."""
 
 import hmac
 import logging
@@ -19,7 +19,7 @@ from visionpipe.serving import page
 from visionpipe.serving.bodies import Refusal
 from visionpipe.serving.service import Service
 
-# Without a token: for who starts and stops us, and the page, which holds no secret and asks for the token.
+# Routes that need no token: the health checks, and the page, which holds no secret and asks for the token.
 OPEN = {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", *page.FILES}
 CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed"}
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -28,7 +28,7 @@ log = logging.getLogger("visionpipe")
 
 
 async def answer_failure(request: Request, failure: Exception) -> Response:
-    """`{code, reason, request_id}` for everything that a request can be refused for."""
+    """Makes the answer `{code, reason, request_id}` to a request that failed."""
     headers: dict[str, str] = {}
     if isinstance(failure, Refusal):
         status, code, reason, headers = failure.status, failure.code, failure.reason, failure.headers
@@ -39,21 +39,22 @@ async def answer_failure(request: Request, failure: Exception) -> Response:
         status, code, first = 400, CODES[400], failure.errors()[0]
         reason = f"{first['loc'][-1]}: {first['msg']}"
     else:
-        status, code, reason = 500, "internal", "an error of the server: its log has more"
+        status, code, reason = 500, "internal", "an internal error: the server's log has the details"
     return failure_response(request.scope["request_id"], status, code, reason, headers)
 
 
 def failure_response(
     request_id: str, status: int, code: str, reason: str, headers: dict[str, str] | None = None
 ) -> Response:
+    """Makes the answer to a failed request."""
     content = orjson.dumps({"code": code, "reason": reason, "request_id": request_id})
     return Response(content, status, headers, media_type="application/json")
 
 
 class Direct:
-    """One POST route, past FastAPI, whose way to an endpoint costs as much as all else that happens to a request here.
+    """Calls the endpoint of one POST route directly, because FastAPI's routing takes half of a request's time.
 
-    `route` is the same one among FastAPI's, from which its description is made.
+    The route itself remains in FastAPI, for the OpenAPI document.
     """
 
     def __init__(self, app: ASGIApp, route: APIRoute):
@@ -77,7 +78,7 @@ class Direct:
 
 
 class Guard:
-    """Around the application: request ids, the token, metrics, and an answer whatever goes wrong."""
+    """Wraps the application: adds request ids, checks the token, and counts requests."""
 
     def __init__(self, app: ASGIApp, service: Service):
         self.app, self.service = app, service
@@ -85,12 +86,12 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            return await self.app(scope, receive, send)  # the lifespan's start and end
+            return await self.app(scope, receive, send)  # lifespan events
         start, headers = time.perf_counter(), dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
         request_id = given.decode() if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         scope["request_id"] = request_id
-        if scope["method"] == "HEAD":  # uvicorn, which has the scope as it was, leaves the body out
+        if scope["method"] == "HEAD":  # uvicorn has the original scope, and omits the body
             scope = {**scope, "method": "GET"}
         status = 0
 
@@ -115,20 +116,20 @@ class Guard:
                     request_id,
                     401,
                     "unauthorized",
-                    "a bearer token is needed",
+                    "this server requires a bearer token",
                     {"WWW-Authenticate": "Bearer"},
                 )
                 await response(scope, receive, send_with_id)
         except ClientDisconnect:
-            status = 499  # nobody is there to be answered
+            status = 499  # the client has disconnected, so no answer is sent
         except Exception:
-            log.exception("request %s failed", request_id)  # answered already, by `answer_failure`
+            log.exception("request %s failed", request_id)  # `answer_failure` has answered already
         route = getattr(scope.get("route"), "path", "other")
         self.service.metrics.requests.labels(route, status).inc()
         self.service.metrics.seconds.labels(route).observe(time.perf_counter() - start)
 
     def allowed(self, path: str, given: bytes) -> bool:
-        """Compares in constant time, so that the time of a refusal says nothing about the token."""
+        """Whether a request may pass. Compares in constant time, so that timing reveals nothing about the token."""
         if not self.tokens or path in OPEN:
             return True
         scheme, _, token = given.partition(b" ")
@@ -137,6 +138,6 @@ class Guard:
 
 
 def spellings(token: str) -> list[bytes]:
-    """The bytes that clients send for it: letters beyond ASCII in UTF-8, or in Latin-1 as browsers do."""
+    """Returns the bytes that a header may have for the token, in UTF-8 or, as browsers send it, in Latin-1."""
     latin = all(ord(letter) < 256 for letter in token)
     return [token.encode(), token.encode("latin-1")] if latin else [token.encode()]

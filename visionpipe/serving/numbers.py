@@ -1,7 +1,7 @@
-"""The numbers of a large tensor in JSON, read in pieces.
+"""Parses the numbers of a large tensor in JSON in pieces.
 
-The parser lets no other thread run before it is done. So the tensor's text is cut out of the request, and
-parsed a few thousand numbers at a time.
+No other thread can run while JSON is parsed. So the list of numbers is cut out of the request, and parsed a few
+thousand numbers at a time.
 """
 
 import math
@@ -11,75 +11,79 @@ from typing import Any
 import numpy as np
 import orjson
 
-from visionpipe.serving.bodies import QUICK, STEP, between_texts, find, invalid
+from visionpipe.serving.bodies import find, invalid, outside_strings
+from visionpipe.serving.settings import NUMBERS_STEP, QUICK_BODY, SEARCH_STEP
 
-CUT = secrets.token_hex(16)  # stands where the text was cut out; no client can know it
-PIECE = 2**16  # bytes that are parsed at a time
+CUT = secrets.token_hex(16)  # replaces the list that was cut out; random, so that no client can send it
 FLAT = bytes.maketrans(b"[]", b"  ")
-DIGITS = bytes(set(range(256)) - set(b"[],"))  # all but what a list is made of
-NUMERIC = b"0123456789+-.eE \t\r\n[],"  # what lists of numbers are made of
-OTHERS = {'"': "a text", "t": "true", "f": "false", "n": "null", "{": "an object"}  # how they begin
+DIGITS = bytes(set(range(256)) - set(b"[],"))  # all bytes but brackets and commas
+NUMERIC = b"0123456789+-.eE \t\r\n[],"  # the bytes of lists of numbers
+OTHERS = {'"': "a string", "t": "true", "f": "false", "n": "null", "{": "an object"}  # by their first byte
 
 
-def cut_numbers(body: bytes, texts: int) -> tuple[bytes, bytes]:
-    """JSON with CUT in place of its longest list of anything but texts, where it is long, and that list."""
-    if len(body) <= QUICK:
+def cut_numbers(body: bytes, strings: int) -> tuple[bytes, bytes]:
+    """Replaces the longest list without strings by CUT, if the JSON is large; returns the JSON and the list.
+
+    Returns an empty list if nothing was replaced. Raises Refusal if a large JSON has more than `strings` strings.
+    """
+    if len(body) <= QUICK_BODY:
         return body, b""
-    start, stop = max(between_texts(body, texts), key=lambda span: span[1] - span[0])
-    brace = find(body, b"}", start)  # behind the list, unless a text comes first
+    start, stop = max(outside_strings(body, strings), key=lambda span: span[1] - span[0])
+    brace = find(body, b"}", start)  # after the list, unless a string comes first
     stop = brace if start <= brace < stop else stop
-    first, last = body.find(b"[", start, start + PIECE), body.rfind(b"]", start, stop)
+    first, last = body.find(b"[", start, start + NUMBERS_STEP), body.rfind(b"]", start, stop)
     if body[start:first].strip() != b":" or last < first:
         return body, b""
-    if count(body, b"[", first, last + 1) != count(
-        body, b"]", first, last + 1
-    ):  # a text in it has cut it off
+    brackets = [count(body, bracket, first, last + 1) for bracket in (b"[", b"]")]
+    if brackets[0] != brackets[1]:  # the list has a string, and the span ends before it
         return body, b""
     return b'%s"%s"%s' % (body[:first], CUT.encode(), body[last + 1 :]), body[first : last + 1]
 
 
 def count(body: bytes, what: bytes, start: int, stop: int) -> int:
-    """As `bytes.count`, in steps, between which other threads may run."""
-    return sum(body.count(what, step, min(step + STEP, stop)) for step in range(start, stop, STEP))
+    """Counts like `bytes.count`, but in steps, between which other threads can run."""
+    return sum(
+        body.count(what, step, min(step + SEARCH_STEP, stop)) for step in range(start, stop, SEARCH_STEP)
+    )
 
 
 def read_numbers(text: bytes, dtype: np.dtype[Any], shape: list[int]) -> np.ndarray:
-    """The numbers, (n,), of one list of all or of lists nested as `shape` says; refuses anything else."""
+    """Parses one flat list, or lists nested like `shape`; returns the numbers, (n,). Raises Refusal otherwise."""
     expected, filled, start = math.prod(shape), 0, 0
     values = np.empty(expected, dtype)
     skeleton = bytearray()
     while start < len(text):
-        stop = find(text, b",", start + PIECE)
+        stop = find(text, b",", start + NUMBERS_STEP)
         piece = text[start : stop if stop >= 0 else len(text)]
         numbers = converted(piece, dtype)
         if filled + len(numbers) > expected:
-            raise invalid(f"shape says {expected} values, more are there")
+            raise invalid(f"shape has {expected} values, but data has more")
         values[filled : filled + len(numbers)] = numbers
         filled, start = filled + len(numbers), start + len(piece) + 1
         skeleton += piece.translate(None, DIGITS) + b","
     if filled != expected:
-        raise invalid(f"shape says {expected} values, {filled} are there")
+        raise invalid(f"shape has {expected} values, but data has {filled}")
     if skeleton[:-1] not in (nesting([expected]), nesting(shape)):
-        raise invalid(f"data is neither one list nor lists nested as shape {shape} says")
+        raise invalid(f"data must be one flat list, or lists nested like shape {shape}")
     return values
 
 
 def converted(piece: bytes, dtype: np.dtype[Any]) -> np.ndarray:
-    """The numbers of a piece of JSON, whatever lists they are in; refuses those that `dtype` has not."""
+    """Parses the numbers of a piece of JSON, and ignores their lists; raises Refusal for values outside `dtype`."""
     others = piece.translate(None, NUMERIC).decode(errors="replace")
     if others:
-        raise invalid(f"data holds {OTHERS.get(others[0], 'malformed JSON')}, not numbers only")
+        raise invalid(f"data holds {OTHERS.get(others[0], 'malformed JSON')}, but only numbers are allowed")
     try:
         wide = np.array(orjson.loads(b"[%s]" % piece.translate(FLAT)), np.float64)
     except (ValueError, OverflowError):
         raise invalid(
-            "data holds malformed or too large numbers, or lists that are empty or not separated"
+            "data holds malformed or too large numbers, empty lists, or lists without commas between them"
         ) from None
     if not len(wide):
         raise invalid("data holds an empty list")
     if dtype.kind == "u" and not ((wide >= 0) & (wide <= 255) & (wide == np.trunc(wide))).all():
-        raise invalid("data holds a number that is not whole and in [0, 255], as UINT8 is")
-    with np.errstate(over="ignore"):  # refused in the next line
+        raise invalid("data holds a number that is not an integer in [0, 255], as UINT8 requires")
+    with np.errstate(over="ignore"):  # the check for infinity follows
         numbers = wide.astype(dtype)
     if not np.isfinite(numbers).all():
         raise invalid("data holds a number that is too large for FP32")
@@ -87,7 +91,7 @@ def converted(piece: bytes, dtype: np.dtype[Any]) -> np.ndarray:
 
 
 def nesting(shape: list[int]) -> bytes:
-    """Brackets and commas of lists of this shape, without the numbers."""
+    """Writes the brackets and commas of nested lists of this shape, without numbers."""
     one = b""
     for side in reversed(shape):
         one = b"[" + b",".join([one] * side) + b"]"

@@ -1,4 +1,4 @@
-"""The page at `/`: plain files, under headers that let it load and call nothing but this server."""
+"""Serves the page at `/` as plain files, with headers that let it load from and call only this server."""
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ POLICY = {
     "default-src": "'none'",
     "script-src": "'self'",
     "style-src": "'self'",
-    "img-src": "'self' blob:",  # blob: the pictures that the user has chosen
+    "img-src": "'self' blob:",  # blob: is for the pictures that the user chooses
     "connect-src": "'self'",
     "base-uri": "'none'",
     "form-action": "'none'",
@@ -36,7 +36,7 @@ FILES = {("/" if path.name == START else f"/page/{path.name}"): path for path in
 
 
 def router() -> APIRouter:
-    """A route for each file, and no other: no part of a request becomes a path."""
+    """Makes one route for each file. No part of a request is used as a path."""
     routes = APIRouter(include_in_schema=False)
     for route, path in FILES.items():
         routes.add_api_route(route, sender(path.read_bytes(), TYPES[path.suffix]))
@@ -44,6 +44,8 @@ def router() -> APIRouter:
 
 
 def sender(content: bytes, media_type: str) -> Callable[[], Awaitable[Response]]:
+    """Makes the endpoint of one file."""
+
     async def send() -> Response:
         return Response(content, headers=HEADERS, media_type=media_type)
 

@@ -1,8 +1,8 @@
-"""The Open Inference Protocol, version 2, with its binary tensor extension: what Triton's clients speak.
+"""Implements the Open Inference Protocol, version 2, with its binary tensor extension, as Triton's clients use it.
 
-https://github.com/kserve/open-inference-protocol and Triton's extension_binary_data.md. A request has one of
-two inputs: `images`, FP32 or UINT8 (n, height, width, 3) in [0, 255], resized already, or `files`, BYTES (n),
-image files. The outputs are `probabilities`, FP32 (n, classes), and `labels`, BYTES (n).
+The sources are https://github.com/kserve/open-inference-protocol and Triton's extension_binary_data.md. A request has
+one of two inputs: `images`, FP32 or UINT8 (n, height, width, 3) in [0, 255], of the model's size; or `files`, BYTES
+(n), image files. The outputs are `probabilities`, FP32 (n, classes), and `labels`, BYTES (n).
 """
 
 import math
@@ -16,14 +16,14 @@ from fastapi import APIRouter, Request, Response
 from visionpipe import __version__
 from visionpipe.errors import ImageError
 from visionpipe.serving.batching import Job
-from visionpipe.serving.bodies import QUICK, Refusal, decoded, invalid, read_body, read_json
+from visionpipe.serving.bodies import Refusal, decoded, invalid, read_body, read_json
 from visionpipe.serving.numbers import CUT, cut_numbers, read_numbers
 from visionpipe.serving.service import STATUS, Live, Service
+from visionpipe.serving.settings import QUICK_BODY, V2_STRINGS
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 FLOATS: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
 OUTPUTS = ("probabilities", "labels")
-TEXTS = 256  # of a request's JSON beside its files: names, the id, parameters
 SIZES = {"type": "array", "items": {"type": "integer", "minimum": 0}}
 TENSOR = {
     "type": "object",
@@ -52,7 +52,7 @@ INTERFACE: dict[str, Any] = {
             "name": HEADER_LENGTH,
             "in": "header",
             "schema": {"type": "integer", "minimum": 0},
-            "description": "bytes of JSON, where tensors in binary follow them",
+            "description": "bytes of JSON, if binary tensors follow it",
         }
     ],
     "requestBody": {"required": True, "content": {"application/json": {"schema": REQUEST}}},
@@ -60,36 +60,37 @@ INTERFACE: dict[str, Any] = {
 
 
 def router(service: Service) -> APIRouter:
+    """Makes the routes below /v2."""
     routes = APIRouter(tags=["Open Inference Protocol v2"])
 
-    def named(name: str, version: str | None = None) -> Live:
+    def live_model(name: str, version: str | None = None) -> Live:
         live = service.present()
         if name != live.name or version not in (None, live.number):
-            raise Refusal(404, "not_found", f"only {live.name} version {live.number} is served")
+            raise Refusal(404, "not_found", f"this server serves only {live.name} version {live.number}")
         return live
 
     @routes.get("/v2", summary="Name, version and extensions of the server")
     async def server() -> dict[str, Any]:
         return {"name": "visionpipe", "version": __version__, "extensions": ["binary_tensor_data"]}
 
-    @routes.get("/v2/health/live", summary="The process answers")
+    @routes.get("/v2/health/live", summary="Whether the process answers")
     async def alive() -> Response:
         return Response()
 
-    @routes.get("/v2/health/ready", summary="A model is loaded, and the server is not ending")
+    @routes.get("/v2/health/ready", summary="Whether a model is loaded and the server is not shutting down")
     async def ready() -> Response:
         return Response(status_code=200 if service.ready else 503)
 
-    @routes.get("/v2/models/{name}/ready", summary="The model answers")
-    @routes.get("/v2/models/{name}/versions/{version}/ready", summary="This version answers")
+    @routes.get("/v2/models/{name}/ready", summary="Whether the model is live")
+    @routes.get("/v2/models/{name}/versions/{version}/ready", summary="Whether this version is live")
     async def model_ready(name: str, version: str | None = None) -> Response:
-        named(name, version)
+        live_model(name, version)
         return Response(status_code=200 if service.ready else 503)
 
     @routes.get("/v2/models/{name}", summary="Inputs and outputs")
     @routes.get("/v2/models/{name}/versions/{version}", summary="Inputs and outputs of this version")
     async def metadata(name: str, version: str | None = None) -> dict[str, Any]:
-        live = named(name, version)
+        live = live_model(name, version)
         height, width = live.batcher.classifier.size
         classes = len(live.batcher.classifier.labels)
         return {
@@ -113,16 +114,16 @@ def router(service: Service) -> APIRouter:
     )
     @routes.post(
         "/v2/models/{name}/versions/{version}/infer",
-        summary="The same, of this version only",
+        summary="Probabilities and labels by this version",
         openapi_extra=INTERFACE,
     )
     async def infer(request: Request, name: str, version: str | None = None) -> Response:
-        live = named(name, version)
+        live = live_model(name, version)
         service.make_room(1)
         body = await read_body(request, service.settings.max_body)
         length = request.headers.get(HEADER_LENGTH)
         header, images = await service.aside(
-            len(body) > QUICK, read_request, body, length, live, service.settings.max_images
+            len(body) > QUICK_BODY, read_request, body, length, live, service.settings.max_images
         )
         del body
         jobs = await service.answer(live, images)
@@ -141,20 +142,20 @@ def router(service: Service) -> APIRouter:
 def read_request(
     body: bytes, header_length: str | None, live: Live, most: int
 ) -> tuple[dict[str, Any], list[bytes] | list[np.ndarray]]:
-    """The JSON part, and the images; refuses more than `most` of them."""
+    """Reads a request; returns its JSON and its images. Raises Refusal, also for more than `most` images."""
     header, numbers, binary = split(body, header_length, most)
     return header, read_input(header, numbers, binary, live, most)
 
 
 def split(body: bytes, header_length: str | None, most: int) -> tuple[dict[str, Any], bytes, memoryview]:
-    """The JSON part, the text of the tensor that was cut out of it, and the tensors that follow it."""
+    """Splits a body into its JSON, the list of numbers that was cut out of the JSON, and the binary tensors."""
     if header_length is not None and not (header_length.isascii() and header_length.isdigit()):
         raise invalid(f"{HEADER_LENGTH} is not a number")
     length = len(body) if header_length is None else int(header_length[:12])
     if length > len(body):
-        raise invalid(f"{HEADER_LENGTH} is longer than the body")
-    text, numbers = cut_numbers(body if length == len(body) else body[:length], most + TEXTS)
-    header = read_json(text, most + TEXTS)
+        raise invalid(f"{HEADER_LENGTH} exceeds the length of the body")
+    text, numbers = cut_numbers(body if length == len(body) else body[:length], most + V2_STRINGS)
+    header = read_json(text, most + V2_STRINGS)
     if not isinstance(header, dict):
         raise invalid("expected a JSON object with inputs")
     return header, numbers, memoryview(body)[length:]
@@ -163,7 +164,7 @@ def split(body: bytes, header_length: str | None, most: int) -> tuple[dict[str, 
 def read_input(
     header: dict[str, Any], numbers: bytes, binary: memoryview, live: Live, most: int
 ) -> list[bytes] | list[np.ndarray]:
-    """The one input as image files, or as float32 or uint8 (height, width, 3) images."""
+    """Reads the input as image files, or as float32 or uint8 (height, width, 3) images; raises Refusal."""
     match header.get("inputs"):
         case [
             {"name": "images" | "files" as name, "datatype": str(datatype), "shape": list(shape)} as tensor
@@ -172,22 +173,22 @@ def read_input(
         case _:
             raise invalid("expected one input, images or files, with name, datatype, shape and data")
     if not all(type(side) is int and side >= 0 for side in shape) or not shape or shape[0] < 1:
-        raise invalid("shape is not a list of sizes, with at least one image")
+        raise invalid("shape must be a list of non-negative integers, with at least one image")
     if shape[0] > most:
-        raise Refusal(413, "too_large", f"{shape[0]} images, more than {most}")
+        raise Refusal(413, "too_large", f"{shape[0]} images exceed {most}")
     size = parameters(tensor).get("binary_data_size")
     if size is not None and (size != len(binary) or type(size) is not int):
-        raise invalid(f"binary_data_size is {size!r}, the body holds {len(binary)} bytes of tensors")
+        raise invalid(f"binary_data_size is {size!r}, but the body holds {len(binary)} bytes of tensors")
     if name == "files":
         if datatype != "BYTES" or len(shape) != 1:
-            raise invalid("files is BYTES with one dimension")
+            raise invalid("files must have datatype BYTES and one dimension")
         files = strings(binary, shape[0]) if size is not None else [decoded(text) for text in listed(tensor)]
         if len(files) != shape[0]:
-            raise invalid(f"shape says {shape[0]} files, {len(files)} are there")
+            raise invalid(f"shape has {shape[0]} files, but the request has {len(files)}")
         return files
     expected = [shape[0], *live.batcher.classifier.size, 3]
     if shape != expected or datatype not in FLOATS:
-        raise invalid(f"images is FP32 or UINT8 with shape {expected}")
+        raise invalid(f"images must have datatype FP32 or UINT8 and shape {expected}")
     dtype, count = FLOATS[datatype], math.prod(shape)
     if size is not None:
         if size != count * dtype.itemsize:
@@ -202,13 +203,15 @@ def read_input(
 
 
 def parameters(node: dict[str, Any]) -> dict[str, Any]:
-    found = node.get("parameters", {})
-    if not isinstance(found, dict):
-        raise invalid("parameters is not an object")
-    return found
+    """Returns the parameters of a request or tensor; raises Refusal."""
+    content = node.get("parameters", {})
+    if not isinstance(content, dict):
+        raise invalid("parameters must be an object")
+    return content
 
 
 def listed(tensor: dict[str, Any]) -> list[Any]:
+    """Returns the data of a tensor in JSON; raises Refusal."""
     data = tensor.get("data")
     if not isinstance(data, list):
         raise invalid("the input has neither data nor binary_data_size")
@@ -216,24 +219,24 @@ def listed(tensor: dict[str, Any]) -> list[Any]:
 
 
 def strings(binary: memoryview, count: int) -> list[bytes]:
-    """BYTES elements: each after its length, four bytes little endian."""
-    found: list[bytes] = []
+    """Splits BYTES elements, each of which follows its length in four bytes, little endian; raises Refusal."""
+    elements: list[bytes] = []
     position = 0
     while position < len(binary):
-        if len(found) == count:
-            raise invalid(f"shape says {count} files, more are there")
+        if len(elements) == count:
+            raise invalid(f"shape has {count} files, but the request has more")
         if position + 4 > len(binary):
-            raise invalid("a length of a BYTES element is cut off")
+            raise invalid("the length of a BYTES element is cut off")
         (length,) = struct.unpack_from("<I", binary, position)
         position += 4 + length
         if position > len(binary):
             raise invalid("a BYTES element is cut off")
-        found.append(bytes(binary[position - length : position]))
-    return found
+        elements.append(bytes(binary[position - length : position]))
+    return elements
 
 
 def respond(header: dict[str, Any], jobs: list[Job], labels: list[str], live: Live) -> Response:
-    """The outputs that were asked for, all by default, as JSON or binary as asked for."""
+    """Answers with the requested outputs, by default all of them, each as JSON or binary as requested."""
     wanted = header.get("outputs") or [{"name": name} for name in OUTPUTS]
     all_binary = parameters(header).get("binary_data_output", False)
     table = np.stack([job.future.result() for job in jobs]).astype("<f4")
@@ -241,7 +244,7 @@ def respond(header: dict[str, Any], jobs: list[Job], labels: list[str], live: Li
     blobs = []
     for output in wanted if isinstance(wanted, list) else [None]:
         if not isinstance(output, dict) or output.get("name") not in OUTPUTS or output["name"] in outputs:
-            raise invalid("outputs are probabilities and labels, each once")
+            raise invalid("outputs must be probabilities, labels or both, each once")
         name = output["name"]
         named: dict[str, Any] = {"name": name, "datatype": "BYTES", "shape": [len(labels)]}
         if name == "probabilities":
@@ -266,6 +269,6 @@ def respond(header: dict[str, Any], jobs: list[Job], labels: list[str], live: Li
 
 
 def as_json(table: np.ndarray) -> bytes:
-    """One list of all numbers, written row by row: one call would keep other threads waiting."""
+    """Writes all numbers as one flat list, row by row, because other threads cannot run during a call."""
     rows = (orjson.dumps(row.astype(np.float64), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for row in table)
     return b"[" + b",".join(rows) + b"]"

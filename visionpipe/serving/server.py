@@ -1,4 +1,4 @@
-"""`visionpipe serve`: from an address or a folder to a process that answers."""
+"""Implements `visionpipe serve`: loads a model from an address or a folder, and starts the server."""
 
 import gc
 import logging
@@ -17,15 +17,19 @@ if TYPE_CHECKING:
 
 
 def serve(target: str, settings: Settings) -> None:
-    """Answers until SIGTERM or Ctrl-C; raises where the model cannot be loaded or the port is taken.
+    """Serves a model until SIGTERM or Ctrl-C.
 
-    target: `models:/NAME@ALIAS`, which is followed, `models:/NAME/NUMBER`, or a folder.
+    target: `models:/NAME@ALIAS`, whose alias is followed, `models:/NAME/VERSION`, or a folder.
+
+    Raises:
+        ConfigError: a setting is impossible, or the port is in use.
+        ArtifactError, RegistryError: the model cannot be loaded.
     """
     logging.basicConfig(format="visionpipe: %(message)s", level=logging.WARNING)
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of what clients are told
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # its warnings are told to the client
     settings = complete(settings, os.environ)
     bound = listen(settings)
-    # The model loads while FastAPI is being imported: each takes a good part of a second.
+    # Loads the model while FastAPI is imported: each takes a good part of a second.
     with ThreadPoolExecutor(1) as loader:
         loading = loader.submit(load_first, target, settings)
         from visionpipe.serving.app import make_app
@@ -41,8 +45,8 @@ def serve(target: str, settings: Settings) -> None:
     host, port = bound.getsockname()[:2]
     shown, live = f"[{host}]" if ":" in host else host, service.present()
     print(f"{live.name} version {live.number} answers on http://{shown}:{port}/predict", flush=True)
-    sys.setswitchinterval(0.001)  # worker threads keep the event loop waiting for less
-    # What was imported stays: looking for garbage among it would stop every answer for 40 ms about once a second.
+    sys.setswitchinterval(0.001)  # shortens the waits of the event loop for worker threads
+    # The imported objects are never freed. To search them for garbage would stop all answers for 40 ms every second.
     gc.collect()
     gc.freeze()
     try:
@@ -57,12 +61,12 @@ def serve(target: str, settings: Settings) -> None:
 
 
 def load_first(target: str, settings: Settings) -> "tuple[Service, Lookup | None]":
-    """A service that can answer, and what knows the version that it should answer with."""
+    """Loads the version of `target` into a new service; returns the service and, for an address, its Lookup."""
     from visionpipe.serving.service import Service
-    from visionpipe.tracking.lookup import open_target
+    from visionpipe.tracking.lookup import look_up
 
     service = Service(settings)
-    version, lookup = open_target(target)
+    version, lookup = look_up(target)
     try:
         service.serve(version)
     except BaseException:
@@ -73,14 +77,17 @@ def load_first(target: str, settings: Settings) -> "tuple[Service, Lookup | None
 
 
 def listen(settings: Settings) -> socket.socket:
-    """A socket on the host's first address, IPv4 before IPv6. `::` is all of both, where the system can do that."""
+    """Opens a socket on the host's first address, IPv4 before IPv6; raises ConfigError.
+
+    `::` means all IPv4 and IPv6 addresses, if the system supports that.
+    """
     host, passive = settings.host, socket.AI_PASSIVE
     try:
-        found = socket.getaddrinfo(host, settings.port, type=socket.SOCK_STREAM, flags=passive)
-        family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+        addresses = socket.getaddrinfo(host, settings.port, type=socket.SOCK_STREAM, flags=passive)
+        family, _, _, _, address = min(addresses, key=lambda entry: entry[0] != socket.AF_INET)
         both = host == "::" and socket.has_dualstack_ipv6()
         return socket.create_server(address, family=family, backlog=2048, dualstack_ipv6=both)
-    except (OSError, ValueError) as error:  # ValueError: a name that is none
+    except (OSError, ValueError) as error:  # ValueError: not a valid host name
         raise ConfigError(
             f"cannot listen on {host} port {settings.port}: {error}; choose another --host or --port"
         ) from None

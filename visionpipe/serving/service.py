@@ -1,4 +1,4 @@
-"""What answers: the present version with its batcher, and the change to another one."""
+"""Holds the live version and the state of the server, and replaces the live version when the alias moves."""
 
 import asyncio
 import io
@@ -19,12 +19,9 @@ from visionpipe.errors import ImageError
 from visionpipe.serving.batching import Batcher, Job, Queue
 from visionpipe.serving.bodies import Refusal
 from visionpipe.serving.metrics import Metrics
-from visionpipe.serving.settings import Settings
+from visionpipe.serving.settings import QUICK_ANSWER, READERS, RETRY_SECONDS, Settings
 
-RETRY_SECONDS = 60  # before a candidate that was refused is looked at again
-QUICK_NUMBERS = 20_000  # probabilities that are sorted and written in a moment
-READERS = 2  # threads that take large bodies apart and write large answers
-STATUS = {"unsupported": 415, "broken": 422, "too_large": 413}  # of an image that cannot be decoded
+STATUS = {"unsupported": 415, "broken": 422, "too_large": 413}  # HTTP status by ImageError.code
 
 log = logging.getLogger("visionpipe")
 Result = TypeVar("Result")
@@ -32,7 +29,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Live:
-    """A version that answers. A request keeps the one that it began with, so its answers are of one model."""
+    """The version that answers. A request uses one Live object from start to end, so its answers are of one model."""
 
     version: Version
     batcher: Batcher
@@ -47,12 +44,15 @@ class Live:
         return self.version.number
 
     def is_large(self, jobs: list[Job]) -> bool:
-        """Whether their answer is too long to be written between two others."""
-        return len(jobs) * len(self.batcher.classifier.labels) > QUICK_NUMBERS
+        """Whether writing the answer to these jobs would block the event loop for too long."""
+        return len(jobs) * len(self.batcher.classifier.labels) > QUICK_ANSWER
 
 
 class Service:
-    """The state of a server. `live` is replaced as a whole; everything else belongs to the event loop."""
+    """The state of a server.
+
+    Another thread may replace `live`, in one assignment. All other methods and attributes belong to the event loop.
+    """
 
     def __init__(self, settings: Settings):
         self.settings = settings
@@ -62,17 +62,16 @@ class Service:
         self.metrics.queue.set_function(lambda: self.queue.waiting)
         self.live: Live | None = None
         self.draining = False
-        self.unfollowed: str | None = (
-            None  # why the alias is not followed; "" where it is, None where there is none
-        )
-        self._said = ""
+        # Why the alias's version is not live: "" if it is live, None if no alias is followed.
+        self.unfollowed: str | None = None
+        self._last_warning = ""
 
     @property
     def ready(self) -> bool:
         return self.live is not None and not self.draining
 
     def serve(self, version: Version) -> None:
-        """Loads and verifies a version, and lets it answer from here on; raises ArtifactError."""
+        """Loads and verifies a version, and makes it the live one; raises ArtifactError."""
         classifier = load(version, self.settings.threads)
         batcher = Batcher(
             classifier, partial(load, version, 1), self.queue, self.settings, self.metrics.observe_batch
@@ -81,35 +80,38 @@ class Service:
         self.metrics.now_serving(version.name, version.number)
 
     def follow(self, problem: str, details: str = "") -> None:
-        """Notes whether the version that answers is the one that the alias is on, and logs a problem once."""
+        """Records why the alias's version is not live, or "" if it is. Logs the details, but not twice in a row."""
         self.unfollowed = problem
         if self.live is not None:
             self.metrics.following.labels(self.live.name).set(problem == "")
-        if details and details != self._said:
+        if details and details != self._last_warning:
             log.warning("%s", details)
-        self._said = details
+        self._last_warning = details
 
     def present(self) -> Live:
+        """Returns the live version; raises Refusal before the first one is loaded."""
         if self.live is None:
             raise Refusal(503, "not_ready", "no model is loaded yet", **{"Retry-After": "1"})
         return self.live
 
     def make_room(self, images: int) -> None:
-        """Refuses what the queue has no room for, or what would wait for half of the time that it has: a
-        quick no is worth more than a late answer.
+        """Raises Refusal if the queue has no room for `images` more, or if they would wait too long.
+
+        Too long is half of `request_seconds`: an early refusal is better for a client than a late answer.
         """
         late = self.queue.waiting * self.queue.seconds_per_image > self.settings.request_seconds / 2
         if late or self.queue.waiting + images > self.queue.limit:
             raise Refusal(
                 503,
                 "overloaded",
-                "too many images are waiting",
+                "too many images are waiting: try again later",
                 **{"Retry-After": str(self.queue.retry_after())},
             )
 
     async def aside(self, large: bool, work: Callable[..., Result], *arguments: Any) -> Result:
-        """What `work` returns; where it is large, from another thread, so that the event loop answers others
-        meanwhile. Refuses after `request_seconds`.
+        """Returns the result of `work`. Large work runs in a reader thread, so that the event loop is not blocked.
+
+        Raises Refusal after `request_seconds`.
         """
         if not large:
             return work(*arguments)
@@ -120,7 +122,10 @@ class Service:
             raise self.late() from None
 
     async def answer(self, live: Live, images: list[bytes] | list[np.ndarray]) -> list[Job]:
-        """Waits for all images, each with its own outcome in `future`; refuses after `request_seconds`."""
+        """Submits images and waits until all are answered; each job's `future` has a result or an ImageError.
+
+        Raises Refusal if the queue is full, and after `request_seconds`; raises the model's errors.
+        """
         self.make_room(len(images))
         jobs = [live.batcher.submit(image) for image in images]
         _, late = await asyncio.wait([job.future for job in jobs], timeout=self.settings.request_seconds)
@@ -137,7 +142,7 @@ class Service:
         return jobs
 
     async def view(self, live: Live, data: bytes) -> bytes:
-        """An image file as the model sees it, as a PNG file; refuses what cannot be decoded."""
+        """Preprocesses an image file for the model; returns it as a PNG file. Raises Refusal."""
         loop, classifier = asyncio.get_running_loop(), live.batcher.classifier
         work = loop.run_in_executor(
             self.queue.pool, lambda: as_png(classifier.preprocess(data, self.settings.max_pixels))
@@ -153,17 +158,19 @@ class Service:
             raise Refusal(STATUS[error.code], error.code, error.reason) from None
 
     def late(self) -> Refusal:
+        """Makes the refusal of a request that took too long."""
         return Refusal(504, "timeout", f"not answered within {self.settings.request_seconds:g} seconds")
 
 
 def as_png(pixels: np.ndarray) -> bytes:
+    """Encodes uint8 (height, width, 3) as a PNG file, fast rather than small."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
 class Follower:
-    """A thread that looks where the alias points, and changes the service to a version that verifies."""
+    """A thread that checks the alias regularly, and makes its version live if it passes the verification."""
 
     def __init__(self, service: Service, current: Callable[[], Version]):
         self.service, self.current = service, current
@@ -183,11 +190,11 @@ class Follower:
             self.look()
 
     def look(self) -> None:
-        """One look. Whatever fails leaves the present version answering, and shows in the metrics and in /readyz."""
+        """Checks the alias once. After a failure the live version remains, and the metrics and /readyz report it."""
         metrics = self.service.metrics
         try:
-            found = self.current()
-        except Exception as error:  # whatever it is, the present version answers and the next look follows
+            version = self.current()
+        except Exception as error:  # of any kind: the live version must go on answering
             if not self._stop.is_set():
                 metrics.store_errors.inc()
                 self.service.follow("the registry does not answer", f"the registry does not answer: {error}")
@@ -195,19 +202,19 @@ class Follower:
         metrics.store_answered.set_to_current_time()
         refused, since = self._refused
         live = self.service.live
-        if live is not None and found.identity == live.version.identity:
+        if live is not None and version.identity == live.version.identity:
             self.service.follow("")
             return
-        if found.identity == refused and time.monotonic() - since < RETRY_SECONDS:
+        if version.identity == refused and time.monotonic() - since < RETRY_SECONDS:
             return
         try:
-            self.service.serve(found)
+            self.service.serve(version)
         except Exception as error:
-            self._refused = (found.identity, time.monotonic())
-            metrics.refused.labels(found.number).inc()
-            what = f"version {found.number} is refused"
-            self.service.follow(what, f"{what}, version {live and live.number} goes on: {error}")
+            self._refused = (version.identity, time.monotonic())
+            metrics.refused.labels(version.number).inc()
+            what = f"version {version.number} is refused"
+            self.service.follow(what, f"{what}, version {live and live.number} still answers: {error}")
             return
         metrics.swaps.inc()
         self.service.follow("")
-        log.warning("version %s answers now", found.number)
+        log.warning("version %s answers now", version.number)

@@ -13,7 +13,7 @@ from visionpipe.errors import ArtifactError
 from visionpipe.escape import csv_line, script_data, visible
 from visionpipe.evaluation import metrics, pictures
 from visionpipe.evaluation.metrics import Answers
-from visionpipe.files import replacing, write_json
+from visionpipe.files import replacing_file, write_json
 from visionpipe.project.backend import thread_count
 from visionpipe.project.params import Params
 from visionpipe.project.paths import artifact_folder, report_folder, state_folder
@@ -101,7 +101,7 @@ def write_predictions(
     classes = prepared.classes
     few = len(classes) <= MOST_COLUMNS
     columns = [f"p({name})" for name in classes] if few else ["p(label)", *NEXT]
-    with replacing(path) as file:
+    with replacing_file(path) as file:
         file.write(csv_line(["split", "file", "label", "predicted", "confidence", *columns]))
         for split, of_split in answers.items():
             files, labels, table = prepared.files(split), prepared.labels(split), tables[split]
@@ -119,7 +119,7 @@ def write_test_report(report: Path, prepared: Prepared, answers: Answers, params
     classes, labels, images = prepared.classes, prepared.labels("test"), prepared.images("test")
     confusion = metrics.pairs(labels, answers.predicted)
     shown = set(metrics.most_confused(confusion, len(classes), pictures.MOST_SHOWN).tolist())
-    with replacing(report / "confusion.csv") as file:
+    with replacing_file(report / "confusion.csv") as file:
         file.write(csv_line(["actual", "predicted"]))
         for actual, predicted in zip(labels.tolist(), answers.predicted.tolist(), strict=True):
             if actual in shown:

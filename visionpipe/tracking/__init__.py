@@ -1,3 +1,1 @@
-"""MLflow: the tracking store, one run per trained model, and the model registry. Nothing else imports it
-but serving's entry point.
-"""
+"""Uses MLflow: opens the tracking store, records one run per trained model, and registers models."""

@@ -1,4 +1,4 @@
-"""The model card that travels with every version (Mitchell et al. 2019, arXiv:1810.03993)."""
+"""Writes the model card of a registered version (Mitchell et al. 2019, arXiv:1810.03993)."""
 
 import json
 from typing import Any
@@ -8,11 +8,11 @@ from visionpipe.escape import markdown
 from visionpipe.project.params import Params
 from visionpipe.project.paths import model_folder, report_folder
 
-MOST_SHOWN = 100  # classes; of more the card names the first and judges the worst
+MOST_SHOWN = 100  # classes; with more, the card lists the first by name and the metrics of the worst
 
 
 def model_card(name: str, params: Params, precision: dict[str, Any]) -> str:
-    """Markdown: what the model is, what made it, how good it is and where it fails."""
+    """Writes the card as Markdown: what the model is, how good it is, how to call it and how it was made."""
     lineage = json.loads((model_folder(name) / "lineage.json").read_text(encoding="utf-8"))
     metrics = json.loads((report_folder(name) / "metrics.json").read_text(encoding="utf-8"))
     table = json.loads((report_folder(name) / "per_class.json").read_text(encoding="utf-8"))
@@ -33,24 +33,24 @@ def model_card(name: str, params: Params, precision: dict[str, Any]) -> str:
     names = ", ".join(map(markdown, data.classes[:MOST_SHOWN]))
     if not few:
         names += f" and {len(table) - MOST_SHOWN:,} more"
-        per_class += f"\n\nThese {MOST_SHOWN} of {len(table):,} classes have the lowest F1."
+        per_class += f"\n\nThe table shows the {MOST_SHOWN} of {len(table):,} classes with the lowest F1."
     init = lineage["params"]["model"].get("init")
     started = f"| started from | {markdown(init)}, sha256 `{lineage['init_sha256']}` |\n" if init else ""
     versions = ", ".join(f"{package} {version}" for package, version in lineage["versions"].items())
     return f"""# {markdown(name)}
 
 An image classifier of the {markdown(lineage["params"]["model"]["family"])} family with
-{lineage["parameters_count"]:,} parameters for images of {height}×{width} pixels and
+{lineage["parameters_count"]:,} parameters, for images of {height}×{width} pixels and
 {len(data.classes):,} classes: {names}.
 
 ## How good it is
 
 |  | accuracy | macro F1 | worst recall | calibration error |
 | --- | ---: | ---: | ---: | ---: |
-| validation ({counts["validation"]:,} images; the model was chosen on these) | {quality(validation)} |
-| test ({counts["test"]:,} images; not used to train or to register) | {quality(test)} |
+| validation ({counts["validation"]:,} images; used to choose the model) | {quality(validation)} |
+| test ({counts["test"]:,} images; used neither to train nor to choose the model) | {quality(test)} |
 
-95 % interval of the test accuracy: {test["accuracy_low"]:.4f} to {test["accuracy_high"]:.4f}.
+The 95 % interval of the test accuracy is {test["accuracy_low"]:.4f} to {test["accuracy_high"]:.4f}.
 
 {precision_sentence(precision)}
 
@@ -60,12 +60,12 @@ An image classifier of the {markdown(lineage["params"]["model"]["family"])} fami
 
 ## How to call it
 
-Input: one column `image`, each value an image file as base64. Output: `label` and `probabilities`. Decoding,
-resizing and normalisation are inside.
+Input: one column `image`, in which each value is an image file as base64. Output: `label` and `probabilities`.
+The model decodes, resizes and normalises the images itself.
 
-## What made it
+## How it was made
 
-| what | value |
+| input | value |
 | --- | --- |
 {settings}
 | backend | {lineage["params"]["backend"]}, {versions} |
@@ -75,22 +75,23 @@ resizing and normalisation are inside.
 
 ## Limits
 
-It answers with one of its {len(data.classes):,} classes for every image, also for one that shows none of
-them. It was measured on images that come from where its training images come from; elsewhere expect less.
+The model answers with one of its {len(data.classes):,} classes for every image, even if the image shows none of
+them. It was evaluated on images from the source of its training images; expect a lower accuracy on other images.
 """
 
 
 def listed(settings: dict[str, Any]) -> str:
+    """Formats settings as one line of Markdown."""
     return ", ".join(f"{key} {markdown(str(value))}" for key, value in settings.items())
 
 
 def precision_sentence(precision: dict[str, Any]) -> str:
-    """What was measured in both precisions, where int8 was asked for."""
-    sentence = f"Computed in {precision['precision']}."
+    """Says which precision the model computes in, and what was measured in both if int8 was requested."""
+    sentence = f"The model computes in {precision['precision']}."
     if "accuracy_int8" in precision:
         sentence += (
-            f" Validation accuracy in int8 {precision['accuracy_int8']:.4f}, in fp32 "
-            f"{precision['accuracy_fp32']:.4f}"
+            f" Its validation accuracy is {precision['accuracy_int8']:.4f} in int8 and "
+            f"{precision['accuracy_fp32']:.4f} in fp32"
         )
         sentence += f"; int8 is {precision['speedup']:.2f} times as fast" if "speedup" in precision else ""
         sentence += "."
@@ -98,10 +99,12 @@ def precision_sentence(precision: dict[str, Any]) -> str:
 
 
 def quality(metrics: dict[str, float]) -> str:
+    """Formats the metrics of one split as the cells of a table row."""
     return " | ".join(
         f"{metrics[key]:.4f}" for key in ("accuracy", "macro_f1", "worst_recall", "calibration_error")
     )
 
 
 def number(value: float | None) -> str:
+    """Formats a metric; a class without images has none."""
     return "–" if value is None else f"{value:.3f}"

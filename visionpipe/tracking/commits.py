@@ -1,4 +1,4 @@
-"""The commit whose checkout makes a model: the one whose code, parameters and data are those that made it."""
+"""Finds the commit whose checkout makes a model: its code, parameters and data are those that made the model."""
 
 import functools
 import hashlib
@@ -17,15 +17,16 @@ from visionpipe.project.lineage import training_params
 from visionpipe.project.params import Params, load_params
 
 INPUTS = ("params.yaml", "dvc.yaml", "code.lock")
+# The errors of reading a damaged file of DVC.
 NOT_OF_DVC = (yaml.YAMLError, LookupError, TypeError, AttributeError, ValueError)
-NOT_READABLE = "is damaged, as with the marks of a merge in it: nobody knows which images made the model"
-MOST_COMMITS = 500  # that are looked through, the newest first
+NOT_READABLE = "is damaged, perhaps by conflict markers, so the images that made the model are unknown"
+MOST_COMMITS = 500  # that are searched, the newest first
 REASONS = (
     (
         "dubious ownership",
         "git refuses this folder, which belongs to another user: see git config safe.directory",
     ),
-    ("not a git repository", "this is no git repository"),
+    ("not a git repository", "this folder is not in a git repository"),
     ("broken", "a branch or tag of this repository is broken: see git fsck"),
     ("bad object", "a branch or tag of this repository is broken: see git fsck"),
     ("does not have any commits yet", "nothing is committed yet"),
@@ -37,31 +38,34 @@ class NoAnswer(Exception):
 
 
 class NoGit(NoAnswer):
-    """Git does not answer."""
+    """Git is not installed, or refused a command."""
 
 
 class Damaged(NoAnswer):
-    """A file of DVC is not what DVC writes, as with the marks of a merge in it."""
+    """A file of DVC is damaged, for example by conflict markers."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """`commit`: its full name, or "none". `note`: why its checkout does not make the model; empty where it does."""
+    """The commit of a model, or "none". `note` says why its checkout does not make the model; empty if it does."""
 
     commit: str
     note: str = ""
 
     def tags(self) -> dict[str, str]:
+        """Returns the tags of a registered version."""
         return {"git_commit": self.commit, "git_dirty": str(bool(self.note)).lower()} | (
             {"git_note": self.note} if self.note else {}
         )
 
 
 def commit_that_makes(name: str, identity: dict[str, Any]) -> Made:
-    """HEAD, or else the newest other commit, whose checkout makes the entry `name` of this identity.
+    """Finds the commit whose checkout makes model `name`: HEAD, or else the newest other commit that does.
 
-    `identity`: of a TrainingPlan, or a lineage.json. The commit's code.lock names the code and the libraries. What a
-    commit does not decide is not compared: the machine's number of cores.
+    The commit's code.lock names the code and the libraries. The machine's number of cores is not compared, because a
+    commit does not decide it.
+
+    identity: what made the model, from a TrainingPlan or a lineage.json.
     """
     try:
         return search(name, identity)
@@ -70,7 +74,7 @@ def commit_that_makes(name: str, identity: dict[str, Any]) -> Made:
 
 
 def search(name: str, identity: dict[str, Any]) -> Made:
-    """The same; raises NoAnswer where git or a file of DVC cannot be read."""
+    """Finds the commit, like `commit_that_makes`; raises NoAnswer if git or a file of DVC cannot be read."""
     head = git("log", "-1", "--format=%H").decode().strip()
     if makes(head, name, identity):
         changed = (
@@ -86,12 +90,13 @@ def search(name: str, identity: dict[str, Any]) -> Made:
     shallow = git("rev-parse", "--is-shallow-repository").strip() == b"true"
     clone = "no commit of this shallow clone" if shallow else "no commit"
     return Made(
-        "none", f"{clone} has the code, parameters and data that made it: they are uncommitted, or lost"
+        "none",
+        f"{clone} has the code, parameters and data that made the model: they are uncommitted, or lost",
     )
 
 
 def makes(commit: str, name: str, identity: dict[str, Any]) -> bool:
-    """Whether a checkout of `commit` trains this very model."""
+    """Whether a checkout of `commit` makes this model."""
     blobs = files_at(commit)
     if not {"params.yaml", "code.lock"} <= blobs.keys():
         return False
@@ -111,16 +116,16 @@ def makes(commit: str, name: str, identity: dict[str, Any]) -> bool:
 
 
 def has_data(commit: str, path: str) -> bool:
-    """Whether a commit has the images that were prepared here, or does not say which ones it has."""
+    """Whether a commit has the images that were prepared in this checkout, or does not record its images."""
     try:
         data = data_at(commit, path)
-    except Damaged:  # nobody could check it out and reproduce the model
+    except Damaged:  # a checkout of this commit could not reproduce the model
         return False
     return data in (None, data_here(path))
 
 
 def same(made: Any, written: Any, but: set[str]) -> bool:
-    """Whether all that made a model is written there; a key that came into the configuration later may be too."""
+    """Whether `written` has every value of `made`, apart from the keys `but`. It may have additional, newer keys."""
     if isinstance(made, dict) and isinstance(written, dict):
         return all(
             key in but or (key in written and same(value, written[key], but)) for key, value in made.items()
@@ -129,7 +134,7 @@ def same(made: Any, written: Any, but: set[str]) -> bool:
 
 
 def data_here(path: str) -> str | None:
-    """md5 of the images that were prepared here, as DVC counts it; None where nothing says it."""
+    """Returns DVC's md5 of the images that were prepared in this checkout; None if it is not recorded."""
     lock, pointer = Path("dvc.lock"), Path(f"{path}.dvc")
     if lock.is_file() and (locked := locked_data(lock.read_bytes(), path)):
         return locked
@@ -142,7 +147,7 @@ def data_here(path: str) -> str | None:
 
 
 def data_at(commit: str, path: str) -> str | None:
-    """md5 of the images at a commit: of DVC's pointer, of the file in git, or of what was prepared then."""
+    """Returns the md5 of the images at a commit, from their .dvc file, git or dvc.lock; None if it is in none."""
     files = files_at(commit)
     if f"{path}.dvc" in files:
         return pointed_data(content(files[f"{path}.dvc"]))
@@ -152,6 +157,7 @@ def data_at(commit: str, path: str) -> str | None:
 
 
 def pointed_data(pointer: bytes) -> str | None:
+    """Reads the md5 of the images from the content of their .dvc file; raises Damaged."""
     try:
         return str(yaml.safe_load(pointer)["outs"][0].get("md5"))
     except NOT_OF_DVC:
@@ -159,11 +165,12 @@ def pointed_data(pointer: bytes) -> str | None:
 
 
 def locked_data(lock: bytes, path: str) -> str | None:
+    """Reads the md5 of the images from the content of a dvc.lock; raises Damaged."""
     return locked(lock, "prepare", "deps").get(path)
 
 
 def locked(lock: bytes, stage: str, kind: str) -> dict[str, str | None]:
-    """Path → md5 of what a dvc.lock says of a stage's `deps` or `outs`; raises Damaged."""
+    """Reads path → md5 of a stage's `deps` or `outs` (`kind`) from the content of a dvc.lock; raises Damaged."""
     try:
         stages = (yaml.safe_load(lock) or {}).get("stages") or {}
         entries = stages[stage].get(kind) or [] if stage in stages else []
@@ -173,36 +180,38 @@ def locked(lock: bytes, stage: str, kind: str) -> dict[str, str | None]:
 
 
 def git(*arguments: str, folder: Path | None = None) -> bytes:
-    """What git answers in a folder, by default this one; raises NoGit where it has nothing to say."""
+    """Returns the output of a git command in `folder`, by default the current one; raises NoGit if it fails."""
     environment = os.environ | {"LC_ALL": "C"}
     try:
         result = subprocess.run(
             ["git", *arguments], cwd=folder, capture_output=True, check=False, env=environment
         )
     except OSError:
-        raise NoGit("git is not installed here") from None
+        raise NoGit("git is not installed") from None
     if result.returncode:
-        said = result.stderr.decode(errors="replace")
-        last = (said.strip().splitlines() or [f"exit status {result.returncode}"])[-1]
-        refused = f"git {arguments[0]} has failed: {last}"
-        raise NoGit(next((reason for words, reason in REASONS if words in said), refused))
+        message = result.stderr.decode(errors="replace")
+        last = (message.strip().splitlines() or [f"exit status {result.returncode}"])[-1]
+        other = f"git {arguments[0]} failed: {last}"
+        raise NoGit(next((reason for words, reason in REASONS if words in message), other))
     return result.stdout
 
 
 @functools.cache
 def files_at(commit: str) -> dict[str, str]:
-    """Path below this folder → blob, of all files of a commit."""
+    """Returns path → blob of all files of a commit below the current folder."""
     lines = git("ls-tree", "-r", "-z", commit).decode(errors="surrogateescape").split("\0")
     return {line.split("\t", 1)[1]: line.split()[2] for line in lines if line}
 
 
 @functools.cache
 def content(blob: str) -> bytes:
+    """Returns the content of a file in git."""
     return git("cat-file", "blob", blob)
 
 
 @functools.cache
 def params_at(blob: str) -> Params:
+    """Loads a params.yaml from git."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "params.yaml"
         file.write_bytes(content(blob))

@@ -1,8 +1,8 @@
-"""Which version an alias is on, fast: the server asks every second and must be ready in two.
+"""Looks up the version that an alias points to, fast: the server asks every second, and starts within two seconds.
 
-Importing MLflow takes longer than that. A SQLite store whose artifacts are files, which is the default, is
-read directly, and never written. Any other store is asked by a child process that imports MLflow and
-stays: `python -m visionpipe.tracking.lookup NAME`.
+Importing MLflow alone takes longer than two seconds. A SQLite store whose artifacts are files, which is the default, is
+therefore read directly, and never written. For any other store a child process, `python -m visionpipe.tracking.lookup
+NAME FOLDER`, imports MLflow and answers all questions.
 """
 
 import contextlib
@@ -27,50 +27,53 @@ from visionpipe.artifact.versions import Version, version_in
 from visionpipe.errors import RegistryError, VisionpipeError
 from visionpipe.files import claim_folder
 from visionpipe.tracking.places import local_path, present_location
-from visionpipe.tracking.store import DeletedVersion, database_of, tracking_uri
+from visionpipe.tracking.store import (
+    DeletedVersion,
+    configure_mlflow,
+    database_of,
+    read_address,
+    tracking_uri,
+)
 
-ADDRESS = re.compile(r"models:/(?P<name>[^/@:]+)(@(?P<alias>[^/@:]+)|/(?P<number>\d+))")
-QUALITY = ("validation.", "test.")  # the metrics that `evaluate` made
-PARTIAL = "partial."  # of what is being downloaded
-DAMAGED = "damaged"  # a file beside a download that is not what was registered
-LOOK_AGAIN = 60  # seconds before such a one is downloaded again
-KEPT = 4  # downloads: the version that answers, those before it, and one that was refused
-PATIENCE = 90  # seconds for an answer: MLflow is imported first, and asks an unreachable server three times
-DOWNLOAD_PATIENCE = 3600
-LONGEST_PAUSE = 60  # seconds between two processes that die
-DOWNLOADING = "downloading"  # what the child says instead of an answer that takes longer
+QUALITY = ("validation.", "test.")  # prefixes of the metrics that `evaluate` logs
+PARTIAL = "partial."  # prefix of a folder that is being downloaded
+DAMAGED = "damaged"  # name of a file that marks a download whose digest is not the registered one
+RETRY_SECONDS = 60  # before a damaged download is repeated
+MOST_DOWNLOADS = 4  # that are not deleted: the live version, earlier ones, and one that was refused
+ANSWER_SECONDS = 90  # the first answer includes importing MLflow and three attempts at an unreachable server
+DOWNLOAD_SECONDS = 3600
+LONGEST_PAUSE = 60  # seconds before a child process that has died is replaced
+DOWNLOADING = "downloading"  # the child's message that its answer takes longer because of a download
 
 
 class Lookup:
-    """Answers `current()` for an address: `models:/NAME@ALIAS` or `models:/NAME/NUMBER`."""
+    """Looks up the version of an address: `models:/NAME@ALIAS` or `models:/NAME/VERSION`."""
 
     def __init__(self, address: str):
-        match = ADDRESS.fullmatch(address)
-        if match is None:
-            raise RegistryError(f"{address}: expected models:/NAME@ALIAS, models:/NAME/NUMBER or a folder")
-        self.name, self.alias, self.number = match["name"], match["alias"], match["number"]
+        self.name, self.alias, self.number = read_address(address)
         self.uri = tracking_uri()
         self._child: MLflowChild | None = None
 
     def current(self) -> Version:
-        """The version now; raises RegistryError where there is none, or the store does not answer."""
+        """Returns the present version. Raises RegistryError if there is none, or the store does not answer."""
         database = database_of(self.uri)
         if self._child is None and database:
-            found = self._read_sqlite(database)
-            if found is not None:
-                return found
+            version = self._read_sqlite(database)
+            if version is not None:
+                return version
         if self._child is None:
             self._child = MLflowChild(self.name)
         return self._child.ask(self.alias, self.number)
 
     def close(self) -> None:
+        """Ends the child process, and removes its downloads."""
         if self._child is not None:
             self._child.close()
 
     def _read_sqlite(self, path: Path) -> Version | None:
-        """None where the artifacts are not files of this machine."""
+        """Reads the version from a SQLite store; returns None if its artifacts are not files on this machine."""
         if not path.exists():
-            raise RegistryError(f"there is no tracking store {path}: run make repro first")
+            raise RegistryError(f"there is no tracking store {path}: run dvc repro first")
         try:
             with contextlib.closing(
                 sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)
@@ -112,8 +115,11 @@ class Lookup:
         )
 
 
-def open_target(target: str) -> tuple[Version, Lookup | None]:
-    """The version that a folder holds, or that an address means now, with what can be asked again."""
+def look_up(target: str) -> tuple[Version, Lookup | None]:
+    """Returns the version that `target` names and, for an address, the Lookup that can be asked again.
+
+    target: an artifact's folder, or an address such as models:/NAME@ALIAS.
+    """
     if not target.startswith("models:"):
         return version_in(Path(target)), None
     lookup = Lookup(target)
@@ -125,9 +131,9 @@ def open_target(target: str) -> tuple[Version, Lookup | None]:
 
 
 @contextlib.contextmanager
-def find_version(target: str) -> Iterator[Version]:
-    """The same for once: what had to be downloaded is there until the block ends."""
-    version, lookup = open_target(target)
+def looked_up(target: str) -> Iterator[Version]:
+    """Looks up a version, like `look_up`, as a context manager. Downloads are removed at the end of the block."""
+    version, lookup = look_up(target)
     try:
         yield version
     finally:
@@ -136,7 +142,7 @@ def find_version(target: str) -> Iterator[Version]:
 
 
 def missing(name: str, alias: str | None, number: str | None) -> RegistryError:
-    """number: of the version that was looked for, or that the alias points to."""
+    """Makes the error for a missing version. `number`: the requested number, or the one that the alias points to."""
     if alias and number:
         return DeletedVersion(name, alias, number)
     wanted, store = f"alias {alias}" if alias else f"version {number}", without_password(tracking_uri())
@@ -144,26 +150,26 @@ def missing(name: str, alias: str | None, number: str | None) -> RegistryError:
 
 
 def without_password(text: str) -> str:
-    """User and password of an address are left out."""
+    """Removes user and password from the addresses in a text."""
     return re.sub(r"://[^/\s]*@", "://", text)
 
 
 def artifact_in(model: Path) -> Path:
-    """The artifact folder within an MLflow model's folder."""
-    found = sorted((model / "artifacts").glob("*/model.onnx"))
-    if not found:
+    """Returns the artifact folder within the folder of an MLflow model; raises RegistryError if there is none."""
+    exported = sorted((model / "artifacts").glob("*/model.onnx"))
+    if not exported:
         raise RegistryError(
-            f"{model} holds no exported classifier: run visionpipe register where its model lies, or give the alias to "
-            f"another version in the MLflow UI"
+            f"{model} holds no exported model: run visionpipe register in the project that holds its model, or set the "
+            f"alias on another version in the MLflow UI"
         )
-    return found[0].parent
+    return exported[0].parent
 
 
 class MLflowChild:
-    """A process that imports MLflow, asks the store, and downloads each version once.
+    """A child process that imports MLflow, asks the store, and downloads each version once.
 
-    A process that has died, or does not answer, is replaced at the next question: at once, then after one, two, four
-    seconds, and so on up to LONGEST_PAUSE. What was downloaded stays.
+    A process that died or does not answer is replaced at the next question: the first time at once, then after one,
+    two, four seconds, and so on up to LONGEST_PAUSE. The downloads remain.
     """
 
     def __init__(self, name: str):
@@ -171,12 +177,11 @@ class MLflowChild:
         self._folder, self._claim = claim_folder()
         self._process: subprocess.Popen[bytes] | None = None
         self._failures, self._not_before = 0, 0.0
-        self._lock, self._closed = (
-            threading.Lock(),
-            False,
-        )  # for `close`, which may come while a question waits
+        self._lock = threading.Lock()  # `close` may be called while another thread waits in `ask`
+        self._closed = False
 
     def ask(self, alias: str | None, number: str | None) -> Version:
+        """Asks for the version of an alias, or for a number; raises RegistryError."""
         process = self._start()
         try:
             answer = converse(process, [alias, number])
@@ -185,24 +190,24 @@ class MLflowChild:
             self._failures += 1
             pause = min(LONGEST_PAUSE, 2 ** (self._failures - 2)) if self._failures > 1 else 0
             self._not_before = time.monotonic() + pause
-            ended = isinstance(error, EOFError | BrokenPipeError)  # found out by reading or by writing
-            why = f"has ended (exit code {process.wait()})" if ended else str(error)
-            raise RegistryError(f"the process that asks MLflow {why}; another one is tried") from None
+            ended = isinstance(error, EOFError | BrokenPipeError)  # raised by reading or by writing
+            why = f"ended (exit code {process.wait()})" if ended else str(error)
+            raise RegistryError(f"the process that asks MLflow {why}; a new one will be started") from None
         self._failures = 0
         if "error" in answer:
             raise RegistryError(answer["error"])
         return Version(**answer | {"folder": Path(answer["folder"])})
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        """The process that runs, or a new one; raises RegistryError before its time has come."""
+        """Returns the running process, or starts a new one; raises RegistryError during the pause before a restart."""
         with self._lock:
             if self._closed:
-                raise RegistryError("the process that asks MLflow was ended")
+                raise RegistryError("the process that asks MLflow was stopped")
             if self._process is not None and self._process.poll() is None:
                 return self._process
             if time.monotonic() < self._not_before:
                 raise RegistryError(
-                    f"the process that asks MLflow has ended {self._failures} times; it is tried again soon"
+                    f"the process that asks MLflow failed {self._failures} times; it will be restarted soon"
                 )
             self._end()
             self._process = subprocess.Popen(
@@ -214,7 +219,7 @@ class MLflowChild:
             return self._process
 
     def close(self) -> None:
-        """Ends the process and removes what it downloaded."""
+        """Ends the process, and removes its downloads."""
         with self._lock:
             self._closed = True
             self._end()
@@ -234,11 +239,11 @@ class MLflowChild:
 
 
 def converse(process: "subprocess.Popen[bytes]", question: list[str | None]) -> dict[str, Any]:
-    """One question and its answer; raises EOFError or OSError where the process does not give one in time."""
+    """Sends one question and returns the answer; raises EOFError or OSError if the process gives none in time."""
     assert process.stdin
     assert process.stdout
     process.stdin.write(json.dumps(question).encode() + b"\n")
-    line, deadline = bytearray(), time.monotonic() + PATIENCE
+    line, deadline = bytearray(), time.monotonic() + ANSWER_SECONDS
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         while True:
@@ -254,18 +259,19 @@ def converse(process: "subprocess.Popen[bytes]", question: list[str | None]) -> 
                 answer = json.loads(first)
                 if answer != DOWNLOADING:
                     return dict(answer)
-                deadline = time.monotonic() + DOWNLOAD_PATIENCE
+                deadline = time.monotonic() + DOWNLOAD_SECONDS
 
 
 # In the child's process ------------------------------------------------------------------------------------
 
 
 def answer_questions(name: str, folder: Path) -> None:
-    """One line of JSON in, one out, until the parent closes the pipe. Where the parent was killed, nobody else removes
-    the folder.
+    """Answers questions, one line of JSON each, until the parent closes the pipe; then removes `folder`.
+
+    The child removes the folder because a parent that was killed cannot.
     """
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print would be taken for an answer
+    os.dup2(2, 1)  # the parent would read the output of libraries as an answer
 
     def say(answer: Any) -> None:
         print(json.dumps(answer), file=answers, flush=True)
@@ -275,21 +281,18 @@ def answer_questions(name: str, folder: Path) -> None:
         try:
             alias, number = json.loads(line)
             client = client or make_client(uri)
-            say(find(client, name, alias, number, folder, lambda: say(DOWNLOADING)))
+            say(describe_version(client, name, alias, number, folder, lambda: say(DOWNLOADING)))
         except RegistryError as error:
             say({"error": str(error)})
-        except Exception as error:  # of the network, the server, the artifact store's own client
+        except Exception as error:  # raised by the network, the server or the client of the artifact store
             reason = without_password(" ".join(str(error).split()))
             say({"error": f"the tracking store {without_password(uri)} does not answer: {reason}"})
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def make_client(uri: str) -> Any:
-    """A `mlflow.MlflowClient`; raises at once where a database does not answer, which MLflow would try for minutes."""
-    from visionpipe.tracking.store import SETTINGS
-
-    for variable, value in (SETTINGS | {"PGCONNECT_TIMEOUT": "10"}).items():
-        os.environ.setdefault(variable, value)
+    """Makes a `mlflow.MlflowClient`. Raises an error at once if a database does not answer; MLflow would retry."""
+    configure_mlflow(PGCONNECT_TIMEOUT="10")
     if re.match(r"(postgresql|mysql|mssql)\b", uri):
         import sqlalchemy
 
@@ -300,10 +303,10 @@ def make_client(uri: str) -> Any:
     return mlflow.MlflowClient(uri, uri)
 
 
-def find(
+def describe_version(
     client: Any, name: str, alias: str | None, number: str | None, folder: Path, downloads: Callable[[], None]
 ) -> dict[str, Any]:
-    """What `Version` is made of. Calls `downloads` before it downloads what `folder` does not hold yet."""
+    """Returns the arguments for a `Version`. Calls `downloads` before it downloads files that `folder` lacks."""
     import mlflow
 
     try:
@@ -317,9 +320,9 @@ def find(
             raise missing(name, alias, aliased(client, name, alias) if alias else number) from None
         raise
     digest = version.tags.get("artifact_sha256", "")
-    target = folder / f"{version.version}-{digest[:16]}"  # a store made anew has another version 1
+    target = folder / f"{version.version}-{digest[:16]}"  # a recreated store has another version 1
     if is_old(target / DAMAGED):
-        shutil.rmtree(target)  # perhaps it was repaired
+        shutil.rmtree(target)  # the store's files may have been repaired since
     if not target.exists():
         downloads()
         download(f"models:/{name}/{version.version}", target, digest)
@@ -334,36 +337,37 @@ def find(
 
 
 def aliased(client: Any, name: str, alias: str) -> str | None:
-    """The number that an alias points to, whether there is such a version or not."""
+    """Returns the number that an alias points to, even if that version was deleted."""
     import mlflow
 
     try:
         number = client.get_registered_model(name).aliases.get(alias)
-    except mlflow.exceptions.MlflowException:  # no such model: the first error is the one to be told
+    except mlflow.exceptions.MlflowException:  # the caller reports that there is no such model
         return None
     return str(number) if number else None
 
 
 def download(uri: str, target: Path, digest: str) -> None:
-    """Downloads a version; removes the oldest ones, and what a killed process has begun to download."""
+    """Downloads a version to `target`, and marks it if it is damaged. Removes the oldest downloads and partial ones."""
     import mlflow
 
-    for begun in target.parent.glob(f"{PARTIAL}*"):
-        shutil.rmtree(begun, ignore_errors=True)
+    for interrupted in target.parent.glob(f"{PARTIAL}*"):
+        shutil.rmtree(interrupted, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=PARTIAL) as partial:
         Path(mlflow.artifacts.download_artifacts(uri, dst_path=partial)).rename(target)
     try:
-        whole = artifact_sha256(artifact_in(target)) == digest
+        intact = artifact_sha256(artifact_in(target)) == digest
     except VisionpipeError:
-        whole = False
-    if not whole:
+        intact = False
+    if not intact:
         (target / DAMAGED).touch()
-    for old in sorted(target.parent.glob("*-*"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+    for old in sorted(target.parent.glob("*-*"), key=lambda path: path.stat().st_mtime)[:-MOST_DOWNLOADS]:
         shutil.rmtree(old, ignore_errors=True)
 
 
 def is_old(mark: Path) -> bool:
-    return mark.exists() and time.time() - mark.stat().st_mtime > LOOK_AGAIN
+    """Whether the mark of a damaged download is older than RETRY_SECONDS."""
+    return mark.exists() and time.time() - mark.stat().st_mtime > RETRY_SECONDS
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""Which process writes something into a store that many use, and whether it still lives."""
+"""Identifies the processes that write to a shared store, and checks whether they are still alive."""
 
 import os
 import socket
 
 import psutil
 
-SEPARATOR = " process "  # between the machine and the number
+SEPARATOR = " process "  # between the machine and the process id
 
 
 def process_identity() -> str:
-    """This process among all that use a store: its machine or container, its number, and when it began."""
+    """Identifies this process among all that use a store: by machine or container, process id and start time."""
     try:
         space = os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -18,22 +18,23 @@ def process_identity() -> str:
 
 
 def is_alive(identity: str) -> bool:
-    """Whether the process of this identity is one of this machine or container, and runs."""
-    if not is_here(identity):
+    """Whether the identified process is alive on this machine or in this container."""
+    if not is_local(identity):
         return False
-    number, began = identity.rsplit(" ", 2)[1:]
+    number, started = identity.rsplit(" ", 2)[1:]
     try:
         process = psutil.Process(int(number))
-        return f"{process.create_time():.2f}" == began and process.status() != psutil.STATUS_ZOMBIE
+        return f"{process.create_time():.2f}" == started and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
 def is_abandoned(identity: str) -> bool:
-    """Whether the process of this identity was one of this machine and is dead. Of others nobody here knows."""
-    return is_here(identity) and not is_alive(identity)
+    """Whether the identified process ran on this machine and is dead. Processes of other machines cannot be checked."""
+    return is_local(identity) and not is_alive(identity)
 
 
-def is_here(identity: str) -> bool:
+def is_local(identity: str) -> bool:
+    """Whether the identified process belongs to this machine or container."""
     machine, separator, _ = identity.partition(SEPARATOR)
     return bool(separator) and machine == process_identity().partition(SEPARATOR)[0]

@@ -1,11 +1,11 @@
-"""The receipt of the stage `register`: which models pass the gate, and the best of them."""
+"""Judges the models by the gate. The result is the receipt of the stage `register`."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 from visionpipe.artifact.digest import artifact_sha256
+from visionpipe.data.prepared import MANIFEST, PREPARED
 from visionpipe.errors import RegistryError
 from visionpipe.project.params import GateConfig, Params
 from visionpipe.project.paths import artifact_folder, model_folder, report_folder
@@ -15,7 +15,7 @@ RECEIPT = Path("registration.json")
 
 
 def read_receipt() -> dict[str, Any] | None:
-    """What the last `register` here wrote; None before the first one. Raises RegistryError for a damaged file."""
+    """Reads the receipt; returns None if no `register` has run yet. Raises RegistryError for a damaged file."""
     try:
         receipt = json.loads(RECEIPT.read_bytes())
     except FileNotFoundError:
@@ -31,7 +31,7 @@ def read_receipt() -> dict[str, Any] | None:
 
 
 def is_judgement(model: Any) -> bool:
-    """Whether this is what `judge` says of one model."""
+    """Whether the value has the form of a model's entry in the receipt."""
     match model:
         case {"artifact_sha256": str(), "failures": [*failures]}:
             return all(isinstance(failure, str) for failure in failures)
@@ -39,12 +39,14 @@ def is_judgement(model: Any) -> bool:
 
 
 def judge(params: Params) -> dict[str, Any]:
-    """The receipt: which models pass the gate, and the best of them, by validation accuracy alone."""
+    """Makes the receipt: which models pass the gate, and which of them has the best validation accuracy."""
     models = {}
+    images = read_output(PREPARED / MANIFEST)["counts"]["validation"].values()
+    majority = max(images) / sum(images)
     for name in params.models:
         validation = read_output(report_folder(name) / "metrics.json")["validation"]
         lineage = read_output(model_folder(name) / "lineage.json")
-        failures = gate_failures(params.register.gate, validation)
+        failures = gate_failures(params.register.gate, validation, majority)
         models[name] = {
             "lineage_id": lineage["lineage_id"],
             "artifact_sha256": artifact_sha256(artifact_folder(name)),
@@ -57,10 +59,22 @@ def judge(params: Params) -> dict[str, Any]:
     return {"passed": chosen is not None, "chosen": chosen, "models": models}
 
 
-def gate_failures(gate: GateConfig, validation: dict[str, Any]) -> list[str]:
-    """One sentence for each limit that the validation metrics miss."""
-    return [
-        f"validation {metric} {validation[metric]:.4f} is below {least:g}"
-        for metric, least in dataclasses.asdict(gate).items()
-        if validation[metric] < least
+def gate_failures(gate: GateConfig, validation: dict[str, Any], majority: float) -> list[str]:
+    """Returns one sentence for each limit that the validation metrics miss.
+
+    `majority`: the share of the most frequent class among the validation images.
+    """
+    failures = [
+        f"validation {metric} {validation[metric]:.4f} is below {getattr(gate, metric):g}"
+        for metric in ("accuracy", "worst_recall")
+        if validation[metric] < getattr(gate, metric)
     ]
+    least = majority + gate.over_majority
+    if (
+        gate.over_majority and validation["accuracy"] < least - 1e-9
+    ):  # of 0.1 + 0.25, say, which is no exact sum
+        failures.append(
+            f"validation accuracy {validation['accuracy']:.4f} is below {least:.4f}, the share {majority:.4f} of the "
+            f"most frequent class plus over_majority {gate.over_majority:g}"
+        )
+    return failures

@@ -1,6 +1,6 @@
-"""The model registry: a version for each artifact that proved itself, and the two aliases.
+"""Registers versions of exported models, each verified after its upload, and sets their aliases.
 
-`challenger` is the best verified version by validation accuracy; `champion` is the one that serves.
+`challenger` is on the version with the best validation accuracy; `champion` is on the version that serves.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 from visionpipe.artifact.digest import artifact_sha256 as artifact_digest
 from visionpipe.artifact.package import pyfunc_arguments
 from visionpipe.errors import ArtifactError, RegistryError
-from visionpipe.files import copied, temporary_folder
+from visionpipe.files import copy_contents, temporary_folder
 from visionpipe.tracking.processes import is_abandoned, process_identity
 from visionpipe.tracking.store import DeletedVersion, Store, StoreError
 from visionpipe.tracking.verification import (
@@ -25,32 +25,32 @@ from visionpipe.tracking.verification import (
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 UPLOADER = "uploader"  # tag of a logged model: the process that uploads it
-DESCRIPTION_LENGTH = 5000  # what MLflow's databases hold; the whole card lies in the artifact
+DESCRIPTION_LENGTH = 5000  # characters, MLflow's limit; the MLflow model holds the whole card
 
 
 def all_versions(store: Store, more: str = "") -> dict[str, Any]:
-    """Number → version, the oldest first, of all that were not deleted; `more` narrows the search."""
+    """Returns number → version, the oldest first, without deleted versions. `more` is appended to the query."""
     quote = '"' if "'" in store.model_name else "'"
-    found, token = [], None
+    versions, token = [], None
     while True:
         page = store.client.search_model_versions(
             f"name = {quote}{store.model_name}{quote}{more}", page_token=token
         )
-        found += page
+        versions += page
         token = page.token
         if not token:
             break
-    return {str(version.version): version for version in sorted(found, key=lambda v: int(v.version))}
+    return {str(version.version): version for version in sorted(versions, key=lambda v: int(v.version))}
 
 
 def find_version(store: Store, artifact_sha256: str) -> Any | None:
-    """The oldest version made of this artifact, or None."""
-    found = all_versions(store, f" and tags.artifact_sha256 = '{artifact_sha256}'")
-    return next(iter(found.values()), None)
+    """Returns the oldest version of this artifact, or None."""
+    versions = all_versions(store, f" and tags.artifact_sha256 = '{artifact_sha256}'")
+    return next(iter(versions.values()), None)
 
 
 def registered_model(store: Store) -> Any | None:
-    """The registered model, with its aliases and tags, or None before the first registration."""
+    """Returns the registered model with its aliases and tags; None before the first registration."""
     try:
         return store.client.get_registered_model(store.model_name)
     except StoreError as error:
@@ -60,13 +60,13 @@ def registered_model(store: Store) -> Any | None:
 
 
 def aliases(store: Store) -> dict[str, str]:
-    """Alias → number of the version that it is on."""
+    """Returns alias → number of the version that it points to."""
     model = registered_model(store)
     return {alias: str(number) for alias, number in model.aliases.items()} if model else {}
 
 
 def version_by_alias(store: Store, alias: str) -> Any | None:
-    """The version that an alias is on, or None; raises DeletedVersion where that version was deleted."""
+    """Returns the version that an alias points to, or None; raises DeletedVersion if that version was deleted."""
     number = aliases(store).get(alias)
     if number is None:
         return None
@@ -79,7 +79,7 @@ def version_by_alias(store: Store, alias: str) -> Any | None:
 
 
 def version_to_replace(store: Store, alias: str) -> Any | None:
-    """The same; None for a version that was deleted too: another one may take its alias."""
+    """Returns the version that an alias points to; None if there is none, or if it was deleted."""
     try:
         return version_by_alias(store, alias)
     except DeletedVersion:
@@ -91,16 +91,18 @@ def publish(
 ) -> Any:
     """Uploads the artifact as a pyfunc model, verifies the upload, and only then creates the version.
 
-    Safe to interrupt at any point, to repeat, and to be done by several at once: an unfinished upload is thrown away
-    where its process is dead, the version is found by the artifact's sha256, and of two versions of one artifact the
-    older one stays. A version whose files are gone or damaged has them uploaded again.
+    Returns the version, which is an earlier one if the artifact is registered already. Missing or damaged files of an
+    earlier version are uploaded again.
+
+    It may be interrupted at any point, repeated, and run by several processes at once: unfinished uploads of dead
+    processes are deleted, and of two versions of one artifact the older one remains.
     """
-    found = find_version(store, tags["artifact_sha256"])
-    if found is not None:
-        restore_files(store, found, artifact, card, golden)
-        if found.run_id == run_id:
-            link_output(store, run_id, logged_model_id(found))
-        return found
+    existing = find_version(store, tags["artifact_sha256"])
+    if existing is not None:
+        restore_files(store, existing, artifact, card, golden)
+        if existing.run_id == run_id:
+            link_output(store, run_id, logged_model_id(existing))
+        return existing
     model, uploaded_here = finished_upload(store, run_id, tags["artifact_sha256"]), False
     if model is None:
         model, uploaded_here = upload(store, run_id, name, artifact, card, golden, tags), True
@@ -114,7 +116,7 @@ def publish(
         model_id=model.model_id,
     )
     oldest = find_version(store, tags["artifact_sha256"]) or version
-    if str(oldest.version) != str(version.version):  # another process was a moment earlier
+    if str(oldest.version) != str(version.version):  # another process created its version first
         store.client.delete_model_version(store.model_name, version.version)
         if uploaded_here:
             store.client.delete_logged_model(model.model_id)
@@ -124,8 +126,9 @@ def publish(
 
 
 def finished_upload(store: Store, run_id: str, artifact_sha256: str) -> Any | None:
-    """The upload of this artifact that was verified before a version was made of it, if its files are whole still;
-    unfinished ones of dead processes are thrown away.
+    """Returns a verified upload of this artifact that has no version yet, if its files are still intact; else None.
+
+    Deletes unfinished uploads of dead processes.
     """
     verified = None
     for logged in store.client.search_logged_models(
@@ -138,16 +141,16 @@ def finished_upload(store: Store, run_id: str, artifact_sha256: str) -> Any | No
     if verified is not None:
         with temporary_folder() as folder:
             try:
-                found = sorted((store.download(verified.model_uri, folder)).glob("artifacts/*/model.onnx"))
+                exported = sorted((store.download(verified.model_uri, folder)).glob("artifacts/*/model.onnx"))
             except StoreError:
-                found = []
-            if found and digest(found[0].parent) == artifact_sha256:
+                exported = []
+            if exported and digest(exported[0].parent) == artifact_sha256:
                 return verified
     return None
 
 
 def digest(artifact: Path) -> str | None:
-    """The artifact's sha256; None where it is incomplete."""
+    """Returns the artifact's sha256; None if it is incomplete."""
     try:
         return artifact_digest(artifact)
     except ArtifactError:
@@ -157,7 +160,7 @@ def digest(artifact: Path) -> str | None:
 def upload(
     store: Store, run_id: str, name: str, artifact: Path, card: str, golden: Golden, tags: dict[str, str]
 ) -> Any:
-    """Logs the model to its run and verifies what arrived; returns the READY logged model."""
+    """Logs the model to its run, and verifies the upload; returns the logged model, with status READY."""
     model = store.client.create_logged_model(
         store.experiment_id,
         name=name,
@@ -172,14 +175,14 @@ def upload(
     try:
         upload_files(store, model, run_id, artifact, card, golden)
     except BaseException:
-        with suppress(StoreError):  # the error to be seen is the upload's
+        with suppress(StoreError):  # must not hide the error of the upload
             store.client.delete_logged_model(model.model_id)
         raise
     return store.client.finalize_logged_model(model.model_id, "READY")
 
 
 def upload_files(store: Store, model: Any, run_id: str, artifact: Path, card: str, golden: Golden) -> None:
-    """Uploads the files of a logged model, and compares them and their answers with what was sent."""
+    """Uploads the files of a logged model, downloads them again, and compares the files and the model's answers."""
     import mlflow
 
     with temporary_folder() as temporary:
@@ -192,7 +195,7 @@ def upload_files(store: Store, model: Any, run_id: str, artifact: Path, card: st
 
 
 def restore_files(store: Store, version: Any, artifact: Path, card: str, golden: Golden) -> None:
-    """Uploads the files of a version again where they are gone or damaged."""
+    """Uploads the files of a version again if they are missing or damaged."""
     with temporary_folder() as folder:
         try:
             download_classifier(store, version, folder)
@@ -207,16 +210,16 @@ def restore_files(store: Store, version: Any, artifact: Path, card: str, golden:
             f"visionpipe register"
         ) from error
     upload_files(store, model, version.run_id, artifact, card, golden)
-    print(f"{named(store, version)} had lost files, or damaged ones: uploaded again")
+    print(f"{named(store, version)} had missing or damaged files: they were uploaded again")
 
 
 def logged_model_id(version: Any) -> str:
-    """The id of the logged model that a version stands for; empty where it was made of something else."""
+    """Returns the id of a version's logged model; empty if it was not made from a logged model."""
     return version.model_id or (version.source or "").removeprefix("models:/")
 
 
 def link_output(store: Store, run_id: str, model_id: str) -> None:
-    """Shows the model on its run's page; MLflow itself would list it again at every call."""
+    """Shows the model on its run's page. Checks first, because MLflow would list it again at every call."""
     from mlflow.entities import LoggedModelOutput
 
     outputs = store.client.get_run(run_id).outputs
@@ -225,21 +228,21 @@ def link_output(store: Store, run_id: str, model_id: str) -> None:
 
 
 def save_pyfunc(local: Path, artifact: Path, card: str, model: Any) -> None:
-    """Writes a models-from-code pyfunc: text, JSON and ONNX only, with the serving code inside."""
+    """Writes an MLflow model that holds the artifact and the serving code: ONNX, JSON and text files, no pickle."""
     import mlflow
 
     with temporary_folder() as temporary:
         model_card = temporary / "MODEL_CARD.md"
         model_card.write_text(card, encoding="utf-8")
-        # DVC may have linked the files into its cache: MLflow refuses links, and copies the cache's permissions.
-        files = copied(artifact, temporary / artifact.name)
+        # The files may be links into DVC's cache. MLflow rejects links, and would copy the cache's permissions.
+        files = copy_contents(artifact, temporary / artifact.name)
         arguments = pyfunc_arguments(files, temporary / "code")
         arguments["artifacts"] |= {"model_card": str(model_card)}
         mlflow.pyfunc.save_model(local, mlflow_model=model, **arguments)
 
 
 def ensure_registered_model(store: Store) -> None:
-    """Makes the registered model where it is missing; others may make it at the same time."""
+    """Creates the registered model if it does not exist. Other processes may create it at the same time."""
     if registered_model(store) is None:
         try:
             store.client.create_registered_model(
@@ -251,9 +254,11 @@ def ensure_registered_model(store: Store) -> None:
 
 
 def move_aliases(store: Store, version: Any) -> list[str]:
-    """Sets `challenger` where `version` is better on validation than the present one or cannot be compared with it,
-    because that one comes from other data or nobody has measured it, and `champion` where there is none; returns the
-    aliases that were set.
+    """Sets `challenger` and `champion` to `version` where it should have them; returns the aliases that were set.
+
+    `challenger` is set if `version` has a better validation accuracy than the present challenger, or if the two cannot
+    be compared: the present one was trained on other data, or has no validation accuracy. `champion` is set if there
+    is none.
     """
     moved = []
     challenger = version_to_replace(store, CHALLENGER)
@@ -261,8 +266,8 @@ def move_aliases(store: Store, version: Any) -> list[str]:
     if best is None or (score is not None and score > best) or other_data(version, challenger):
         if challenger is not None and best is None:
             print(
-                f"{named(store, challenger)}, challenger so far, has no validation accuracy: it was not made by "
-                f"visionpipe register, and cannot be compared"
+                f"{named(store, challenger)}, the challenger until now, has no validation accuracy, because it was not "
+                f"made by visionpipe register: it was not compared"
             )
         store.client.set_registered_model_alias(store.model_name, CHALLENGER, version.version)
         moved.append(CHALLENGER)
@@ -273,7 +278,7 @@ def move_aliases(store: Store, version: Any) -> list[str]:
 
 
 def validation_accuracy(version: Any) -> float | None:
-    """As `register` noted it; None for a version that was made otherwise."""
+    """Returns the validation accuracy that `register` recorded; None for a version that was made differently."""
     try:
         accuracy = float(version.tags["validation_accuracy"])
     except (KeyError, ValueError):
@@ -282,9 +287,7 @@ def validation_accuracy(version: Any) -> float | None:
 
 
 def locked_files(version: Any) -> dict[str, str]:
-    """Path → md5, as dvc.lock had them when the version was registered. People can edit tags: what is not such a
-    mapping counts as none.
-    """
+    """Returns path → md5 from dvc.lock at the registration. A tag that was edited to anything else counts as empty."""
     try:
         files = json.loads(version.tags.get("dvc_lock", "{}"))
     except (ValueError, RecursionError):
@@ -295,4 +298,5 @@ def locked_files(version: Any) -> dict[str, str]:
 
 
 def other_data(one: Any, other: Any) -> bool:
+    """Whether two versions were trained on different data."""
     return bool(one.tags.get("data_sha256") != other.tags.get("data_sha256"))

@@ -1,4 +1,4 @@
-"""What a registered version says about itself: its tags, its precision and its speed."""
+"""Collects what a registered version records about itself: tags, precision and speed."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from visionpipe.tracking.commits import Damaged, commit_that_makes, locked
 
 
 def version_tags(name: str) -> dict[str, str]:
-    """What a person asks of a version later: what made it, and how good it is."""
+    """Returns the tags of a new version of model `name`: what made it, and how good it is."""
     lineage = read_output(model_folder(name) / "lineage.json")
     metrics = read_output(report_folder(name) / "metrics.json")
     prepared = open_prepared(PREPARED, verify=False)
@@ -40,7 +40,10 @@ def version_tags(name: str) -> dict[str, str]:
 
 
 def precision(name: str) -> dict[str, Any]:
-    """fp32 or int8, the accuracies with both where both were made, and the speeds where that was here."""
+    """Returns the precision, fp32 or int8, with the numbers that decided it.
+
+    These are the accuracies of both, if int8 was requested, and the speeds, if they were measured on this machine.
+    """
     artifact = artifact_folder(name)
     parity = read_output(artifact / "parity.json") if (artifact / "parity.json").exists() else {}
     accuracies = {f"accuracy_{kind}": value for kind, value in parity.get("validation_accuracy", {}).items()}
@@ -50,13 +53,13 @@ def precision(name: str) -> dict[str, Any]:
 
 
 def measured_speed(name: str, params: Params) -> dict[str, float]:
-    """What `evaluate` measured of this artifact on this machine; empty where it did not run here."""
+    """Returns the speed that `evaluate` measured on this machine; empty if it did not run on this machine."""
     file = measurement_path(artifact_sha256(artifact_folder(name)), thread_count(params), state_folder())
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
 
 
 def locked_outputs(name: str) -> dict[str, str]:
-    """md5 of each output that led to this model, as dvc.lock has them: what `dvc checkout` needs."""
+    """Reads path → md5 of the outputs of the stages that made this model from dvc.lock. `dvc checkout` needs them."""
     lock = Path("dvc.lock")
     content = lock.read_bytes() if lock.exists() else b""
     wanted = ("prepare", f"train@{name}", f"export@{name}", f"evaluate@{name}")
@@ -69,13 +72,13 @@ def locked_outputs(name: str) -> dict[str, str]:
         }
     except Damaged:
         raise RegistryError(
-            "dvc.lock is damaged, as with the marks of a merge in it: take one side of the merge, then run dvc repro"
+            "dvc.lock is damaged, perhaps by conflict markers: resolve the merge, then run dvc repro"
         ) from None
 
 
 def read_output(path: Path) -> dict[str, Any]:
-    """What an earlier stage wrote as JSON."""
+    """Reads a JSON file that an earlier stage wrote; raises RegistryError if it does not exist."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise RegistryError(f"there is no {path}: run dvc repro") from None
+        raise RegistryError(f"{path} does not exist: run dvc repro") from None

@@ -1,31 +1,31 @@
-"""The `model.keras` behind a registered version: what a training can start from."""
+"""Downloads the `model.keras` of a registered version, for a training that starts from it."""
 
-import re
 import shutil
 from pathlib import Path
 
 from visionpipe.errors import RegistryError
 from visionpipe.files import sha256_file, temporary_folder
 from visionpipe.project.paths import state_folder
-from visionpipe.tracking.store import StoreError, database_of, open_client, tracking_uri
+from visionpipe.tracking.store import StoreError, database_of, open_client, read_address, tracking_uri
 
 
 def download_trained(address: str) -> Path:
-    """`models:/NAME@ALIAS` or `models:/NAME/VERSION` to the file that its run logged, verified by the run's
-    tag; kept below `.visionpipe/trained/` by its sha256, with its `lineage.json` beside it.
+    """Downloads the trained model of a version, once, into `.visionpipe/trained/SHA256`; returns its path.
+
+    The file comes from the version's run, and is compared with the sha256 in the run's tags. The run's `lineage.json`
+    is stored beside it.
+
+    address: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
 
     Raises:
-        RegistryError: no such version, or a file that is not the one that was logged.
+        RegistryError: the version does not exist, its run was deleted, or the file was changed after it was logged.
     """
-    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", address)
-    if match is None:
-        raise RegistryError(f"{address}: expected models:/NAME@ALIAS or models:/NAME/VERSION")
-    name, alias, number = match.groups()
+    name, alias, number = read_address(address)
     uri = tracking_uri()
     database = database_of(uri)
     if database and not database.exists():
         raise RegistryError(
-            f"{address}: there is no tracking store {uri}: run dvc repro, or visionpipe register where its model lies"
+            f"{address}: there is no tracking store {uri}: run dvc repro, or set MLFLOW_TRACKING_URI to the store"
         )
     client = open_client(uri)
     try:
@@ -39,14 +39,13 @@ def download_trained(address: str) -> Path:
         if error.code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         raise RegistryError(
-            f"{address} is not in {uri}, or its run was deleted: give another version, or run visionpipe register "
-            f"where its model lies"
+            f"{address} is not in {uri}, or its run was deleted: name another version, or run visionpipe register "
+            f"in the project that holds its model"
         ) from error
     sha256 = run.data.tags.get("model_sha256", "") if run else ""
     if not sha256:
         raise RegistryError(
-            f"{address} was not made by visionpipe register: nobody knows the model.keras behind it; give another "
-            f"version"
+            f"{address} was not made by visionpipe register, so it has no known model.keras: name another version"
         )
     path = state_folder() / "trained" / sha256 / "model.keras"
     beside = path.with_name("lineage.json")
@@ -54,17 +53,19 @@ def download_trained(address: str) -> Path:
         return path
     with temporary_folder(path.parent) as folder:
         try:
-            found, lineage = (
+            model, lineage = (
                 Path(client.download_artifacts(version.run_id, file.name, str(folder)))
                 for file in (path, beside)
             )
         except StoreError as error:
             raise RegistryError(
-                f"{address}: its run has no {path.name} or no {beside.name} any more, as after its deletion: run "
-                f"visionpipe register where its model lies, or give another version ({error})"
+                f"{address}: {path.name} or {beside.name} of its run was deleted: run visionpipe register in the "
+                f"project that holds its model, or name another version ({error})"
             ) from error
-        if sha256_file(found) != sha256:
-            raise RegistryError(f"{address}: the model.keras of its run is not the one that was logged")
+        if sha256_file(model) != sha256:
+            raise RegistryError(
+                f"{address}: the model.keras of its run was changed after it was logged: name another version"
+            )
         shutil.move(lineage, beside)
-        shutil.move(found, path)
+        shutil.move(model, path)
     return path

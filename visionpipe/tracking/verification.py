@@ -1,4 +1,4 @@
-"""Whether what lies in the artifact store is what was made: files, digest, and answers in a fresh process."""
+"""Verifies the files in the artifact store: their content, their digest, and the model's answers in a fresh process."""
 
 import base64
 import io
@@ -21,8 +21,9 @@ from visionpipe.files import sha256_file, temporary_folder
 from visionpipe.tracking.store import Store
 
 GOLDEN_IMAGES = 8
+REPAIR = "run visionpipe register in the project that holds its model, or delete the version in the MLflow UI"
 
-# Runs in a fresh process outside the checkout, so that only what travels in the artifact can answer.
+# Runs in a fresh process outside the checkout, so that only the code and files of the MLflow model are used.
 GOLDEN_SCRIPT = """
 import json, sys, logging
 logging.disable(logging.WARNING)
@@ -35,15 +36,16 @@ print(json.dumps(model.predict(pandas.DataFrame({"image": images}))))
 
 @dataclass(frozen=True)
 class Golden:
-    """What the model must answer. `images`: base64 of image files; `answers`: label and probabilities."""
+    """Reference answers of a model. `images`: base64 of image files; `answers`: label and probabilities of each."""
 
     images: list[str]
     answers: list[dict[str, Any]]
 
 
 def golden_answers(classifier: Classifier, images: np.ndarray) -> Golden:
-    """The classifier's answers to `images` (uint8, n, height, width, 3) as PNG files: a crop ratio below 1 crops
-    prepared images once more.
+    """Computes the classifier's answers to `images`, uint8 (n, height, width, 3), encoded as PNG files.
+
+    The files are preprocessed like those of any client, so a crop ratio below 1 crops prepared images once more.
     """
     files = []
     for image in images:
@@ -61,9 +63,9 @@ def golden_answers(classifier: Classifier, images: np.ndarray) -> Golden:
 
 
 def verify_version(store: Store, version: Any) -> None:
-    """Downloads a version, compares it with its registered sha256, and lets a fresh process answer as this one does.
+    """Downloads a version, and verifies its digest and its answers in a fresh process.
 
-    Raises RegistryError where the version is not whole, or not one of `visionpipe register`.
+    Raises RegistryError if the version is damaged or was not made by `visionpipe register`.
     """
     with temporary_folder() as folder:
         artifact = download_classifier(store, version, folder)
@@ -77,53 +79,53 @@ def verify_version(store: Store, version: Any) -> None:
 
 
 def download_classifier(store: Store, version: Any, folder: Path) -> Path:
-    """The version's artifact folder, as `Classifier` reads it, with the bytes that were registered."""
+    """Downloads a version into `folder`; returns its artifact folder. Raises RegistryError if it is damaged."""
     expected = version.tags.get("artifact_sha256")
     if not expected:
         raise RegistryError(not_registered(store.model_name, version.version))
     downloaded = store.download(f"models:/{store.model_name}/{version.version}", folder)
-    found = sorted((downloaded / "artifacts").glob("*/model.onnx"))
-    if not found:
-        raise RegistryError(
-            f"{named(store, version)} has no files any more: run visionpipe register where its model lies, or delete "
-            f"the version in the MLflow UI"
-        )
-    artifact = found[0].parent
+    exported = sorted((downloaded / "artifacts").glob("*/model.onnx"))
+    if not exported:
+        raise RegistryError(f"the files of {named(store, version)} were deleted: {REPAIR}")
+    artifact = exported[0].parent
     try:
         received = artifact_sha256(artifact)
     except ArtifactError:
-        received = "an incomplete artifact"
+        raise RegistryError(
+            f"{named(store, version)} is damaged: some of its files are missing; {REPAIR}"
+        ) from None
     if received != expected:
         raise RegistryError(
-            f"{named(store, version)} is damaged: its files have sha256 {received[:12]}…, {expected[:12]}… was "
-            f"registered; run visionpipe register where its model lies, or delete the version in the MLflow UI"
+            f"{named(store, version)} is damaged: its files have sha256 {received[:12]}…, but {expected[:12]}… was "
+            f"registered; {REPAIR}"
         )
     return artifact
 
 
 def named(store: Store, version: Any) -> str:
+    """Returns the name of a version in messages, such as "version 3 of visionpipe"."""
     return f"version {version.version} of {store.model_name}"
 
 
 def made_of(version: Any) -> str:
-    """The entry of `models:` that a version was made of."""
-    return str(version.tags.get("model") or "not of visionpipe register")
+    """Returns the entry of `models:` that a version was made of."""
+    return str(version.tags.get("model") or "not made by visionpipe register")
 
 
 def compare_files(local: Path, downloaded: Path) -> None:
-    """Every file must have come back as it went."""
+    """Raises RegistryError unless every uploaded file was downloaded unchanged."""
     for file in sorted(
         path for path in local.rglob("*") if path.is_file() and "__pycache__" not in path.parts
     ):
         copy = downloaded / file.relative_to(local)
         if not copy.is_file() or sha256_file(copy) != sha256_file(file):
             raise RegistryError(
-                f"{file.relative_to(local)} came back changed from the artifact store: run dvc repro again"
+                f"{file.relative_to(local)} was changed by the upload to the artifact store: run dvc repro again"
             )
 
 
 def compare_answers(model: Path, golden: Golden, what: str = "the uploaded model") -> None:
-    """The downloaded model, loaded in a fresh process, must give the golden answers."""
+    """Raises RegistryError unless a fresh process loads the downloaded model and computes the golden answers."""
     with temporary_folder() as temporary:
         images = temporary / "images.json"
         images.write_text(json.dumps(golden.images))
@@ -140,14 +142,15 @@ def compare_answers(model: Path, golden: Golden, what: str = "the uploaded model
     lines = result.stdout.strip().splitlines()
     if result.returncode or not lines:
         reason = result.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise RegistryError(f"{what} does not load: {reason[0]}")
+        raise RegistryError(f"{what} cannot be loaded: {reason[0]}")
     answers = json.loads(lines[-1])
     if len(answers) != len(golden.answers) or not all(map(agree, golden.answers, answers)):
         raise RegistryError(
-            f"{what} answers otherwise than the evaluated one: nothing was registered or promoted"
+            f"{what} does not answer like the evaluated model: nothing was registered or promoted"
         )
 
 
 def agree(expected: dict[str, Any], received: dict[str, Any]) -> bool:
+    """Whether two answers have the same label, and probabilities that differ by at most 1e-5."""
     pairs = [(p, received["probabilities"].get(label, -1)) for label, p in expected["probabilities"].items()]
     return received["label"] == expected["label"] and all(abs(a - b) <= 1e-5 for a, b in pairs)

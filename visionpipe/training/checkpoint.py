@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from visionpipe.errors import TrainingError
-from visionpipe.files import replacing
+from visionpipe.files import replacing_file
 
 KEPT = 2
 Arrays = list[np.ndarray]
@@ -69,7 +69,7 @@ class Checkpoint:
         arrays |= {f"best-{i:05d}": array for i, array in enumerate(progress.best)}
         facts = {name: value for name, value in asdict(progress).items() if name != "best"}
         arrays["progress"] = np.array(json.dumps(facts))
-        with replacing(self.folder / f"step-{progress.step:010d}.checkpoint") as file:
+        with replacing_file(self.folder / f"step-{progress.step:010d}.checkpoint") as file:
             np.savez(file, allow_pickle=False, **arrays)
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256").digest()

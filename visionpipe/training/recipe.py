@@ -23,14 +23,15 @@ DURATION = re.compile(r"(\d+(?:\.\d+)?) (epoch|step)s?")
 class DistillConfig:
     """Distillation: the model also learns from a teacher's answers (Hinton et al. 2015, arXiv:1503.02531).
 
-    A ViT with a distillation token learns from the teacher with the head of that token.
+    A ViT with a distillation token learns from the teacher with that token's head.
 
     Args:
-        teacher: an entry of `models:`, or models:/NAME@ALIAS of the registry.
-        temperature: divides the logits of teacher and student before the softmax.
-        weight: the teacher's share of the loss, in (0, 1].
-        hard: learn the teacher's most probable class (Touvron et al. 2021, arXiv:2012.12877, equation 3) instead of
-            its probabilities.
+        teacher: an entry of `models:`, or a registered model as `models:/NAME@ALIAS`.
+        temperature: divides the logits of both models before they are compared; higher values tell more about the
+            less likely classes.
+        weight: the share of the teacher in the loss.
+        hard: whether to learn the teacher's most probable class (Touvron et al. 2021, arXiv:2012.12877, equation 3)
+            instead of its probabilities.
     """
 
     teacher: str
@@ -42,14 +43,14 @@ class DistillConfig:
 
 @dataclass(frozen=True)
 class FreezeConfig:
-    """A phase at the beginning of the training, which trains some layers only.
+    """A phase at the beginning of a training, in which some layers only are trained.
 
-    After the last phase all layers are trained. Frozen batch norms do not update their statistics.
+    After the last phase all layers are trained. A frozen batch norm does not update its moving averages.
 
     Args:
         epochs: the length of the phase.
-        train: the layers that are trained, each by its name or the first words of it: `encoder_block_1` is not
-            `encoder_block_10`.
+        train: the layers that are trained: the whole name of each, or its first words. `encoder_block_1` does not stand
+            for `encoder_block_10`.
     """
 
     epochs: int
@@ -58,48 +59,50 @@ class FreezeConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The recipe of a training. Its budget is one of `epochs`, `steps` and `minutes`.
+    """The recipe of a training. Exactly one of `epochs`, `steps` and `minutes` is its budget.
 
-    A duration is a fraction of the training (0.1), or text: "5 epochs", "500 steps". A part that would come after the
-    end of the training is an error. `visionpipe params` prints the resulting plan.
+    A duration is a fraction of the training (0.1), or a text: "5 epochs", "500 steps". A recipe with a part that begins
+    after the end of the training is refused. `visionpipe params` prints the plan (plan.py).
 
     Args:
-        epochs: passes over the training images.
-        steps: batches.
-        minutes: as many steps as fit into this time on this machine. Two runs differ with this budget only.
-        batch_size: images per step; all images, if there are fewer.
-        accumulate: the number of steps whose gradients make one update. The last update of a phase may have fewer.
-        optimizer: `sgd` has Nesterov's momentum. `muon` trains matrices, and all other weights with AdamW.
-        learning_rate: the highest rate of the schedule.
-        schedule: how the rate changes after the warm-up.
-        warmup: the duration of the linear rise to `learning_rate`, at the beginning and after each phase of `freeze`;
-            at most the length of the phase.
-        final_rate: the rate at the end of the schedules `cosine` and `polynomial`, as a fraction of `learning_rate`.
-        decay_at: when `schedule: step` multiplies the rate by `decay_factor`, as durations.
-        decay_factor: the factor of `schedule: step`.
+        epochs: the budget as passes over the training images.
+        steps: the budget as steps.
+        minutes: the budget as time on this machine; the only budget with which two runs differ.
+        batch_size: images in a step; all images, if the set has fewer.
+        accumulate: steps whose gradients make one update; the steps that are left at the end of a phase make a smaller
+            one.
+        optimizer: how gradients change the weights. `sgd` has Nesterov's momentum; `muon` is for matrices, with AdamW
+            for all other weights.
+        learning_rate: the highest learning rate.
+        schedule: the curve of the learning rate after the warm-up.
+        warmup: the duration of the linear rise, at the beginning and after each phase of `freeze`; never longer than
+            its phase.
+        final_rate: where `cosine` and `polynomial` end, as a fraction of the learning rate.
+        decay_at: the moments at which `schedule: step` multiplies the rate.
+        decay_factor: the factor by which `schedule: step` multiplies the rate.
         power: the exponent of `schedule: polynomial`; 1 is a straight line.
-        momentum: of SGD and Muon; for the others, the decay of the first moment.
-        weight_decay: decoupled, times the learning rate. Norms, biases, tokens and positions are not decayed.
-        clip_norm: the largest norm of all gradients together; longer ones are scaled down to it.
-        layer_decay: the rate of each block relative to the next block's (Bao et al. 2022, arXiv:2106.08254).
-        rates: factors of the rate for layers, named as in `freeze`; they multiply `layer_decay`.
-        freeze: phases at the beginning that train some layers only. Each phase begins with a warm-up, and begins a new
-            moving average.
-        loss: cross-entropy over all classes, or of each class against the rest (Beyer et al. 2020).
+        momentum: the momentum of SGD and Muon, and the decay of the first moment of the other optimizers.
+        weight_decay: the decay of the weights, multiplied by the learning rate; norms, biases, tokens and positions
+            have none.
+        clip_norm: the largest norm of all gradients together; null: no limit.
+        layer_decay: the factor of the rate from each block to the block before it (Bao et al. 2022, arXiv:2106.08254).
+        rates: factors of the rate for layers, named as in `freeze`, on top of `layer_decay`.
+        freeze: phases at the beginning in which some layers only are trained; the warm-up and the moving average begin
+            anew in each.
+        loss: cross-entropy over the classes, or of each class against all others (Beyer et al. 2020).
         label_smoothing: the share of each target that is spread over all classes.
-        class_weights: a factor of the loss for each class, or `balanced`: inversely proportional to the number of
-            images of the class, and 1 on average over the images.
-        distill: a teacher to learn from; null for none.
-        ema_decay: the decay of a moving average of weights and statistics. The average is validated and saved. In the
-            first updates it decays faster. null for no average.
-        keep: save the weights of the last epoch, or of the epoch with the best validation accuracy.
-        patience: the training ends after this many epochs without a better validation accuracy; epochs of `freeze` do
-            not count.
-        precision: the dtype of the computation. Weights, heads, softmax and loss remain float32.
-        augmentation: what changes the training images, in order (visionpipe/data/augmentation.py).
-        repeated_augmentation: how often an image appears in its batch, each time with other random draws.
-        checkpoint_minutes: the longest time between two checkpoints within an epoch. Each epoch ends with one.
-        checkpoint_steps: the number of steps between two checkpoints within an epoch; null for none.
+        class_weights: a factor for each class; `balanced` gives rare classes larger factors, with a mean of 1.
+        distill: a teacher whose answers are a second target.
+        ema_decay: the decay of a moving average of the weights and of the norms' statistics, which is then evaluated
+            and saved instead of them; it follows each update of the weights, and faster at first. null: no average.
+        keep: which weights are saved: those of the last epoch, or of the best one on the validation images.
+        patience: the number of epochs without a better validation accuracy after which the training ends; epochs of the
+            phases of `freeze` do not count. null: it never ends early.
+        precision: the precision of the computation; weights, heads, softmax and loss are always float32.
+        augmentation: what happens to the training images, in this order (visionpipe/data/augmentation.py).
+        repeated_augmentation: how often each image is in its batch, each time with other random changes.
+        checkpoint_minutes: the time between two checkpoints within an epoch; one is written at each epoch's end too.
+        checkpoint_steps: the number of steps between two checkpoints, in addition to `checkpoint_minutes`.
     """
 
     epochs: int | None = None

@@ -10,7 +10,7 @@ import numpy as np
 
 from visionpipe.data.prepared import Prepared
 from visionpipe.errors import TrainingError
-from visionpipe.files import replacing
+from visionpipe.files import replacing_file
 
 BATCH = 250
 
@@ -61,7 +61,7 @@ def teacher_logits(teacher: keras.Model, images: np.ndarray, cache: Path) -> np.
     """
     if not cache.exists():
         header = {"descr": "<f4", "fortran_order": False, "shape": (len(images), teacher.output_shape[-1])}
-        with replacing(cache) as file:
+        with replacing_file(cache) as file:
             np.lib.format.write_array_header_1_0(file, header)
             for start in range(0, len(images), BATCH):
                 part = images[start : start + BATCH].astype(np.float32)

@@ -1,18 +1,18 @@
-/** One asked picture: its entry in the history, from the question to the answer and the heat map. */
+/** One picture in the history: sends it to the server, and shows the answer and the heat map. */
 
 import { Failure, curlCommand, infer, predict } from "./api.js";
 import { draw, occlusion, place } from "./heat.js";
 import { modelView, readBytes, shownPart } from "./view.js";
 
 const TOP = 5; // classes that are listed
-const LOOK = "What did it look at?";
-const TINY = 100; // pixels: a picture that is enlarged, and better without blur
+const LOOK = "What did the model look at?";
+const TINY = 100; // pixels of width; smaller pictures are enlarged, and drawn without smoothing
 
 export const percent = (share) =>
   new Intl.NumberFormat("en", { style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1 }).format(share);
 
 export class Answer {
-  /** page: has `model`, as /model says, and `maxBody`; `say(text)`, for screen readers; `answered(version)`. */
+  /** page: has `model`, the answer of /model; `say(text)`, for screen readers; `answered(version)`; `failed(code)`. */
   constructor(file, threshold, page) {
     this.file = file;
     this.threshold = threshold;
@@ -42,7 +42,7 @@ export class Answer {
     this.element.remove();
   }
 
-  /** Asks the server; whatever fails is shown here, and can be tried again. */
+  /** Asks the server for the answer. Shows a failure, and a button for trying again. */
   async ask() {
     this.failed = false;
     this.find(".again").hidden = this.find(".problem").hidden = true;
@@ -68,7 +68,7 @@ export class Answer {
     this.find(".unsure").hidden = !unsure;
     this.element.classList.toggle("is-unsure", unsure);
     this.find(".when").textContent += `\nversion ${version}`;
-    // By share anew: names that are numbers come first in every object.
+    // Sorts again, because JavaScript objects list keys that are numbers first.
     const likeliest = Object.entries(probabilities).sort(([, one], [, other]) => other - one);
     const bars = likeliest.map(([name, share]) => {
       const bar = document.createElement("li");
@@ -100,7 +100,7 @@ export class Answer {
     this.find(".problem").hidden = false;
   }
 
-  /** The heat map of the version that answers now. */
+  /** Computes and shows the heat map, by the version that is live now. */
   async look() {
     const progress = this.find("progress");
     const button = this.find(".look");
@@ -116,12 +116,12 @@ export class Answer {
         return infer(model, images);
       };
       const report = (share) => (progress.value = share);
-      const found = await occlusion(pixels, model, ask, report);
-      this.showHeat(found, model, await this.underHeat(png, model));
+      const result = await occlusion(pixels, model, ask, report);
+      this.showHeat(result, model, await this.underHeat(png, model));
     } catch (error) {
       if (!(error instanceof Failure)) throw error;
       const moved = error.code === "not_found";
-      this.problem(moved ? "Another version has taken over meanwhile: ask again." : error.message);
+      this.problem(moved ? "Another version answers now. Try again." : error.message);
       this.page.failed(error.code);
     } finally {
       button.disabled = false;
@@ -129,7 +129,7 @@ export class Answer {
     }
   }
 
-  /** What of the shown picture the model sees; where the browser cannot show it (TIFF), it shows the view. */
+  /** Returns the part of the shown picture that the model sees. Shows the model's view if the browser cannot show it. */
   async underHeat(png, model) {
     const image = this.find(".picture img");
     if (image.naturalWidth) return shownPart({ width: image.naturalWidth, height: image.naturalHeight }, model);
@@ -151,8 +151,8 @@ export class Answer {
     canvas.hidden = false;
     this.find(".look").textContent = "Hide the heat map";
     caption.textContent = where
-      ? `What counted for ${label} (${percent(probability)}, version ${model.version}) lies ${where}: it stays bright.`
-      : `No part alone counts for ${label}: with any of them covered it stays as likely.`;
+      ? `The bright area, ${where}, counted for ${label} (${percent(probability)}, version ${model.version}).`
+      : `No single area counted for ${label}: covering any of them does not make it less likely.`;
     canvas.setAttribute("aria-label", `Heat map. ${caption.textContent}`);
     caption.hidden = false;
     this.page.say(caption.textContent);
@@ -171,7 +171,7 @@ export class Answer {
       this.page.say("Copied");
       this.find(".copy").textContent = "Copied";
     } catch {
-      this.page.say("Selected: copy it with the keyboard"); // without HTTPS a page may not write there
+      this.page.say("The command is selected: copy it with the keyboard"); // the clipboard needs HTTPS
     }
   }
 }

@@ -1,7 +1,7 @@
-/** Calls of the server: an answer, or a Failure with what went wrong in one sentence. */
+/** Calls the server. Every call returns an answer, or throws a Failure whose message is one sentence. */
 
-const PATIENCE = 5; // attempts while the server says that it is busy
-// Never the file's own type: a picture that calls itself JSON would be read as JSON.
+const ATTEMPTS = 5; // while the server is busy
+// Never the type of the file: the server would parse a picture as JSON if its type said so.
 const PLAIN = { "Content-Type": "application/octet-stream" };
 
 export class Failure extends Error {
@@ -12,7 +12,7 @@ export class Failure extends Error {
 }
 
 let token = "";
-let known = { tag: null, model: null }; // what /model said last: of many classes it is long, and asked for often
+let known = { tag: null, model: null }; // the last answer of /model, which is long and requested often
 
 export function useToken(value) {
   token = value;
@@ -22,10 +22,11 @@ export function hasToken() {
   return token !== "";
 }
 
-/** The response; a busy server (503) is asked again when it says so. */
+/** Returns the response. Asks a busy server (503) again after the time that it names. */
 export async function call(path, options = {}) {
   const headers = { ...options.headers };
-  if (token) headers.Authorization = `Bearer ${String.fromCharCode(...new TextEncoder().encode(token))}`; // any letters
+  // UTF-8 bytes as characters: headers cannot contain other characters than Latin-1.
+  if (token) headers.Authorization = `Bearer ${String.fromCharCode(...new TextEncoder().encode(token))}`;
   for (let attempt = 1; ; attempt++) {
     let response;
     try {
@@ -36,8 +37,8 @@ export async function call(path, options = {}) {
     if (response.ok || response.status === 304) return response;
     const { code, reason } = await response.json().catch(() => ({}));
     const wait = Number(response.headers.get("retry-after"));
-    if (response.status !== 503 || !wait || attempt === PATIENCE) {
-      throw new Failure(code ?? String(response.status), reason ?? `The server answers with status ${response.status}.`);
+    if (response.status !== 503 || !wait || attempt === ATTEMPTS) {
+      throw new Failure(code ?? String(response.status), reason ?? `The server answered with status ${response.status}.`);
     }
     await new Promise((resolve) => setTimeout(resolve, 1000 * wait));
   }
@@ -53,19 +54,19 @@ export function predictPath(threshold, top) {
   return `predict?top_k=${top}&unsure_below=${threshold}`;
 }
 
-/** One answer of /predict with the version that gave it. `bytes` is an image file. */
+/** Returns the answer of /predict to an image file, and the version that gave it. */
 export async function predict(bytes, threshold, top) {
   const response = await call(predictPath(threshold, top), { method: "POST", body: bytes, headers: PLAIN });
   const { predictions, model } = await response.json();
   return { ...predictions[0], version: model.version };
 }
 
-/** The picture as the model sees it, a PNG. `bytes` is an image file. */
+/** Returns an image file as the model sees it, as a PNG. */
 export async function view(bytes) {
   return (await call("view", { method: "POST", body: bytes, headers: PLAIN })).blob();
 }
 
-/** The command that makes the same call from a shell. */
+/** Returns the shell command that sends the same request. */
 export function curlCommand(fileName, threshold, top) {
   const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
   const address = new URL(predictPath(threshold, top), document.baseURI).href;
@@ -73,10 +74,10 @@ export function curlCommand(fileName, threshold, top) {
   return `curl${secret} --data-binary ${quoted("@" + fileName)} ${quoted(address)}`;
 }
 
-/** Probabilities of images that have the model's size already: one Float32Array for each.
+/** Returns the probabilities of images of the model's size, a Float32Array for each.
  *
- *  images: Uint8Array (height · width · 3) each. Open Inference Protocol v2, tensors in binary; fails where
- *  another version has taken over.
+ *  images: Uint8Array (height · width · 3) each. Uses the Open Inference Protocol v2 with binary tensors. Throws a
+ *  Failure with code not_found if another version is live.
  */
 export async function infer(model, images) {
   const { height, width } = model.size;

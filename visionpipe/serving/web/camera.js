@@ -1,4 +1,4 @@
-/** One picture from the camera: in a dialog where the browser lets a page see it, else the phone's own way. */
+/** Takes a picture with the camera, in a dialog, or with the phone's camera app if pages may not use the camera. */
 
 export function setUpCamera(onPicture) {
   const dialog = document.querySelector("#camera");
@@ -10,19 +10,19 @@ export function setUpCamera(onPicture) {
   let taken = 0;
 
   document.querySelector("#open-camera").addEventListener("click", async () => {
-    if (!navigator.mediaDevices) return phone.click(); // not over HTTPS, and not this machine
+    if (!navigator.mediaDevices) return phone.click(); // neither HTTPS nor localhost
     problem.hidden = true;
     shoot.disabled = true;
     dialog.showModal();
     try {
       stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
-      if (!dialog.open) return stop(); // closed while the browser asked for permission
+      if (!dialog.open) return stop(); // the user closed it while the browser asked for permission
       video.srcObject = stream;
       await video.play();
       shoot.disabled = false;
       shoot.focus();
     } catch (error) {
-      problem.textContent = `There is no picture: ${error.message}`;
+      problem.textContent = `The camera cannot be used: ${error.message}`;
       problem.hidden = false;
     }
   });

@@ -1,18 +1,22 @@
-/** What the model looked at, by occlusion (Zeiler and Fergus 2014, section 4.2): parts of the picture are
- *  covered, one after the other, and what makes the answer less likely has counted for it.
+/** Computes heat maps by occlusion (Zeiler and Fergus 2014, section 4.2): parts of the picture are covered one after
+ *  the other, and a part counted for the answer if covering it makes the answer less likely.
  */
 
-const POSITIONS = 12; // of the cover in each direction: 144 questions for a heat map
+const POSITIONS = 12; // of the cover in each direction, so a heat map takes 144 images
 const COVER = 1 / 4; // of the picture's height and width
-const LEAST = 1e-6; // probabilities are float32: closer to 0 and 1 there is nothing to see
-const REQUEST = 4 * 2 ** 20; // bytes of pixels in one request, at most
-const HEAD = 1024; // bytes of a request beside its pixels
+const LEAST = 1e-6; // probabilities are float32, which cannot express values closer to 1
+const REQUEST = 4 * 2 ** 20; // maximum bytes of pixels in one request
+const HEAD = 1024; // bytes of a request besides its pixels
 
-/** How much each pixel counted for the likeliest class.
+/** Computes how much each pixel counted for the most probable class.
  *
- *  pixels: (height · width · 3), as the model takes them. model: as /model says. ask: images to their
- *  probabilities. report: called with the done fraction. Returns `best`, the class's index, its `probability`,
- *  and `heat`, a Float64Array (height · width): the mean loss in log-odds of all covers over a pixel.
+ *  pixels: Uint8Array (height · width · 3), the model's input.
+ *  model: the answer of /model.
+ *  ask: a function from images to their probabilities.
+ *  report: called with the completed fraction, in [0, 1].
+ *
+ *  Returns the class's index `best`, its `probability`, and `heat`, a Float64Array (height · width): the loss in
+ *  log-odds, averaged over all covers of a pixel.
  */
 export async function occlusion(pixels, model, ask, report) {
   const { height, width } = model.size;
@@ -44,7 +48,7 @@ export async function occlusion(pixels, model, ask, report) {
   return { best, probability: whole[best], heat: sum.map((value, index) => value / times[index]) };
 }
 
-/** Evenly spread, from edge to edge, as whole pixels. */
+/** Returns the [start, end] of the covers in one direction, in pixels, evenly spaced from edge to edge. */
 function spans(size) {
   const length = Math.max(1, Math.round(size * COVER));
   const count = Math.min(POSITIONS, size - length + 1);
@@ -73,7 +77,7 @@ function logOdds(probability) {
   return Math.log(p / (1 - p));
 }
 
-/** Draws heat over a picture: what counted stays bright, with a warm tint; the rest goes dark. */
+/** Draws the heat over a picture: areas that counted stay bright, with a warm tint; the rest is darkened. */
 export function draw(canvas, heat, { height, width }) {
   const most = heat.reduce((a, b) => Math.max(a, b)); // not Math.max(...heat): the pixels may be too many
   canvas.width = width;
@@ -87,7 +91,7 @@ export function draw(canvas, heat, { height, width }) {
   context.putImageData(image, 0, 0);
 }
 
-/** In words, for who cannot see it: where the centre of what counted lies. */
+/** Describes in words where the centre of the heat is, for users who cannot see it; null without heat. */
 export function place(heat, { height, width }) {
   let total = 0;
   let x = 0;

@@ -1,14 +1,14 @@
-/** The page: where pictures come from, which model answers, and the session's history. */
+/** Runs the page: collects pictures, shows the live model, and manages the history. */
 
 import { Answer, percent } from "./answer.js";
 import { getModel, useToken } from "./api.js";
 import { setUpCamera } from "./camera.js";
 
-const AT_ONCE = 4; // questions
-const KEPT = 200; // answers in the history
-const SPOKEN = 20; // sentences kept for screen readers
-const NAMED = 1000; // classes whose names are drawn
-const LOOK_SECONDS = 3; // between two looks at what serves
+const AT_ONCE = 4; // requests
+const HISTORY = 200; // maximum number of answers
+const SPOKEN = 20; // maximum number of sentences for screen readers
+const NAMED = 1000; // maximum number of class names
+const LOOK_SECONDS = 3; // between two requests for the live model
 
 const find = (selector) => document.querySelector(selector);
 const answers = []; // the newest first
@@ -17,7 +17,7 @@ let running = 0;
 
 const page = {
   model: null,
-  /** For screen readers, which read what is added: several answers at once are all heard. */
+  /** Adds a sentence for screen readers, which read all additions, also several at once. */
   say(text) {
     const spoken = find("#spoken");
     spoken.append(Object.assign(document.createElement("p"), { textContent: text }));
@@ -36,7 +36,7 @@ const page = {
 function ask(files) {
   find("#remark").hidden = files.length > 0;
   if (!files.length) {
-    find("#remark").textContent = "There was no picture in that. A link to one is not followed: save it first.";
+    find("#remark").textContent = "No picture was given. Links are not followed: save the picture first.";
     return;
   }
   const threshold = Math.min(100, Math.max(0, find("#threshold").valueAsNumber || 0)) / 100;
@@ -44,7 +44,7 @@ function ask(files) {
   const fresh = files.map((file) => new Answer(file, threshold, page));
   answers.unshift(...fresh);
   find("#history").prepend(...fresh.map((answer) => answer.element));
-  for (const old of answers.splice(KEPT)) old.forget();
+  for (const old of answers.splice(HISTORY)) old.forget();
   find("#nothing").hidden = true;
   find("#clear").hidden = false;
   waiting.push(...fresh);
@@ -96,7 +96,7 @@ setUpCamera(ask);
 
 // The model
 
-/** Asks which version answers; shows it where it is another one, and whether the server answers at all. */
+/** Asks for the live model, shows a new one, and shows whether the server answers. */
 async function look() {
   try {
     const model = await getModel();
@@ -113,7 +113,7 @@ async function look() {
 
 function state(kind, text) {
   const line = find("#state");
-  if (line.textContent === text) return; // said once, not every few seconds
+  if (line.textContent === text) return; // screen readers would repeat it every few seconds
   line.className = kind;
   line.textContent = text;
 }
@@ -131,12 +131,12 @@ function showModel(model) {
     Name: model.name,
     Version: model.version,
     "Answers since": new Date(model.since).toLocaleString(),
-    "Accuracy on test images": quality("test") || "not known",
-    "On validation images": quality("validation"),
-    "Trained on": [images, lineage.data && `of ${lineage.data}`].filter(Boolean).join(" ") || "not known",
+    "Accuracy on test images": quality("test") || "unknown",
+    "Accuracy on validation images": quality("validation"),
+    "Trained on": [images, lineage.data && `of ${lineage.data}`].filter(Boolean).join(" ") || "unknown",
     "Data sha256": lineage.data_sha256?.slice(0, 12),
-    Kind: [lineage.model, lineage.precision].filter(Boolean).join(", "),
-    "Sees pictures of": `${model.size.width} × ${model.size.height} pixels, cut to the middle`,
+    "Model, precision": [lineage.model, lineage.precision].filter(Boolean).join(", "),
+    "Input size": `${model.size.width} × ${model.size.height} pixels, cropped at the centre`,
     "git commit": lineage.git_commit?.slice(0, 12),
   };
   const entries = Object.entries(rows).filter(([, text]) => text);
@@ -148,7 +148,7 @@ function showModel(model) {
   );
   find("#classes summary").textContent = `${model.classes.length} classes`;
   const more = model.classes.length - NAMED;
-  const rest = more > 0 ? `, and ${more.toLocaleString("en")} more, which /model lists` : "";
+  const rest = more > 0 ? `, and ${more.toLocaleString("en")} more: see /model` : "";
   find("#classes p").textContent = model.classes.slice(0, NAMED).join(", ") + rest;
   find("#classes").hidden = false;
 }
@@ -160,7 +160,7 @@ find("#token").addEventListener("submit", async (event) => {
   for (const answer of answers.filter((one) => one.failed)) answer.ask();
 });
 
-// One look after the other, and none while nobody sees the page.
+// Waits for each answer before the next request, and pauses while the page is hidden.
 async function keepLooking() {
   if (!document.hidden) await look();
   setTimeout(keepLooking, 1000 * LOOK_SECONDS);

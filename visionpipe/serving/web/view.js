@@ -1,17 +1,17 @@
-/** A picture as the model sees it. The server makes it, by the code that it answers with. */
+/** Gets a picture as the model sees it from the server, which makes it with the code of its answers. */
 
 import { Failure, view } from "./api.js";
 
-/** The bytes of a file; a folder, for one, has none. */
+/** Reads the bytes of a file; throws a Failure for a folder, for example. */
 export async function readBytes(file) {
   try {
     return await file.arrayBuffer();
   } catch {
-    throw new Failure("unreadable", "This cannot be read: is it a folder?");
+    throw new Failure("unreadable", "This file cannot be read. Is it a folder?");
   }
 }
 
-/** The model's pixels, Uint8Array (height · width · 3), and the PNG that they are from. */
+/** Returns the model's input for a file, `pixels`, Uint8Array (height · width · 3), and the PNG they came from. */
 export async function modelView(file) {
   const png = await view(await readBytes(file));
   const bitmap = await createImageBitmap(png, { colorSpaceConversion: "none" });
@@ -23,7 +23,7 @@ export async function modelView(file) {
   return { pixels: Uint8Array.from({ length: width * height * 3 }, (_, i) => rgba[i + Math.floor(i / 3)]), png };
 }
 
-/** The part of a picture of this size, upright, that the model sees, in fractions: a rectangle in its middle. */
+/** Returns the central rectangle of an upright picture that the model sees, in fractions of the picture's size. */
 export function shownPart(image, { size, crop_ratio }) {
   const scale = Math.max(size.height / image.height, size.width / image.width) / crop_ratio;
   const width = Math.min(1, size.width / scale / image.width);

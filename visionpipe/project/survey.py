@@ -1,0 +1,289 @@
+"""A fast look at labelled images before anything is prepared: how many, of what size, format and class.
+
+Only the beginning of each file is read, and no pixel is decoded. Files are listed by the rules of the stage
+`prepare`, so that both agree on what is an image of which class. Only `prepare` notices damaged pixels and pictures
+that lie in two splits.
+"""
+
+import io
+import itertools
+import re
+import struct
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from visionpipe.data.config import PrepareConfig
+from visionpipe.data.decode import SIGNATURES
+from visionpipe.data.headers import MAX_PIXELS
+from visionpipe.data.listing import Listing, Record, Rejected
+from visionpipe.data.sources import SOURCES
+from visionpipe.errors import DataError, ImageError
+from visionpipe.escape import visible
+
+BEGINNING = 64 * 2**10  # bytes: the size of a JPEG stands behind its thumbnail and its colour profile
+TOGETHER = 64  # files that a thread looks at in one go
+PERCENTILES = (0, 5, 50, 95, 100)
+IMBALANCE = 10  # times as many images of the largest class as of the smallest
+ELONGATED = 1.5  # times as long as wide
+TOO_LARGE = f"more than {MAX_PIXELS:,} pixels"
+SHOWN = 8  # classes or files that are named
+
+Source = Literal["zip", "folder", "idx"]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about its picture. `grey` and `transparent` are as stored, whatever the pixels hold."""
+
+    width: int
+    height: int
+    format: str
+    grey: bool
+    transparent: bool
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a source holds.
+
+    `classes`: class → images of all splits; `splits`: split → images, empty where the source has no folders for
+    splits; `short_sides`, `long_sides`: percentile → pixels; `side_ratio`: median of the long side / the short one;
+    `one_size`: (height, width) where all images have the same, else None; `pixels`: of all images together;
+    `odd`: sentences about what may be a mistake.
+    """
+
+    source: Source
+    path: str
+    classes: dict[str, int]
+    splits: dict[str, int]
+    short_sides: dict[int, int]
+    long_sides: dict[int, int]
+    side_ratio: float
+    one_size: tuple[int, int] | None
+    pixels: int
+    formats: dict[str, int]
+    grey: int
+    transparent: int
+    odd: tuple[str, ...] = ()
+
+    @property
+    def images(self) -> int:
+        return sum(self.classes.values())
+
+    @property
+    def majority(self) -> float:
+        """Share of the most frequent class."""
+        return max(self.classes.values()) / self.images
+
+    def lines(self) -> Iterator[str]:
+        """Describes the images for people."""
+        yield f"{self.images:,} images in {len(self.classes)} classes: {visible(self.path)}"
+        ranked = sorted(self.classes.items(), key=lambda item: -item[1])
+        named = [f"{visible(name)} {count:,}" for name, count in ranked]
+        if len(named) > SHOWN:
+            named[SHOWN - 3 : -2] = [f"… {len(named) - SHOWN + 1} more …"]
+        yield f"  classes   {', '.join(named)}"
+        if self.one_size:
+            yield f"  sizes     all {self.one_size[1]} × {self.one_size[0]} pixels"
+        else:
+            short = self.short_sides
+            yield (
+                f"  sizes     median short side {short[50]:,} pixels, nine of ten {short[5]:,} to {short[95]:,}; "
+                f"all sides {self.short_sides[0]:,} to {self.long_sides[100]:,}"
+            )
+        yield f"  formats   {', '.join(f'{name} {count:,}' for name, count in self.formats.items())}"
+        kinds = {"colour": self.images - self.grey, "grey": self.grey}
+        stored = ", ".join(f"{name} {count:,}" for name, count in kinds.items() if count)
+        on_white = f"; {self.transparent:,} with transparency, shown on white" if self.transparent else ""
+        yield f"  channels  {stored}{on_white}"
+        given = ", ".join(f"{name} {count:,}" for name, count in self.splits.items())
+        yield f"  splits    {given or 'none in the folders: prepare draws them'}"
+        yield from (f"  odd       {sentence}" for sentence in self.odd)
+
+
+def survey(path: Path, shown_path: str | None = None) -> Survey:
+    """Looks at the beginning of every file below `path`: a zip archive, a folder, or a folder of IDX files.
+
+    Raises DataError where no training can follow.
+    """
+    name = visible(shown_path or str(path))
+    source = source_of(path, name)
+    listing = SOURCES[source](PrepareConfig(source=source, path=str(path)))
+    seen: list[tuple[Record, Header]] = []
+    unusable: list[Rejected] = []
+    for entry, header in look_at_all(listing):
+        if isinstance(header, Rejected):
+            unusable.append(header)
+        else:
+            seen.append((cast(Record, entry), header))
+    check(name, listing, seen, unusable)
+    sides = np.array([(header.height, header.width) for _, header in seen])
+    classes = Counter(dict.fromkeys(listing.classes, 0))
+    classes.update(record.class_name for record, _ in seen)
+    splits = Counter(record.split or "train" for record, _ in seen) if listing.splits else {}
+    short, long = sides.min(axis=1), sides.max(axis=1)
+    side_ratio = float(np.median(long / short))
+    return Survey(
+        source=source,
+        path=shown_path or str(path),
+        classes=dict(classes),
+        splits=dict(splits),
+        short_sides=percentiles(short),
+        long_sides=percentiles(long),
+        side_ratio=side_ratio,
+        one_size=(int(sides[0, 0]), int(sides[0, 1])) if (sides == sides[0]).all() else None,
+        pixels=int(sides.prod(axis=1, dtype=np.int64).sum()),
+        formats=dict(Counter(header.format for _, header in seen).most_common()),
+        grey=sum(header.grey for _, header in seen),
+        transparent=sum(header.transparent for _, header in seen),
+        odd=(*listing.notes, *oddities(classes, side_ratio, short, unusable)),
+    )
+
+
+def source_of(path: Path, name: str) -> Source:
+    """Returns the value of `prepare.source` for these images; raises DataError where there is none."""
+    if not path.exists():
+        raise DataError(f"{name}: there is no such file or folder")
+    if path.is_file():
+        if not zipfile.is_zipfile(path):
+            raise DataError(f"{name} is neither a folder nor a zip archive")
+        return "zip"
+    first = "train-images-idx3-ubyte"
+    return "idx" if any((path / file).is_file() for file in (first, f"{first}.gz")) else "folder"
+
+
+def look_at_all(listing: Listing) -> Iterator[tuple[Record | Rejected, Header | Rejected]]:
+    """Reads the headers in threads, which hide the delays of slow disks."""
+    with (
+        warnings.catch_warnings(),  # Pillow remarks on odd metadata and on huge images
+        ThreadPoolExecutor() as pool,
+        tqdm(desc="looking at", total=listing.total, unit=" images", disable=None, leave=False) as bar,
+    ):
+        warnings.simplefilter("ignore")
+        entries = iter(listing.entries)
+        batches = iter(lambda: list(itertools.islice(entries, TOGETHER)), [])
+        while ahead := list(itertools.islice(batches, 64)):
+            for batch, headers in zip(ahead, pool.map(look_at, ahead), strict=True):
+                yield from zip(batch, headers, strict=True)
+                bar.update(len(batch))
+
+
+def look_at(entries: list[Record | Rejected]) -> list[Header | Rejected]:
+    return [entry if isinstance(entry, Rejected) else header_of(entry) for entry in entries]
+
+
+def header_of(record: Record) -> Header | Rejected:
+    """Reads a file's header; returns why not where the file is no image that `prepare` takes."""
+    try:
+        begins = record.read(BEGINNING)
+        kind = next((name for name, start in SIGNATURES.items() if re.match(start, begins)), None)
+        if kind is None:
+            return Rejected(record.file, f"not an image in one of the formats {', '.join(SIGNATURES)}")
+        try:
+            header = read_header(begins, kind)
+        except Exception:  # the parsers fail in many ways, also where the header goes on behind the beginning
+            if len(begins) < BEGINNING:
+                raise
+            header = read_header(record.read(), kind)  # a TIFF file may have its directory at its end
+    except ImageError as error:
+        return Rejected(record.file, error.reason)
+    except Image.DecompressionBombError:
+        return Rejected(record.file, TOO_LARGE)
+    except Exception:
+        return Rejected(record.file, "damaged header")
+    return Rejected(record.file, TOO_LARGE) if header.width * header.height > MAX_PIXELS else header
+
+
+def read_header(begins: bytes, kind: str) -> Header:
+    """Reads the header of a file of the format `kind`, as Pillow calls it. Raises any error of a parser."""
+    if kind == "WEBP":  # Pillow would need the whole file
+        return webp_header(begins)
+    image = Image.open(io.BytesIO(begins), formats=[kind])
+    grey = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
+    return Header(image.width, image.height, kind, grey, image.has_transparency_data)
+
+
+def webp_header(begins: bytes) -> Header:
+    """Reads the first chunk of a WebP file: lossy, lossless or extended (RFC 9649, sections 2.5 to 2.7)."""
+    kind = begins[12:16]
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", begins, 26)
+        return Header(width & 0x3FFF, height & 0x3FFF, "WEBP", False, False)
+    if kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", begins, 21)
+        return Header((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, "WEBP", False, bool(bits >> 28 & 1))
+    if kind == b"VP8X":
+        width, height = (int.from_bytes(begins[place : place + 3], "little") + 1 for place in (24, 27))
+        return Header(width, height, "WEBP", False, bool(begins[20] & 0x10))
+    raise ImageError("broken", "an unknown kind of WebP")
+
+
+def check(name: str, listing: Listing, seen: list[tuple[Record, Header]], unusable: list[Rejected]) -> None:
+    """Raises DataError where `prepare` would: no images, one class, a class without images, too few to split."""
+    loose = sum(item.reason == "not in a class folder" for item in unusable)
+    if not listing.classes:
+        if loose:
+            raise DataError(
+                f"{name} holds {loose:,} files that lie in no folder of a class: make a folder for each class, named "
+                "like it, and move them there"
+            )
+        raise DataError(f"{name} holds no images: expected a folder of images for each class")
+    if not seen:
+        first = f"; the first, {visible(unusable[0].file)}: {unusable[0].reason}" if unusable else ""
+        raise DataError(f"{name} holds no usable image in its folders{first}")
+    if len(listing.classes) < 2:
+        raise DataError(
+            f"{name} holds only the class {listing.classes[0]!r}: a classifier needs a folder of images for each of "
+            "at least two classes"
+        )
+    counts = Counter(record.class_name for record, _ in seen if record.split in (None, "train"))
+    for class_name in listing.classes:
+        if not counts[class_name]:
+            raise DataError(
+                f"{name}: the class {class_name!r} has no usable image to train on: put some into its folder, or "
+                "remove it"
+            )
+    drawn = sum(split not in listing.splits for split in ("validation", "test"))
+    if max(counts.values()) < 1 + drawn:
+        raise DataError(f"{name} has too few images to draw splits from: no class has {1 + drawn}")
+
+
+def oddities(
+    classes: Counter[str], side_ratio: float, short: np.ndarray, unusable: list[Rejected]
+) -> Iterator[str]:
+    """Says what may be a mistake, and what to do about it."""
+    (largest, most), *_, (smallest, least) = classes.most_common()
+    if most > IMBALANCE * least:
+        yield (
+            f"uneven classes: {most:,} images of {visible(largest)}, {least:,} of {visible(smallest)}; where the rare "
+            "ones matter as much, write class_weights: balanced into the section train"
+        )
+    few = [name for name, count in classes.items() if count < 10]
+    if few:
+        others = " and others" if len(few) > SHOWN else ""
+        yield f"fewer than 10 images of {', '.join(map(visible, few[:SHOWN]))}{others}: too few to learn from"
+    if side_ratio > ELONGATED:
+        yield (
+            f"most images are {side_ratio:.1f} times as long as wide: the square in their middle is used; "
+            "prepare.size can be another rectangle"
+        )
+    if short.min() < 8:
+        yield f"{int((short < 8).sum()):,} images have a side of fewer than 8 pixels"
+    reasons = Counter(item.reason for item in unusable)
+    for reason, count in reasons.most_common():
+        example = visible(next(item.file for item in unusable if item.reason == reason))
+        yield f"{count:,} file{'s' if count > 1 else ''} left out, such as {example}: {reason}"
+
+
+def percentiles(values: np.ndarray) -> dict[int, int]:
+    return {share: round(float(np.percentile(values, share))) for share in PERCENTILES}
