@@ -331,7 +331,10 @@ def has_imported(process: psutil.Process, package: str) -> bool:
 
 
 def waits_for_another(project: Project) -> bool:
-    return "waiting for another process that trains this configuration" in (project.root / "other.log").read_text()
+    return (
+        "waiting for another process that trains this configuration"
+        in (project.root / "other.log").read_text()
+    )
 
 
 def reached(project: Project, step: int) -> bool:

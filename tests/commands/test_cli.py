@@ -60,7 +60,7 @@ WRONG_PARAMETERS = [
     ("evaluate.calibration_bins", 0, "evaluate.calibration_bins: must be at least 1"),
     ("evaluate.worst_mistakes", -1, "evaluate.worst_mistakes: must not be negative"),
     ("export.opset", 99, "export.opset: must lie between 13 and 18"),
-    ("tracking.model", "a/b", "tracking.model: needs a name without '/' and ':'"),
+    ("tracking.model", "a/b", "tracking.model: must be a name without / : ' @ ?"),
     ("models.vit.variant", "vit-mi/4", "did you mean 'ViT-Mi/4'?); visionpipe models lists all variants"),
     ("seed", True, "seed: expected a whole number, received True"),
     ("train", None, "models.resnet.train.epochs: give one of epochs, steps, minutes; received none"),
@@ -77,7 +77,7 @@ WRONG_PARAMETERS = [
     ("models.vit.train.distill", {"teacher": "resnet"},
      "models.vit.needs: must be models/resnet/model.keras, the model in train.distill.teacher"),
     ("models.vit.init", "resnet", "models.vit.needs: must be models/resnet/model.keras, the model in init"),
-    ("models.vit.init_sha256", "00ff", "models.vit.init_sha256: is that of init: give both"),
+    ("models.vit.init_sha256", "00ff", "models.vit.init_sha256: has no effect without init: give both"),
     ("models.vit.pixel_std", [0.229, 0.224, 0.225], "models.vit.pixel_std: must lie between 1 and 255, the range"),
     ("models.vit.pixel_mean", [127.5], "models.vit.pixel_mean: expected a list of 3, received [127.5]"),
     ("models.vit.train.preset", ["deit"], "models.vit.train.preset: no preset ['deit']"),
@@ -97,7 +97,7 @@ WRONG_PARAMETERS = [
     ("train.augmentation", [{"name": "erasing", "fill": "gray"}],
      "augmentation[0].fill: expected one of noise, grey, received 'gray' (did you mean 'grey'?)"),
     ("train.augmentation", [{"name": "mixup"}, {"name": "flip"}],
-     "augmentation[1]: flip must come before what mixes images"),
+     "augmentation[1]: flip must come before mixup and cutmix, which mix images"),
     ("train.augmentation", [{"name": "flip"}] * 65, "augmentation: holds at most 64 entries"),
 ]  # fmt: skip
 
@@ -224,7 +224,7 @@ def test_every_command_works_from_a_subfolder_and_a_moved_project_goes_on(projec
 def test_an_entry_that_is_there_twice_is_refused(project):
     params = project.root / "params.yaml"
     params.write_text(params.read_text() + "seed: 1\n")
-    assert "seed is there twice" in one_line(project, "params")
+    assert "the key seed occurs twice" in one_line(project, "params")
 
 
 def test_params_lists_the_trainings_or_says_what_is_wrong(project):
@@ -371,20 +371,20 @@ MODEL = {"needs": "data/prepared/manifest.json", "variant": "ResNet-8"}
             (
                 "tracking.model",
                 name,
-                "tracking.model: needs a name without '/' and ':', also without ' @ ?, of at most",
+                "tracking.model: must be a name without / : ' @ ?, of at most",
             )
             for name in ("it's", "a@b", "a?b", "a\nb", "..", "", " ", " \t", "x" * 251)
         ),
         (
             "tracking.experiment",
             "a\x1bb",
-            "tracking.experiment: needs a name without '/' and ':', of at most 250",
+            "tracking.experiment: must be a name without / :, of at most 250",
         ),
         *(
             (
                 "models",
                 {name: MODEL},
-                f"models.{name}: a model's name may hold letters, digits, '-' and '_' only",
+                f"models.{name}: the name may have letters, digits, '-' and '_' only",
             )
             for name in ("-x", "--help", "a b", "a/b", "a%2Fb", "a$b", "a'b", "<b>", "", "é" * 101)
         ),
