@@ -124,7 +124,7 @@ def test_a_wrong_parameter_is_one_line_that_says_where_and_what_instead(
 
 def test_a_folder_without_params_is_one_line(project):
     (project.root / "params.yaml").unlink()
-    assert "is no visionpipe project: make one with visionpipe init" in one_line(project, "check")
+    assert "is not in a visionpipe project: make one with visionpipe init" in one_line(project, "check")
 
 
 def test_yaml_that_is_none_is_one_line(project):

@@ -27,8 +27,8 @@ def enter_project() -> None:
     root = project_root()
     if root is None:
         raise ConfigError(
-            f"{Path.cwd()} is no visionpipe project: make one with visionpipe init NAME --images FOLDER, or run this "
-            f"in the folder of one, which holds params.yaml"
+            f"{Path.cwd()} is not in a visionpipe project: make one with visionpipe init NAME --images FOLDER, or run "
+            f"this in the folder of a project, which has a params.yaml"
         )
     os.chdir(root)
 
