@@ -240,7 +240,7 @@ def losses(kind):
 
 
 def explicit_training():
-    """Returns, for layers with a fixed `training=True`, how many numbers a dropout drops, and the means after a norm."""
+    """Returns how many numbers dropouts with a fixed `training=True` drop, and the means after a norm with the same."""
     inputs = keras.Input((1000,))
     model = Network(inputs, keras.layers.Dropout(0.5)(inputs, training=True))
     ones = np.ones((1, 1000), "float32")
