@@ -451,13 +451,15 @@ def test_interrupted_between_two_phases_it_ends_at_the_same_weights(data, checkp
 
 
 def test_a_rate_for_layers_that_are_not_there_is_refused(data, checkpoint):
-    with pytest.raises(TrainingError, match=r"train.rates: no layer begins with head.*; there are .*logits"):
+    with pytest.raises(
+        TrainingError, match=r"train.rates: no layer begins with head.*; the layers begin with .*logits"
+    ):
         train(data, checkpoint, rates={"head": 2.0})
 
 
 def test_a_phase_that_trains_no_layer_names_those_there_are(data, checkpoint):
     later = dataclasses.replace(FREEZE, train=("logits", "head"))
-    with pytest.raises(TrainingError, match=r"no layer begins with head.*; there are .*logits"):
+    with pytest.raises(TrainingError, match=r"no layer begins with head.*; the layers begin with .*logits"):
         train(data, checkpoint, epochs=3, freeze=(FREEZE, later))
     assert checkpoint.read() is None, "it was refused before the first phase"
 

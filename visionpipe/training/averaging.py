@@ -32,7 +32,7 @@ class AveragedModel(Network):
     def train_step(self, *arguments: Any) -> Any:
         if keras.backend.backend() != "jax":
             logs = super().train_step(*arguments)
-            decay = self.kept(self.optimizer.steps)
+            decay = self.decay_in(self.optimizer.steps)
             for average, source in zip(self.averages, self.sources, strict=True):
                 average.assign(blend(average, source, decay))
             return logs
@@ -41,12 +41,12 @@ class AveragedModel(Network):
         names = [id(v) for v in (*self.trainable_variables, *self.non_trainable_variables)]
         values = dict(zip(names, (*trainable, *others), strict=True))
         place = [id(v) for v in self.optimizer.variables].index(id(self.optimizer.steps))
-        decay = self.kept(optimizer[place])
+        decay = self.decay_in(optimizer[place])
         for average, source in zip(self.averages, self.sources, strict=True):
             values[id(average)] = blend(values[id(average)], values[id(source)], decay)
         return logs, (trainable, [values[id(v)] for v in self.non_trainable_variables], optimizer, metrics)
 
-    def kept(self, steps: Any) -> Any:
+    def decay_in(self, steps: Any) -> Any:
         """Returns the decay of the average in step `steps` of the phase, whose first step is 1."""
         updates, is_update = self.optimizer.updates(steps)
         updates = ops.cast(updates, "float32")

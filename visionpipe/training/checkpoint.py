@@ -80,9 +80,7 @@ class Checkpoint:
 
     def read(self) -> tuple[Progress, Arrays] | None:
         """Returns the newest undamaged state; None if there is none. Removes damaged files."""
-        for leftover in self.folder.glob(
-            ".*.tmp"
-        ):  # of a killed process: only one process at a time trains a key
+        for leftover in self.folder.glob(".*.tmp"):  # from a killed process: only one at a time trains a key
             leftover.unlink()
         for file in self.files():
             if not sound(file):

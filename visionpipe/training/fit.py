@@ -139,9 +139,8 @@ class Training:
             self.train_steps(epoch, self.steps_of(epoch)[:MEASURED_STEPS])
             self.plan_for_minutes(0.0)
             if self.steps_of(epoch):
-                self.restored = [
-                    as_array(v) for v in self.variables()
-                ]  # keeps the metrics of the epoch so far
+                # Includes the metrics of the epoch so far, which Keras would reset.
+                self.restored = [as_array(v) for v in self.variables()]
         if self.steps_of(epoch):
             self.train_steps(epoch, self.steps_of(epoch))
         self.trained.reset_metrics()
@@ -235,7 +234,7 @@ class Training:
             phase.end and phase.end - phase.start,
         )
         self.trained.compile(optimizer, self.objective, metrics=[Accuracy(len(self.data.classes))])
-        # Keras makes the metric's variables at the first update; a checkpoint may have values for them before.
+        # Keras makes the metric's variables at the first update, but the values of a checkpoint need them earlier.
         blank = np.zeros((1, self.trained.output_shape[-1]), np.float32)
         self.trained.compute_metrics(None, blank, blank)
 
@@ -256,12 +255,10 @@ class Training:
         left = float(self.recipe.minutes or 0) * 60 - spent
         per_step = self.step_seconds + validation_seconds / self.epoch_steps
         total = self.progress.step + max(0, int(left / per_step))
-        total += (
-            -max(0, total - self.plan.frozen_steps) % self.recipe.accumulate
-        )  # the last update is of `accumulate` steps, as all others
-        if self.progress.step <= max(
-            MEASURED_STEPS, self.plan.frozen_steps
-        ):  # a later refusal would waste the training
+        # Rounds up, so that the last update is of `accumulate` steps like all others.
+        total += -max(0, total - self.plan.frozen_steps) % self.recipe.accumulate
+        # A later refusal would waste the training.
+        if self.progress.step <= max(MEASURED_STEPS, self.plan.frozen_steps):
             self.check_plan(total)
         self.progress.total_steps = total
         self.trained.optimizer.total_steps.assign(self.progress.total_steps)

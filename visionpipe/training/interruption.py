@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during a training: it writes a checkpoint and ends, always within ten seconds."""
+"""Handles Ctrl-C and SIGTERM during a training, which writes a checkpoint and always ends within ten seconds."""
 
 import os
 import signal

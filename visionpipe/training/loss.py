@@ -35,8 +35,8 @@ class Objective(keras.losses.Loss):
         if self.heads == 2 and not self.distill:  # without a teacher both heads learn the labels
             losses = 0.5 * (losses + self.supervised(labels, student))
         if self.distill:
-            known = outputs.shape[-1] == self.heads * self.classes
-            teacher = ops.stop_gradient((targets if known else outputs)[:, -self.classes :])
+            beforehand = outputs.shape[-1] == self.heads * self.classes
+            teacher = ops.stop_gradient((targets if beforehand else outputs)[:, -self.classes :])
             share = self.distill.weight
             losses = (1 - share) * losses + share * distillation(student, teacher, self.distill)
         return losses
@@ -56,8 +56,8 @@ class Objective(keras.losses.Loss):
 def distillation(student: Any, teacher: Any, config: DistillConfig) -> Any:
     """Returns the distillation loss of each image, (batch,), from logits (batch, classes).
 
-    `hard`: the cross-entropy with the teacher's most probable class. Otherwise: the Kullback-Leibler divergence from
-    the teacher's to the student's probabilities at temperature T, times T², so that T does not scale the gradient.
+    `hard`: the cross-entropy with the teacher's most probable class. Otherwise: the Kullback-Leibler divergence
+    KL(teacher ‖ student) at temperature T, times T², so that T does not scale the gradient.
     """
     if config.hard:
         choice = ops.one_hot(ops.argmax(teacher, axis=-1), teacher.shape[-1], dtype=student.dtype)

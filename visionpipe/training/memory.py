@@ -36,5 +36,5 @@ def memory_errors_named(recipe: TrainConfig) -> Iterator[None]:
 
 
 def ran_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out. The frameworks' classes differ more than their messages."""
+    """Whether an error says that memory ran out, by its message: each framework raises another class."""
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY)

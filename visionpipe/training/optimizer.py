@@ -123,7 +123,7 @@ def scheduled(kind: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.O
             return self.counter
 
         def updates(self, steps: Any) -> tuple[Any, Any]:
-            """Returns the number of updates at the end of step `steps`, rounded up, and whether this step makes one."""
+            """Returns how many updates `steps` steps make or begin, and whether the last of these steps makes one."""
             group = self.gradient_accumulation_steps or 1
             made = (steps + group - 1) // group
             return made, (steps % group == 0) | (steps == (self.phase_steps if self.rest else 0))

@@ -16,7 +16,7 @@ from visionpipe.training.schedule import make_schedule
 
 MIXING = ("mixup", "cutmix")
 NEARLY_ZERO = 1e-4  # of the highest rate: a decay to zero ends below it and is printed as 0
-MOST_POINTS = 100_000  # of a schedule that are evaluated for its highest rate
+MOST_POINTS = 100_000  # at which a schedule is evaluated to find its highest rate
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def is_layer(words: str, names: Sequence[str]) -> bool:
 
 def no_layer(word: str, names: Sequence[str]) -> str:
     first = ", ".join(sorted({name.split("_")[0] for name in names}))
-    return f"no layer begins with {word}{did_you_mean(word, names)}; there are {first}"
+    return f"no layer begins with {word}{did_you_mean(word, names)}; the layers begin with {first}"
 
 
 def factors(recipe: TrainConfig, names: Sequence[str]) -> dict[str, float]:
@@ -277,7 +277,10 @@ def when(plan: Plan, number: int, in_steps: bool) -> str:
 def grouped(
     recipe: TrainConfig, names: Sequence[str], train: Sequence[str] | None
 ) -> list[tuple[str, float]]:
-    """Groups neighbouring layers of one rate: their names and the rate's factor. `train`: only layers it names."""
+    """Returns groups of neighbouring layers with the same rate, each with the rate's factor.
+
+    `train`: the layers to include; None for all.
+    """
     words = [*recipe.rates, *(train or ())]
     parts = [word for word in dict.fromkeys(words) if word not in names and inside(word, names)]
     names = [name for name in (*names, *parts) if not train or any(begins_with(name, word) for word in train)]

@@ -43,7 +43,7 @@ class DistillConfig:
 
 @dataclass(frozen=True)
 class FreezeConfig:
-    """A phase at the beginning of a training, in which some layers only are trained.
+    """A phase at the beginning of a training, in which only some layers are trained.
 
     After the last phase all layers are trained. A frozen batch norm does not update its moving averages.
 
@@ -67,7 +67,7 @@ class TrainConfig:
     Args:
         epochs: the budget as passes over the training images.
         steps: the budget as steps.
-        minutes: the budget as time on this machine; the only budget with which two runs differ.
+        minutes: the budget as time on this machine. With this budget two runs do not give the same weights.
         batch_size: images in a step; all images, if the set has fewer.
         accumulate: steps whose gradients make one update; the steps that are left at the end of a phase make a smaller
             one.
@@ -87,8 +87,8 @@ class TrainConfig:
         clip_norm: the largest norm of all gradients together; null: no limit.
         layer_decay: the factor of the rate from each block to the block before it (Bao et al. 2022, arXiv:2106.08254).
         rates: factors of the rate for layers, named as in `freeze`, on top of `layer_decay`.
-        freeze: phases at the beginning in which some layers only are trained; the warm-up and the moving average begin
-            anew in each.
+        freeze: phases at the beginning in which only some layers are trained. The warm-up and the moving average begin
+            again in each phase.
         loss: cross-entropy over the classes, or of each class against all others (Beyer et al. 2020).
         label_smoothing: the share of each target that is spread over all classes.
         class_weights: a factor for each class; `balanced` gives rare classes larger factors, with a mean of 1.
@@ -100,7 +100,7 @@ class TrainConfig:
             phases of `freeze` do not count. null: it never ends early.
         precision: the precision of the computation; weights, heads, softmax and loss are always float32.
         augmentation: what happens to the training images, in this order (visionpipe/data/augmentation.py).
-        repeated_augmentation: how often each image is in its batch, each time with other random changes.
+        repeated_augmentation: how often each image is in its batch, each time with other random draws.
         checkpoint_minutes: the time between two checkpoints within an epoch; one is written at each epoch's end too.
         checkpoint_steps: the number of steps between two checkpoints, in addition to `checkpoint_minutes`.
     """

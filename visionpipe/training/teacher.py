@@ -72,7 +72,7 @@ def teacher_logits(teacher: keras.Model, images: np.ndarray, cache: Path) -> np.
 class Answering(keras.layers.Layer):
     """Computes the teacher's logits of images float32 (batch, height, width, 3), always in inference mode.
 
-    A layer, because Keras overrides `training=False` of models that a trained model calls directly.
+    It is a layer, because Keras overrides `training=False` of models that a trained model calls directly.
     """
 
     def __init__(self, teacher: keras.Model):

@@ -19,8 +19,8 @@ ESTIMATE_AFTER = 20  # steps, after which the time of the training is estimated 
 class Watch(keras.callbacks.Callback):
     """Shows progress, writes checkpoints and acts on signals before each step.
 
-    All of it happens before a step, in the thread that trains: Keras calls what follows a step in another thread,
-    while the state changes already. Only a checkpoint waits for values that the device still computes.
+    Keras runs callbacks after a step in another thread, when the state may already have changed. So all work is done
+    before a step, in the thread that trains. Only a checkpoint waits for values that the device is still computing.
     """
 
     def __init__(self, training: "Training", steps: range, title: str):
@@ -86,7 +86,7 @@ def torch_seeding() -> Callable[[int], object]:
         return lambda seed: None
     import torch
 
-    # Without an accelerator torch.manual_seed stores the call for an accelerator's initialisation, which takes 0.5 ms.
+    # Without an accelerator torch.manual_seed takes 0.5 ms, to record the call for a later start of an accelerator.
     return torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
 
 
