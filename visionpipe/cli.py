@@ -100,7 +100,7 @@ def open_closed_streams() -> None:
 def explained(error: Exception, command: str) -> str | None:
     """Explains an error in one line; returns None for a bug of this program, whose traceback should be shown.
 
-    Explained are mistakes of the user, errors of the operating system, and unexpected content of the tracking store.
+    It explains mistakes of the user, errors of the operating system, and unexpected content of the tracking store.
     """
     ours = isinstance(error, VisionpipeError)
     full = no_room(error.__cause__ if ours else error)  # a full disk can be any error of any library

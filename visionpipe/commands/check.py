@@ -16,7 +16,7 @@ def check(params: Params) -> None:
     """Checks that a model passed the gate at the last `register`, and that the store has its version and both aliases.
 
     Raises:
-        RegistryError: one of these is not so.
+        RegistryError: one of these does not hold.
     """
     receipt = read_receipt()
     if receipt is None:

@@ -47,7 +47,7 @@ def predict(paths: list[str], output: Path, target: str, probabilities: bool) ->
 
     Raises:
         ConfigError: `output` cannot be written.
-        DataError: some files have no label. It is raised after `output` was written, whose column `error` says why.
+        DataError: some files have no label. The table is written first, and its column `error` says why.
         RegistryError, ArtifactError: there is no such model, or its files are damaged.
     """
     check_output(output)

@@ -1,4 +1,4 @@
-"""`visionpipe preview`: draws training images as the augmentation of a training makes them."""
+"""`visionpipe preview`: draws a picture of augmented training images, with the augmentation that training runs."""
 
 from pathlib import Path
 

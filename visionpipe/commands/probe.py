@@ -141,7 +141,9 @@ def features(body: "keras.Model", images: np.ndarray, title: str) -> np.ndarray:
     for start in tqdm(range(0, len(images), BATCH), desc=title, unit="batch", disable=None):
         batch = images[start : start + BATCH].astype(np.float32)
         count = len(batch)
-        batch = np.pad(batch, ((0, BATCH - count), (0, 0), (0, 0), (0, 0)))  # one shape compiles once
+        batch = np.pad(
+            batch, ((0, BATCH - count), (0, 0), (0, 0), (0, 0))
+        )  # so that only one shape is compiled
         if batch.shape[1:3] != size:
             batch = keras.ops.image.resize(batch, size, interpolation="bicubic", antialias=True)
             batch = keras.ops.convert_to_numpy(keras.ops.clip(batch, 0, 255))
@@ -205,7 +207,7 @@ def nearest_neighbours(
 def least_squares(
     by_split: dict[str, np.ndarray], labels: dict[str, np.ndarray], classes: int
 ) -> Iterator[tuple[float, Accuracies]]:
-    """Yields each ridge and the accuracies of ridge regression to targets of −1 and 1 per class, in closed form.
+    """Yields each ridge, and the accuracies of a ridge regression to −1 and 1 per class, computed in closed form.
 
     The ridge is relative to the mean variance of the features (Dosovitskiy et al. 2021, section 4.1).
     """

@@ -44,15 +44,14 @@ class Move:
 def promote(params: Params, new_data: bool = False) -> None:
     """Makes the challenger the champion if it is better on the prepared test images.
 
-    Its files are verified first.
+    The challenger's files are verified first.
 
     Args:
         new_data: promote even if the champion cannot be compared: it has other classes or another image size, or its
             files are lost.
 
     Raises:
-        RegistryError: there is no challenger, it is not better, or the two versions cannot be compared.
-        ArtifactError: the challenger's files are not those that were registered.
+        RegistryError: there is no challenger, it is not better, it cannot be compared, or its files are damaged.
     """
     store = connect(params.tracking)
     with alone(store.uri, "register", "waiting for another process to register"):
@@ -107,11 +106,10 @@ def other_images(number: str) -> str:
 
 
 def rollback(params: Params) -> None:
-    """Makes the version champion again that was champion before the last promotion, after verifying its files.
+    """Makes the previous champion the champion again, after verifying its files.
 
     Raises:
-        RegistryError: there is no such version.
-        ArtifactError: its files are not those that were registered.
+        RegistryError: there is no previous champion, or its files are damaged.
     """
     store = connect(params.tracking)
     with alone(store.uri, "register", "waiting for another process to register"):
@@ -204,7 +202,7 @@ def promotions(store: Store) -> list[Move]:
 
 
 def champions_before(log: list[Move], champion: str | None) -> list[str]:
-    """Returns the versions that rollbacks from `champion` go back to; the next rollback goes to the last one."""
+    """Returns the former champions that rollbacks go back to, beginning with the last of the list."""
     stack: list[str] = []
     after = [*(move.before for move in log), champion][1:]
     for move, then in zip(log, after, strict=True):

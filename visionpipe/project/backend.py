@@ -41,7 +41,7 @@ def start_backend(params: Params, backend: str | None = None) -> None:
     The fixed number of threads makes two runs on one machine equal to the bit.
 
     Raises:
-        BackendError: the backend is not installed, KERAS_BACKEND names another one, or Keras runs on another one.
+        BackendError: the backend is not installed, KERAS_BACKEND names another one, or Keras already runs on another.
     """
     check_backend(params)
     backend, threads = backend or params.backend, thread_count(params)

@@ -286,7 +286,7 @@ def digest(file: str) -> str:
 def code_of(node: Any) -> str:
     """Converts a syntax tree into a text that is the same on every version of Python.
 
-    `ast.dump` does not do: later versions have more fields, and leave out empty ones.
+    `ast.dump` is not used, because later versions of Python have more fields and omit empty ones.
     """
     if isinstance(node, list):
         return f"[{','.join(map(code_of, node))}]"

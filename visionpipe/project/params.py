@@ -41,7 +41,7 @@ class ModelConfig:
         init_grid: Rows and columns of the position embeddings in `init`, where they fit neither the model nor a square.
         pixel_mean: Mean of the normalisation for red, green and blue pixels in [0, 255]; null takes that of the weights
             in `init`, or else that of the training images.
-        pixel_std: Deviation of the normalisation, with the same default as `pixel_mean`.
+        pixel_std: Standard deviation of the normalisation, with the same default as `pixel_mean`.
         overrides: Fields of the variant that are different here.
         train: Keys of the recipe that are different here.
     """
@@ -63,8 +63,8 @@ class ExportConfig:
     """How the trained model becomes the artifact that ships.
 
     Args:
-        precision: The precision of the products: `auto` takes int8 where it is at least 1.3 times as fast and loses at
-            most 0.5 points of validation accuracy.
+        precision: The precision of the matrix products. `auto` takes int8 if it is at least 1.3 times as fast and loses
+            at most 0.5 points of validation accuracy.
         opset: The version of ONNX's operations.
         max_logit_difference: How far ONNX may differ from Keras before any quantisation, relative to the largest logit.
     """
@@ -92,8 +92,8 @@ class GateConfig:
     """The least that a model must reach on the validation split to be registered, in [0, 1].
 
     Args:
-        accuracy: The least share of right answers.
-        worst_recall: The least recall of the class that is recognised worst.
+        accuracy: The smallest share of correct answers.
+        worst_recall: The smallest recall of the class that is recognised worst.
         over_majority: How far the accuracy must lie above the share of the most frequent class, which a model reaches
             by always naming that class; 0 asks for nothing.
     """
@@ -142,7 +142,7 @@ class Params:
         register: Which models may be registered.
         tracking: Names in MLflow.
         backend: The library that trains.
-        seed: The number that all random numbers follow from.
+        seed: The number that determines all random draws.
         threads: The number of threads; null takes the number of physical cores.
     """
 
@@ -222,7 +222,7 @@ def plan_of(recipe: TrainConfig, name: str, images: int) -> Plan:
 
 @contextmanager
 def named(where: str) -> Iterator[None]:
-    """Adds to a ConfigError of the `with` block where in params.yaml its key is."""
+    """Puts the place of the key in params.yaml in front of a ConfigError from the `with` block."""
     try:
         yield
     except ConfigError as error:

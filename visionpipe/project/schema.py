@@ -34,7 +34,7 @@ def build(kind: type, content: Any, key: str) -> Any:
     """
     values = converted(kind, content, key)
     for f in dataclasses.fields(kind):
-        # The file is the whole experiment: only keys that may be null or empty, or that are new, may be left out.
+        # The file is the whole experiment: only keys that may be null or empty, or are keyword-only, may be left out.
         optional = f.default is None or f.default_factory is not dataclasses.MISSING or f.kw_only
         if f.name not in content and not optional:
             raise ConfigError(f"params.yaml: {key}{'.' if key else ''}{f.name} is missing")

@@ -115,7 +115,7 @@ def write_predictions(
 
 
 def write_test_report(report: Path, prepared: Prepared, answers: Answers, params: Params) -> None:
-    """Writes confusion.csv, which DVC plots, the metrics of each class, and the pictures, all of the test split."""
+    """Writes confusion.csv (which DVC plots), per_class.json and the pictures of the test split."""
     classes, labels, images = prepared.classes, prepared.labels("test"), prepared.images("test")
     confusion = metrics.pairs(labels, answers.predicted)
     shown = set(metrics.most_confused(confusion, len(classes), pictures.MOST_SHOWN).tolist())

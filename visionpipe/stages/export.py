@@ -117,8 +117,8 @@ def keep_paddings(graph: Any) -> None:
     """Prevents ONNX Runtime from fusing a Pad of zeros into the pooling after it where that would change numbers.
 
     The padding of max pooling is minus infinity, not zero, and a pooling cannot be padded by its window's width or
-    more. A maximum with minus infinity between the two changes no number and prevents the fusion. It is left out
-    after a ReLU: there zeros never win a maximum, and one operation is faster than two.
+    more. A maximum with minus infinity between the two changes no number and prevents the fusion. After a ReLU this
+    maximum is not needed, because zeros never win a maximum there; and one operation is faster than two.
     """
     from onnx import helper, numpy_helper
 
@@ -148,7 +148,7 @@ def keep_paddings(graph: Any) -> None:
 def fuses_rightly(pad: Any, padded: Any, pooling: Any, constants: dict[str, np.ndarray]) -> bool:
     """Whether `pooling` gives the same numbers if ONNX Runtime fuses `pad`, which pads the output of `padded`, into it.
 
-    ONNX Runtime counts the padding in an average.
+    An average pooling of ONNX Runtime counts the padding.
     """
     settings = {attribute.name: attribute.ints for attribute in pooling.attribute}
     widths, window = constants.get(pad.input[1]), settings["kernel_shape"]
