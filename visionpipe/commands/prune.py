@@ -110,26 +110,26 @@ def read_needs(store: Store, params: Params) -> Needs:
     lineages = current_lineages(params).union(*map(lineages_in, roots))
     locked = set().union(*map(locked_models, roots))
     named = addresses(dataclasses.asdict(params)).union(*map(addresses_in, roots))
-    kept = {*on.values(), *champions_before(promotions(store), on.get(CHAMPION))}
+    needed = {*on.values(), *champions_before(promotions(store), on.get(CHAMPION))}
     for address in named:
         match = ADDRESS.fullmatch(address)
         if match and match["name"] == store.model_name:
-            kept.add(on.get(match["alias"], "") if match["alias"] else match["number"])
+            needed.add(on.get(match["alias"], "") if match["alias"] else match["number"])
     for run in all_runs(store):
         if locked and run.data.tags.get("lineage_id") and lineage_md5(store, run) in locked:
             lineages.add(run.data.tags["lineage_id"])
     for number, version in versions.items():
         in_lock = locked.intersection(locked_files(version).values())
         if version.tags.get("lineage_id") in lineages or in_lock:
-            kept.add(number)
-    runs = {version.run_id for number, version in versions.items() if number in kept}
+            needed.add(number)
+    runs = {version.run_id for number, version in versions.items() if number in needed}
     runs |= {version.run_id for version in versions_of_others(store)}
-    return Needs(kept, runs, lineages)
+    return Needs(needed, runs, lineages)
 
 
 def old_versions(store: Store, needed: Needs) -> list[Waste]:
     versions = all_versions(store)
-    kept = uploads_of(
+    used = uploads_of(
         store, {number: version for number, version in versions.items() if number in needed.versions}
     )
     return [
@@ -137,7 +137,7 @@ def old_versions(store: Store, needed: Needs) -> list[Waste]:
             "version",
             number,
             f"{number} ({made_of(version)})",
-            upload="" if logged_model_id(version) in kept else logged_model_id(version),
+            upload="" if logged_model_id(version) in used else logged_model_id(version),
         )
         for number, version in versions.items()
         if number not in needed.versions

@@ -66,14 +66,14 @@ def prepare(params: Params) -> None:
         raise DataError(f"{config.path} holds {classes}: expected one folder of images for each class")
     with replacing_folder(PREPARED) as folder:
         spool = folder / "decoded"
-        kept, quarantined = decode_into(spool, listing, params)
-        splits = draw_splits(kept, listing.splits, config, params.seed)
-        check_splits(splits, kept, quarantined, listing)
-        images = np.memmap(spool, np.uint8, "r", shape=(len(kept), *config.size, 3))
+        usable, quarantined = decode_into(spool, listing, params)
+        splits = draw_splits(usable, listing.splits, config, params.seed)
+        check_splits(splits, usable, quarantined, listing)
+        images = np.memmap(spool, np.uint8, "r", shape=(len(usable), *config.size, 3))
         positions = {name: position for position, name in enumerate(listing.classes)}
         for split, rows in splits.items():
-            labels = [positions[kept[row].class_name] for row in rows]
-            write_split(folder, split, images, rows, labels, [kept[row].file for row in rows])
+            labels = [positions[usable[row].class_name] for row in rows]
+            write_split(folder, split, images, rows, labels, [usable[row].file for row in rows])
         channel_mean, channel_std = channel_statistics(images, splits["train"])
         spool.unlink()
         manifest = write_manifest(
@@ -85,14 +85,14 @@ def prepare(params: Params) -> None:
             channel_mean=channel_mean,
             channel_std=channel_std,
             quarantined=[{"path": item.file, "reason": item.reason} for item in quarantined],
-            warnings=[*listing.notes, *suspicions(splits, kept, listing.classes)],
+            warnings=[*listing.notes, *suspicions(splits, usable, listing.classes)],
         )
     print(summary(manifest))
 
 
 def decode_into(spool: Path, listing: Listing, params: Params) -> tuple[list[Kept], list[Rejected]]:
     """Writes the pixels of all usable images to the file `spool`, in the order of the listing."""
-    kept: list[Kept] = []
+    usable: list[Kept] = []
     quarantined: list[Rejected] = []
     decoded = decode_all(listing.entries, params.prepare, params.threads)
     with spool.open("wb") as file:
@@ -101,8 +101,8 @@ def decode_into(spool: Path, listing: Listing, params: Params) -> tuple[list[Kep
                 quarantined.append(image)
             else:
                 file.write(image.pixels.data)
-                kept.append(image.kept)
-    return kept, quarantined
+                usable.append(image.kept)
+    return usable, quarantined
 
 
 def decode_all(
@@ -128,34 +128,34 @@ def decode(entry: Record | Rejected, config: PrepareConfig) -> Decoded | Rejecte
         return Rejected(entry.file, error.reason)
     digest = hashlib.sha256(str(image.shape).encode())
     digest.update(image.data)
-    kept = Kept(entry.split, entry.class_name, entry.file, digest.digest())
-    return Decoded(kept, resize_and_crop(image, config.size, config.interpolation, config.crop_ratio))
+    usable = Kept(entry.split, entry.class_name, entry.file, digest.digest())
+    return Decoded(usable, resize_and_crop(image, config.size, config.interpolation, config.crop_ratio))
 
 
 def draw_splits(
-    kept: list[Kept], given: frozenset[str], config: PrepareConfig, seed: int
+    usable: list[Kept], given: frozenset[str], config: PrepareConfig, seed: int
 ) -> dict[str, list[int]]:
-    """Returns split → indices into `kept`. Splits that the source does not have are drawn from train.
+    """Returns split → indices into `usable`. Splits that the source does not have are drawn from train.
 
     Each class is drawn separately, with at least one image per split if there are enough. An image's place in the draw
     depends on the seed and the original picture only, not on file names or other images. So copies of a picture are in
     the same split wherever the counts allow it.
     """
     splits: dict[str, list[int]] = {split: [] for split in SPLITS}
-    for row, image in enumerate(kept):
+    for row, image in enumerate(usable):
         splits[image.split or "train"].append(row)
     fractions = {"test": config.test_fraction, "validation": config.validation_fraction}
     missing = [split for split in fractions if split not in given]
     for position, split in enumerate(missing):
         rows_of_class = defaultdict(list)
         for row in splits["train"]:
-            rows_of_class[kept[row].class_name].append(row)
+            rows_of_class[usable[row].class_name].append(row)
         for rows in rows_of_class.values():
             needed_later = (
                 len(missing) - position
             )  # one for train, and one for each split that is drawn later
             count = min(max(round(len(rows) * fractions[split]), 1), len(rows) - needed_later)
-            rows.sort(key=lambda row: draw_key(seed, split, kept[row]))
+            rows.sort(key=lambda row: draw_key(seed, split, usable[row]))
             splits[split] += rows[: max(count, 0)]
         splits[split].sort()
         splits["train"] = sorted(set(splits["train"]) - set(splits[split]))
@@ -167,15 +167,15 @@ def draw_key(seed: int, split: str, image: Kept) -> bytes:
 
 
 def check_splits(
-    splits: dict[str, list[int]], kept: list[Kept], quarantined: list[Rejected], listing: Listing
+    splits: dict[str, list[int]], usable: list[Kept], quarantined: list[Rejected], listing: Listing
 ) -> None:
-    if not kept:
+    if not usable:
         first = f"; the first, {quarantined[0].file!r}: {quarantined[0].reason}" if quarantined else ""
         raise DataError(f"none of the {len(quarantined):,} files is a usable image{first}")
-    trained = {kept[row].class_name for row in splits["train"]}
+    trained = {usable[row].class_name for row in splits["train"]}
     for name in listing.classes:
         if name not in trained:
-            elsewhere = sorted({image.split or "train" for image in kept if image.class_name == name})
+            elsewhere = sorted({image.split or "train" for image in usable if image.class_name == name})
             others = (
                 f", only in {' and '.join(elsewhere)}" if elsewhere else ": repair its files or remove it"
             )
@@ -188,21 +188,21 @@ def check_splits(
             raise DataError(f"the {split} split is empty: {cause}")
 
 
-def suspicions(splits: dict[str, list[int]], kept: list[Kept], classes: Iterable[str]) -> list[str]:
+def suspicions(splits: dict[str, list[int]], usable: list[Kept], classes: Iterable[str]) -> list[str]:
     """Returns warnings: strong imbalance, classes that are missing from a split, pictures that are in two splits."""
     warnings = []
     (largest, most), *_, (smallest, least) = Counter(
-        kept[row].class_name for row in splits["train"]
+        usable[row].class_name for row in splits["train"]
     ).most_common()
     if most > IMBALANCE * least:
         warnings.append(
             f"strong imbalance: {most:,} training images of {largest!r}, {least:,} of {smallest!r}"
         )
     for split, rows in splits.items():
-        absent = sorted(set(classes) - {kept[row].class_name for row in rows})
+        absent = sorted(set(classes) - {usable[row].class_name for row in rows})
         if absent:
             warnings.append(f"classes without a {split} image: {len(absent):,}, such as {absent[0]!r}")
-    files = {split: {kept[row].digest: kept[row].file for row in rows} for split, rows in splits.items()}
+    files = {split: {usable[row].digest: usable[row].file for row in rows} for split, rows in splits.items()}
     for one, other in itertools.combinations(SPLITS, 2):
         shared = files[one].keys() & files[other].keys()
         if shared:
