@@ -313,7 +313,8 @@ def fixed_table() -> str:
         for file in sorted((PACKAGE / place).rglob("*.py")) or [PACKAGE / place]:
             for name, value, comment in constants(file):
                 where = f"`{file.relative_to(ROOT).as_posix()}` `{name}`"
-                rows.append([size(value), capitalised(comment), where])
+                unit = " s" if name.endswith("SECONDS") else ""
+                rows.append([size(value) + unit, capitalised(comment), where])
     return table(["limit", "of what", "where"], rows)
 
 

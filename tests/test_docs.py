@@ -137,7 +137,7 @@ def test_the_page_names_every_limit_of_the_server():
     numbers = re.compile(r"^([A-Z_0-9]+) = (?:\(\n +)?\d[\d_.* ]*(?:#.*)?$", re.MULTILINE)
     named = {name for file in modules for name in numbers.findall(file.read_text())}
     assert len(named) > 15
-    rows = dict(re.findall(r"^\| [\d,.]+ \| (.*) \| `[\w/.]+` `(\w+)` \|$", page, re.MULTILINE))
+    rows = dict(re.findall(r"^\| [\d,.]+(?: s)? \| (.*) \| `[\w/.]+` `(\w+)` \|$", page, re.MULTILINE))
     assert named == set(rows.values())
     assert all(meaning.strip() for meaning in rows)
     options = {field.name for field in fields(Settings) if field.metadata}

@@ -133,7 +133,7 @@ def trained(tmp_path_factory):
     newcomer = Newcomer(home, variables(home))
     newcomer.run("visionpipe init flowers --images photos")
     make_cheap(home / "flowers")
-    newcomer.run("cd flowers && dvc repro")
+    newcomer.run("cd flowers && dvc repro && git add --all && git commit -qm 'The first models'")
     return home
 
 
@@ -148,7 +148,12 @@ def furnish(project):
 def test_every_command_of_a_page_works(page, trained, tmp_path):
     home = tmp_path / "home"
     shutil.copytree(trained, home, symlinks=True)
-    if page != "quickstart.md":
+    if (
+        page == "quickstart.md"
+    ):  # begins before the first commit, and before dvc.lock, which DVC's cache gives back
+        (home / "flowers" / "dvc.lock").unlink()
+        subprocess.run(["git", "update-ref", "-d", "HEAD"], cwd=home / "flowers", check=True)
+    else:
         furnish(home / "flowers")
     newcomer = Newcomer(home / "flowers", variables(home))
     outputs = []
