@@ -1,4 +1,4 @@
-# Everything runs in .venv, which the first target that needs it makes.
+# Everything runs in .venv, which is made by the first target that needs it.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,10 +9,10 @@ export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 .DEFAULT_GOAL := help
 .PHONY: help repro ui serve test test-slow test-all test-browser check docs docs-serve audit format clean
 
-help: ## show this list
+help: ## print this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
-# A stamp for each set of packages, so that a second call costs nothing.
+# An empty file for each installed set of packages, so that it is installed only once.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "visionpipe needs Python 3.11 or newer: make repro PYTHON=/path/to/python"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -24,14 +24,14 @@ $(VENV)/.installed-dev: $(VENV)/.installed tests/requirements.txt
 	$(PIP) --no-deps --requirement tests/requirements.txt
 	@touch $@
 
-repro: $(VENV)/.installed ## install, run the pipeline, compare the models
+repro: $(VENV)/.installed ## install, run the pipeline, and compare the models
 	@visionpipe lock
 	@visionpipe params
 	dvc repro
 	@visionpipe compare
 	@echo "next:  make ui     compare runs, curves and pictures in the browser"
 	@echo "       make serve  answer requests with the registered model"
-	@echo "       your own images: set prepare.source and prepare.path in params.yaml, then make repro"
+	@echo "       for your images: visionpipe init flowers --images ~/photos"
 
 ui: $(VENV)/.installed ## open the MLflow UI on http://127.0.0.1:5000
 	@echo "the runs: http://127.0.0.1:5000/#/experiments/1?workflowType=machine_learning"
@@ -40,38 +40,38 @@ ui: $(VENV)/.installed ## open the MLflow UI on http://127.0.0.1:5000
 serve: $(VENV)/.installed ## serve the champion on http://127.0.0.1:8000
 	visionpipe serve models:/visionpipe@champion
 
-test: $(VENV)/.installed-dev ## the suite on all three backends
+test: $(VENV)/.installed-dev ## run the fast tests, on all three backends
 	pytest
 
-test-slow: $(VENV)/.installed-dev ## the rest of what CI runs: the README in a fresh clone, all backends, kills
+test-slow: $(VENV)/.installed-dev ## run the other tests of CI: the README in a fresh clone, all backends, kills
 	pytest -m 'slow and not rare'
 
-test-all: $(VENV)/.installed-dev ## what CI does not run: pipelines on JAX and torch, attacks at full length, the page
+test-all: $(VENV)/.installed-dev ## run the tests that CI omits: pipelines on JAX and torch, full attacks, the page
 	pytest -m rare
 	pytest -m browser --numprocesses=0
 
-test-browser: $(VENV)/.installed-dev ## the page in Chromium: apt-get install chromium chromium-driver
+test-browser: $(VENV)/.installed-dev ## test the page in Chromium: apt-get install chromium chromium-driver
 	pytest -m browser --numprocesses=0
 
-check: $(VENV)/.installed-dev docs ## format, lint, types, which room imports which, the documentation
+check: $(VENV)/.installed-dev docs ## check format, lint, types, layers of imports, and documentation
 	ruff format --check .
 	ruff check .
 	mypy
 	lint-imports
 
-docs: $(VENV)/.installed-dev ## build the documentation into site/; a broken link is an error
+docs: $(VENV)/.installed-dev ## build the documentation in site/; a broken link is an error
 	zensical build --clean --strict
 
-docs-serve: $(VENV)/.installed-dev ## show the documentation on http://127.0.0.1:8001, and follow changes
+docs-serve: $(VENV)/.installed-dev ## serve the documentation on http://127.0.0.1:8001, and rebuild it after changes
 	zensical serve --dev-addr 127.0.0.1:8001
 
-audit: $(VENV)/.installed-dev ## bandit on the code, pip-audit on the pinned versions (asks the package index)
+audit: $(VENV)/.installed-dev ## run bandit on the code, and pip-audit on the pinned versions (needs the network)
 	bandit --quiet --configfile pyproject.toml --recursive visionpipe
 	pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
-format: $(VENV)/.installed-dev ## put the code into its format
+format: $(VENV)/.installed-dev ## format the code
 	ruff format .
 	ruff check --fix .
 
-clean: ## remove what the pipeline made here; the DVC cache and .venv stay
+clean: ## remove the pipeline's outputs; the DVC cache and .venv remain
 	rm -rf data/prepared* models artifacts reports registration.json comparison.md .visionpipe mlflow.db* mlartifacts

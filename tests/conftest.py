@@ -21,27 +21,27 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest come first, so that no process is left alone with one at the end."""
+    """Puts the test files that take longest first, so that no worker process runs one alone at the end."""
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory) -> Project:
-    """A committed throw-away repository in which nothing has run: for copies only."""
+    """A committed temporary repository in which nothing has run; tests only copy it."""
     return make_project(tmp_path_factory.mktemp("pristine"))
 
 
 @pytest.fixture
 def project(pristine, tmp_path) -> Project:
-    """A throw-away repository of this test's own, with the TensorFlow backend; nothing has run in it."""
+    """A new temporary repository with the TensorFlow backend, in which nothing has run."""
     shutil.copytree(pristine.root, tmp_path / "project")
     return Project(tmp_path / "project")
 
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory) -> Path:
-    """A folder with prepared images and one tracking store. Tests keep apart by the names they use in it."""
+    """A folder with prepared images and a tracking store, which tests share. Each test uses other names in it."""
     folder = tmp_path_factory.mktemp("workspace")
     (folder / ".dvc").mkdir()
     for name in ("dvc.yaml", "code.lock"):
@@ -60,13 +60,13 @@ def enter(workspace: Path, patch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def in_workspace(workspace, monkeypatch) -> None:
-    """The test runs in the workspace, with its store."""
+    """Makes the workspace the current folder of the test, and its store the tracking store."""
     enter(workspace, monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def in_workspace_first(workspace):
-    """The same for what a module prepares once."""
+    """Like `in_workspace`, for fixtures that a module sets up once."""
     with pytest.MonkeyPatch.context() as patch:
         enter(workspace, patch)
         yield
@@ -74,14 +74,14 @@ def in_workspace_first(workspace):
 
 @pytest.fixture
 def params(request, in_workspace):
-    """Parameters of two models, with an experiment and a registered model of the test's own."""
+    """Parameters of two models, with an experiment and a registered model that no other test uses."""
     name = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]
     return make_params(name, ["one", "two"])
 
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory) -> Path:
-    """A folder that `visionpipe serve` takes, with a small linear model."""
+    """The exported artifact of a small linear model."""
     return artifact_folder(tmp_path_factory.mktemp("artifacts") / "linear")
 
 
@@ -92,14 +92,14 @@ def classifier(artifact) -> Classifier:
 
 @pytest.fixture(scope="module")
 def server(artifact) -> Iterator[RunningServer]:
-    """`visionpipe serve` with that model, in a process of its own."""
+    """`visionpipe serve` with the linear model, in a separate process."""
     with running(artifact) as server:
         yield server
 
 
 @pytest.fixture
 def terminal() -> io.StringIO:
-    """A file that code takes for a terminal; for `redirect_stderr`, since pytest takes back stderr after a fixture."""
+    """A file that says it is a terminal. Use it with `redirect_stderr`: pytest replaces stderr after a fixture."""
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

@@ -331,7 +331,10 @@ def has_imported(process: psutil.Process, package: str) -> bool:
 
 
 def waits_for_another(project: Project) -> bool:
-    return "another process trains this configuration" in (project.root / "other.log").read_text()
+    return (
+        "waiting for another process that trains this configuration"
+        in (project.root / "other.log").read_text()
+    )
 
 
 def reached(project: Project, step: int) -> bool:
@@ -469,7 +472,7 @@ def test_a_training_whose_loss_is_no_number_ends_the_pipeline_and_registers_noth
     failed = project.dvc("repro", "train@vit", "register", check=False)
     assert failed.returncode != 0
     assert executed(failed.stdout) == ["train@vit"]
-    assert re.search(r"the (loss became|weights stopped being finite)", failed.stdout + failed.stderr)
+    assert re.search(r"the (loss became|weights became)", failed.stdout + failed.stderr)
     after = state(project)
     assert len(after.versions) == len(before.versions)
     assert [run.info.status for run in after.runs].count("FAILED") == 1

@@ -1,4 +1,4 @@
-"""The command line. Imports no framework: `visionpipe --help` answers at once."""
+"""The command line. This module imports no framework, so that `visionpipe --help` answers at once."""
 
 import argparse
 import dataclasses
@@ -23,11 +23,15 @@ ADVICE = "make room on the disk, then give the same command again"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns 0, or 1 after a mistake that one line explains (argparse exits with 2)."""
+    """Runs one command and returns its exit code.
+
+    0: success. 1: an error, which one line explains. 128 + the number of the signal: an interruption. argparse exits
+    with 2 after wrong arguments.
+    """
     open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a locale may lack the letters of a name
+            stream.reconfigure(errors="backslashreplace")  # the locale may not have all letters of a name
     command, debug = "", False
     try:
         try:
@@ -55,25 +59,25 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def print_first_steps() -> None:
-    """Prints what to do next: in a project its commands, elsewhere how to make one."""
+    """Prints the first commands: in a project to use it, elsewhere to make one."""
     from visionpipe.project.paths import project_root
 
     root = project_root()
     if root is None:
         print(
-            "This folder is no visionpipe project. To make one from your own images:\n\n"
-            "  visionpipe init flowers --images ~/photos    # a folder of class folders, or a zip archive of them\n"
+            "This folder is not in a visionpipe project. To make one from your images:\n\n"
+            "  visionpipe init flowers --images ~/photos    # a folder or zip archive with one folder per class\n"
             "  cd flowers\n"
             "  dvc repro                                    # prepare, train, export, evaluate, register\n"
             "  mlflow ui                                    # compare the models in the browser\n"
             "  visionpipe serve                             # answer requests with the best one\n\n"
-            "Without --images the project is on a sample, 6,000 pictures of clothes. All commands: visionpipe --help"
+            "Without --images, init uses a sample of 6,000 pictures of clothes. All commands: visionpipe --help"
         )
     else:
         print(
             f"The project in {root}:\n\n"
             "  visionpipe params     check params.yaml, and list the trainings\n"
-            "  dvc repro             run what changed\n"
+            "  dvc repro             run the stages whose inputs have changed\n"
             "  visionpipe compare    print the trained models side by side\n"
             "  visionpipe serve      answer requests with the champion\n\n"
             "All commands: visionpipe --help"
@@ -81,22 +85,25 @@ def print_first_steps() -> None:
 
 
 def open_closed_streams() -> None:
-    """Connects what the shell has closed, as with `>&-`, to nothing. Otherwise the next file that is opened would
-    get its number, and with it what libraries and other processes print.
+    """Opens streams that the shell has closed (`>&-`) on the null device.
+
+    Otherwise the next opened file would get the number of the stream, and with it the output of libraries and of other
+    processes.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            stream = Path(os.devnull).open(mode)  # noqa: SIM115  (gets the lowest free number)
+            stream = Path(os.devnull).open(mode)  # noqa: SIM115  (the lowest free number is the stream's)
             os.set_inheritable(stream.fileno(), True)
             setattr(sys, name, stream)
 
 
 def explained(error: Exception, command: str) -> str | None:
-    """A sentence about a user's mistake, about what the machine refuses, or about what people have put into the
-    tracking store. None for a mistake of this program, whose traceback should be seen.
+    """Explains an error in one line; returns None for a bug of this program, whose traceback should be shown.
+
+    It explains mistakes of the user, errors of the operating system, and unexpected content of the tracking store.
     """
     ours = isinstance(error, VisionpipeError)
-    full = no_room(error.__cause__ if ours else error)  # a full disk comes as any error of any library
+    full = no_room(error.__cause__ if ours else error)  # a full disk can be any error of any library
     if full is not None:
         discard_output()
         return f"{file_of(error)} cannot be written ({full}): {ADVICE}"
@@ -110,23 +117,23 @@ def explained(error: Exception, command: str) -> str | None:
     of_the_store = command in STORE_COMMANDS and isinstance(error, LookupError | StopIteration | ValueError)
     if of_mlflow or of_the_store:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        return f"{command} has failed at what is in {store_named()} ({reason}); {where}"
+        return f"{command} failed at the content of {store_named()} ({reason}); {where}"
     return None
 
 
 def store_named() -> str:
-    """The tracking store with its address, where it has one: a sentence about an error must not raise another."""
+    """Names the tracking store, with its address if it has one. It raises nothing, because it explains an error."""
     from visionpipe.tracking.lookup import without_password
     from visionpipe.tracking.store import tracking_uri
 
     try:
         return f"the tracking store {without_password(tracking_uri())}"
-    except (VisionpipeError, OSError):  # the folder's name fits no address, or the folder is gone
+    except (VisionpipeError, OSError):  # the folder was removed, or its name is not possible in an address
         return "the tracking store"
 
 
 def file_of(error: Exception) -> str:
-    """What the system's error was about: the second file where there are two, as of a copy; never a temporary one."""
+    """Names the file that a system's error is about: the target of a copy, the final name of a temporary file."""
     from visionpipe.files import without_temporaries
 
     name = getattr(error, "filename2", None) or getattr(error, "filename", None)
@@ -134,7 +141,7 @@ def file_of(error: Exception) -> str:
 
 
 def failed(reason: str, debug: bool, code: int) -> int:
-    """Says why in one line."""
+    """Prints the reason in one line, and returns the exit code."""
     if debug:
         traceback.print_exc()
     print(f"visionpipe: {reason}", file=sys.stderr)
@@ -142,15 +149,15 @@ def failed(reason: str, debug: bool, code: int) -> int:
 
 
 def reader_has_gone() -> bool:
-    """Whether nobody reads what this process prints, as after `| head`."""
+    """Whether the process that read this one's output has ended, as after `| head`."""
     ends = select.poll()
     for stream in (sys.stdout, sys.stderr):
-        ends.register(stream.fileno(), 0)  # errors are reported without being asked for
+        ends.register(stream.fileno(), 0)  # poll reports errors even with no event asked for
     return bool(ends.poll(0))
 
 
 def discard_output() -> None:
-    """Throws away what cannot be printed any more: Python would complain about it when it ends."""
+    """Discards output that cannot be printed any more, because Python would print an error about it at the end."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -162,57 +169,73 @@ def discard_output() -> None:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
-        prog="visionpipe", description="From labelled images to a served classifier."
+        prog="visionpipe", description="Makes a served image classifier from labelled images."
     )
     top.add_argument("--version", action="version", version=f"visionpipe {__version__}")
-    top.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    top.add_argument("--debug", action="store_true", help="print the traceback of an error")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text)
 
-    init = add("init", "make a folder a project, on your images or on the sample")
-    init.add_argument("folder", metavar="FOLDER", type=Path, help="is made where it does not exist")
+    init = add("init", "make a project of your images, or of the sample")
     init.add_argument(
-        "--images", metavar="PATH", type=Path, help="a folder with a folder for each class, or a zip"
+        "folder", metavar="FOLDER", type=Path, help="the project's folder, which is made if it does not exist"
+    )
+    init.add_argument(
+        "--images",
+        metavar="PATH",
+        type=Path,
+        help="a folder or zip archive with one folder per class; default: the sample",
     )
     init.add_argument("--copy", action="store_true", help="copy the images into the project")
     init.add_argument(
-        "--pretrained", action="store_true", help="start from published weights, which are downloaded"
+        "--pretrained", action="store_true", help="start from published weights, which dvc repro downloads"
     )
     init.add_argument(
-        "--backend", choices=("tensorflow", "jax", "torch"), default="tensorflow", help="default: %(default)s"
+        "--backend",
+        choices=("tensorflow", "jax", "torch"),
+        default="tensorflow",
+        help="the library that trains; default: %(default)s",
     )
-    add("prepare", "stage: decode the images once, split them, write data/prepared")
+    add("prepare", "stage: decode, resize and split the images, and write data/prepared")
     for name, text in (
         ("train", "stage: train one entry of models:"),
         ("export", "stage: write the ONNX artifact of a trained model"),
-        ("evaluate", "stage: judge the exported artifact on validation and test images"),
+        ("evaluate", "stage: evaluate the exported artifact on the validation and test images"),
     ):
         add(name, text).add_argument("name", metavar="NAME", help="an entry of models: in params.yaml")
-    add("register", "stage: complete the MLflow runs, register the best model that passes the gate")
+    add("register", "stage: complete the MLflow runs, and register the best model that passes the gate")
     add("lock", "write code.lock for the installed code, and print which stages run again and why")
-    add("params", "check params.yaml and that its images are there; list the trainings")
+    add("params", "check params.yaml and that its images exist, and print the plan of each training")
     add("models", "print the model variants, and the published checkpoints that fit them")
     preview = add("preview", "draw augmented training images with their labels")
     preview.add_argument(
-        "name", metavar="NAME", nargs="?", help="whose recipe: an entry of models:, by default the first"
+        "name",
+        metavar="NAME",
+        nargs="?",
+        help="the entry of models: whose recipe is used; default: the first",
     )
-    probing = add("probe", "judge frozen features on the prepared images: k-nearest neighbours and linear")
+    probing = add("probe", "measure how well frozen features classify the prepared images")
     probing.add_argument(
-        "target", nargs="?", metavar="NAME|SOURCE", help="an entry of models:, or a source of weights"
+        "target",
+        nargs="?",
+        metavar="NAME|SOURCE",
+        help="an entry of models:, or a source of weights; default: all trained entries",
     )
-    probing.add_argument("--variant", help="the model of a source that does not say which it is")
+    probing.add_argument("--variant", help="the model variant of a source that does not name it")
     probing.add_argument("--size", type=int, help="resize the images to this height and width")
     add("compare", "print the trained models side by side")
-    add("check", "exit with 1 unless the last register found a model that passes the gate")
+    add("check", "exit with 1 unless a model passed the gate at the last register, and is registered")
     promote = add("promote", "make the challenger the champion if it is better on the same test images")
     promote.add_argument(
-        "--new-data", action="store_true", help="also where the champion knows other classes or another size"
+        "--new-data",
+        action="store_true",
+        help="also if the champion cannot be compared, because it has other classes or another image size",
     )
-    add("rollback", "give champion back to the version that had it before")
+    add("rollback", "make the previous champion the champion again")
     add("lineage", "print what made a version").add_argument(
-        "version", help="a version's number, or an alias"
+        "version", help="the number of a version, or an alias"
     )
     serve = add("serve", "answer HTTP requests with a model, and follow its alias")
     serve.add_argument(
@@ -222,34 +245,34 @@ def parser() -> argparse.ArgumentParser:
         help="models:/NAME@ALIAS, models:/NAME/NUMBER or a folder; default: the champion of the project",
     )
     add_settings(serve)
-    predict = add("predict", "label image files: one row for each in a table")
+    predict = add("predict", "label image files, and write a table with one row per file")
     predict.add_argument(
         "paths",
         nargs="*",
         default=["-"],
         metavar="PATH",
-        help="a folder, zip archive, image or pattern; - or nothing: a list of them on stdin",
+        help="a folder, zip archive, image or glob pattern; - or nothing: a list of them on stdin",
     )
     predict.add_argument("--model", metavar="MODEL", help="as for serve")
     predict.add_argument(
         "--output",
         type=Path,
         default=Path("predictions.csv"),
-        help=".csv, .jsonl or .parquet; default: %(default)s. The same command goes on after an interruption",
+        help="a .csv, .jsonl or .parquet file; default: %(default)s. After an interruption the same command continues",
     )
-    predict.add_argument("--probabilities", action="store_true", help="also a column for each class")
-    container = add("container", "write a folder to build an image of the server from, with the model inside")
+    predict.add_argument("--probabilities", action="store_true", help="add a column for each class")
+    container = add("container", "write a folder to build a Docker image of the server with the model inside")
     container.add_argument("target", nargs="?", metavar="MODEL", help="as for serve")
     container.add_argument(
         "--output", type=Path, default=Path("container"), help="a new folder; default: %(default)s"
     )
-    prune = add("prune", "list runs, versions and checkpoints that nothing points at")
+    prune = add("prune", "list runs, versions, uploads and checkpoints that nothing needs any more")
     prune.add_argument("--delete", action="store_true", help="remove them")
     return top
 
 
 def add_settings(serve: argparse.ArgumentParser) -> None:
-    """An option for each field of Settings that has a help text."""
+    """Adds an option for each field of Settings that has a help text."""
     for field in dataclasses.fields(Settings):
         if not field.metadata:
             continue
@@ -387,14 +410,16 @@ def run(options: argparse.Namespace) -> None:
 
 
 def die_with_dvc() -> None:
-    """Ends this stage when its `dvc` dies: killed, it would leave the stage running, and the next
-    `dvc repro` would start a second one on the same files.
+    """Ends this stage when the `dvc` process that started it ends.
+
+    Otherwise the stage of a killed `dvc` would run on, and the next `dvc repro` would start a second one on the same
+    files.
     """
     if sys.platform != "linux" or "DVC_STAGE" not in os.environ:
         return
     import psutil
 
-    # Not simply the parent: some shells stay in between. What DVC starts has DVC_STAGE, DVC itself has not.
+    # The parent may be a shell between DVC and the stage. DVC's children have DVC_STAGE, DVC has not.
     dvc = next(process for process in psutil.Process().parents() if "DVC_STAGE" not in process.environ())
     end = os.pidfd_open(dvc.pid)
 

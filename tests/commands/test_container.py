@@ -69,7 +69,7 @@ def test_every_requirement_is_pinned_and_no_framework_is_among_them(context):
 
 
 def test_a_folder_that_is_there_is_left_alone(context):
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         container(str(context / "model"), context)
 
 

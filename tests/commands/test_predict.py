@@ -353,7 +353,7 @@ def test_without_room_for_the_rows_predict_says_so_and_goes_on_later(artifact, t
         ("file/d.csv", "/file is not a folder"),
         ("file/deep/d.csv", "/file is not a folder"),
         ("nowhere/d.csv", "/nowhere is not a folder"),
-        ("x" * 240 + ".csv", "too long by"),
+        ("x" * 240 + ".csv", "bytes too long"),
         ("folder.csv/d.txt", "expected a name that ends in .csv, .jsonl, .parquet"),
     ],
 )

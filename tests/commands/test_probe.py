@@ -185,7 +185,7 @@ BAD = [
     ([], "no model is trained yet: run dvc repro, or name a source"),
     (["resnet"], "resnet is not trained yet"),
     (["none.npz"], "none.npz: no such file; other sources are URLs"),
-    (["x.npz"], "x.npz does not say what model it is: add --variant"),
+    (["x.npz"], "x.npz does not name its model variant: add --variant"),
     (["x.npz", "--variant", "ViT-Mi4"], "no 'ViT-Mi4' (did you mean 'ViT-Mi/4'?)"),
     (["x.npz", "--variant", "ViT-Mi/4"], "not of this model: "),
     (["x.npz", "--variant", "ViT-S/16"], "image size 8×8 is not divisible by patch_size 16"),

@@ -181,9 +181,7 @@ def test_a_champion_of_other_classes_gives_way_only_when_that_is_asked_for(regis
         version_tags("other"),
     )
     set_alias(registry, "champion", str(version.version))
-    with pytest.raises(
-        RegistryError, match="cannot be compared on it; visionpipe promote --new-data promotes"
-    ):
+    with pytest.raises(RegistryError, match="cannot be compared: visionpipe promote --new-data promotes"):
         promote(registered.params)
     assert champion(registry) == str(version.version)
     promote(registered.params, new_data=True)
@@ -511,7 +509,7 @@ def test_check_fails_after_the_registered_model_was_deleted_and_register_makes_i
     register(registered.params)
     check(registered.params)
     registry.client.delete_registered_model(registry.model_name)
-    with pytest.raises(RegistryError, match=r"has no version of it .* run visionpipe register"):
+    with pytest.raises(RegistryError, match=r"has no version of .* made from it: run visionpipe register"):
         check(registered.params)
     register(registered.params)
     check(registered.params)

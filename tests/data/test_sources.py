@@ -176,8 +176,8 @@ def test_class_folders_that_differ_in_case_are_one_class_with_a_note(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "make", "message"),
     [
-        ("zip", None, "does not exist: put the images there, or run dvc pull"),
-        ("folder", None, "does not exist: put the images there, or run dvc pull"),
+        ("zip", None, "does not exist: set it in params.yaml to where the images are, or run dvc pull"),
+        ("folder", None, "does not exist: set it in params.yaml to where the images are, or run dvc pull"),
         ("zip", "folder", "is not a file, as prepare.source: zip needs"),
         ("folder", "file", "is not a folder, as prepare.source: folder needs"),
         ("zip", "file", "is not a zip archive, or is damaged"),

@@ -147,8 +147,8 @@ def test_a_changed_line_is_named_with_its_stage_and_stops_that_stage_alone(
     stopped = visionpipe(upgraded, project, "train", "vit")
     assert stopped.returncode == 1
     assert re.fullmatch(
-        r"visionpipe: train: visionpipe/training/recipe.py is not as code.lock has it: run visionpipe lock to see "
-        r"what runs again\n",
+        r"visionpipe: train: visionpipe/training/recipe.py has changed since code.lock was written: run visionpipe "
+        r"lock, which prints what runs again\n",
         stopped.stderr,
     )
     later = visionpipe(upgraded, project, "export", "vit")
@@ -197,7 +197,7 @@ def rewrite(content: dict) -> None:
 def test_a_library_of_another_version_stops_the_stages_that_compute_with_it(here):
     here["libraries"]["tensorflow"]["keras"] = "2.0"
     rewrite(here)
-    with pytest.raises(LockError, match=r"train: keras is \d.*, and code.lock has 2.0: run visionpipe lock"):
+    with pytest.raises(LockError, match=r"train: keras is \d.*, but code.lock has 2.0: run visionpipe lock"):
         lock.check_lock("train", "tensorflow")
     for stage, backend in (("train", "jax"), ("evaluate", "tensorflow"), ("prepare", "tensorflow")):
         lock.check_lock(stage, backend)

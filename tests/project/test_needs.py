@@ -43,12 +43,12 @@ FROM_A = ENTRY | {"needs": FILES[0]}
 @pytest.mark.parametrize(
     ("models", "message"),
     [
-        ({"s": FROM_A | {"init": "a", "variant": "ResNet-8"}}, r"models.s.init: a is another model.*blocks_per_stage"),
+        ({"s": FROM_A | {"init": "a", "variant": "ResNet-8"}}, r"the weights of a do not fit.*blocks_per_stage"),
         ({"s": FROM_A | {"init": "a", "variant": "ViT-Mi/4"}}, "do not fit: family resnet, here vit"),
         ({"s": FROM_A | {"init": "a", "overrides": {"stem_stride": 2}}}, "do not fit: stem_stride 1, here 2"),
         ({"s": ENTRY | {"init": "s"}}, "models.s.init: no other model 's'"),
         ({"s": FROM_A | {"init": "models/a/model.keras"}}, "models.s.init: is the output of an entry: write init: a"),
-        ({"s": ENTRY | {"needs": "models/s/model.keras"}}, "models.s.needs: goes in a circle, s needs s"),
+        ({"s": ENTRY | {"needs": "models/s/model.keras"}}, "models.s.needs: forms a circle, s needs s"),
         ({"a": ENTRY | {"needs": FILES[1], "init": "t"}, "t": FROM_A | {"init": "a"}}, "a needs t needs a"),
         ({"a": ENTRY | {"needs": "models/s/model.keras"}, "s": FROM_A | {"init": "a"}}, "a needs s needs a"),
         ({"s": ENTRY | {"init_head": "load"}}, "models.s.init_head: has no effect without init"),

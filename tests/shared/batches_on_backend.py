@@ -1,6 +1,8 @@
-"""Run by test_backends.py in a process of its own: prints hashes of what a backend would be trained on.
+"""Prints hashes of the batches that a backend would be trained on; test_backends.py runs it in a subprocess.
 
-Usage: python batches_on_backend.py BACKEND FOLDER WORKERS PREFETCH. FOLDER holds prepared images.
+    python batches_on_backend.py BACKEND FOLDER WORKERS PREFETCH
+
+FOLDER holds prepared images.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """Measures the processor time of each test, and fails a test that takes more than its tier allows.
 
-Processor time is used instead of wall time, which depends on what else the machine does. It counts this process with
-its threads, and each child process that has ended. Setting up is counted apart from the test itself, because what
-several tests share is set up by the first of them.
+Wall time would depend on what else the machine does. Processor time counts this process with its threads, and each
+child process that has ended. The setup is counted separately, because the first of several tests sets up what they
+share.
 """
 
 import resource
@@ -16,8 +16,10 @@ SLOWEST = 10  # tests in the list at the end
 
 @dataclass(frozen=True)
 class Budget:
-    """Seconds of processor time: about twice what the longest test of the tier takes on a quiet machine, because
-    neighbours on the same processor make even processor time longer.
+    """Seconds of processor time that a test may take.
+
+    It is about twice the time of the tier's longest test on an idle machine, because other processes on the same
+    processor lengthen even processor time.
     """
 
     setup: float

@@ -1,4 +1,4 @@
-"""Pictures of three kinds of flowers, drawn at random: what the Quickstart's folder `photos` holds."""
+"""Draws random pictures of three kinds of flowers, for the folder `photos` of the Quickstart."""
 
 import math
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-# Name → the least and the most petals, and their colour.
+# Name → (the smallest number of petals, the largest one, their colour).
 FLOWERS = {"daisy": (9, 14, (240, 240, 235)), "rose": (5, 7, (190, 40, 60)), "tulip": (2, 4, (225, 130, 40))}
 SIZES = ((96, 72), (80, 96), (64, 64))  # width, height
 SHARES = {"daisy": 0.5, "rose": 0.3, "tulip": 0.2}
 
 
 def write_photos(folder: Path, count: int, seed: int = 0) -> Path:
-    """Writes `count` pictures into class folders, half of them daisies."""
+    """Writes `count` pictures into class folders. Half of them are daisies."""
     random = np.random.default_rng(seed)
     for name, share in SHARES.items():
         (folder / name).mkdir(parents=True)
@@ -23,7 +23,7 @@ def write_photos(folder: Path, count: int, seed: int = 0) -> Path:
 
 
 def flower(name: str, random: np.random.Generator) -> Image.Image:
-    """Draws one flower on a meadow. Colours vary so much that a few pictures look like another kind."""
+    """Draws one flower on a meadow. The colours vary so much that some pictures look like another kind of flower."""
     least, most, colour = FLOWERS[name]
     width, height = SIZES[random.integers(len(SIZES))]
     meadow = tuple(int(v) for v in random.normal((70, 120, 60), 25, 3).clip(0, 255))

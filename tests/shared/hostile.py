@@ -1,8 +1,8 @@
-"""Files that somebody sends as an image, made here: what no image is, what is broken, bombs, and odd but valid ones.
+"""Makes hostile image files: files that are no images, broken images, bombs, and unusual but valid images.
 
-Each has one right outcome, known without a decoder: the code of an ImageError, or every pixel. The valid ones
-are built so that their pixels follow from how they were made, lossy formats included: flat, or with inks that
-are there or not.
+Each file has one correct outcome, which is known without a decoder: the code of an ImageError, or all pixels. The
+pixels of the valid images follow from how they are made, even in lossy formats, because they are flat or have inks that
+are either full or absent.
 """
 
 import gzip
@@ -33,7 +33,7 @@ TURNS = {
 
 @dataclass(frozen=True)
 class Case:
-    """`expected`: the code of the ImageError, or the pixels, uint8 (height, width, 3)."""
+    """A file and its correct outcome. `expected`: the code of an ImageError, or pixels uint8 (height, width, 3)."""
 
     kind: str
     name: str
@@ -72,7 +72,7 @@ def idat(scanlines: bytes) -> bytes:
 
 
 def tiff(**tags: int) -> bytes:
-    """A grey TIFF of one strip by its tags; the directory comes first."""
+    """Makes a grey TIFF of one strip from its tags, with the directory first."""
     numbers = {"width": 256, "height": 257, "bits": 258, "compression": 259, "photometric": 262}
     numbers |= {"offset": 273, "samples": 277, "rows": 278, "bytes": 279}
     values = {"width": 1, "height": 1, "bits": 8, "compression": 1, "photometric": 1, "samples": 1}
@@ -83,7 +83,7 @@ def tiff(**tags: int) -> bytes:
 
 
 def gif(width: int, height: int, frame: tuple[int, int] | None = None, frames: int = 1) -> bytes:
-    """Black; a frame of 1 × 1 pixel unless said otherwise."""
+    """Makes a black GIF. `frame`: width and height of each frame, by default 1 × 1."""
     across, down = frame or (1, 1)
     one = b"," + struct.pack("<HHHHB", 0, 0, across, down, 0) + b"\x02\x02\x44\x01\x00"
     table = b"\0\0\0\xff\xff\xff"
@@ -91,7 +91,7 @@ def gif(width: int, height: int, frame: tuple[int, int] | None = None, frames: i
 
 
 def scans(count: int) -> bytes:
-    """A progressive JPEG, flat grey, with its first scan that refines nothing repeated."""
+    """Makes a flat grey, progressive JPEG that repeats its last scan, which refines nothing, `count` times."""
     data = encode(np.full((16, 16), 128, np.uint8), "JPEG", progressive=True)
     start = data.rindex(b"\xff\xda")  # the last scan
     return data[:start] + data[start:-2] * count + data[-2:]
@@ -162,7 +162,7 @@ def broken_images() -> list[Case]:
 
 
 def bombs() -> list[Case]:
-    """Small files that ask for much. The last two hold a small picture, which costs no more than any other."""
+    """Makes small files that demand much time or memory. The last two contain a small, cheap picture."""
     zeros = zlib.compress(bytes(200_000_000), 9)
     million = chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(1_000_000), 9))
     pixel = idat(b"\0\0")
@@ -210,19 +210,19 @@ def bombs() -> list[Case]:
 
 
 def pages(count: int) -> bytes:
-    """Directories of one black pixel each, which point at each other; the pixel is the last byte."""
+    """Makes a TIFF of `count` directories of one black pixel. All share the pixel, which is the last byte."""
     size = len(tiff()) - 8
     end = 8 + size * count
-    found = []
+    directories = []
     for number in range(count):
         directory = tiff(offset=end)[8:-4]
         following = 8 + size * (number + 1) if number + 1 < count else 0
-        found.append(directory + struct.pack("<I", following))
-    return b"II*\0" + struct.pack("<I", 8) + b"".join(found) + b"\0"
+        directories.append(directory + struct.pack("<I", following))
+    return b"II*\0" + struct.pack("<I", 8) + b"".join(directories) + b"\0"
 
 
 def interlaced(pixels: np.ndarray) -> bytes:
-    """Adam7, which Pillow reads and does not write."""
+    """Makes an Adam7 PNG, which Pillow can read but not write."""
     height, width, _ = pixels.shape
     steps = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
     rows = [

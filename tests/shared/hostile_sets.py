@@ -1,5 +1,7 @@
-"""Folders and archives of hostile files, with names and links that lead where nobody should go, and a `prepare`
-that is watched: what it opens and writes, in a process of its own. And what a bomb costs, in another one.
+"""Makes folders and archives of hostile files, whose names and links lead out of them.
+
+`watched_prepare` runs `prepare` in a subprocess, and reports which files it opens and writes. `measure_bombs` measures,
+in another subprocess, time and memory for decoding bombs.
 """
 
 import contextlib
@@ -24,7 +26,7 @@ from visionpipe.data.decode import resize_and_crop
 from visionpipe.data.prepared import SPLITS
 
 CLASSES = ("one", "two")
-SECRET = encode(255 - NOISE, "PNG")  # a picture outside, which no prepared array may hold
+SECRET = encode(255 - NOISE, "PNG")  # a picture outside of the folder, which no prepared array may contain
 GOOD = encode(NOISE, "PNG")
 ODD_NAMES = {
     "newline": "line\nfeed.png",
@@ -58,7 +60,7 @@ print(json.dumps([sorted(opened), sorted(changed)]))
 
 
 def write_folder(folder: Path, outside: Path) -> int:
-    """Every case in every class, odd names, links. Returns the number of entries that are no folders."""
+    """Writes all cases for each class, unusual names and links; returns the number of entries that are not folders."""
     outside.mkdir(parents=True)
     (outside / "secret.png").write_bytes(SECRET)
     for name in CLASSES:
@@ -75,7 +77,7 @@ def write_folder(folder: Path, outside: Path) -> int:
     (one / "loop").symlink_to(folder)
     (one / "itself.png").symlink_to("itself.png")
     (one / "nowhere.png").symlink_to("nothing")
-    os.mkfifo(one / "pipe.png")  # who opens it waits for ever
+    os.mkfifo(one / "pipe.png")  # opening it blocks for ever
     write_tar(one / "slip.tar", outside)
     with zipfile.ZipFile(one / "slip.zip", "w") as archive:
         archive.writestr("../../outside/slipped.png", GOOD)
@@ -83,7 +85,7 @@ def write_folder(folder: Path, outside: Path) -> int:
 
 
 def write_zip(path: Path, outside: Path) -> int:
-    """The same as an archive; returns the number of members."""
+    """Writes an archive like the folder of `write_folder`; returns the number of its members."""
     outside.mkdir(parents=True)
     (outside / "secret.png").write_bytes(SECRET)
     with zipfile.ZipFile(path, "w") as archive:
@@ -115,7 +117,10 @@ def write_tar(path: Path, outside: Path) -> None:
 
 
 def watched_prepare(work: Path, source: str, path: Path) -> dict[str, Any]:
-    """Runs prepare in `work`: its manifest, its rows, and what it opened and changed, as real paths."""
+    """Runs `prepare` in `work`.
+
+    Returns the manifest, the pixels by file name, and the real paths of the files that it opened and changed.
+    """
     command = [sys.executable, "-c", WATCHED, source, str(path), *map(str, SIZE)]
     done = subprocess.run(
         command,
@@ -138,7 +143,7 @@ def watched_prepare(work: Path, source: str, path: Path) -> dict[str, Any]:
 
 
 def judge(result: dict[str, Any], found: int, work: Path, outside: Path) -> dict[str, int]:
-    """Counts of what went wrong; all of them should be 0."""
+    """Counts errors by kind; all counts should be 0. `found`: the number of files that `prepare` should find."""
     manifest, pixels = result["manifest"], result["pixels"]
     reasons = {row["path"]: row["reason"] for row in manifest["quarantined"]}
     wrong = {"lost": abs(found - manifest["found"]) + abs(manifest["found"] - len(pixels) - len(reasons))}
@@ -164,7 +169,7 @@ def judge(result: dict[str, Any], found: int, work: Path, outside: Path) -> dict
 
 
 def is_right(entry: dict[str, Any], case: Case, classifier: Classifier) -> bool:
-    """Whether an entry of an answer is the right error, or that of a classifier which saw the right pixels."""
+    """Whether an entry of an answer is the correct error, or has the probabilities for the correct pixels."""
     if isinstance(case.expected, str):
         return bool(entry.get("error", {}).get("code") == case.expected)
     expected = classifier.probabilities(resize_and_crop(case.expected, classifier.size)[None])[0]
@@ -194,8 +199,8 @@ decode(b"P5 1 1 255\n0")
 cases, rows = bombs(), []
 give_back = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)
 for case in cases:
-    give_back(0)  # what making the files has left, which would be used again unseen
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    give_back(0)  # memory that was freed after making the files; reusing it would not be measured
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = kibibytes("VmRSS")
     first = decode(case.data)
     peak = kibibytes("VmHWM") - before
@@ -205,7 +210,7 @@ print(json.dumps(rows))
 
 
 def measure_bombs() -> list[list[Any]]:
-    """For each bomb its name, bytes, seconds to decode (the best of three) and MiB of extra memory."""
+    """Returns for each bomb its name, bytes, seconds to decode (the best of three) and MiB of extra memory."""
     command = [sys.executable, "-c", MEASURE, str(CHECKOUT / "tests" / "shared")]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, check=True)
     return json.loads(done.stdout)

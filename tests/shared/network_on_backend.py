@@ -1,7 +1,8 @@
-"""Run by test_network.py in a process of its own: python network_on_backend.py BACKEND KINDS.
+"""Compares a Network with a Keras model of the same layers; test_network.py runs it in a subprocess.
 
-Compares what a Network computes with Keras's own model of the same layers, on torch or tensorflow, for every kind of
-the zoo or for a few. Prints one JSON object.
+    python network_on_backend.py BACKEND KINDS
+
+BACKEND: torch or tensorflow. KINDS: `all` kinds of the zoo, or anything else for some of them. Prints JSON.
 """
 
 import contextlib
@@ -39,7 +40,7 @@ def without_gradients():
 
 
 def training_step(model, images):
-    """Outputs, and the gradients of the mean of their squares."""
+    """Returns the outputs, and the gradients of the mean of their squares."""
     weights = [variable.value for variable in model.trainable_weights]
     if keras.backend.backend() == "torch":
         outputs = model(images, training=True)
@@ -57,8 +58,9 @@ def training_step(model, images):
 
 
 def outcome(model, images):
-    """Outputs in inference, where nobody asks for gradients and where one might, and in training; all gradients;
-    what training changed besides. From one state.
+    """Returns the outputs in inference without and with gradients, and in training; the gradients; seeds and averages.
+
+    The model's state is the same before and afterwards.
     """
     start = [keras.ops.convert_to_numpy(variable).copy() for variable in model.variables]  # seeds too
     keras.utils.set_random_seed(1)
@@ -75,37 +77,37 @@ def outcome(model, images):
 
 
 def flat(tensors):
-    """One array of all numbers: many a gradient alone is nothing but the rounding of others."""
+    """Returns one array of all numbers, because some gradients alone are nothing but rounding errors."""
     parts = [
         keras.ops.convert_to_numpy(keras.ops.cast(x, "float32")).ravel() for x in keras.tree.flatten(tensors)
     ]
     return np.concatenate([np.zeros(1), *parts])
 
 
-def relative(ours, keras_own):
-    return float(abs(ours - keras_own).max() / max(abs(keras_own).max(), 1e-6))
+def relative(ours, by_keras):
+    return float(abs(ours - by_keras).max() / max(abs(by_keras).max(), 1e-6))
 
 
 def zoo_differences(policy, names):
-    """By model: the largest difference, relative to the largest number of what is compared."""
+    """Returns for each model the largest difference between the outcomes, relative to the largest number."""
     keras.config.set_dtype_policy(policy)
     differences = {}
     for name in names:
         variant, image_size, overrides = ZOO[name]
         model = build_model(variant, 5, image_size, **overrides)
-        for variable in model.trainable_weights:  # zeros would hide what is behind them
+        for variable in model.trainable_weights:  # zero weights would hide differences before them
             variable.assign(variable + random.normal(0, 0.05, variable.shape).astype("float32"))
         # An odd batch: with "resnet wide" oneDNN would end the process, see visionpipe/kernels/torch.py.
         images = random.integers(0, 256, (3, *model.input.shape[1:])).astype("float32")
         pairs = zip(outcome(model, images), outcome(plain(model), images), strict=True)
-        differences[name] = max(relative(ours, keras_own) for ours, keras_own in pairs)
+        differences[name] = max(relative(ours, by_keras) for ours, by_keras in pairs)
     keras.config.set_dtype_policy("float32")
     return differences
 
 
 @keras.saving.register_keras_serializable("test")
 class Watching(keras.layers.Layer):
-    """The identity; which of the tensors that it has seen are alive."""
+    """The identity, which records at each call whether the inputs of its earlier calls are still in memory."""
 
     seen, alive = None, None
 
@@ -116,7 +118,7 @@ class Watching(keras.layers.Layer):
 
 
 def alive(kind):
-    """Which of the inputs of three layers are still there at each call."""
+    """Returns for the calls of three layers which of the earlier inputs are still in memory."""
     Watching.seen, Watching.alive = [], []
     x = inputs = keras.Input((4,))
     x = layers.Dense(4)(x)
@@ -130,20 +132,20 @@ def alive(kind):
 
 
 def structures():
-    """Several inputs, outputs in a dictionary, an operation with several results, slices and keywords."""
+    """Compares models with several inputs, outputs in a dictionary, an operation with several results, and slices."""
     first, second = keras.Input((6,), name="first"), keras.Input((6,), name="second")
     left, right = keras.ops.split(layers.Dense(8)(keras.layers.Add()([first, second])), 2, axis=-1)
     attended = keras.layers.Attention()([left[:, None], right[:, None]])
     outputs = {"left": left, "attended": attended, "first": first[:, 1:3]}
     values = [random.normal(size=(3, 6)).astype("float32") for _ in range(2)]
-    ours, keras_own = (kind([first, second], outputs)(values) for kind in (Network, keras.Model))
-    assert list(ours) == list(keras_own)
+    ours, by_keras = (kind([first, second], outputs)(values) for kind in (Network, keras.Model))
+    assert list(ours) == list(by_keras)
     one = [kind([first, second], {"left": left})(values)["left"] for kind in (Network, keras.Model)]
     listed = [kind([first, second], [left])(values) for kind in (Network, keras.Model)]
     assert all(
         relative(*map(keras.ops.convert_to_numpy, (value, ours["left"]))) == 0 for value in (*one, *listed)
     )
-    return max(relative(*map(keras.ops.convert_to_numpy, (ours[name], keras_own[name]))) for name in ours)
+    return max(relative(*map(keras.ops.convert_to_numpy, (ours[name], by_keras[name]))) for name in ours)
 
 
 class HalvedNorm(layers.BatchNorm):
@@ -152,58 +154,60 @@ class HalvedNorm(layers.BatchNorm):
 
 
 def chains():
-    """What is taken together of convolutions that others follow upon: their layers' names; how far the results
-    are from Keras's.
-    """
+    """Returns which layers a Network fuses into chains after convolutions, and how far its results are from Keras's."""
     x = inputs = keras.Input((6, 6, 4))
 
     def conv(x, name, **options):
         return layers.Conv2D(4, 1, name=name, **{"use_bias": False} | options)(x)
 
     a = layers.BatchNorm(name="a_norm")(conv(x, "a"))
-    a = keras.layers.ReLU(name="a_relu")(keras.layers.Add(name="a_add")([x, a]))  # all four
+    a = keras.layers.ReLU(name="a_relu")(keras.layers.Add(name="a_add")([x, a]))  # fuses all four layers
     b = conv(a, "b")
     b = keras.layers.ReLU(name="b_relu")(
         keras.layers.Add(name="b_add")([b, layers.BatchNorm()(b)])
-    )  # read twice
+    )  # not fused: b is read twice
     c = keras.layers.ReLU(max_value=6)(
         layers.BatchNorm(name="c_norm")(conv(b, "c"))
-    )  # not past a ReLU like this
+    )  # fuses up to the norm, without a ReLU that has a maximum
     d = layers.BatchNorm()(conv(c, "d_bias", use_bias=True))
     e = layers.BatchNorm()(conv(d, "e_relu", activation="relu"))
     pooled = keras.layers.GlobalAveragePooling2D(keepdims=True)(e)
-    f = keras.layers.Add()([pooled, conv(e, "f")])  # of two shapes
-    g = keras.layers.ReLU()(layers.BatchNorm(name="g_norm")(g_conv := conv(f, "g")))  # the graph gives g_conv
-    h = keras.layers.Add(name="hi_add")([conv(f, "h"), conv(f, "i")])  # one of the two takes the sum
+    f = keras.layers.Add()([pooled, conv(e, "f")])  # not fused: a sum of two shapes
+    g = keras.layers.ReLU()(
+        layers.BatchNorm(name="g_norm")(g_conv := conv(f, "g"))
+    )  # not fused: g_conv is an output
+    h = keras.layers.Add(name="hi_add")(
+        [conv(f, "h"), conv(f, "i")]
+    )  # one of the two convolutions fuses the sum
     twice = conv(f, "twice")
     j = keras.layers.Add()([twice, twice])
     shared = layers.BatchNorm(name="shared_norm")
-    k = shared(shared(conv(f, "k")))  # what is called twice stands alone
-    halved = HalvedNorm(name="halved_norm")(conv(f, "m"))  # whose own call counts
+    k = shared(shared(conv(f, "k")))  # not fused: the norm is called twice
+    halved = HalvedNorm(name="halved_norm")(conv(f, "m"))  # not fused: a subclass
     outputs = [g, g_conv, h, j, k, halved]
-    model, keras_own = Network(inputs, outputs), keras.Model(inputs, outputs)
+    model, by_keras = Network(inputs, outputs), keras.Model(inputs, outputs)
     for variable in model.weights:
         variable.assign(random.uniform(0.5, 1.5, variable.shape))
     images = random.normal(size=(3, 6, 6, 4)).astype("float32")
     with without_gradients():
         pairs = [
             map(keras.ops.convert_to_numpy, pair)
-            for pair in zip(model(images), keras_own(images), strict=True)
+            for pair in zip(model(images), by_keras(images), strict=True)
         ]
-    found = [step.operation for step in model.steps if isinstance(step.operation, Chain)]
+    fused = [step.operation for step in model.steps if isinstance(step.operation, Chain)]
     return {
         "difference": max(relative(*pair) for pair in pairs),
         "found": sorted(
             [
                 [chain.conv.name, chain.norm and chain.norm.name, len(chain.input_tensors), chain.relu]
-                for chain in found
+                for chain in fused
             ]
         ),
     }
 
 
 def frozen():
-    """What training changes of a batch norm's averages that does not train."""
+    """Returns how much a training step changes the averages of frozen batch norms."""
     model = build_model("ResNet-20", 3, 16, blocks_per_stage=(1,), filters=4)
     norms = [layer for layer in model.layers if isinstance(layer, layers.BatchNorm)]
     for norm in norms:
@@ -216,7 +220,7 @@ def frozen():
 
 
 def stateless():
-    """What a call without side effects moves: the model's averages, those that it is given, those that it returns."""
+    """Returns how much a stateless call changes the model's averages, those passed to it, and those that it returns."""
     model = build_model("ResNet-20", 3, 16, blocks_per_stage=(1,), filters=4)
     before = flat(model.non_trainable_variables)
     values = [
@@ -236,7 +240,7 @@ def losses(kind):
 
 
 def explicit_training():
-    """Which a model whose own is not given leaves as it was: what a dropout drops, the means behind a norm."""
+    """Returns how many numbers dropouts with a fixed `training=True` drop, and the means after a norm with the same."""
     inputs = keras.Input((1000,))
     model = Network(inputs, keras.layers.Dropout(0.5)(inputs, training=True))
     ones = np.ones((1, 1000), "float32")
@@ -253,7 +257,7 @@ def explicit_training():
 
 
 def attention_in_halves():
-    """The maps of a model in bfloat16, one of which is all that it has."""
+    """Returns the shape of the attention maps and the names of the features of a model in bfloat16 with one block."""
     keras.config.set_dtype_policy("mixed_bfloat16")
     model = build_model(
         "ViT-S/16", 3, 16, patch_size=8, hidden_dim=8, depth=1, num_heads=2, mlp_dim=8, pool="gap"
@@ -276,7 +280,7 @@ def quantized():
 
 
 def followed():
-    """How many parts torch.compile makes of a model's training: one, where it can follow every layer."""
+    """Returns how many graphs torch.compile makes of a training step; 1 if it can trace all layers."""
     if sys.argv[1] != "torch":
         return 1
     import torch

@@ -1,4 +1,4 @@
-"""Random checkpoints in the documented layouts of google-research's `.npz` files."""
+"""Makes random checkpoints in the documented layouts of google-research's `.npz` files."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ NEWER = ("LayerNorm_0", "MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlo
 
 
 class Layout(dict):
-    """Name → array; each drawn so that a forward pass keeps its scale and every entry shows in it."""
+    """Name → random array. Activations neither vanish nor explode, and each entry changes the output."""
 
     def __init__(self, seed=0):
         super().__init__()
@@ -29,7 +29,7 @@ class Layout(dict):
         self.vector(f"{name}/bias", shape[-1])
 
     def block(self, name, width, heads, mlp, names, lead=()):
-        """`lead`: a leading axis of all blocks, where they are scanned."""
+        """Adds an encoder block. `lead`: the leading axis over blocks of a scanned checkpoint."""
         norm1, attention, norm2, dense = names
         self.norm(f"{name}/{norm1}", *lead, width)
         for part in ("query", "key", "value"):
@@ -45,7 +45,7 @@ class Layout(dict):
             self.vector(f"{name}/{dense}/Dense_{number}/bias", *lead, outputs)
 
     def stages(self, blocks_per_stage, width, four_axes=False):
-        """R50-type stages; `four_axes`: group norms as older files have them."""
+        """Adds the stages of an R50 backbone; returns their channels. `four_axes`: group norms like in older files."""
 
         def norm(name, channels):
             self.norm(name, *((1, 1, 1, channels) if four_axes else (channels,)))
@@ -72,7 +72,7 @@ def google(
     width=64, depth=2, heads=4, mlp=96, patch=8, grid=(4, 4), classes=7, *, blocks=None, stage_width=32,
     names=OLDER, pre_logits=None, class_token=True, prefix="", seed=0,
 ):  # fmt: skip
-    """vision_transformer: a plain ViT, or with `blocks` a hybrid."""
+    """Makes a checkpoint of vision_transformer: a plain ViT, or a hybrid if `blocks` is given."""
     w = Layout(seed)
     channels = 3 if blocks is None else w.stages(blocks, stage_width, four_axes=names is OLDER)
     w.dense("embedding", patch, patch, channels, width)
@@ -92,6 +92,7 @@ def big_vision(
     width=64, depth=2, heads=4, mlp=96, patch=8, grid=(4, 4), classes=7, *, class_token=False, scanned=False,
     learned=True, prefix="params/", seed=0,
 ):  # fmt: skip
+    """Makes a checkpoint of big_vision. `learned`: with learned position embeddings."""
     w = Layout(seed)
     w.dense("embedding", patch, patch, 3, width)
     if class_token:

@@ -1,7 +1,9 @@
-"""Run by test_weights_exact.py: python reference_checkpoints.py torch|heavy|keras FOLDER.
+"""Writes checkpoints of other implementations with their logits; test_weights_exact.py runs it in a subprocess.
 
-Writes for each case a checkpoint and what its own implementation answers: case.json says which of our models
-is built for it, images.npy and logits.npy are input and output. No forward pass here is this package's.
+    python reference_checkpoints.py torch|heavy|keras FOLDER
+
+Each case is a folder: a checkpoint, case.json with the model of this package to load it into, images.npy, and
+logits.npy. No forward pass here uses this package.
 """
 
 import json
@@ -20,7 +22,7 @@ SMALL_VIT = {"patch_size": 8, **ENCODER}
 
 
 def case(folder, name, path, variant, size, overrides, forward, mean=HALF, std=HALF, **more):
-    """`mean`, `std`: of pixels in [0, 1]; `forward`: normalised images (batch, h, w, 3) to logits."""
+    """Writes a case. `mean`, `std`: of pixels in [0, 1]. `forward`: normalised images (batch, h, w, 3) to logits."""
     size = (size, size) if isinstance(size, int) else size
     images = np.random.default_rng(SEED + 1).integers(0, 256, (4, *size, 3), np.uint8)
     normalised = (images / 255 - np.array(mean)) / np.array(std)
@@ -38,7 +40,7 @@ def case(folder, name, path, variant, size, overrides, forward, mean=HALF, std=H
 
 
 def randomised(model):
-    """Weights in which every entry shows: no zeros, no ones, batch statistics of all sizes."""
+    """Replaces the weights so that each entry changes the output: no zeros, no ones, batch statistics of all sizes."""
     import torch
 
     generator = torch.Generator().manual_seed(SEED)
@@ -151,7 +153,7 @@ def timm_hybrid(blocks, width, size, patch=1, **more):
 
 
 def npz_cases(folder, wanted):
-    """Read by timm's own loader of these files, and computed by timm with flax's numbers."""
+    """Writes `.npz` cases, which timm's loader reads and timm's models compute with the constants of flax."""
     import torch
     from npz_layout import NEWER, OLDER, big_vision, google
     from timm.layers import StdConv2dSame
@@ -160,7 +162,7 @@ def npz_cases(folder, wanted):
     from torch.nn import functional
 
     class GoogleStdConv(StdConv2dSame):
-        """flax code divides by the deviation plus 1e-5, timm by the root of the variance plus 1e-8."""
+        """Divides by the deviation plus 1e-5, as flax does; timm divides by the root of the variance plus 1e-8."""
 
         def forward(self, x):
             deviation, mean = torch.std_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
@@ -175,7 +177,7 @@ def npz_cases(folder, wanted):
     vit |= {"num_classes": 7, "act_layer": gelu_tanh}
 
     def load(model, tensors):
-        """timm reads the older names in vision_transformer's files only, and no head behind pre-logits."""
+        """Loads tensors with timm, which reads only the older names, and no head after pre-logits."""
         newer = {OLDER[i]: NEWER[i] for i in range(4)}
         names = {name: name for name in tensors}
         if any(NEWER[3] in name for name in tensors) and any("posembed" in name for name in tensors):
@@ -186,7 +188,7 @@ def npz_cases(folder, wanted):
         return model.eval()
 
     def add(name, tensors, model, variant, size, overrides, forward=None, fixed=None):
-        """`fixed`: what is computed in the original and must be given to timm."""
+        """Adds a case. `fixed`: tensors that the original computes and timm has to load."""
         if not wanted(name):
             return
         target = folder / name
@@ -256,7 +258,7 @@ def npz_cases(folder, wanted):
 
 
 def sines(rows, columns, width):
-    """Fixed positions as MoCo v3 has them (Chen et al. 2021, arXiv:2104.02057): column, then row."""
+    """Computes the fixed position embeddings of MoCo v3 (Chen et al. 2021, arXiv:2104.02057): column, then row."""
     table = np.zeros((rows, columns, width), np.float32)
     for row in range(rows):
         for column in range(columns):
@@ -345,7 +347,7 @@ def keras_cases(folder):
     mean = tuple(value / 255 for value in (123.68, 116.779, 103.939))
 
     def forward(images):
-        pixels = np.round(255 * (images / 255 + np.array(mean)))  # what case() has normalised
+        pixels = np.round(255 * (images / 255 + np.array(mean)))  # undoes the normalisation of case()
         return model.predict(keras.applications.resnet.preprocess_input(pixels.copy()), verbose=0)
 
     case(
@@ -398,7 +400,9 @@ if __name__ == "__main__":
 
         torch.set_num_threads(1)
         if kind == "torch":
-            huggingface_cases(target)  # before the stub, which it would take for the real torchvision
+            huggingface_cases(
+                target
+            )  # before the stub, which transformers would take for the real torchvision
         from torchvision_stub import stub_torchvision
 
         stub_torchvision()

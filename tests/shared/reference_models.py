@@ -1,4 +1,4 @@
-"""Independent forward passes in plain torch, float64, from a dictionary of weights: path → array."""
+"""Independent forward passes in plain torch and float64. `weights`: a dictionary of path → array."""
 
 import torch
 from torch.nn import functional as F
@@ -21,7 +21,7 @@ def dense(w, name, x):
 
 
 def resnet50(weights, images, padding="symmetric"):
-    """torchvision's: explicit padding, stride on the 3×3."""
+    """Computes torchvision's ResNet-50: explicit padding, stride on the 3×3."""
     w = tensors(weights)
 
     def conv(name, x, stride=1, padding=0):
@@ -46,7 +46,7 @@ def resnet50(weights, images, padding="symmetric"):
 
 
 def encoder(w, tokens, heads, gelu):
-    """Pre-norm blocks, the final norm, and the class token's vector."""
+    """Computes pre-norm blocks and the final norm; returns the vector of the class token."""
 
     def norm(name, x):
         return F.layer_norm(x, x.shape[-1:], w[f"{name}/gamma"], w[f"{name}/beta"], eps=1e-6)
@@ -66,7 +66,7 @@ def encoder(w, tokens, heads, gelu):
 
 
 def embedded(w, x, patch_size):
-    """Patches of (batch, channels, height, width) behind the class token, with positions."""
+    """Embeds images (batch, channels, height, width) as the class token and patches, with positions."""
     x = F.conv2d(x, kernel(w, "patch_embedding"), w["patch_embedding/bias"], stride=patch_size)
     x = x.flatten(2).transpose(1, 2)
     x = torch.cat([w["tokens/class_token"].expand(len(x), -1, -1), x], dim=1)
@@ -80,7 +80,7 @@ def vit(weights, images):
 
 
 def r_vit(weights, images, blocks_per_stage=(2, 2, 2, 2), width_factor=1.0, hidden_dim=384):
-    """The hybrid of Google's vision_transformer: group norm, weight standardisation, TensorFlow's SAME."""
+    """Computes the hybrid of Google's vision_transformer: group norm, weight standardisation, TensorFlow's SAME."""
     w = tensors(weights)
 
     def same(x, size, stride, value=0.0):

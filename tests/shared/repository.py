@@ -1,4 +1,4 @@
-"""A throw-away repository made of this checkout's own files, with 200 tiny images and two tiny models."""
+"""Makes temporary repositories from the files of this checkout, with 200 tiny images and two tiny models."""
 
 import io
 import os
@@ -29,28 +29,28 @@ LEFT_OUT = ("dvc.lock", "data/fashion-mini.zip", "tests/")
 
 
 def environment(**changes: str | None) -> dict[str, str]:
-    """This process's environment, with its Python first and without what would lead out of the project."""
+    """Returns this process's environment with its Python first in PATH, without variables that affect projects."""
     variables: dict[str, str | None] = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("DVC_", "GIT_", "KERAS_", "MLFLOW_", "PYTEST_", "PYTHON"))
     }
     variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    # DVC runs a stage with SHELL, and sh stays between the two: the harder case for an interruption.
+    # DVC runs a stage with SHELL. Of the shells, sh remains as a process between the two, which is harder to interrupt.
     variables |= {"SHELL": "/bin/sh", "DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"} | changes
     return {name: value for name, value in variables.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Project:
-    """A git and DVC repository in `root`. Commands fail the test unless `check` is off."""
+    """A git and DVC repository in `root`. A command that fails also fails the test, unless `check` is false."""
 
     root: Path
 
     def run(
         self, *command: str, check: bool = True, **variables: str | None
     ) -> subprocess.CompletedProcess[str]:
-        # Into files: `dvc queue start` leaves workers behind, and they would hold pipes open.
+        # The output goes to files: the workers that `dvc queue start` leaves running would keep pipes open.
         with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
             process = subprocess.Popen(
                 command, cwd=self.root, env=environment(**variables), start_new_session=True,
@@ -107,13 +107,13 @@ class Project:
 
 
 def executed(output: str) -> list[str]:
-    """The stages whose commands ran, from what `dvc repro` printed."""
+    """Returns the stages whose commands ran, from the output of `dvc repro`."""
     lines = [line for line in output.splitlines() if line.startswith("Running stage '")]
     return [line.split("'")[1] for line in lines]
 
 
 def make_project(root: Path, backend: str = "tensorflow") -> Project:
-    """A committed repository, ready for `dvc repro`."""
+    """Makes a committed repository, ready for `dvc repro`."""
     project = copy_checkout(root)
     write_images(root / "data" / "tiny.zip")
     write_params(root / "params.yaml", backend)
@@ -128,7 +128,7 @@ def make_project(root: Path, backend: str = "tensorflow") -> Project:
 
 
 def copy_checkout(root: Path) -> Project:
-    """The files that git has or would take, without the sample's images and the results of them."""
+    """Copies the files that git tracks or would add, without the sample's images and results."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=CHECKOUT, capture_output=True, text=True, check=True,
@@ -147,12 +147,15 @@ def not_in_git(folder: str, names: list[str]) -> list[str]:
 
 
 def write_params(path: Path, backend: str) -> None:
-    """The checkout's params.yaml, with everything made small and without a demand on the accuracy."""
+    """Writes the checkout's params.yaml with small images and models, and a gate that all models pass."""
     params = yaml.safe_load((CHECKOUT / "params.yaml").read_text())
     params["backend"] = backend
     params["threads"] = 1  # as fast as two for these models, and other processes do not slow it down
     params["prepare"] |= {"source": "zip", "path": "data/tiny.zip", "name": None, "size": [8, 8]}
-    params["prepare"] |= {"interpolation": "bilinear", "crop_ratio": 0.9}  # what a wrong default would lose
+    params["prepare"] |= {
+        "interpolation": "bilinear",
+        "crop_ratio": 0.9,
+    }  # not the defaults, to test that they are used
     resnet, vit = (
         {"blocks_per_stage": [1], "filters": 4},
         {"hidden_dim": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32},
@@ -167,7 +170,7 @@ def write_params(path: Path, backend: str) -> None:
 
 
 def write_images(path: Path) -> None:
-    """200 images in class folders. Every tenth lies in a wrong folder, so that no model is perfect."""
+    """Writes 200 images in class folders. Every tenth is in a wrong folder, so that no model is perfect."""
     random = np.random.default_rng(0)
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w") as archive:
@@ -179,7 +182,7 @@ def write_images(path: Path) -> None:
 
 
 def pattern(kind: int, random: np.random.Generator) -> np.ndarray:
-    """uint8 (8, 8, 3): one bright channel, or dark and bright rows; with noise."""
+    """Makes a noisy image uint8 (8, 8, 3) with one bright channel, or with dark and bright rows."""
     image = np.full((8, 8, 3), 60.0)
     if kind < 3:
         image[:, :, 2 - kind] += 120
@@ -190,7 +193,7 @@ def pattern(kind: int, random: np.random.Generator) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Tracked:
-    """What a tracking store holds. `points`: run name → metric → steps, in the order they were logged."""
+    """The content of a tracking store. `points`: run name → metric → steps, in the order in which they were logged."""
 
     runs: list[Any]
     versions: list[Any]
@@ -200,15 +203,15 @@ class Tracked:
 
     @property
     def finished(self) -> list[str]:
-        """Names of the finished runs without their keys: one for each."""
+        """The names of the models of all finished runs, sorted."""
         return sorted(run.data.tags["model"] for run in self.runs if run.info.status == "FINISHED")
 
     def run(self, model: str) -> Any:
-        """The newest run of a model."""
+        """Returns the newest run of a model."""
         return next(run for run in self.runs if run.data.tags["model"] == model)
 
     def doubled(self) -> list[tuple[str, str, list[int]]]:
-        """Curves that have two points at one step."""
+        """Returns the curves that have two points at one step."""
         return [
             (run, metric, steps)
             for run, metrics in self.points.items()
@@ -218,8 +221,9 @@ class Tracked:
 
 
 def tracked(database: Path, model: str = "visionpipe", experiment: str = "visionpipe") -> Tracked:
-    """Reads a copy of the SQLite file: MLflow keeps connections to each file that it has opened, and the
-    tests delete these.
+    """Reads a tracking store from a copy of its SQLite file.
+
+    MLflow never closes its connections to a file, and tests delete the original.
     """
     import sqlite3
 
@@ -234,8 +238,8 @@ def tracked(database: Path, model: str = "visionpipe", experiment: str = "vision
         aliases = client.get_registered_model(model).aliases
     except MlflowException:
         aliases = {}
-    found = client.get_experiment_by_name(experiment)
-    runs = list(client.search_runs([found.experiment_id])) if found else []
+    of_name = client.get_experiment_by_name(experiment)
+    runs = list(client.search_runs([of_name.experiment_id])) if of_name else []
     return Tracked(
         runs=runs,
         versions=sorted(

@@ -1,4 +1,4 @@
-"""A stand-in for torchvision, which timm imports and no model of it needs.
+"""A stub of torchvision, which timm imports but none of its models needs.
 
 There is no build of torchvision for a torch without CUDA.
 """
@@ -29,7 +29,7 @@ class Stub(types.ModuleType):
 
 
 def stub_torchvision() -> None:
-    """Lets `import torchvision` and the imports of its parts succeed."""
+    """Makes `import torchvision` and the imports of its parts succeed."""
     for name in ("torchvision", *(f"torchvision.{part}" for part in PARTS)):
         sys.modules[name] = Stub(name)
         sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)

@@ -1,10 +1,11 @@
-"""Run by tests in a process of its own: trains tiny models and prints what can be compared.
+"""Trains tiny models and prints their results; tests run it in a subprocess.
 
-Usage: python train_on_backend.py BACKEND FOLDER RECIPES STOP_BEFORE [START]. FOLDER holds prepared images. RECIPES is
-JSON: by name, what a recipe says beside its defaults here. The process dies by SIGKILL before step STOP_BEFORE of a
-training, 0: never. A recipe whose training a killed process has begun goes on from its checkpoint; the checkpoints of
-a finished training are removed. With START, a file of initial weights that is written where it does not exist, the
-models have no randomness of their own.
+    python train_on_backend.py BACKEND FOLDER RECIPES STOP_BEFORE [START]
+
+FOLDER holds prepared images. RECIPES is JSON: name → the keys of a recipe that differ from RECIPE. The process kills
+itself with SIGKILL before step STOP_BEFORE of a training; 0 means never. The training of a killed process continues
+from its checkpoint; the checkpoints of a finished training are removed. START is a file of initial weights, which is
+written if it does not exist; with START the models draw nothing at random.
 """
 
 import hashlib
@@ -63,7 +64,7 @@ def train(recipe, backend, folder, name, stop_before, start):
     from visionpipe.training.teacher import Teacher, load_teacher
 
     data = open_prepared(folder)
-    keras.utils.clear_session()  # so that a model has the names and numbers that it has as the first one of a process
+    keras.utils.clear_session()  # gives the layers the same names as those of the first model of a process
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy("mixed_bfloat16" if recipe.precision == "bfloat16" else "float32")
     model = build_model("R14+ViT-Mi", 2, 16, **MODEL, **({} if start else RANDOM))

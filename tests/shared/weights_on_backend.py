@@ -1,8 +1,9 @@
-"""Run by test_weights_exact.py: python weights_on_backend.py BACKEND FOLDER CASE…
+"""Loads reference checkpoints into this package's models; test_weights_exact.py runs it in a subprocess.
 
-Loads these cases of reference_checkpoints.py into our model and prints, by case: the format that was found,
-the report's head, preprocessing and counts, and how far the logits are from the reference's, relative to
-the largest of them.
+    python weights_on_backend.py BACKEND FOLDER CASE…
+
+Prints for each case of reference_checkpoints.py the format, head, counts and normalisation of the report, and how far
+the logits are from the reference's, relative to the largest logit.
 """
 
 import json
@@ -32,7 +33,7 @@ def main(folder, names):
         model = build(case)
         report = load_weights(model, case["path"])
         images, expected = (np.load(folder / name / f"{part}.npy") for part in ("images", "logits"))
-        # JAX compiles a whole model sooner than its operations one by one; the others need not compile.
+        # JAX compiles a whole model faster than its operations one by one; the other backends need not compile.
         answer = model.predict_on_batch if os.environ["KERAS_BACKEND"] == "jax" else model
         logits = keras.ops.convert_to_numpy(answer(images))
         results[name] = {

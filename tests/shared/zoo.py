@@ -1,4 +1,4 @@
-"""One small instance of every kind and option of the model zoo: name → (variant, image size, overrides)."""
+"""One small model of each family and option: name → (variant, image size, overrides)."""
 
 ENCODER = {"hidden_dim": 16, "depth": 2, "num_heads": 2, "mlp_dim": 24}
 STAGES = {"blocks_per_stage": (1, 2, 1), "filters": 8}

@@ -1,8 +1,10 @@
-"""Run by test_zoo.py in a process of its own: KERAS_BACKEND=… python zoo_on_backend.py FOLDER STEP.
+"""Runs models that were saved on TensorFlow on another backend; test_zoo.py runs it in a subprocess.
 
-FOLDER holds every kind as NUMBER.keras with NUMBER.npz, both made on TensorFlow. For each STEP-th kind: its logits
-here, and those at another image size; then one step of training, its file and its logits after that; then one step in
-bfloat16.
+    KERAS_BACKEND=… python zoo_on_backend.py FOLDER STEP
+
+FOLDER has the models of the zoo as NUMBER.keras, and their images as NUMBER.npz. For each STEP-th model it writes the
+logits, the logits at another image size, and the file and the logits after one training step. It also trains each model
+for one step in bfloat16.
 """
 
 import os
@@ -15,7 +17,7 @@ import keras
 import numpy as np
 from zoo import ZOO
 
-import visionpipe.models.layers  # noqa: F401  (registers what the files name)
+import visionpipe.models.layers  # noqa: F401  (registers the layers of the files)
 from visionpipe.artifact.canonical import save_keras
 from visionpipe.models import build_model
 from visionpipe.models.surgery import with_image_size
@@ -24,7 +26,7 @@ BACKEND = keras.backend.backend()
 
 
 def trained(model, count=8):
-    """After one step."""
+    """Trains a model for one step, and returns it."""
     random = np.random.default_rng(2)
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     images = random.integers(0, 256, (count, *model.input.shape[1:])).astype(np.float32)
@@ -33,7 +35,7 @@ def trained(model, count=8):
 
 
 def answers(model, images):
-    """Through `predict`, which JAX compiles as a whole."""
+    """Returns logits from `predict`, which JAX compiles as a whole."""
     return model.predict(images, verbose=0)
 
 
@@ -43,18 +45,18 @@ def main(folder, step):
         images, larger_images = arrays["images"], arrays["larger_images"]
         model = keras.models.load_model(folder / f"{number}.keras")
         larger = with_image_size(model, larger_images.shape[1:3])
-        found = {"logits": answers(model, images), "larger": answers(larger, larger_images)}
+        logits = {"logits": answers(model, images), "larger": answers(larger, larger_images)}
         trained(model)
-        assert np.isfinite(answers(larger, larger_images)).all(), "a copy, which goes on working by itself"
+        assert np.isfinite(answers(larger, larger_images)).all(), "a copy, which does not depend on the model"
         save_keras(model, folder / f"{number}.{BACKEND}.keras")
-        found["trained"] = answers(model, images)
+        logits["trained"] = answers(model, images)
         keras.config.set_dtype_policy("mixed_bfloat16")
         half = build_model(variant, 5, image_size, **overrides)
         keras.config.set_dtype_policy("float32")
         assert half.output.dtype == "float32"
         assert np.isfinite(answers(trained(half), images)).all()
         assert all(np.isfinite(weight).all() for weight in half.get_weights())
-        np.savez(folder / f"{number}.{BACKEND}.npz", **found)
+        np.savez(folder / f"{number}.{BACKEND}.npz", **logits)
 
 
 if __name__ == "__main__":

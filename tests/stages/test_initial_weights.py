@@ -205,7 +205,7 @@ def test_the_normalisation_of_the_checkpoint_is_in_the_model_and_said(trained):
     found = resolve(project.root / "models" / "start" / "model.keras").preprocessing
     np.testing.assert_allclose(found.mean, (127.5,) * 3, rtol=1e-6)
     np.testing.assert_allclose(found.std, (127.5,) * 3, rtol=1e-6)
-    assert "pixel_mean: [127.5, 127.5, 127.5], of the checkpoint" in said["start"].output
+    assert "pixel_mean: [127.5, 127.5, 127.5], from the checkpoint" in said["start"].output
     assert lineage(project, "start")["init_preprocessing"]["mean"] == [127.5] * 3
 
 
@@ -223,8 +223,10 @@ def test_a_normalisation_that_is_written_wins_and_that_is_said(trained):
 def test_a_checkpoint_whose_images_were_resized_otherwise_is_told(trained):
     """google's were resized bilinearly and not cropped; what was prepared goes into the artifact."""
     project, said = trained
-    assert "prepare.interpolation: bicubic, the checkpoint's images had bilinear" in said["start"].output
-    assert "prepare.crop_ratio: 0.75, the checkpoint's images had 1" in said["start"].output
+    assert (
+        "prepare.interpolation: bicubic, but the checkpoint was trained with bilinear" in said["start"].output
+    )
+    assert "prepare.crop_ratio: 0.75, but the checkpoint was trained with 1" in said["start"].output
     assert "prepare." not in said["follower"].output
     exported = json.loads((project.root / "artifacts" / "start" / "preprocessing.json").read_text())
     assert exported == {"size": [8, 8], "interpolation": "bicubic", "crop_ratio": 0.75}

@@ -252,15 +252,15 @@ def empty_validation_folder():
 
 ERRORS = {
     "nothing there": (lambda: None, "prepare.path: images does not exist"),
-    "an empty folder": (no_images, "images holds no class: expected a folder of images for each class"),
+    "an empty folder": (no_images, "images holds no class: expected one folder of images for each class"),
     "one class": (lambda: write_images({"a": 5}), "images holds only the class 'a'"),
-    "no image": (only_text, "none of 1 files is a usable image; the first, 'a/x.png': not an image"),
-    "no file": (lambda: write_images({"a": 0, "b": 0}), "none of 0 files is a usable image"),
+    "no image": (only_text, "none of the 1 files is a usable image; the first, 'a/x.png': not an image"),
+    "no file": (lambda: write_images({"a": 0, "b": 0}), "none of the 0 files is a usable image"),
     "a class without images": (
         lambda: write_images({"a": 5, "b": 5, "c": 0}),
         "class 'c' has no usable image in train",
     ),
-    "a class of bad images": (one_class_broken, "class 'c' has no usable image in train: mend its files"),
+    "a class of bad images": (one_class_broken, "class 'c' has no usable image in train: repair its files"),
     "a class of test only": (
         lambda: write_images({"train/a": 5, "train/b": 5, "test/zebra": 2}),
         "class 'zebra' has no usable image in train, only in test",
@@ -302,14 +302,16 @@ def test_a_picture_in_two_splits_is_a_warning_even_in_another_format():
     for name in ("000", "001"):
         Image.open(root / f"train/a/{name}.png").save(root / f"test/b/copy-{name}.bmp")
     (warning,) = run().manifest["warnings"]
-    assert warning == "2 pictures are in train and test, such as 'train/a/000.png' and 'test/b/copy-000.bmp'"
+    assert warning == (
+        "pictures that are in both train and test: 2, such as 'train/a/000.png' and 'test/b/copy-000.bmp'"
+    )
 
 
 def test_a_class_missing_from_a_split_is_a_warning():
     write_images({"a": 9, "b": 1})
     assert run().manifest["warnings"] == [
-        "no validation image of 1 classes, such as 'b'",
-        "no test image of 1 classes, such as 'b'",
+        "classes without a validation image: 1, such as 'b'",
+        "classes without a test image: 1, such as 'b'",
     ]
 
 

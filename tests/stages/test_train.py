@@ -35,11 +35,11 @@ def params(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("budget", "said"),
     [
-        ({"epochs": 3}, "3 epochs, 1 step an epoch, adamw"),
-        ({"steps": 2500}, "2,500 steps, 1 step an epoch, adamw"),
+        ({"epochs": 3}, "3 epochs, 1 step per epoch, adamw"),
+        ({"steps": 2500}, "2,500 steps, 1 step per epoch, adamw"),
         (
             {"minutes": 1.5},
-            "1.5 minutes, 1 step an epoch (how many that are depends on the machine: not reproducible), adamw",
+            "1.5 minutes, 1 step per epoch (not reproducible: the number of steps depends on the machine), adamw",
         ),
     ],
 )

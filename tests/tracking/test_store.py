@@ -254,8 +254,8 @@ def test_a_store_that_cannot_be_reached_is_a_sentence_soon(params, monkeypatch, 
             "export",
             "Permission denied: /x; visionpipe --debug export",
         ),
-        (KeyError("tag"), "lineage", "lineage has failed at what is in the tracking store sqlite"),
-        (StopIteration(), "promote", "promote has failed at what is in the tracking store sqlite"),
+        (KeyError("tag"), "lineage", "lineage failed at the content of the tracking store sqlite"),
+        (StopIteration(), "promote", "promote failed at the content of the tracking store sqlite"),
     ],
 )
 def test_what_the_machine_or_the_store_refuses_is_one_line(monkeypatch, capsys, error, command, says):
@@ -280,7 +280,7 @@ def test_an_error_is_one_line_where_the_store_has_no_address_too(tmp_path, monke
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "what?"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert cli.main(["lineage", "1"]) == 1
-    assert "lineage has failed at what is in the tracking store (KeyError" in capsys.readouterr().err
+    assert "lineage failed at the content of the tracking store (KeyError" in capsys.readouterr().err
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:secret@mlflow.example.com")
     assert cli.main(["lineage", "1"]) == 1
     assert "the tracking store https://mlflow.example.com (KeyError" in capsys.readouterr().err

@@ -1,1 +1,1 @@
-"""The commands of `visionpipe` that are no stage."""
+"""The commands of `visionpipe` that are not stages."""

@@ -1,4 +1,4 @@
-"""`visionpipe check`: whether a model passes the gate and is registered."""
+"""`visionpipe check`: fails unless a model passes the gate and is registered."""
 
 from visionpipe.errors import RegistryError
 from visionpipe.project.params import Params
@@ -13,10 +13,14 @@ from visionpipe.tracking.store import connect
 
 
 def check(params: Params) -> None:
-    """Raises RegistryError unless the last `register` found a model that passes, and the store still has it."""
+    """Checks that a model passed the gate at the last `register`, and that the store has its version and both aliases.
+
+    Raises:
+        RegistryError: one of these does not hold.
+    """
     receipt = read_receipt()
     if receipt is None:
-        raise RegistryError(f"no {RECEIPT}: run dvc repro first")
+        raise RegistryError(f"there is no {RECEIPT}: run dvc repro first")
     if not receipt["passed"]:
         reasons = "; ".join(
             f"{name}: {', '.join(model['failures'])}" for name, model in receipt["models"].items()
@@ -26,13 +30,13 @@ def check(params: Params) -> None:
     store = connect(params.tracking)
     if find_version(store, receipt["models"][chosen]["artifact_sha256"]) is None:
         raise RegistryError(
-            f"{chosen} passes the gate, but {store.model_name} has no version of it in {store.uri}, as after its "
-            f"deletion: run visionpipe register"
+            f"{chosen} passes the gate, but {store.uri} has no version of {store.model_name} made from it: run "
+            f"visionpipe register"
         )
     missing = [alias for alias in (CHAMPION, CHALLENGER) if version_by_alias(store, alias) is None]
     if missing:
         raise RegistryError(
-            f"{chosen} passes the gate, but no version of {store.model_name} is {' or '.join(missing)}: run "
-            f"visionpipe register"
+            f"{chosen} passes the gate, but {store.model_name} has no {' and no '.join(missing)}: run visionpipe "
+            f"register"
         )
     print(f"{chosen} passes the gate")

@@ -1,4 +1,4 @@
-"""`visionpipe container`: a folder to build an image of the server from, with the model inside."""
+"""`visionpipe container`: writes a folder from which Docker builds an image of the server, with the model inside."""
 
 import shlex
 import shutil
@@ -14,7 +14,7 @@ from visionpipe.files import making_folder
 from visionpipe.tracking.lookup import looked_up
 
 PACKAGE = Path(__file__).parents[1]
-# What `visionpipe serve FOLDER` imports, directly; what these require is added and pinned too.
+# The packages that `visionpipe serve FOLDER` imports. Their dependencies are added and pinned too.
 REQUIREMENTS = (
     "fastapi",
     "httptools",
@@ -32,7 +32,7 @@ COMMAND = ("python", "-m", "visionpipe", "serve", "model", "--host", "0.0.0.0", 
 DOCKERFILE = """\
 # docker build -t visionpipe .
 # docker run --read-only --cap-drop ALL --security-opt no-new-privileges -p 127.0.0.1:8000:8000 visionpipe
-# With a bearer token: -e VISIONPIPE_TOKEN. The model is inside: another version is another image.
+# With a bearer token: -e VISIONPIPE_TOKEN. The model is inside the image: build a new image for another version.
 FROM python:3.11-slim
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /app
@@ -40,7 +40,7 @@ COPY requirements.txt .
 RUN pip install --no-deps -r requirements.txt
 COPY visionpipe visionpipe
 COPY model model
-# Whoever copied this folder may have taken from others the right to read it.
+# The umask of a copy of this folder may have removed the permission of others to read it.
 RUN find . ! -perm -o=r -exec chmod a+rX {{}} +
 RUN python -m compileall -q visionpipe && useradd --no-create-home --uid 10001 visionpipe
 # Nothing is written at run time, so the root file system may be read-only.
@@ -57,17 +57,20 @@ CHECK = "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/readyz', t
 def container(target: str, output: Path) -> None:
     """Writes Dockerfile, requirements.txt, the package and the verified model to the new folder `output`.
 
-    Raises ConfigError where `output` is there already, ArtifactError where the model does not verify.
+    Raises:
+        ConfigError: `output` exists.
+        ArtifactError: the model's files are damaged or not those that were registered.
+        RegistryError: there is no such model.
     """
     if output.exists():
-        raise ConfigError(f"{output} is there already: remove it, or choose another --output")
+        raise ConfigError(f"{output} exists already: remove it, or choose another --output")
     with making_folder(output) as folder:
-        with looked_up(target) as found:
-            load(found)
+        with looked_up(target) as model:
+            load(model)
             (folder / "model").mkdir()
             for name in ARTIFACT_FILES:
-                shutil.copyfile(found.folder / name, folder / "model" / name)
-            write_record(found, folder / "model" / RECORD)
+                shutil.copyfile(model.folder / name, folder / "model" / name)
+            write_record(model, folder / "model" / RECORD)
         for file in sorted(PACKAGE.rglob("*")):
             if file.is_file() and "__pycache__" not in file.parts:
                 copy = folder / "visionpipe" / file.relative_to(PACKAGE)
@@ -77,20 +80,20 @@ def container(target: str, output: Path) -> None:
         command = ", ".join(f'"{word}"' for word in COMMAND)
         (folder / "Dockerfile").write_text(DOCKERFILE.format(check=CHECK, command=command))
         (folder / ".dockerignore").write_text("**/__pycache__\n")
-    print(f"{found.name} version {found.number}: docker build -t visionpipe {shlex.quote(str(output))}")
+    print(f"{model.name} version {model.number}: docker build -t visionpipe {shlex.quote(str(output))}")
 
 
 def pinned(names: tuple[str, ...]) -> list[str]:
-    """The installed versions of these packages and of everything that they require, as requirements."""
-    todo, found = list(names), {}
+    """Returns the packages and all their dependencies as requirements of the installed versions."""
+    todo, requirements = list(names), {}
     while todo:
         name = todo.pop()
         key = name.lower().replace("_", "-")
-        if key in found:
+        if key in requirements:
             continue
-        found[key] = f"{key}=={version(name)}"
+        requirements[key] = f"{key}=={version(name)}"
         for text in distribution(name).requires or []:
             requirement = Requirement(text)
             if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
                 todo.append(requirement.name)
-    return [found[key] for key in sorted(found)]
+    return [requirements[key] for key in sorted(requirements)]

@@ -1,4 +1,4 @@
-"""`visionpipe lineage`: prints what made a registered version."""
+"""`visionpipe lineage`: prints the data, code, parameters and run that made a registered version."""
 
 import json
 from typing import Any
@@ -19,21 +19,26 @@ DIGESTS = ("data_sha256", "code_sha256", "train_key", "model_sha256", "artifact_
 
 
 def lineage(version: str, params: Params) -> None:
-    """Prints what made a version, given by its number or an alias."""
+    """Prints what made the version with this number or alias.
+
+    Raises:
+        RegistryError: there is no such version.
+    """
     store = connect(params.tracking)
     by_alias = aliases(store)
     number = by_alias.get(version, version)
-    found = all_versions(store).get(number)
-    if found is None and version in by_alias:
+    registered = all_versions(store).get(number)
+    if registered is None and version in by_alias:
         raise DeletedVersion(store.model_name, version, number)
-    if found is None:
-        there = ", ".join(sorted({*by_alias, *all_versions(store)})) or "none: run visionpipe register"
+    if registered is None:
+        known = ", ".join(sorted({*by_alias, *all_versions(store)}))
+        advice = f"choose one of {known}" if known else "run visionpipe register"
         raise RegistryError(
-            f"{store.model_name} has no version or alias {version!r} in {store.uri}; there are {there}"
+            f"{store.model_name} has no version or alias {version!r} in {store.uri}: {advice}"
         )
-    tags, run = found.tags, run_of(store, found)
+    tags, run = registered.tags, run_of(store, registered)
     facts = {
-        "model": f"{store.model_name} version {number} ({made_of(found)})",
+        "model": f"{store.model_name} version {number} ({made_of(registered)})",
         "aliases": ", ".join(alias for alias, on in by_alias.items() if on == number) or "none",
         "accuracy": ", ".join(
             f"{split} {tags[f'{split}_accuracy']:.6s}"
@@ -43,15 +48,17 @@ def lineage(version: str, params: Params) -> None:
         "git commit": commit_text(tags),
     }
     if "artifact_sha256" not in tags:
-        print(f"{named(store, found)} was not made by visionpipe register: nobody noted what made it")
+        print(
+            f"{named(store, registered)} was not made by visionpipe register, so its origin is not recorded"
+        )
     if run is None:
         facts["run"] = (
-            f"{found.run_id or 'none'}: deleted, with its parameters; the version's files are not affected"
+            f"{registered.run_id or 'none'}: deleted with its parameters; the version's files are not affected"
         )
     else:
         versions = json.loads(run.data.tags.get("versions", "{}"))
         facts |= {
-            "run": f"{run.info.run_name} ({found.run_id})",
+            "run": f"{run.info.run_name} ({registered.run_id})",
             "hardware": run.data.tags.get("hardware", ""),
             "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
         } | {name.replace("_", " "): run.data.tags[name] for name in OTHER_WEIGHTS if name in run.data.tags}
@@ -63,7 +70,7 @@ def lineage(version: str, params: Params) -> None:
     for name, value in sorted(run.data.params.items()) if run else ():
         print(f"  {name:<32} {value}")
     print("dvc.lock (md5)")
-    for path, md5 in locked_files(found).items():
+    for path, md5 in locked_files(registered).items():
         print(f"  {path:<32} {md5}")
     print("moves of champion")
     for move in promotions(store):
@@ -71,7 +78,7 @@ def lineage(version: str, params: Params) -> None:
 
 
 def run_of(store: Store, version: Any) -> Any | None:
-    """The run that made a version; None where it was deleted for good, or never was."""
+    """Returns the run that made a version; None if there was none, or if it was deleted permanently."""
     if not version.run_id:
         return None
     try:
@@ -83,7 +90,7 @@ def run_of(store: Store, version: Any) -> Any | None:
 
 
 def commit_text(tags: dict[str, str]) -> str:
-    """The commit whose checkout makes the model, or why there is none."""
+    """Returns the commit that makes the model, or why there is no such commit."""
     commit = tags.get("git_commit", "")
     if tags.get("git_note"):
         return f"{commit}: {tags['git_note']}"

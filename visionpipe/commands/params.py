@@ -11,7 +11,13 @@ from visionpipe.training.plan import plan_lines
 
 
 def show_params(params: Params) -> None:
-    """Says what `dvc repro` will train, or what is wrong with params.yaml in one line."""
+    """Prints the plan of each training.
+
+    Raises:
+        ConfigError: a recipe does not fit the number of training images.
+        BackendError: the backend is not installed.
+        DataError: the images are missing.
+    """
     check_backend(params)
     if params.prepare.source != "tfds":
         existing(params.prepare, Path.exists, "a file or folder")
@@ -28,7 +34,7 @@ def show_params(params: Params) -> None:
 
 
 def training_images(manifest: Path) -> int | None:
-    """How many were prepared, or None where none are."""
+    """Returns the number of prepared training images; None before the stage prepare has run."""
     if not manifest.exists():
         return None
     return sum(open_prepared(manifest.parent, verify=False).manifest["counts"]["train"].values())

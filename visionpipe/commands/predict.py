@@ -1,4 +1,4 @@
-"""`visionpipe predict`: labels for any number of image files, in one table."""
+"""`visionpipe predict`: labels any number of image files, and writes one table."""
 
 import contextlib
 import itertools
@@ -29,8 +29,8 @@ from visionpipe.escape import csv_line, visible
 from visionpipe.files import exclusive, replacing_file, temporary_name
 from visionpipe.tracking.lookup import looked_up
 
-ROWS_AT_ONCE = 10_000  # of a Parquet row group, if these are at most
-NUMBERS_AT_ONCE = 10_000_000  # of a row group; a worker hands over a fiftieth of these at most
+ROWS_AT_ONCE = 10_000  # in a Parquet row group, unless they hold more than NUMBERS_AT_ONCE
+NUMBERS_AT_ONCE = 10_000_000  # in a row group; a worker's task has at most a fiftieth of them
 Row = dict[str, Any]  # of the journal
 Values = list[Any]  # of the table, in the order of its columns
 
@@ -40,12 +40,15 @@ def predict(paths: list[str], output: Path, target: str, probabilities: bool) ->
 
     Args:
         paths: folders, zip archives, image files, glob patterns, or "-" for a list of them on stdin.
-        output: .csv, .jsonl or .parquet; appears when all is done. Until then `output`.partial has the rows,
-            and the same command goes on from there.
+        output: a .csv, .jsonl or .parquet file, which is written at the end. Until then the rows are in
+            `output`.partial, from which the same command continues after an interruption.
         target: `models:/NAME@ALIAS`, `models:/NAME/NUMBER` or a folder.
         probabilities: adds a column `p(CLASS)` for each class.
 
-    Raises DataError at the end where files could not be used: `error` says why, and the others have labels.
+    Raises:
+        ConfigError: `output` cannot be written.
+        DataError: some files have no label. The table is written first, and its column `error` says why.
+        RegistryError, ArtifactError: there is no such model, or its files are damaged.
     """
     check_output(output)
     with looked_up(target) as version:
@@ -59,49 +62,56 @@ def predict(paths: list[str], output: Path, target: str, probabilities: bool) ->
     with exclusive(Path(f"{journal}.lock"), f"waiting for another process that writes {output}"):
         header = {"artifact_sha256": sha256, "columns": columns, "visionpipe": __version__}
         with open_journal(journal, header, files) as (lines, places):
-            left, start = [file for file in files if file.name not in places], time.perf_counter()
-            names = iter([file.name for file in left])
-            tqdm.monitor_interval = 0  # no thread of its own, which processes must not be forked beside
-            bar = tqdm(total=len(files), initial=len(files) - len(left), unit=" images", disable=None)
-            with bar, contextlib.closing(answers(left, classifier, probabilities)) as tasks:
+            remaining, start = [file for file in files if file.name not in places], time.perf_counter()
+            names = iter([file.name for file in remaining])
+            tqdm.monitor_interval = 0  # no monitor thread, because a process with threads must not be forked
+            bar = tqdm(total=len(files), initial=len(files) - len(remaining), unit=" images", disable=None)
+            with bar, contextlib.closing(answers(remaining, classifier, probabilities)) as tasks:
                 for rows in tasks:
                     for row in rows.splitlines(keepends=True):
                         places[next(names)] = lines.tell()
                         lines.write(row)
                     lines.flush()
                     bar.update(rows.count(b"\n"))
-            rate = len(left) / (time.perf_counter() - start)
+            rate = len(remaining) / (time.perf_counter() - start)
         broken = Broken()
         with replacing_file(output) as table:
             WRITERS[output.suffix](broken.seen(values(journal, places, files, columns)), columns, table)
         journal.unlink()
     Path(f"{journal}.lock").unlink(missing_ok=True)
-    speed = f", {rate:,.0f} images/s" if left else ""
+    speed = f", {rate:,.0f} images/s" if remaining else ""
     print(f"{len(files):,} files, {version.name} version {version.number}{speed}: {output}")
     if broken.count:
-        raise DataError(f"{broken.count:,} of {len(files):,} files have no label, such as {broken.first}")
+        raise DataError(
+            f"{broken.count:,} of {len(files):,} files have no label, such as {broken.first} (the column error of "
+            f"{output} names all of them)"
+        )
 
 
 def check_output(output: Path) -> None:
-    """Raises ConfigError where the table could not be written: before hours of work, not behind."""
+    """Checks before hours of work that the table can be written.
+
+    Raises:
+        ConfigError: it cannot.
+    """
     given = f"--output {visible(str(output))}"
     if output.suffix not in WRITERS:
         raise ConfigError(f"{given}: expected a name that ends in {', '.join(WRITERS)}")
     for path in (output, Path(f"{output}.partial"), Path(f"{output}.partial.lock")):
-        if os.path.isdir(path):  # Path's own fails where a name is too long
-            raise ConfigError(f"{given}: {visible(str(path))} is a folder, where a file is to be written")
+        if os.path.isdir(path):  # Path.is_dir raises an error for a name that is too long
+            raise ConfigError(f"{given}: {visible(str(path))} is a folder, and a file would be written there")
     parent = next(path for path in output.absolute().parents if os.path.lexists(path))
     if not parent.is_dir():
         raise ConfigError(f"{given}: {visible(str(parent))} is not a folder")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise ConfigError(f"{given}: nothing can be written to {visible(str(parent))}")
+        raise ConfigError(f"{given}: you may not write to {visible(str(parent))}")
     longest, most = os.fsencode(temporary_name(output, os.getpid())), os.pathconf(parent, "PC_NAME_MAX")
     if len(longest) > most:
-        raise ConfigError(f"{given}: the name is too long by {len(longest) - most} bytes")
+        raise ConfigError(f"{given}: the name is {len(longest) - most} bytes too long")
 
 
 class Broken:
-    """Counts the rows without a label while they pass."""
+    """Counts the rows without a label, and remembers the first."""
 
     def __init__(self) -> None:
         self.count, self.first = 0, ""
@@ -119,17 +129,17 @@ class Broken:
 
 
 def answers(files: list[File], classifier: Classifier, probabilities: bool) -> Generator[bytes]:
-    """Rows as lines of JSON, in the order of the files, a task at a time.
+    """Yields rows as lines of JSON, in the order of the files; each item has the rows of one task.
 
-    A process for each core decodes and classifies: decoding a small file is mostly Python, of which
-    a process runs one thread at a time. The classifier's own threads should be one.
+    One process per core decodes and classifies. Threads would not do: decoding a small file is mostly Python, which a
+    process runs in one thread at a time. So the classifier should use a single thread.
     """
-    # Handing a task over takes as long as some small images.
+    # Passing a task to a worker takes as long as some small images, so a task of small images has more of them.
     size = 4 * BATCH if files and is_small(files[0]) else BATCH
     if probabilities:
         size = max(1, min(size, NUMBERS_AT_ONCE // 50 // len(classifier.labels)))
     workers = os.cpu_count() or 1
-    # A fork shares the model's memory. Elsewhere its system libraries do not survive one.
+    # A forked process shares the model's memory. The system libraries of other systems do not support a fork.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(workers, context, begin_worker, (classifier, probabilities)) as pool:
         ahead: deque[Future[bytes]] = deque()
@@ -142,25 +152,25 @@ def answers(files: list[File], classifier: Classifier, probabilities: bool) -> G
                 yield ahead.popleft().result()
         except BrokenProcessPool:
             raise DataError(
-                "a worker was killed, perhaps for want of memory: the same command goes on"
+                "a worker process was killed, perhaps because memory ran out: the same command continues from here"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-_classifier: Classifier  # of a worker
+_classifier: Classifier  # global variables of a worker process
 _probabilities: bool
 
 
 def begin_worker(classifier: Classifier, probabilities: bool) -> None:
     global _classifier, _probabilities
     _classifier, _probabilities = classifier, probabilities
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends its workers
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def end_with_parent() -> None:
-    """A parent that was killed cannot end its workers."""
+    """Ends this worker when its parent ends; a parent that was killed cannot end its workers."""
     parent = multiprocessing.parent_process()
     assert parent
     parent.join()
@@ -171,9 +181,8 @@ def answer(files: list[File]) -> bytes:
     images: list[np.ndarray] = []
     rows: list[Row] = []
     for file in files:
-        rows.append(
-            {"file": file.name, "state": state(file), "error": None}
-        )  # a file that changes now is read anew
+        # The state is taken before the file is read: a file that changes from now on is classified again.
+        rows.append({"file": file.name, "state": state(file), "error": None})
         try:
             images.append(_classifier.preprocess(read(file)))
         except ImageError as error:
@@ -192,10 +201,10 @@ def answer(files: list[File]) -> bytes:
 
 @contextlib.contextmanager
 def open_journal(path: Path, header: Row, files: list[File]) -> Iterator[tuple[BinaryIO, dict[str, int]]]:
-    """The journal to append to, and by the names of the files the places of their rows in it.
+    """Opens the journal for appending. Yields it, and file name → position of the file's row in it.
 
-    A journal of another model or of other columns begins anew. The row of a file that has changed since has no
-    place, and a last line that was cut off is removed.
+    A journal of another model or of other columns is emptied. Rows of files that have changed since are ignored. An
+    incomplete last line is removed.
     """
     wanted = {file.name: file for file in files}
     places: dict[str, int] = {}
@@ -221,7 +230,7 @@ def open_journal(path: Path, header: Row, files: list[File]) -> Iterator[tuple[B
 
 
 def parsed(line: bytes) -> Row | None:
-    """A line of the journal; None where it was cut off, or is no line of a journal."""
+    """Parses a line of the journal; returns None if the line is incomplete or not JSON."""
     try:
         return orjson.loads(line) if line.endswith(b"\n") else None
     except ValueError:
@@ -229,7 +238,7 @@ def parsed(line: bytes) -> Row | None:
 
 
 def values(journal: Path, places: dict[str, int], files: list[File], columns: list[str]) -> Iterator[Values]:
-    """The rows of the table, in the order of the files."""
+    """Yields the rows of the table, in the order of the files."""
     unknown = [None] * (len(columns) - 4)
     with journal.open("rb") as lines:
         for file in files:
@@ -257,7 +266,7 @@ def write_parquet(rows: Iterator[Values], columns: list[str], file: BinaryIO) ->
     types = [(name, pyarrow.string() if name in text else pyarrow.float64()) for name in columns]
     schema = pyarrow.schema(types)
     at_once = max(1, min(ROWS_AT_ONCE, NUMBERS_AT_ONCE // len(columns)))
-    # A dictionary and the extremes of each group cost more than the numbers that they describe.
+    # For numbers, a dictionary and the minimum and maximum of each group would take more space than they save.
     options: Any = {"use_dictionary": text, "write_statistics": text}
     with pyarrow.parquet.ParquetWriter(file, schema, **options) as writer:
         while group := [compact(row) for row in itertools.islice(rows, at_once)]:
@@ -269,7 +278,7 @@ def write_parquet(rows: Iterator[Values], columns: list[str], file: BinaryIO) ->
 
 
 def compact(row: Values) -> tuple[str, str | None, np.ndarray, str | None]:
-    """With the numbers as float64: of many classes a list would take four times as much."""
+    """Converts a row's numbers to float64. With many classes a list would take four times the memory."""
     file, label, *numbers, error = row
     return file, label, np.array(numbers, np.float64), error
 

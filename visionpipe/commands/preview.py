@@ -1,4 +1,4 @@
-"""`visionpipe preview`: a picture of what training sees, made by the augmentation that training runs."""
+"""`visionpipe preview`: draws a picture of augmented training images, with the augmentation that training runs."""
 
 from pathlib import Path
 
@@ -17,10 +17,12 @@ ROWS, VERSIONS = 8, 7
 
 
 def preview(name: str | None, params: Params) -> Path:
-    """Writes a contact sheet of the recipe of a model, the first of params.yaml by default; prints its path.
+    """Writes a contact sheet of augmented training images, prints its path and returns it.
 
-    A row is one training image and what the augmentation makes of it with the random numbers of the first steps. The
-    rows are one batch, so that images which are mixed are mixed with each other.
+    A row shows one training image, and its versions with the random draws of the first steps. The rows are one batch,
+    so mixup and cutmix mix them with each other.
+
+    `name`: the entry of `models:` whose recipe is shown; None for the first one.
     """
     name = name or next(iter(params.models))
     entries = params.train_config(name).augmentation
@@ -47,7 +49,7 @@ def preview(name: str | None, params: Params) -> Path:
 
 
 def one_of_each_class(labels: np.ndarray) -> np.ndarray:
-    """Indices of ROWS images, or of all if there are fewer: the classes in turn, each in its own order."""
+    """Returns the indices of ROWS images, or of all if there are fewer, taking one image of each class in turn."""
     order = np.argsort(labels, kind="stable")
     _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
     within = np.arange(len(labels)) - np.repeat(starts, counts)
@@ -58,9 +60,9 @@ def one_of_each_class(labels: np.ndarray) -> np.ndarray:
     STYLE | {"figure.constrained_layout.w_pad": 0.03, "figure.constrained_layout.h_pad": 0.03}
 )
 def contact_sheet(columns: list[tuple[np.ndarray, np.ndarray]], classes: list[str], title: str) -> Figure:
-    """One row for each image: the original, then its versions, with their labels.
+    """Draws one row per image: the original and its versions, with their labels.
 
-    `columns`: images float32 (rows, height, width, 3), [0, 255], and targets float32 (rows, classes).
+    `columns`: images float32 (rows, height, width, 3) in [0, 255], and targets float32 (rows, classes).
     """
     rows, height, width = columns[0][0].shape[:3]
     cell = 1.35
@@ -73,7 +75,7 @@ def contact_sheet(columns: list[tuple[np.ndarray, np.ndarray]], classes: list[st
                 image.round().astype(np.uint8), interpolation="nearest" if width < 100 else "antialiased"
             )
             axes.set_axis_off()
-            # Two lines everywhere, or the rows would have different heights.
+            # `described` always returns two lines, so that all rows have the same height.
             axes.set_title(described(target, classes), fontsize=6.5, pad=2, loc="center")
     panels[0, 0].set_title(
         f"original:\n{described(columns[0][1][0], classes).strip()}", fontsize=6.5, pad=2, loc="center"
@@ -82,7 +84,7 @@ def contact_sheet(columns: list[tuple[np.ndarray, np.ndarray]], classes: list[st
 
 
 def described(target: np.ndarray, classes: list[str]) -> str:
-    """The one or two classes of a label, with their shares where there are two."""
+    """Names the one or two classes of a label, with their shares if there are two."""
     most = [index for index in np.argsort(-target, kind="stable")[:2] if target[index] >= 0.005]
     if len(most) == 1:
         return f"\n{short(classes[most[0]])}"

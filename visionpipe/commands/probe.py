@@ -1,4 +1,4 @@
-"""`visionpipe probe`: what frozen features are worth on the prepared images, in minutes."""
+"""`visionpipe probe`: measures within minutes how well frozen features classify the prepared images."""
 
 import dataclasses
 import time
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 BATCH = 64
 NEIGHBOURS = (1, 5, 20)
-TEMPERATURE = 0.07  # of the votes (Wu et al. 2018, arXiv:1805.01978)
+TEMPERATURE = 0.07  # of the neighbours' votes (Wu et al. 2018, arXiv:1805.01978)
 ROWS_AT_ONCE = 200  # images times classes are 32 MB of numbers at 20,000 classes
 RIDGES = tuple(10.0**power for power in range(-6, 3))
 Accuracies = dict[str, float]  # by split
@@ -38,7 +38,13 @@ Accuracies = dict[str, float]  # by split
 
 @dataclass(frozen=True)
 class Result:
-    """Accuracies of both probes; what was chosen on the validation images; seconds of computing features."""
+    """The result of both probes.
+
+    Attributes:
+        width: the number of features.
+        chosen: the settings that were best on the validation images.
+        seconds: the time to compute the features.
+    """
 
     name: str
     width: int
@@ -49,12 +55,16 @@ class Result:
 
 
 def probe(params: Params, target: str | None, variant: str | None, size: int | None) -> None:
-    """Prints and logs a k-nearest-neighbour and a linear probe of `target`: an entry of `models:`, or a
-    source of weights; by default all entries that were trained. Pixels are there to compare with.
+    """Prints and logs the accuracy of a k-nearest-neighbour and of a linear probe, beside those of raw pixels.
 
     Args:
-        variant: what to build for a source that names none.
-        size: height and width that the images are resized to; null: as they were prepared.
+        target: an entry of `models:`, or a source of weights; None for all trained entries.
+        variant: the model variant of a source that does not name one.
+        size: height and width to which the images are resized; None for the size of the prepared images.
+
+    Raises:
+        ConfigError: no model, or not this one, is trained yet.
+        WeightsError: the source is missing, cannot be read, or does not name its variant.
     """
     start_backend(params)
     data = open_prepared(PREPARED)
@@ -66,8 +76,8 @@ def probe(params: Params, target: str | None, variant: str | None, size: int | N
     for name in targets:
         checkpoint, model = open_target(name, params, variant, image_size)
         start, body = time.perf_counter(), without_head(model)
-        found = {split: features(body, data.images(split), f"{name}, {split}") for split in data.splits}
-        result = judged(name, found, data, time.perf_counter() - start)
+        computed = {split: features(body, data.images(split), f"{name}, {split}") for split in data.splits}
+        result = judged(name, computed, data, time.perf_counter() - start)
         log(params, checkpoint, data, image_size, result)
         results.append(result)
     print(table(results, data.splits))
@@ -80,12 +90,12 @@ def trained(name: str) -> Path:
 def open_target(
     name: str, params: Params, variant: str | None, image_size: tuple[int, ...]
 ) -> tuple[PretrainedCheckpoint, "keras.Model"]:
-    """The weights and a model that has them."""
+    """Returns the weights that `name` stands for, and a model with these weights."""
     if name in params.models and trained(name).exists():
         checkpoint = resolve(trained(name))
     elif name in params.models:
         raise ConfigError(
-            f"{name} is not trained yet: run dvc repro {name}, or probe the source it starts from"
+            f"{name} is not trained yet: run dvc repro train@{name}, or probe the source that it starts from"
         )
     else:
         checkpoint = resolve(name)
@@ -97,7 +107,9 @@ def open_target(
     row = known(name)
     variant = variant or (row.variant if row else None)
     if variant is None:
-        raise WeightsError(f"{name} does not say what model it is: add --variant, one of visionpipe models")
+        raise WeightsError(
+            f"{name} does not name its model variant: add --variant with one that visionpipe models lists"
+        )
     options = dict(row.overrides) if row else {}
     if variant in VARIANTS:
         options |= {
@@ -110,7 +122,7 @@ def open_target(
 
 
 def without_head(model: "keras.Model") -> "keras.Model":
-    """Images to what the head reads."""
+    """Returns a model from the images to the input of the head."""
     import keras
 
     from visionpipe.acceleration.network import accelerate
@@ -121,7 +133,7 @@ def without_head(model: "keras.Model") -> "keras.Model":
 
 
 def features(body: "keras.Model", images: np.ndarray, title: str) -> np.ndarray:
-    """Of uint8 images (n, height, width, 3): float32 (n, features)."""
+    """Computes features, float32 (n, features), of images uint8 (n, height, width, 3)."""
     import keras
 
     size = body.input.shape[1:3]
@@ -129,7 +141,9 @@ def features(body: "keras.Model", images: np.ndarray, title: str) -> np.ndarray:
     for start in tqdm(range(0, len(images), BATCH), desc=title, unit="batch", disable=None):
         batch = images[start : start + BATCH].astype(np.float32)
         count = len(batch)
-        batch = np.pad(batch, ((0, BATCH - count), (0, 0), (0, 0), (0, 0)))  # one shape is compiled once
+        batch = np.pad(
+            batch, ((0, BATCH - count), (0, 0), (0, 0), (0, 0))
+        )  # so that only one shape is compiled
         if batch.shape[1:3] != size:
             batch = keras.ops.image.resize(batch, size, interpolation="bicubic", antialias=True)
             batch = keras.ops.convert_to_numpy(keras.ops.clip(batch, 0, 255))
@@ -138,7 +152,7 @@ def features(body: "keras.Model", images: np.ndarray, title: str) -> np.ndarray:
 
 
 def pixels(images: np.ndarray) -> np.ndarray:
-    """The images themselves, averaged down to about 16 by 16, as features."""
+    """Returns the images, averaged to about 16 × 16 pixels, as features float32 (n, features)."""
     steps = [max(1, round(side / 16)) for side in images.shape[1:3]]
     height, width = (side // step * step for side, step in zip(images.shape[1:3], steps, strict=True))
     blocks = (len(images), height // steps[0], steps[0], width // steps[1], steps[1], 3)
@@ -146,11 +160,11 @@ def pixels(images: np.ndarray) -> np.ndarray:
     return means.reshape(len(images), -1)
 
 
-def judged(name: str, found: dict[str, np.ndarray], data: Prepared, seconds: float) -> Result:
-    """Both probes on features by split. Their one setting each is chosen on the validation images."""
-    labels = {split: data.labels(split) for split in found}
-    mean, deviation = found["train"].mean(0), found["train"].std(0) + 1e-6
-    scaled = {split: (x - mean) / deviation for split, x in found.items()}
+def judged(name: str, by_split: dict[str, np.ndarray], data: Prepared, seconds: float) -> Result:
+    """Runs both probes on the features of each split. Their settings are chosen on the validation images."""
+    labels = {split: data.labels(split) for split in by_split}
+    mean, deviation = by_split["train"].mean(0), by_split["train"].std(0) + 1e-6
+    scaled = {split: (x - mean) / deviation for split, x in by_split.items()}
     classes = len(data.classes)
 
     def accuracies(answers: Iterator[tuple[float, Accuracies]]) -> tuple[float, Accuracies]:
@@ -158,17 +172,20 @@ def judged(name: str, found: dict[str, np.ndarray], data: Prepared, seconds: flo
 
     k, neighbours = accuracies(nearest_neighbours(scaled, labels, classes))
     ridge, linear = accuracies(least_squares(scaled, labels, classes))
-    return Result(name, found["train"].shape[1], neighbours, linear, {"k": k, "ridge": ridge}, seconds)
+    return Result(name, by_split["train"].shape[1], neighbours, linear, {"k": k, "ridge": ridge}, seconds)
 
 
 def nearest_neighbours(
-    found: dict[str, np.ndarray], labels: dict[str, np.ndarray], classes: int
+    by_split: dict[str, np.ndarray], labels: dict[str, np.ndarray], classes: int
 ) -> Iterator[tuple[float, Accuracies]]:
-    """For each k: the k training images of the most similar direction vote, each with exp(cosine / 0.07)."""
-    unit = {split: x / (np.linalg.norm(x, axis=1, keepdims=True) + 1e-12) for split, x in found.items()}
+    """Yields k and the accuracies of a vote of the k training images with the highest cosine similarity.
+
+    A vote weighs exp(cosine / TEMPERATURE).
+    """
+    unit = {split: x / (np.linalg.norm(x, axis=1, keepdims=True) + 1e-12) for split, x in by_split.items()}
     most = min(max(NEIGHBOURS), len(labels["train"]))
     nearest: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for split in [split for split in found if split != "train"]:
+    for split in [split for split in by_split if split != "train"]:
         similarities, places = [], []
         for start in range(0, len(unit[split]), 1000):
             cosine = unit[split][start : start + 1000] @ unit["train"].T
@@ -188,15 +205,16 @@ def nearest_neighbours(
 
 
 def least_squares(
-    found: dict[str, np.ndarray], labels: dict[str, np.ndarray], classes: int
+    by_split: dict[str, np.ndarray], labels: dict[str, np.ndarray], classes: int
 ) -> Iterator[tuple[float, Accuracies]]:
-    """For each ridge: the linear map to −1 and 1 per class of the least squared error, in closed form
-    (Dosovitskiy et al. 2021, section 4.1). The ridge is relative to the mean variance.
+    """Yields each ridge, and the accuracies of a ridge regression to −1 and 1 per class, computed in closed form.
+
+    The ridge is relative to the mean variance of the features (Dosovitskiy et al. 2021, section 4.1).
     """
-    x = found["train"].astype(np.float64)
+    x = by_split["train"].astype(np.float64)
     values, vectors = np.linalg.eigh(x.T @ x / len(x))
     shares = np.bincount(labels["train"], minlength=classes) / len(x)
-    # x.T @ (targets - their mean), without the targets: a row of a number per class for each image.
+    # Computes x.T @ (targets - their mean) without the array of targets, (images, classes), which may be large.
     sums = np.zeros((classes, x.shape[1]))
     np.add.at(sums, labels["train"], x)
     products = vectors.T @ (2 * (sums - np.outer(shares, x.sum(0))).T / len(x))
@@ -204,11 +222,11 @@ def least_squares(
         weights = vectors @ (products / (np.maximum(values, 0) + ridge * values.mean())[:, None])
         right = {
             split: [
-                (found[split][i : i + ROWS_AT_ONCE] @ weights + 2 * shares).argmax(1)
+                (by_split[split][i : i + ROWS_AT_ONCE] @ weights + 2 * shares).argmax(1)
                 == labels[split][i : i + ROWS_AT_ONCE]
                 for i in range(0, len(labels[split]), ROWS_AT_ONCE)
             ]
-            for split in found
+            for split in by_split
             if split != "train"
         }
         yield ridge, {split: float(np.concatenate(parts).mean()) for split, parts in right.items()}
@@ -221,8 +239,9 @@ def log(
     image_size: tuple[int, ...],
     result: Result,
 ) -> None:
-    """One run for the same weights on the same images, however often they are probed; in an experiment of its
-    own, because nothing was trained.
+    """Logs a probe to MLflow, in a separate experiment because nothing was trained.
+
+    Probes of the same weights on the same images share one run.
     """
     identity = {
         "weights_sha256": checkpoint.sha256,

@@ -1,7 +1,6 @@
-"""`visionpipe promote` and `visionpipe rollback`: which version serves, and the log of how that changed.
+"""`visionpipe promote` and `visionpipe rollback`: move the alias `champion`, and log each move.
 
-The log lives with the registered model, as one tag per move, so that everybody who uses the registry
-sees the same one.
+The log is stored with the registered model, as one tag per move. So all users of the registry see the same log.
 """
 
 import getpass
@@ -33,7 +32,7 @@ LOG_TAG = "promotion."
 
 @dataclass(frozen=True)
 class Move:
-    """One entry of the log: `champion` went from the version `before`, or from none, to the version `to`."""
+    """One entry of the log: `champion` moved from the version `before` (None for no version) to the version `to`."""
 
     action: str
     before: str | None
@@ -43,10 +42,16 @@ class Move:
 
 
 def promote(params: Params, new_data: bool = False) -> None:
-    """Makes the challenger the champion if it is better on the present test images and still is what was registered.
+    """Makes the challenger the champion if it is better on the prepared test images.
 
-    `new_data`: also where the champion cannot answer them, as it knows other classes or another image size, or as its
-    files are gone.
+    The challenger's files are verified first.
+
+    Args:
+        new_data: promote even if the champion cannot be compared: it has other classes or another image size, or its
+            files are lost.
+
+    Raises:
+        RegistryError: there is no challenger, it is not better, it cannot be compared, or its files are damaged.
     """
     store = connect(params.tracking)
     with alone(store.uri, "register", "waiting for another process to register"):
@@ -56,27 +61,31 @@ def promote(params: Params, new_data: bool = False) -> None:
                 f"{store.model_name} has no challenger in {store.uri}: run visionpipe register"
             )
         if champion is not None and champion.version == challenger.version:
-            print(f"version {champion.version} is champion and challenger already: nothing to promote")
+            print(f"version {champion.version} is both champion and challenger: nothing to promote")
             return
         data = open_prepared(PREPARED)
         new, old = str(challenger.version), str(champion.version) if champion else None
         scores = {new: test_accuracy(store, challenger, data)}
         if scores[new] is None:
-            raise RegistryError(f"{other_images(new)}: the two versions cannot be compared on it")
+            raise RegistryError(f"{other_images(new)}, so it cannot be evaluated: run dvc repro")
         print(f"{CHALLENGER:<10} version {new} ({made_of(challenger)}): test accuracy {scores[new]:.4f}")
         if champion is not None:
             scores[str(old)] = champion_accuracy(store, champion, data, new_data)
         compared = {number: score for number, score in scores.items() if score is not None}
         if old in compared and compared[new] <= compared[old]:
             raise RegistryError(
-                f"version {new} is not better than version {old} on the same test images: nothing was promoted"
+                f"version {new} is not better than version {old} on the same test images, so it was not promoted"
             )
         verify_version(store, challenger)
         move_champion(store, new, old, "promote", compared)
 
 
 def champion_accuracy(store: Store, champion: Any, data: Prepared, new_data: bool) -> float | None:
-    """The champion's test accuracy; None where it has none and `new_data` permits that."""
+    """Returns the champion's test accuracy; None if it cannot be measured and `new_data` permits that.
+
+    Raises:
+        RegistryError: it cannot be measured.
+    """
     number = str(champion.version)
     try:
         score, reason = test_accuracy(store, champion, data), other_images(number)
@@ -84,10 +93,11 @@ def champion_accuracy(store: Store, champion: Any, data: Prepared, new_data: boo
         score, reason = None, str(error)
     if score is None and not new_data:
         raise RegistryError(
-            f"{reason}: the two versions cannot be compared on it; visionpipe promote --new-data promotes without"
+            f"{reason}, so the two versions cannot be compared: visionpipe promote --new-data promotes without a "
+            f"comparison"
         )
-    said = "not compared: " + reason if score is None else f"test accuracy {score:.4f}"
-    print(f"{CHAMPION:<10} version {number} ({made_of(champion)}): {said}")
+    outcome = "not compared: " + reason if score is None else f"test accuracy {score:.4f}"
+    print(f"{CHAMPION:<10} version {number} ({made_of(champion)}): {outcome}")
     return score
 
 
@@ -96,26 +106,33 @@ def other_images(number: str) -> str:
 
 
 def rollback(params: Params) -> None:
-    """Gives `champion` back to the version that had it before the last promotion, once its files are verified."""
+    """Makes the previous champion the champion again, after verifying its files.
+
+    Raises:
+        RegistryError: there is no previous champion, or its files are damaged.
+    """
     store = connect(params.tracking)
     with alone(store.uri, "register", "waiting for another process to register"):
         champion = aliases(store).get(CHAMPION)
         history = champions_before(promotions(store), champion)
         if champion is None or not history:
-            raise RegistryError(f"{store.model_name} has no earlier champion to go back to in {store.uri}")
+            raise RegistryError(
+                f"{store.model_name} has no earlier champion in {store.uri}: nothing was changed"
+            )
         version = all_versions(store).get(history[-1])
         if version is None:
             raise RegistryError(
-                f"version {history[-1]} of {store.model_name}, champion before version {champion}, was deleted: "
-                f"give the alias {CHAMPION} to another version in the MLflow UI"
+                f"version {history[-1]} of {store.model_name}, the champion before version {champion}, was deleted: "
+                f"set the alias {CHAMPION} to another version in the MLflow UI"
             )
         verify_version(store, version)
         move_champion(store, history[-1], champion, "rollback", {})
 
 
 def test_accuracy(store: Store, version: Any, data: Prepared) -> float | None:
-    """Accuracy of a registered version on the test split that lies prepared here, in [0, 1]; None where it
-    knows other classes or takes images of another size or framing.
+    """Measures a registered version's accuracy on the prepared test split, in [0, 1].
+
+    Returns None if the version has other classes, or takes images of another size, crop or interpolation.
     """
     with temporary_folder() as folder:
         classifier = Classifier(download_classifier(store, version, folder))
@@ -126,7 +143,7 @@ def test_accuracy(store: Store, version: Any, data: Prepared) -> float | None:
 
 
 def move_champion(store: Store, to: str, before: str | None, action: str, scores: dict[str, float]) -> None:
-    """Writes the log entry first: an alias never moves without one."""
+    """Moves the alias `champion`. The log entry is written first, so that no move is missing from the log."""
     entry = {
         "action": action,
         "from": before,
@@ -136,7 +153,7 @@ def move_champion(store: Store, to: str, before: str | None, action: str, scores
         "test_accuracy": scores,
     }
     last = max((int(name.removeprefix(LOG_TAG)[:4]) for name in log_tags(store)), default=0)
-    # Two people may promote at once: what both write must not have one name.
+    # The random suffix distinguishes the entries of two people who promote at the same time.
     name = f"{LOG_TAG}{last + 1:04d}.{secrets.token_hex(4)}"
     store.client.set_registered_model_tag(store.model_name, name, json.dumps(entry))
     store.client.set_registered_model_alias(store.model_name, CHAMPION, to)
@@ -144,7 +161,7 @@ def move_champion(store: Store, to: str, before: str | None, action: str, scores
 
 
 def user() -> str:
-    """Who runs this: a name, or the number of a user without one, as in many containers."""
+    """Returns the user's name, or the number of a user without a name, as in many containers."""
     try:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):
@@ -152,7 +169,7 @@ def user() -> str:
 
 
 def log_tags(store: Store) -> dict[str, str]:
-    """The tags that are the log, the oldest first. Others may begin like them."""
+    """Returns the tags of the log, oldest first, without other tags that begin like them."""
     model = registered_model(store)
     tags = sorted(model.tags.items()) if model else []
     return {
@@ -163,7 +180,11 @@ def log_tags(store: Store) -> dict[str, str]:
 
 
 def promotions(store: Store) -> list[Move]:
-    """All moves of `champion` after the first registration, oldest first."""
+    """Returns all moves of `champion` after the first registration, oldest first.
+
+    Raises:
+        RegistryError: a tag of the log is damaged.
+    """
     moves = []
     for name, value in log_tags(store).items():
         try:
@@ -174,22 +195,19 @@ def promotions(store: Store) -> list[Move]:
             )
         except (ValueError, LookupError, TypeError, AttributeError):
             raise RegistryError(
-                f"the tag {name} of {store.model_name} in {store.uri} is no entry of the log of promotions: delete "
-                f"the tag in the MLflow UI"
+                f"the tag {name} of {store.model_name} in {store.uri} is not a valid entry of the log of promotions: "
+                f"delete the tag in the MLflow UI"
             ) from None
     return moves
 
 
 def champions_before(log: list[Move], champion: str | None) -> list[str]:
-    """The versions that a rollback from `champion` goes through, the last one first to be taken.
-
-    A move that was interrupted before its alias moved is left out: the champion after it is the one before it.
-    """
+    """Returns the former champions that rollbacks go back to, beginning with the last of the list."""
     stack: list[str] = []
     after = [*(move.before for move in log), champion][1:]
     for move, then in zip(log, after, strict=True):
         if then == move.before and then != move.to:
-            continue
+            continue  # this move was interrupted after its log entry and before its alias
         if move.action == "promote" and move.before:
             stack.append(move.before)
         elif move.action == "rollback" and stack:

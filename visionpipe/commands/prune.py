@@ -1,4 +1,4 @@
-"""`visionpipe prune`: removes what nothing points at any more."""
+"""`visionpipe prune`: removes versions, runs, uploads and checkpoints that nothing needs any more."""
 
 import contextlib
 import dataclasses
@@ -36,23 +36,28 @@ from visionpipe.tracking.runs import PROCESS
 from visionpipe.tracking.store import ADDRESS, Store, StoreError, alone, checkouts, connect, tracking_uri
 from visionpipe.tracking.verification import made_of
 
-REFS = ("refs/heads", "refs/remotes", "refs/exps")  # whose models people come back to; a tag is history
+REFS = ("refs/heads", "refs/remotes", "refs/exps")  # whose models are needed; those of a tag are history
 
 
 @dataclass(frozen=True)
 class Waste:
-    """Something that nothing points at: `kind` is `version`, `run`, `upload` or `checkpoint`."""
+    """An item that nothing needs: `kind` is `version`, `run`, `upload` or `checkpoint`."""
 
     kind: str
     identity: str
     description: str
-    upload: str = ""  # the logged model that goes with a version
+    upload: str = ""  # the logged model that is removed together with a version
 
 
 def prune(params: Params, delete: bool) -> None:
-    """Lists, and with `delete` removes: versions that nothing names, runs that made neither a kept version nor a model
-    that lies somewhere, uploads that belong to neither, checkpoints of no training that runs or that `dvc repro` would
-    take up again. A store on a server may belong to other checkouts too: it is left alone.
+    """Lists, and with `delete` removes, the items that nothing needs (see `read_needs`).
+
+    - versions that are not needed;
+    - runs that made neither a needed version nor a needed model, and that are not running;
+    - uploads that belong neither to a version nor to a needed model;
+    - checkpoints, unless their training is running or `dvc repro` would continue it.
+
+    A tracking store on a server may also serve other checkouts, so only checkpoints are removed then.
     """
     store, uri = connect(params.tracking), tracking_uri()
     waste = old_checkpoints(params)
@@ -66,7 +71,7 @@ def prune(params: Params, delete: bool) -> None:
                 *waste,
             ]
         else:
-            print(f"{uri} may serve other checkouts too: its runs and versions are left alone")
+            print(f"{uri} may serve other checkouts too: its runs and versions are not removed")
         for item in waste:
             if delete:
                 remove(store, item)
@@ -74,20 +79,18 @@ def prune(params: Params, delete: bool) -> None:
     if not waste:
         print("nothing to prune")
     elif not delete:
-        print("run visionpipe prune --delete to remove these")
+        print("to remove these, run visionpipe prune --delete")
     elif any(item.kind != "checkpoint" for item in waste):
         address = shlex.quote(uri)
         print(
-            f"what was removed from MLflow can be restored there, until this frees its space: "
+            f"MLflow can restore what was removed from it until this command frees the space: "
             f"MLFLOW_TRACKING_URI={address} mlflow gc --backend-store-uri {address}"
         )
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What must stay: `versions` of this registered model by their numbers, `runs` by their ids, and whatever has one
-    of the `lineages`.
-    """
+    """The needed items: `versions` of the registered model by number, `runs` by id, and all items of `lineages`."""
 
     versions: set[str]
     runs: set[str]
@@ -95,35 +98,38 @@ class Needs:
 
 
 def read_needs(store: Store, params: Params) -> Needs:
-    """Needed is what has an alias, what a rollback would go back to, what made the models that lie in a checkout that
-    uses the store, or that the tip of a branch or an experiment has in its dvc.lock, and the versions that a
-    params.yaml of those starts from or learns from.
+    """Finds what is needed.
+
+    - versions that have an alias, and those that a rollback would go back to;
+    - versions and runs of the models in each checkout that uses the store;
+    - versions and runs of the models in the dvc.lock of each branch, experiment and worktree;
+    - versions that a params.yaml of these starts from or learns from.
     """
     versions, on = all_versions(store), aliases(store)
     roots = checkouts(store)
     lineages = current_lineages(params).union(*map(lineages_in, roots))
     locked = set().union(*map(locked_models, roots))
     named = addresses(dataclasses.asdict(params)).union(*map(addresses_in, roots))
-    kept = {*on.values(), *champions_before(promotions(store), on.get(CHAMPION))}
+    needed = {*on.values(), *champions_before(promotions(store), on.get(CHAMPION))}
     for address in named:
         match = ADDRESS.fullmatch(address)
         if match and match["name"] == store.model_name:
-            kept.add(on.get(match["alias"], "") if match["alias"] else match["number"])
+            needed.add(on.get(match["alias"], "") if match["alias"] else match["number"])
     for run in all_runs(store):
         if locked and run.data.tags.get("lineage_id") and lineage_md5(store, run) in locked:
             lineages.add(run.data.tags["lineage_id"])
     for number, version in versions.items():
         in_lock = locked.intersection(locked_files(version).values())
         if version.tags.get("lineage_id") in lineages or in_lock:
-            kept.add(number)
-    runs = {version.run_id for number, version in versions.items() if number in kept}
+            needed.add(number)
+    runs = {version.run_id for number, version in versions.items() if number in needed}
     runs |= {version.run_id for version in versions_of_others(store)}
-    return Needs(kept, runs, lineages)
+    return Needs(needed, runs, lineages)
 
 
 def old_versions(store: Store, needed: Needs) -> list[Waste]:
     versions = all_versions(store)
-    kept = uploads_of(
+    used = uploads_of(
         store, {number: version for number, version in versions.items() if number in needed.versions}
     )
     return [
@@ -131,7 +137,7 @@ def old_versions(store: Store, needed: Needs) -> list[Waste]:
             "version",
             number,
             f"{number} ({made_of(version)})",
-            upload="" if logged_model_id(version) in kept else logged_model_id(version),
+            upload="" if logged_model_id(version) in used else logged_model_id(version),
         )
         for number, version in versions.items()
         if number not in needed.versions
@@ -152,7 +158,7 @@ def old_runs(store: Store, params: Params, needed: Needs) -> Iterator[Waste]:
 
 
 def old_uploads(store: Store, needed: Needs) -> Iterator[Waste]:
-    """Logged models that no version stands for, and that the next `register` would not make one of."""
+    """Yields the logged models that have no version, and of which the next `register` would not make one."""
     used = uploads_of(store, all_versions(store))
     for logged in store.client.search_logged_models([store.experiment_id]):
         finished, uploader = logged.status == "READY", logged.tags.get(UPLOADER, "")
@@ -163,17 +169,17 @@ def old_uploads(store: Store, needed: Needs) -> Iterator[Waste]:
 
 
 def uploads_of(store: Store, versions: dict[str, Any]) -> set[str]:
-    """Ids of the logged models that these versions and those of other registered models stand for."""
+    """Returns the ids of the logged models of these versions and of the versions of other registered models."""
     return {logged_model_id(version) for version in (*versions.values(), *versions_of_others(store))}
 
 
 def versions_of_others(store: Store) -> list[Any]:
-    """The versions of all other registered models."""
+    """Returns the versions of all other registered models."""
     return [version for version in store.client.search_model_versions() if version.name != store.model_name]
 
 
 def lineage_md5(store: Store, run: Any) -> str:
-    """md5 of the lineage.json that a run holds, which dvc.lock has too; empty where its files are gone."""
+    """Returns the md5 of the lineage.json of a run, to compare with dvc.lock; empty if the run's files are lost."""
     with temporary_folder() as folder:
         try:
             file = Path(store.client.download_artifacts(run.info.run_id, "lineage.json", str(folder)))
@@ -187,7 +193,7 @@ def current_lineages(params: Params) -> set[str]:
 
 
 def lineages_in(root: Path) -> set[str]:
-    """Of the models that lie in a checkout."""
+    """Returns the lineage ids of the models in a checkout."""
     return lineages_of((root / "models").glob("*/lineage.json"))
 
 
@@ -196,8 +202,8 @@ def lineages_of(files: Iterable[Path]) -> set[str]:
 
 
 def locked_models(root: Path) -> set[str]:
-    """md5 of each lineage.json that the dvc.lock of a checkout, or of one of its commits, names."""
-    found = set()
+    """Returns the md5 of each lineage.json in the dvc.lock of a checkout, its branches, experiments and worktrees."""
+    md5s = set()
     for lock in every_version_of("dvc.lock", root):
         stages = lock.get("stages")
         for stage in stages.values() if isinstance(stages, dict) else ():
@@ -206,8 +212,8 @@ def locked_models(root: Path) -> set[str]:
                     for output in outputs:
                         match output:
                             case {"path": str(path), "md5": str(md5)} if path.endswith("/lineage.json"):
-                                found.add(md5)
-    return found
+                                md5s.add(md5)
+    return md5s
 
 
 def addresses_in(root: Path) -> set[str]:
@@ -215,7 +221,7 @@ def addresses_in(root: Path) -> set[str]:
 
 
 def addresses(content: Any) -> set[str]:
-    """All `models:/…` in what params.yaml says."""
+    """Returns all texts in the content of params.yaml that begin with `models:/`."""
     if isinstance(content, str):
         return {content} if content.startswith("models:/") else set()
     values = (
@@ -229,7 +235,7 @@ def addresses(content: Any) -> set[str]:
 
 
 def every_version_of(name: str, root: Path) -> Iterator[dict[str, Any]]:
-    """A YAML file as it lies in a checkout, and as the tip of each branch, experiment and worktree has it."""
+    """Yields the contents of a YAML file in a checkout, and at the tip of each branch, experiment and worktree."""
     texts = [(root / name).read_bytes()] if (root / name).is_file() else []
     with contextlib.suppress(NoGit):
         listed = git("for-each-ref", "--format=%(objectname)", *REFS, folder=root).split()
@@ -249,7 +255,7 @@ def every_version_of(name: str, root: Path) -> Iterator[dict[str, Any]]:
 
 
 def current_keys(params: Params) -> set[str]:
-    """train_keys of the models as params.yaml has them: an interrupted training would be taken up again."""
+    """Returns the keys of the trainings in params.yaml, which `dvc repro` would continue after an interruption."""
     manifest = PREPARED / MANIFEST
     if not manifest.exists():
         return set()
@@ -257,7 +263,7 @@ def current_keys(params: Params) -> set[str]:
     data = open_prepared(PREPARED, verify=False)
     keys = set()
     for name in params.models:
-        # Without the weights that it starts from or its teacher's, it has no training to take up again.
+        # A training whose initial weights or teacher are missing cannot have been interrupted.
         with contextlib.suppress(VisionpipeError, FileNotFoundError):
             keys.add(resolve_training(name, params, data).key)
     return keys
@@ -283,7 +289,7 @@ def old_checkpoints(params: Params) -> list[Waste]:
 
 
 def is_locked(key: str) -> bool:
-    """Whether a training of this key runs now."""
+    """Whether a training of this key is running."""
     lock = state_folder() / "locks" / key
     if not key or not lock.exists():
         return False
@@ -299,7 +305,7 @@ def remove(store: Store, item: Waste) -> None:
     if item.kind == "version":
         store.client.delete_model_version(store.model_name, item.identity)
         if item.upload.startswith("m-"):
-            with contextlib.suppress(StoreError):  # deleted before
+            with contextlib.suppress(StoreError):  # it is deleted already
                 store.client.delete_logged_model(item.upload)
     elif item.kind == "upload":
         store.client.delete_logged_model(item.identity)

@@ -1,1 +1,1 @@
-"""A project: its params.yaml, the paths in it, and the identity of what its stages make."""
+"""A project: its params.yaml, code.lock and paths, and the identity of its models."""

@@ -17,12 +17,12 @@ PACKAGES = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}
 
 
 def thread_count(params: Params) -> int:
-    """`threads` of params.yaml, or the number of physical cores."""
+    """Returns `threads` of params.yaml, or the number of physical cores if it is null."""
     return params.threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1
 
 
 def check_backend(params: Params) -> None:
-    """Refuses a backend that is not installed, or that KERAS_BACKEND contradicts."""
+    """Raises BackendError if the backend is not installed, or if KERAS_BACKEND names another one."""
     wanted, given = params.backend, os.environ.get("KERAS_BACKEND")
     if given and given != wanted:
         raise BackendError(
@@ -36,9 +36,12 @@ def check_backend(params: Params) -> None:
 
 
 def start_backend(params: Params, backend: str | None = None) -> None:
-    """Sets `backend` (default: that of params.yaml), pins threads and seeds every generator.
+    """Starts Keras on `backend` (by default that of params.yaml), fixes the number of threads, seeds every generator.
 
-    Pinned threads are what makes two runs on one machine equal to the bit.
+    The fixed number of threads makes two runs on one machine equal to the bit.
+
+    Raises:
+        BackendError: the backend is not installed, KERAS_BACKEND names another one, or Keras already runs on another.
     """
     check_backend(params)
     backend, threads = backend or params.backend, thread_count(params)
@@ -60,9 +63,9 @@ def start_backend(params: Params, backend: str | None = None) -> None:
 
 @contextmanager
 def quiet_native_logs() -> Iterator[None]:
-    """Keeps what C++ code writes to stderr away from the user, unless the block fails.
+    """Hides what C++ code writes to stderr during the `with` block; shows it if the block fails.
 
-    TensorFlow prints ten lines at import that no log level silences.
+    TensorFlow prints ten lines at import that no log level suppresses.
     """
     with tempfile.TemporaryFile() as captured:
         stderr = os.dup(2)
@@ -79,7 +82,10 @@ def quiet_native_logs() -> Iterator[None]:
 
 
 def start_tensorflow(threads: int, owns_device: bool) -> None:
-    """TensorFlow runs the input path on every backend; beside another one it must leave the GPU alone."""
+    """Sets TensorFlow's threads, and hides the GPU from it if another backend trains.
+
+    TensorFlow makes the batches on every backend.
+    """
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
@@ -91,7 +97,7 @@ def start_tensorflow(threads: int, owns_device: bool) -> None:
 
 
 def device_name() -> str:
-    """What the running backend computes on, for people: `CPU`, or the GPU's name."""
+    """Returns the name of the device that the running backend computes on: `CPU`, or the name of the GPU."""
     import keras
 
     backend = keras.backend.backend()

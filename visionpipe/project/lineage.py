@@ -1,4 +1,4 @@
-"""What made a model: two equal keys mean the same data, code, parameters and versions."""
+"""The identity of a model: two equal keys mean the same data, code, parameters and library versions."""
 
 from dataclasses import asdict
 from typing import Any
@@ -10,11 +10,11 @@ from visionpipe.project.params import ModelConfig, Params
 from visionpipe.training.recipe import TrainConfig
 
 Pixels = dict[str, tuple[float, ...]]
-CHECKPOINTS = ("checkpoint_minutes", "checkpoint_steps")  # no weight depends on them
+CHECKPOINTS = ("checkpoint_minutes", "checkpoint_steps")  # the weights do not depend on them
 
 
 def train_key(identity: dict[str, Any]) -> str:
-    """Computes the name of a training's checkpoint folder, which is known before the training starts."""
+    """Computes the key of a training from what its weights depend on. It is known before the training starts."""
     return sha256_json(identity)
 
 
@@ -24,7 +24,7 @@ def lineage_id(key: str, model_sha256: str) -> str:
 
 
 def code_sha256(identity: dict[str, Any]) -> str:
-    """Returns the hash of the code that trained a model; visionpipe 0.1 wrote one for each file."""
+    """Returns the hash of the code that trained a model. A lineage.json of visionpipe 0.1 has one per file."""
     code = identity["code"]
     return code if isinstance(code, str) else sha256_json(code)
 
@@ -50,6 +50,6 @@ def training_params(name: str, params: Params, recipe: TrainConfig, spec: ModelS
 
 
 def written_pixels(model: ModelConfig) -> Pixels:
-    """The normalisation as far as params.yaml has it."""
+    """Returns the parts of the normalisation that are in params.yaml."""
     written = {"pixel_mean": model.pixel_mean, "pixel_std": model.pixel_std}
     return {key: value for key, value in written.items() if value is not None}

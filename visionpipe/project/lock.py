@@ -1,11 +1,11 @@
 """`code.lock`: the code and the libraries that each stage of a project runs with.
 
-dvc.yaml depends on entries of this file and on no source file. So a stage runs again when the code that it imports has
-changed, and never because of a comment, a docstring or another version of the package alone.
+dvc.yaml depends on entries of this file, and on no source file. So a stage runs again when the code that it imports has
+changed. A changed comment, docstring or package version alone does not make a stage run again.
 
-The code of a stage is its import closure: its module, the modules of the package that this one imports, also inside
-functions, and so on. A file of the package that one of these modules names in a string ("artifact/pyfunc.py") belongs
-to the closure too.
+The code of a stage is its import closure: the stage's module, the modules of the package that it imports, also inside
+functions, the modules that these import, and so on. A file of the package that one of these modules names in a string
+("artifact/pyfunc.py") belongs to the closure too.
 """
 
 import ast
@@ -29,37 +29,37 @@ LOCK = Path("code.lock")
 BACKENDS = ("tensorflow", "jax", "torch")
 PACKAGE = Path(__file__).parents[1]
 FILE_NAME = re.compile(r"\w+(/\w+)+\.\w+")
-SHOWN = 5  # reasons why a stage runs again
+SHOWN = 5  # reasons per stage; the others are counted
 HEADER = "# Written by visionpipe lock: the code and the libraries that each stage runs with. dvc.yaml depends on it.\n"
 
-# Modules and rooms that a stage imports and that cannot change what the stage writes.
+# Modules and rooms that stages import and that do not change what a stage writes, each with the reason.
 WITHOUT_EFFECT = {
     "api": "the interface from Python, which no stage calls",
     "errors": "words of error messages",
     "files": "how files are written, not their content",
-    "project.backend": "the choice of the backend, which is a parameter, and of threads",
-    "project.lineage": "hashes, which are compared with those of other versions",
+    "project.backend": "the choice of the backend and of threads, which are parameters",
+    "project.lineage": "hashes, which must stay comparable between versions of the package",
     "project.lock": "hashes of code",
-    "project.needs": "refuses an order of trainings that cannot be",
-    "project.params": "reads params.yaml, whose values DVC compares itself",
+    "project.needs": "refuses impossible orders of trainings",
+    "project.params": "reads params.yaml, whose values DVC compares",
     "project.paths": "names of files, which dvc.yaml has too",
     "project.schema": "refuses wrong types in params.yaml",
-    "models.known": "addresses of weights; the key of a training has the sha256 of the weights",
-    "weights.download": "fetches weights; the key of a training has their sha256",
-    "artifact.speed": "measures into a folder that is no output",
-    "evaluation.comparison": "writes a table that is no output",
-    "tracking": "fills MLflow, whose content is no output",
+    "models.known": "addresses of weights; the key of a training contains the sha256 of the weights",
+    "weights.download": "downloads weights; the key of a training contains their sha256",
+    "artifact.speed": "writes measurements, which are not DVC outputs",
+    "evaluation.comparison": "writes a table that is not a DVC output",
+    "tracking": "writes to MLflow, which is not a DVC output",
 }
 WITH_EFFECT = {
     "train": {
-        "project.backend": "seeds and threads, which show in the last bits of the weights",
-        "training.presets": "values of recipes, of which params.yaml has the name alone",
+        "project.backend": "seeds and threads, which change the last bits of the weights",
+        "training.presets": "values of recipes, of which params.yaml has only the name",
     },
     "export": {"project.backend": "as for train"},
     "register": {"tracking": "writes the runs, the versions and the receipt"},
 }
 
-# Libraries that decide numbers. `train` has one section for each backend.
+# Libraries that change the numbers that a stage writes. The stage train has one section for each backend.
 LIBRARIES = {
     "prepare": ("numpy", "pillow"),
     "tensorflow": ("keras", "keras-cv", "numpy", "tensorflow"),
@@ -73,10 +73,13 @@ LIBRARIES = {
 def write_lock(folder: Path = Path()) -> list[str]:
     """Writes `folder/code.lock` for the installed package and libraries.
 
-    The section of a backend that is not installed stays as it is.
+    The section of a backend that is not installed does not change.
 
     Returns:
         Lines for the user: which stages run again, and why.
+
+    Raises:
+        LockError: code.lock is damaged, or the project is one of visionpipe 0.1.
     """
     refuse_version_0_1(folder)
     old = read_lock(folder) if (folder / LOCK).exists() else None
@@ -98,7 +101,7 @@ def write_lock(folder: Path = Path()) -> list[str]:
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
-    """Yields what `write_lock` says about two contents of code.lock."""
+    """Yields lines about the difference between two contents of code.lock."""
     if before["visionpipe"] != now["visionpipe"]:
         yield f"visionpipe {before['visionpipe']} → {now['visionpipe']}"
     again = []
@@ -151,24 +154,22 @@ def read_lock(folder: Path = Path()) -> dict[str, Any]:
 
 
 def refuse_version_0_1(folder: Path) -> None:
-    """Says how a project of visionpipe 0.1 moves over: its dvc.yaml listed the files of the package.
+    """Raises LockError, which says how to move over, for a project of visionpipe 0.1.
 
-    Raises:
-        LockError: dvc.yaml does.
+    The dvc.yaml of 0.1 lists the source files of the package.
     """
     dvc_yaml = folder / "dvc.yaml"
     if dvc_yaml.is_file() and "- visionpipe/" in dvc_yaml.read_text(encoding="utf-8", errors="replace"):
         raise LockError(
             f"{dvc_yaml} is that of visionpipe 0.1: remove {dvc_yaml}, then run visionpipe init {folder}, which adds "
-            f"the present dvc.yaml and code.lock and leaves params.yaml as it is"
+            f"the dvc.yaml and code.lock of {__version__} and does not change params.yaml"
         )
 
 
 def check_lock(stage: str, backend: str) -> None:
-    """Refuses to run a stage with other code or other libraries than code.lock names.
+    """Raises LockError if a stage would run with other code or other libraries than those in code.lock.
 
-    Raises:
-        LockError: the first difference, and what to do about it.
+    The error names the first difference, and says what to do.
     """
     lock = read_lock()
     if lock["stages"].get(stage) != stage_code(stage):
@@ -177,20 +178,22 @@ def check_lock(stage: str, backend: str) -> None:
         other = lock["visionpipe"]
         back = f", or install visionpipe {other}" if other != __version__ else ""
         raise LockError(
-            f"{stage}: {name} is not as {LOCK} has it: run visionpipe lock to see what runs again{back}"
+            f"{stage}: {name} has changed since {LOCK} was written: run visionpipe lock, which prints what runs "
+            f"again{back}"
         )
     section = backend if stage == "train" else stage
     locked, here = lock["libraries"].get(section, {}), installed(section)
     for package in LIBRARIES.get(section, ()):
         if locked.get(package) != here.get(package):
             raise LockError(
-                f"{stage}: {package} is {here.get(package, 'not installed')}, and {LOCK} has "
-                f"{locked.get(package, 'none')}: run visionpipe lock to see what runs again, or install that version"
+                f"{stage}: {package} is {here.get(package, 'not installed')}, but {LOCK} has "
+                f"{locked.get(package, 'none')}: run visionpipe lock, which prints what runs again, or install the "
+                f"version of {LOCK}"
             )
 
 
 def installed(section: str) -> dict[str, str]:
-    """Returns package → public version of a section of LIBRARIES; empty where a package is not installed."""
+    """Returns package → public version for a section of LIBRARIES; empty if one of the packages is not installed."""
     try:
         return {name: Version(metadata.version(name)).public for name in LIBRARIES.get(section, ())}
     except metadata.PackageNotFoundError:
@@ -199,16 +202,16 @@ def installed(section: str) -> dict[str, str]:
 
 @functools.cache
 def stage_code(stage: str) -> str:
-    """Computes one sha256 of the code of a stage."""
+    """Computes the sha256 of the code of a stage."""
     return hashlib.sha256("\n".join(f"{n} {d}" for n, d in stage_files(stage).items()).encode()).hexdigest()
 
 
 @functools.cache
 def stage_files(stage: str) -> dict[str, str]:
-    """Returns file → sha256 of a stage's import closure; files are named as `visionpipe/data/decode.py`."""
+    """Returns file → sha256 for a stage's import closure; a file's name is like `visionpipe/data/decode.py`."""
     effective = WITH_EFFECT.get(stage, {})
     without = [name for name in WITHOUT_EFFECT if name not in effective]
-    # A room, unlike a module, is in the closure only as far as the stage imports it.
+    # A module of WITH_EFFECT is always in the closure; of a room, only the modules that the stage imports.
     todo = {f"stages/{stage}.py", *filter(None, map(module_file, effective))}
     closure: set[str] = set()
     while todo:
@@ -221,13 +224,13 @@ def stage_files(stage: str) -> dict[str, str]:
 
 
 def belongs(file: str, module: str) -> bool:
-    """Whether a file is the module of this dotted name, or lies in the room of this name."""
+    """Whether a file is the module of this dotted name, or is in the room of this name."""
     path = module.replace(".", "/")
     return file == f"{path}.py" or file.startswith(f"{path}/")
 
 
 def module_file(name: str) -> str | None:
-    """Returns the file of a dotted name below the package; None where the name is no module."""
+    """Returns the file of a module, given by its dotted name below the package; None if there is no such module."""
     path = name.replace(".", "/")
     candidates = (f"{path}.py", f"{path}/__init__.py" if path else "__init__.py")
     return next((file for file in candidates if (PACKAGE / file).is_file()), None)
@@ -235,7 +238,7 @@ def module_file(name: str) -> str | None:
 
 @functools.cache
 def imported(file: str) -> set[str]:
-    """Returns the files that a module of the package imports or names, with the `__init__.py` of their rooms."""
+    """Returns the files that a module of the package imports or names, and the `__init__.py` of their rooms."""
     modules: set[str] = set()
     files: set[str | None] = set()
     for node in running_nodes(tree_of(file)):
@@ -247,7 +250,7 @@ def imported(file: str) -> set[str]:
             case ast.JoinedStr(values=[ast.Constant(value=str(start)), *_]) if start.startswith(
                 "visionpipe."
             ):
-                room = start.rpartition(".")[0]  # a module that is imported by a computed name
+                room = start.rpartition(".")[0]  # a module of this room is imported by a computed name
                 inside = (PACKAGE.parent / room.replace(".", "/")).glob("*.py")
                 modules |= {f"{room}.{path.stem}" for path in inside if path.stem != "__init__"}
             case ast.Constant(value=str(text)) if FILE_NAME.fullmatch(text) and (PACKAGE / text).is_file():
@@ -260,7 +263,7 @@ def imported(file: str) -> set[str]:
 
 
 def running_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """Yields the nodes of a tree, without what only a type checker reads."""
+    """Yields the nodes of a tree that run, without the blocks `if TYPE_CHECKING:`."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
             continue
@@ -274,16 +277,16 @@ def tree_of(file: str) -> ast.Module:
 
 
 def digest(file: str) -> str:
-    """Computes the sha256 of a file: of Python without comments, docstrings, layout and the package's version."""
+    """Computes the sha256 of a file; of a Python file without comments, docstrings, layout and `__version__`."""
     if not file.endswith(".py"):
         return hashlib.sha256((PACKAGE / file).read_bytes()).hexdigest()
     return hashlib.sha256(code_of(tree_of(file)).encode()).hexdigest()
 
 
 def code_of(node: Any) -> str:
-    """Writes a syntax tree as text that is the same on every version of Python.
+    """Converts a syntax tree into a text that is the same on every version of Python.
 
-    `ast.dump` is not: later versions add fields that are empty, and leave empty ones out.
+    `ast.dump` is not used, because later versions of Python have more fields and omit empty ones.
     """
     if isinstance(node, list):
         return f"[{','.join(map(code_of, node))}]"
@@ -301,7 +304,7 @@ def code_of(node: Any) -> str:
 
 
 def is_text(statement: ast.stmt) -> bool:
-    """Whether a statement is a docstring or the package's version, on which no stage depends."""
+    """Whether a statement is a docstring or sets `__version__`."""
     match statement:
         case ast.Expr(value=ast.Constant(value=str())):
             return True

@@ -1,5 +1,7 @@
-"""Which entries of `models:` need which others. DVC learns it from `needs`; what would train something else, or in no
-order at all, is refused here.
+"""Which entries of `models:` need which other entries.
+
+DVC orders the trainings by `needs`. This module refuses values of `needs` that contradict `init` and
+`train.distill.teacher`, and those that form a circle.
 """
 
 import dataclasses
@@ -15,14 +17,18 @@ from visionpipe.project.schema import require
 if TYPE_CHECKING:
     from visionpipe.project.params import Params
 
-IMAGES = "data/prepared/manifest.json"  # not of data/prepared.py, which imports NumPy
+IMAGES = "data/prepared/manifest.json"  # not imported from data/prepared.py, which imports NumPy
 OUTPUT = re.compile(r"(?:\./)?(?:models|artifacts|reports)/([^/]+)(?:/.*)?")
-# They make no weight of another shape, and no model that computes something else in inference.
+# Options that change neither the shape of a weight nor the inference.
 FREE = {"dropout_rate", "stochastic_depth_rate", "position_stddev", "zero_last_scale", "norm_momentum"}
 
 
 def check_needs(params: "Params") -> None:
-    """Refuses an entry that DVC would not train after what it starts or learns from, and cycles."""
+    """Checks that DVC trains each entry after the models that it starts from and learns from.
+
+    Raises:
+        ConfigError: `needs` of an entry is wrong, or the entries form a circle.
+    """
     for name in params.models:
         entry, needed = params.model(name), needed_models(params, name)
         files = {model_file(other): key for key, other in needed.items()}
@@ -34,18 +40,19 @@ def check_needs(params: "Params") -> None:
             require(
                 entry.needs == stamp and set(params.needs.get(name, ())) == set(both),
                 f"models.{name}.needs",
-                f"must be {stamp}, with needs: {{{name}: [{', '.join(both)}]}} beside models:, for {name} needs two "
-                f"models, in {' and '.join(files.values())}",
+                f"must be {stamp}, with needs: {{{name}: [{', '.join(both)}]}} beside models:, because {name} needs "
+                f"two models, in {' and '.join(files.values())}",
             )
         require(
             name not in params.needs or len(files) == 2,
-            f"needs.{name}", f"is for an entry with two models, in init and train.distill.teacher; {name} has not",
+            f"needs.{name}",
+            f"is only for an entry with one model in init and another in train.distill.teacher: remove needs.{name}",
         )  # fmt: skip
         require(
             files or entry.needs in (IMAGES, entry.init, *map(model_file, params.models)),
             f"models.{name}.needs",
             f"must be {IMAGES}, or {model_file('NAME')} to train {name} after the entry NAME of models:, or the file "
-            f"in init",
+            f"that init names",
         )
         if "init" in needed:
             check_same_weights(params, name, needed["init"])
@@ -53,14 +60,14 @@ def check_needs(params: "Params") -> None:
         require(
             name in params.models,
             f"needs.{name}",
-            f"no such entry of models:{did_you_mean(name, params.models)}",
+            f"models: has no entry of this name{did_you_mean(name, params.models)}",
         )
     for name in params.models:
         check_order(params, [name])
 
 
 def needed_models(params: "Params", name: str) -> dict[str, str]:
-    """Key → the other entry that it names."""
+    """Returns key → the other entry of `models:` that it names."""
     entry, distill, needed = params.model(name), params.train_config(name).distill, {}
     written = OUTPUT.fullmatch(entry.init or "")
     require(
@@ -84,8 +91,8 @@ def needed_models(params: "Params", name: str) -> dict[str, str]:
 
 
 def check_word(params: "Params", name: str, word: str) -> None:
-    """Refuses an `init` of one word that is no file, and no checkpoint of the table."""
-    from visionpipe.models.known import KNOWN  # not above: help and most recipes need none of it
+    """Raises ConfigError if an `init` of one word is neither a file nor a known checkpoint."""
+    from visionpipe.models.known import KNOWN  # imported here because most recipes do not need it
 
     require(
         word in KNOWN or Path(word).exists(),
@@ -100,25 +107,25 @@ def model_file(name: str) -> str:
 
 
 def check_order(params: "Params", chain: list[str]) -> None:
-    """`chain`: entries of which each needs the next."""
+    """Raises ConfigError if entries need each other in a circle. `chain`: entries of which each needs the next one."""
     files = (params.model(chain[-1]).needs, *params.needs.get(chain[-1], ()))
     for match in filter(None, map(OUTPUT.fullmatch, files)):
         if match[1] in params.models:
             require(
                 match[1] not in chain,
                 f"models.{chain[-1]}.needs",
-                f"goes in a circle, {' needs '.join([*chain, match[1]])}: there is no order to train them in",
+                f"forms a circle, {' needs '.join([*chain, match[1]])}: remove one of these needs",
             )
             check_order(params, [*chain, match[1]])
 
 
 def check_same_weights(params: "Params", name: str, other: str) -> None:
-    """Refuses a start from a model of another variant, whose weights have no place."""
+    """Raises ConfigError if an entry starts from another model whose weights do not fit."""
     mine, theirs = params.model_spec(name), params.model_spec(other)
     different = differences(mine, theirs)
     require(
         not different,
-        f"models.{name}.init", f"{other} is another model, whose weights do not fit: {'; '.join(different)}",
+        f"models.{name}.init", f"the weights of {other} do not fit: {'; '.join(different)}",
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""params.yaml as frozen dataclasses. This module imports no framework, so mistakes surface at once."""
+"""params.yaml as frozen dataclasses. This module imports no framework, so that mistakes are reported at once."""
 
 import dataclasses
 import re
@@ -41,7 +41,7 @@ class ModelConfig:
         init_grid: Rows and columns of the position embeddings in `init`, where they fit neither the model nor a square.
         pixel_mean: Mean of the normalisation for red, green and blue pixels in [0, 255]; null takes that of the weights
             in `init`, or else that of the training images.
-        pixel_std: Deviation of the normalisation, with the same default as `pixel_mean`.
+        pixel_std: Standard deviation of the normalisation, with the same default as `pixel_mean`.
         overrides: Fields of the variant that are different here.
         train: Keys of the recipe that are different here.
     """
@@ -63,8 +63,8 @@ class ExportConfig:
     """How the trained model becomes the artifact that ships.
 
     Args:
-        precision: The precision of the products: `auto` takes int8 where it is at least 1.3 times as fast and loses at
-            most 0.5 points of validation accuracy.
+        precision: The precision of the matrix products. `auto` takes int8 if it is at least 1.3 times as fast and loses
+            at most 0.5 points of validation accuracy.
         opset: The version of ONNX's operations.
         max_logit_difference: How far ONNX may differ from Keras before any quantisation, relative to the largest logit.
     """
@@ -92,8 +92,8 @@ class GateConfig:
     """The least that a model must reach on the validation split to be registered, in [0, 1].
 
     Args:
-        accuracy: The least share of right answers.
-        worst_recall: The least recall of the class that is recognised worst.
+        accuracy: The smallest share of correct answers.
+        worst_recall: The smallest recall of the class that is recognised worst.
         over_majority: How far the accuracy must lie above the share of the most frequent class, which a model reaches
             by always naming that class; 0 asks for nothing.
     """
@@ -142,7 +142,7 @@ class Params:
         register: Which models may be registered.
         tracking: Names in MLflow.
         backend: The library that trains.
-        seed: The number that all random numbers follow from.
+        seed: The number that determines all random draws.
         threads: The number of threads; null takes the number of physical cores.
     """
 
@@ -167,17 +167,24 @@ class Params:
         return self.models[name]
 
     def train_config(self, name: str) -> TrainConfig:
-        """The common recipe under the model's own; each is its preset's values under those written beside it."""
+        """Merges the recipe of an entry: its keys override the common recipe, and keys override those of a preset.
+
+        Raises:
+            ConfigError: the recipe is invalid.
+        """
         layers: list[dict[str, Any]] = []
         for content, key in ((self.train, "train"), (self.model(name).train, f"models.{name}.train")):
-            own = dict(content)
-            preset = own.pop("preset", None)
+            written = dict(content)
+            preset = written.pop("preset", None)
             require(
                 preset is None or (isinstance(preset, str) and preset in PRESETS),
                 f"{key}.preset",
                 f"no preset {preset!r}{did_you_mean(str(preset), PRESETS)}; known: {', '.join(PRESETS)}",
             )
-            layers += [converted(TrainConfig, PRESETS.get(preset, {}), key), converted(TrainConfig, own, key)]
+            layers += [
+                converted(TrainConfig, PRESETS.get(preset, {}), key),
+                converted(TrainConfig, written, key),
+            ]
         recipe = TrainConfig(**layered(*layers))
         with named(f"models.{name}.train."):
             recipe.check()
@@ -186,11 +193,17 @@ class Params:
         return recipe
 
     def model_spec(self, name: str) -> ModelSpec:
-        """The variant with its overrides, checked against the image size and for what an ONNX file can hold."""
+        """Returns the variant of an entry with its overrides.
+
+        Raises:
+            ConfigError: an override is invalid, the image size does not fit, or an ONNX file cannot hold the model.
+        """
         model = self.model(name)
         with named(f"models.{name}: "):
             spec = resolve_variant(model.variant, self.prepare.size, **model.overrides)
-            if isinstance(spec, Encoder):  # whose matrices are nearly all that a large model has
+            if isinstance(
+                spec, Encoder
+            ):  # the matrices of its blocks are nearly all parameters of a large model
                 check_parameters(spec.depth * spec.hidden_dim * (4 * spec.hidden_dim + 2 * spec.mlp_dim))
             return spec
 
@@ -209,7 +222,7 @@ def plan_of(recipe: TrainConfig, name: str, images: int) -> Plan:
 
 @contextmanager
 def named(where: str) -> Iterator[None]:
-    """Puts before a ConfigError where in params.yaml its key is."""
+    """Puts the place of the key in params.yaml in front of a ConfigError from the `with` block."""
     try:
         yield
     except ConfigError as error:
@@ -217,12 +230,16 @@ def named(where: str) -> Iterator[None]:
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:
-    """Reads and checks params.yaml; raises ConfigError with the key's path."""
+    """Reads and checks params.yaml.
+
+    Raises:
+        ConfigError: the file is missing or not valid, with the path of the key.
+    """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)  # nosec B506: a SafeLoader
     except FileNotFoundError:
         raise ConfigError(
-            f"there is no {path}: run visionpipe in the folder of a project, or visionpipe init to make one"
+            f"there is no {path}: run visionpipe in the folder of a project, or make one with visionpipe init"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
@@ -232,7 +249,7 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
 
 
 def check(params: Params) -> None:
-    """Checks that need more than one key, or more than a type."""
+    """Checks the values of all keys, which `build` has checked for their types only."""
     prepare, gate = params.prepare, params.register.gate
     require(params.models, "models", "needs at least one entry")
     require(all(side >= 8 for side in prepare.size), "prepare.size", "sides must be at least 8 pixels")
@@ -242,7 +259,7 @@ def check(params: Params) -> None:
     require(
         bool(prepare.name) == (prepare.source == "tfds"),
         "prepare.name",
-        "names the TensorFlow Datasets set: give it with source: tfds, and only there",
+        "is the name of a set of TensorFlow Datasets: give it with source: tfds, and only with that",
     )
     require(0 <= params.seed < 2**31, "seed", "must lie between 0 and 2147483647")
     require(params.threads is None or params.threads >= 1, "threads", "must be at least 1, or null")
@@ -254,7 +271,7 @@ def check(params: Params) -> None:
     require(13 <= export.opset <= 18, "export.opset", "must lie between 13 and 18")
     require(export.max_logit_difference > 0, "export.max_logit_difference", "must be positive")
     for name, value in dataclasses.asdict(params.tracking).items():
-        # MLflow puts the model's name into addresses (models:/NAME@ALIAS) and into conditions (name = 'NAME').
+        # MLflow puts the model's name into addresses (models:/NAME@ALIAS) and into queries (name = 'NAME').
         unfit = "" if name == "experiment" else "'@?"
         require(
             not set("/:" + unfit) & set(value)
@@ -262,21 +279,20 @@ def check(params: Params) -> None:
             and value.strip(" .")
             and len(value) <= 250,
             f"tracking.{name}",
-            f"needs a name without '/' and ':'{unfit and ', also without '}{' '.join(unfit)}, "
-            "of at most 250 characters that can be printed",
+            f"must be a name without / :{unfit and ' '}{' '.join(unfit)}, of at most 250 printable characters",
         )
     for name in params.models:
         require(
             re.fullmatch(r"[\w][\w-]*", name) and len(name.encode()) <= 200,
             f"models.{name}",
-            "a model's name may hold letters, digits, '-' and '_' only, no '-' at its beginning, and 200 bytes",
+            "the name may have letters, digits, '-' and '_' only, must not begin with '-', and at most 200 bytes",
         )
         recipe, where = params.train_config(name), f"models.{name}.train"
         check_augmentation(recipe.augmentation, f"{where}.augmentation")
         params.model_spec(name)
         require(
             params.model(name).init or not params.model(name).init_sha256,
-            f"models.{name}.init_sha256", "is that of init: give both",
+            f"models.{name}.init_sha256", "has no effect without init: give both",
         )  # fmt: skip
         for key, least in (("pixel_mean", 0), ("pixel_std", 1)):
             numbers = getattr(params.model(name), key) or ()
@@ -304,7 +320,7 @@ def check(params: Params) -> None:
 
 
 def check_augmentation(entries: tuple[dict[str, Any], ...], key: str) -> None:
-    """What an entry leaves out has the default of its kind."""
+    """Checks a list of augmentations. Missing parameters take the defaults of the augmentation's class."""
     require(len(entries) <= MOST_ENTRIES, key, f"holds at most {MOST_ENTRIES} entries")
     mixed = False
     for position, entry in enumerate(entries):
@@ -322,5 +338,5 @@ def check_augmentation(entries: tuple[dict[str, Any], ...], key: str) -> None:
         except OutOfRange as error:
             raise ConfigError(f"params.yaml: {where}.{error}") from None
         mixes = issubclass(kind, Mixing)
-        require(mixes or not mixed, where, f"{name} must come before what mixes images: mixup, cutmix")
+        require(mixes or not mixed, where, f"{name} must come before mixup and cutmix, which mix images")
         mixed = mixes

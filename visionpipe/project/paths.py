@@ -1,4 +1,4 @@
-"""Where a project's files are."""
+"""The paths of a project's files."""
 
 import contextlib
 import os
@@ -22,19 +22,19 @@ def enter_project() -> None:
     """Changes to the project's folder, so that every command works from a subfolder.
 
     Raises:
-        ConfigError: there is no project.
+        ConfigError: the current folder is not in a project.
     """
     root = project_root()
     if root is None:
         raise ConfigError(
-            f"{Path.cwd()} is no visionpipe project: make one with visionpipe init NAME --images FOLDER, or run this "
-            f"in the folder of one, which holds params.yaml"
+            f"{Path.cwd()} is not in a visionpipe project: make one with visionpipe init NAME --images FOLDER, or run "
+            f"this in the folder of a project, which has a params.yaml"
         )
     os.chdir(root)
 
 
 def champion() -> str:
-    """Returns the address of the champion: of the model that `tracking.model` names, outside a project `visionpipe`."""
+    """Returns the address of the champion of the model `tracking.model`; outside a project, of `visionpipe`."""
     import yaml
 
     name, root = "visionpipe", project_root()
@@ -47,7 +47,7 @@ def champion() -> str:
 
 
 def dvc_root() -> Path:
-    """Returns the repository's root. In `dvc exp run --temp` that is the main repository, not the temporary copy."""
+    """Returns the root of the DVC repository; in `dvc exp run --temp`, of the original, not of the temporary copy."""
     if os.environ.get("DVC_ROOT"):
         return Path(os.environ["DVC_ROOT"])
     here = Path.cwd()
@@ -70,5 +70,5 @@ def report_folder(name: str) -> Path:
 
 
 def state_folder() -> Path:
-    """Returns `.visionpipe`: checkpoints, locks and measurements, which neither DVC nor git sees."""
+    """Returns `.visionpipe`, the folder of checkpoints, locks and measurements, which DVC and git ignore."""
     return dvc_root() / ".visionpipe"

@@ -1,4 +1,4 @@
-"""YAML as typed dataclasses: what is unknown, missing or of the wrong type is refused with its key and a hint."""
+"""Converts YAML into typed dataclasses. Unknown, missing and mistyped keys are errors with the key and a hint."""
 
 import dataclasses
 import types
@@ -11,13 +11,13 @@ from visionpipe.errors import YAML_EXPONENT, ConfigError, did_you_mean
 
 
 class UniqueKeys(yaml.SafeLoader):
-    """Refuses what YAML forbids and PyYAML lets pass: the first of two equal keys would be lost."""
+    """A YAML loader that refuses two equal keys in a section. PyYAML would ignore the first one."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.YAMLError(f"{key} is there twice, at {str(node.start_mark).strip()}")
+                raise yaml.YAMLError(f"the key {key} occurs twice, {str(node.start_mark).strip()}")
         return super().construct_mapping(node, deep)
 
 
@@ -27,10 +27,14 @@ def require(condition: object, key: str, message: str) -> None:
 
 
 def build(kind: type, content: Any, key: str) -> Any:
-    """Makes the dataclass `kind` from a mapping; unknown, missing and mistyped keys are refused."""
+    """Makes the dataclass `kind` from a mapping.
+
+    Raises:
+        ConfigError: a key is unknown, missing or of the wrong type.
+    """
     values = converted(kind, content, key)
     for f in dataclasses.fields(kind):
-        # The file is the whole experiment: what shapes it cannot be left out, unless it may be null or empty.
+        # The file is the whole experiment: only keys that may be null or empty, or are keyword-only, may be left out.
         optional = f.default is None or f.default_factory is not dataclasses.MISSING or f.kw_only
         if f.name not in content and not optional:
             raise ConfigError(f"params.yaml: {key}{'.' if key else ''}{f.name} is missing")
@@ -38,7 +42,7 @@ def build(kind: type, content: Any, key: str) -> Any:
 
 
 def converted(kind: type, content: Any, key: str) -> dict[str, Any]:
-    """The values that `content` has for fields of the dataclass `kind`, as the types annotated there."""
+    """Returns the values of a mapping, converted to the annotated types of the fields of the dataclass `kind`."""
     if not isinstance(content, dict):
         raise ConfigError(f"params.yaml: {key or 'the file'}: expected a section, received {content!r}")
     fields, prefix = [f.name for f in dataclasses.fields(kind)], f"{key}." if key else ""
@@ -53,7 +57,11 @@ def converted(kind: type, content: Any, key: str) -> dict[str, Any]:
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:
-    """`value` as the annotated type `hint`, or ConfigError. Integers count as floats; booleans never."""
+    """Converts `value` to the annotated type `hint`. An integer is valid as a float; a boolean is no number.
+
+    Raises:
+        ConfigError: the value has another type.
+    """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type, hint), value, key)
@@ -61,7 +69,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         kinds = [a for a in arguments if a is not types.NoneType]
         if value is None and len(kinds) < len(arguments):
             return None
-        # Of several kinds the one whose form the value has; a wrong value is judged by the first.
+        # Of several types, the one that matches the value; if none matches, the first, whose error is raised.
         return convert(value, next((a for a in kinds if isinstance(value, form(a))), kinds[0]), key)
     if origin is Literal:
         if value in arguments:
@@ -72,9 +80,9 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         )
     if origin is dict and isinstance(value, dict):
         for k in value:
-            if not isinstance(k, str):  # DVC would take an entry of models: with such a name for no stage
+            if not isinstance(k, str):  # DVC would not make a stage of an entry of models: with such a name
                 raise ConfigError(
-                    f"params.yaml: {key}.{k}: expected text as a name: write it in quotes, '{k}'"
+                    f"params.yaml: {key}.{k}: expected a text as a name: write it in quotes, '{k}'"
                 )
         return {k: convert(v, arguments[1], f"{key}.{k}") for k, v in value.items()}
     if origin is tuple and isinstance(value, list | tuple):
@@ -106,6 +114,6 @@ def convert(value: Any, hint: Any, key: str) -> Any:
 
 
 def form(hint: Any) -> type:
-    """The type that YAML gives a value of this kind."""
+    """Returns the type of YAML values for an annotated type."""
     origin = typing.get_origin(hint)
     return type(typing.get_args(hint)[0]) if origin is Literal else origin or hint

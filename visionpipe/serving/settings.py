@@ -24,23 +24,23 @@ MAX_JSON = 64 * 2**10  # bytes of JSON outside its strings
 JSON_STRINGS = 8  # strings in the JSON of /predict besides the images
 V2_STRINGS = 256  # strings in the JSON of the Open Inference Protocol besides the files
 
-# Times, in seconds.
-LINGER_SECONDS = 2.0  # for reading what a refused client is still sending
-ACCEPT_SECONDS = 0.1  # for taking over connections that the kernel has accepted, before a shutdown
-LAST_REQUEST_SECONDS = 0.5  # for the request of a client that connected just before a shutdown
-RETRY_SECONDS = 60  # before a refused version is loaded again
-GATHER_SECONDS = 0.001  # that an idle model waits for images being decoded, to run them in one batch
+# Times.
+LINGER_SECONDS = 2.0  # seconds for reading what a refused client is still sending
+ACCEPT_SECONDS = 0.1  # seconds for taking over connections that the kernel has accepted, before a shutdown
+LAST_REQUEST_SECONDS = 0.5  # seconds for the request of a client that connected just before a shutdown
+RETRY_SECONDS = 60  # seconds before a refused version is loaded again
+GATHER_SECONDS = 0.001  # seconds that an idle model waits for images being decoded, to run them in one batch
 
 # Work that blocks the event loop, or all threads, is limited, so that other requests are answered meanwhile.
 QUICK_BODY = 64 * 2**10  # bytes of a body that the event loop reads; a reader thread reads larger ones
 QUICK_ANSWER = 20_000  # probabilities that the event loop writes; a reader thread writes more
-READERS = 2  # reader threads
+READERS = 2  # threads that read large bodies and write large answers
 SMALL_FILE = 16 * 2**10  # bytes of an image file that is decoded in a fraction of a millisecond
 PARSE_STEP = 16 * 2**10  # bytes of HTTP that are parsed at a time
 SEARCH_STEP = 2**20  # bytes that are searched, or decoded from base64, at a time
 NUMBERS_STEP = 64 * 2**10  # bytes of numbers in JSON that are parsed at a time
 
-VERSIONS_IN_METRICS = 2  # the latest versions, for which /metrics has predictions by class
+VERSIONS_IN_METRICS = 2  # latest versions for which /metrics has predictions by class
 
 
 def option(default: Any, text: str) -> Any:
@@ -59,22 +59,28 @@ class Settings:
     )
     decoders: int = option(0, "maximum threads that decode images; 0 means one more than the cores")
     max_batch: int = option(32, "maximum images in one model run")
-    batch_seconds: float = option(0.5, "approximate maximum of a model run; slow models get smaller batches")
+    batch_seconds: float = option(
+        0.5, "approximate maximum seconds of a model run; slow models get smaller batches"
+    )
     max_queue: int = option(
         128, "maximum images that wait for an answer, fewer if answers are slow; more get status 503"
     )
     max_body: int = option(20 * 2**20, "maximum bytes of a request's body; larger ones get status 413")
     max_pixels: int = option(MAX_PIXELS, "maximum pixels of an image; larger ones get status 413")
     max_images: int = option(64, "maximum images of a request; more get status 413")
-    request_seconds: float = option(10.0, "maximum from the end of a request to its answer; then status 504")
-    header_seconds: float = option(10.0, "maximum for receiving a request's headers; then status 408")
-    body_seconds: float = option(30.0, "maximum for receiving a request's body; then status 408")
-    keep_alive_seconds: float = option(20.0, "until an idle connection is closed")
-    drain_seconds: float = option(
-        1.0, "from SIGTERM, when the server stops being ready, until it stops listening"
+    request_seconds: float = option(
+        10.0, "maximum seconds from the end of a request to its answer; then status 504"
     )
-    shutdown_seconds: float = option(20.0, "after that for running requests to finish")
-    follow_seconds: float = option(1.0, "between two checks of the alias")
+    header_seconds: float = option(10.0, "maximum seconds for receiving a request's headers; then status 408")
+    body_seconds: float = option(30.0, "maximum seconds for receiving a request's body; then status 408")
+    keep_alive_seconds: float = option(20.0, "seconds until an idle connection is closed")
+    drain_seconds: float = option(
+        1.0, "seconds from SIGTERM, when the server stops being ready, until it stops listening"
+    )
+    shutdown_seconds: float = option(
+        20.0, "seconds for running requests to finish after the server stopped listening"
+    )
+    follow_seconds: float = option(1.0, "seconds between two checks of the alias")
     cors_origin: tuple[str, ...] = option((), "web origin whose pages may call the server; may be repeated")
     token: str | None = field(default=None, repr=False)
 

@@ -1,1 +1,1 @@
-"""The five stages of dvc.yaml, one module and one function each, of the stage's name."""
+"""The five stages of dvc.yaml. Each is a module with one function, and both have the stage's name."""

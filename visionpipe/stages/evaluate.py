@@ -1,4 +1,4 @@
-"""Stage `evaluate`: the exported model's answers on the validation and test images → reports/NAME/."""
+"""Stage `evaluate`: measures the exported model on the validation and test images, and writes reports/NAME/."""
 
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,17 @@ from visionpipe.project.params import Params
 from visionpipe.project.paths import artifact_folder, report_folder, state_folder
 
 SPLITS = ("validation", "test")
-MOST_COLUMNS = 100  # of predictions.csv; with more classes it has a column for the likeliest only
+MOST_COLUMNS = 100  # classes; with more of them, predictions.csv has the five most probable only
 NEXT = [column for place in ("second", "third", "fourth", "fifth") for column in (place, f"p({place})")]
 
 
 def evaluate(name: str, params: Params) -> None:
-    """Judges `artifacts/NAME` as it ships. What it writes is the same in every run, so no speeds are in it.
+    """Evaluates `artifacts/NAME`, and writes metrics, predictions and pictures to `reports/NAME`.
 
-    Raises ArtifactError when the artifact is damaged or does not belong to the prepared data.
+    The files are the same in every run. So measured speeds are only printed.
+
+    Raises:
+        ArtifactError: the artifact is damaged, does not belong to the prepared data, or answers with NaN.
     """
     artifact, report = artifact_folder(name), report_folder(name)
     threads = thread_count(params)
@@ -53,27 +56,35 @@ def evaluate(name: str, params: Params) -> None:
 
 def check_agreement(artifact: Path, classifier: Classifier, prepared: Prepared) -> None:
     if classifier.labels != prepared.classes:
-        raise ArtifactError(f"{artifact} was exported for other classes than {PREPARED} has: export it again")
+        raise ArtifactError(
+            f"{artifact} has other classes than {PREPARED}: train and export it again with dvc repro"
+        )
     if classifier.framing != prepared.framing:
         theirs, ours = (
             ", ".join(f"{key} {value}" for key, value in framing.items())
             for framing in (classifier.framing, prepared.framing)
         )
-        raise ArtifactError(f"{artifact} expects images of {theirs}, {PREPARED} has {ours}: export it again")
+        raise ArtifactError(
+            f"{artifact} expects images of {theirs}, {PREPARED} has {ours}: train and export it again with dvc repro"
+        )
 
 
 def predict(
     artifact: Path, classifier: Classifier, images: np.ndarray, labels: np.ndarray
 ) -> tuple[Answers, np.ndarray | None]:
-    """The answers, and all probabilities where there are MOST_COLUMNS at most: float64 (n, classes).
+    """Returns the answers and, for at most MOST_COLUMNS classes, all probabilities: float64 (n, classes).
 
-    Refuses a model whose answers are not numbers, as after a diverged training.
+    Raises:
+        ArtifactError: a probability is NaN or infinite.
     """
     parts, tables = [], []
     for start in range(0, len(images), BATCH):
         probabilities = classifier.probabilities(images[start : start + BATCH])
         if not np.isfinite(probabilities).all():
-            raise ArtifactError(f"{artifact} answers with NaN or infinite values: its training has diverged")
+            raise ArtifactError(
+                f"{artifact} answers with NaN or infinite values, because its training diverged: lower "
+                f"train.learning_rate, or set train.clip_norm: 1.0"
+            )
         parts.append(metrics.answers(probabilities, labels[start : start + BATCH]))
         if len(classifier.labels) <= MOST_COLUMNS:
             tables.append(probabilities)
@@ -83,27 +94,28 @@ def predict(
 def write_predictions(
     path: Path, prepared: Prepared, answers: dict[str, Answers], tables: dict[str, np.ndarray | None]
 ) -> None:
-    """One line per image of both splits: what it is, what the model said, and how sure it was; of many classes the
-    likeliest only.
+    """Writes one line per image of both splits: its label, the predicted class, and probabilities.
+
+    With more than MOST_COLUMNS classes the line has the probabilities of the label and of the five most probable.
     """
     classes = prepared.classes
     few = len(classes) <= MOST_COLUMNS
     columns = [f"p({name})" for name in classes] if few else ["p(label)", *NEXT]
     with replacing_file(path) as file:
         file.write(csv_line(["split", "file", "label", "predicted", "confidence", *columns]))
-        for split, found in answers.items():
+        for split, of_split in answers.items():
             files, labels, table = prepared.files(split), prepared.labels(split), tables[split]
             for row, (name, label) in enumerate(zip(files, labels, strict=True)):
-                said = zip(found.best[row], found.shares[row], strict=True)
-                (best, confidence), *others = [(classes[index], f"{share:.6f}") for index, share in said]
-                numbers = [found.likelihood[row]] if table is None else table[row]
+                ranking = zip(of_split.best[row], of_split.shares[row], strict=True)
+                (best, confidence), *others = [(classes[index], f"{share:.6f}") for index, share in ranking]
+                numbers = [of_split.likelihood[row]] if table is None else table[row]
                 rest = [cell for other in others for cell in other] if table is None else []
                 line = [split, name, classes[label], best, confidence, *(f"{p:.6f}" for p in numbers), *rest]
                 file.write(csv_line(line))
 
 
 def write_test_report(report: Path, prepared: Prepared, answers: Answers, params: Params) -> None:
-    """What DVC plots (confusion.csv), the table by class, and the pictures: all of the test split."""
+    """Writes confusion.csv (which DVC plots), per_class.json and the pictures of the test split."""
     classes, labels, images = prepared.classes, prepared.labels("test"), prepared.images("test")
     confusion = metrics.pairs(labels, answers.predicted)
     shown = set(metrics.most_confused(confusion, len(classes), pictures.MOST_SHOWN).tolist())

@@ -1,4 +1,4 @@
-"""Stage `export`: a trained model to the artifact that is evaluated and served."""
+"""Stage `export`: converts a trained model into the artifact that is evaluated and served."""
 
 import tempfile
 import warnings
@@ -28,7 +28,11 @@ PARITY_IMAGES = 64
 def export(name: str, params: Params) -> None:
     """Writes `artifacts/NAME/`: model.onnx, labels.json, preprocessing.json, parity.json.
 
-    Runs the TensorFlow backend whatever backend trained: its export is exact for all families.
+    Exports with the TensorFlow backend, whichever backend trained, because its export is exact for all families.
+
+    Raises:
+        ArtifactError: the logits of ONNX and Keras differ by more than `export.max_logit_difference`.
+        ConfigError: the model is larger than an ONNX file can be.
     """
     params.model(name)
     start_backend(params, backend="tensorflow")
@@ -38,7 +42,7 @@ def export(name: str, params: Params) -> None:
     folder = artifact_folder(name)
     model = load_trained(model_folder(name) / "model.keras")
     images = data.images("validation")[:PARITY_IMAGES]
-    expected = np.asarray(model(images.astype(np.float32)))  # Keras exports only what was called once
+    expected = np.asarray(model(images.astype(np.float32)))  # Keras exports only a model that has been called
     write_bytes(folder / "model.onnx", onnx_bytes(model, params.export.opset))
     write_json(folder / "labels.json", data.classes)
     write_json(folder / "preprocessing.json", data.framing)
@@ -50,8 +54,9 @@ def export(name: str, params: Params) -> None:
     write_json(folder / "parity.json", parity | {"precision": "fp32"})
     if not difference <= params.export.max_logit_difference:  # NaN must not pass either
         raise ArtifactError(
-            f"{name}: ONNX logits differ from Keras by {difference:.2g} of the largest, more than "
-            f"export.max_logit_difference {params.export.max_logit_difference:g}"
+            f"{name}: the logits of ONNX and Keras differ by {difference:.2g} of the largest logit, more than the "
+            f"{params.export.max_logit_difference:g} of export.max_logit_difference: raise it, or try another "
+            f"export.opset"
         )
     if params.export.precision != "fp32":
         decision = choose_precision(folder, data, params)
@@ -62,9 +67,10 @@ def export(name: str, params: Params) -> None:
 
 
 def choose_precision(folder: Path, data: Prepared, params: Params) -> Decision:
-    """Puts the int8 model into the artifact `folder` if it is asked for, or good and fast enough.
+    """Quantises the model to int8, and replaces that of the artifact `folder` if int8 is chosen.
 
-    Speeds are measured once per artifact and CPU; the numbers go to the state folder, for `register`.
+    `precision: int8` always chooses it; `auto` only if int8 is much faster and hardly less accurate. Speeds are
+    measured once per artifact and CPU. The decision goes to the state folder, where `register` reads it.
     """
     threads, state = thread_count(params), state_folder()
     images, labels = data.images("validation"), data.labels("validation")
@@ -87,7 +93,7 @@ def choose_precision(folder: Path, data: Prepared, params: Params) -> Decision:
 
 
 def onnx_bytes(model: "keras.Model", opset: int) -> bytes:
-    """The same bytes for the same model in every process; the batch is dynamic.
+    """Exports a model as ONNX with a dynamic batch; the same model gives the same bytes in every process.
 
     Raises:
         ConfigError: the model is larger than an ONNX file can be.
@@ -99,7 +105,7 @@ def onnx_bytes(model: "keras.Model", opset: int) -> bytes:
     check_parameters(model.count_params())
     with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
         raw = Path(temporary) / "model.onnx"
-        warnings.simplefilter("ignore", FutureWarning)  # Keras asks NumPy 2 for np.object while exporting
+        warnings.simplefilter("ignore", FutureWarning)  # Keras reads np.object, which NumPy 2 warns about
         with keras_operations_only():
             model.export(raw, format="onnx", opset_version=opset, verbose=False)
         exported = onnx.load(raw)
@@ -108,11 +114,11 @@ def onnx_bytes(model: "keras.Model", opset: int) -> bytes:
 
 
 def keep_paddings(graph: Any) -> None:
-    """Keeps ONNX Runtime from making a Pad of zeros a part of the pooling behind it: max pooling's own padding is
-    minus infinity, and no pooling takes more of it than its window is wide.
+    """Prevents ONNX Runtime from fusing a Pad of zeros into the pooling after it where that would change numbers.
 
-    A maximum with minus infinity, which changes no number, goes in between; but not where zeros surround what a ReLU
-    gives: they never win there, and one operation is faster than two.
+    The padding of max pooling is minus infinity, not zero, and a pooling cannot be padded by its window's width or
+    more. A maximum with minus infinity between the two changes no number and prevents the fusion. After a ReLU this
+    maximum is not needed, because zeros never win a maximum there; and one operation is faster than two.
     """
     from onnx import helper, numpy_helper
 
@@ -120,7 +126,7 @@ def keep_paddings(graph: Any) -> None:
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
 
     def origin(value: str) -> Any:
-        """The node that computed `value`, before it was laid out in another way."""
+        """Returns the node that computed `value`, without transpositions."""
         node = producers.get(value)
         return origin(node.input[0]) if node and node.op_type in ("Transpose", "Identity") else node
 
@@ -140,8 +146,9 @@ def keep_paddings(graph: Any) -> None:
 
 
 def fuses_rightly(pad: Any, padded: Any, pooling: Any, constants: dict[str, np.ndarray]) -> bool:
-    """Whether `pooling` gives the same where the zeros that `pad` puts around the result of `padded` become its own
-    padding. ONNX Runtime counts these in an average.
+    """Whether `pooling` gives the same numbers if ONNX Runtime fuses `pad`, which pads the output of `padded`, into it.
+
+    An average pooling of ONNX Runtime counts the padding.
     """
     settings = {attribute.name: attribute.ints for attribute in pooling.attribute}
     widths, window = constants.get(pad.input[1]), settings["kernel_shape"]

@@ -1,4 +1,4 @@
-"""Stage `prepare`: the files of a source → RGB arrays of one size in data/prepared/."""
+"""Stage `prepare`: decodes the images of a source into RGB arrays of one size, in data/prepared/."""
 
 import hashlib
 import itertools
@@ -35,7 +35,7 @@ QUARANTINED_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What is remembered of a usable image. `digest` names the picture as it is before resizing."""
+    """A usable image without its pixels. `digest`: the sha256 of the picture before resizing."""
 
     split: str | None
     class_name: str
@@ -45,34 +45,35 @@ class Kept:
 
 @dataclass(frozen=True)
 class Decoded:
-    """`pixels`: uint8 (height, width, 3)."""
+    """A decoded and resized image. `pixels`: uint8 (height, width, 3)."""
 
     kept: Kept
     pixels: np.ndarray
 
 
 def prepare(params: Params) -> None:
-    """Reads, decodes, splits and writes the images of `params.prepare`, and prints what became of them.
+    """Reads, decodes, splits and writes the images of `params.prepare`, and prints a summary.
 
-    Holds the pixels of a few images in memory, and some 300 bytes for each of the others. Raises
-    DataError where no training can follow: no images, one class only, a class without a training image,
-    an empty split.
+    Only the pixels of a few images are in memory at a time; each image takes some 300 bytes more.
+
+    Raises:
+        DataError: no images, a single class, a class without a training image, or an empty split.
     """
     config = params.prepare
     listing = SOURCES[config.source](config)
     if len(listing.classes) < 2:
-        found = f"only the class {listing.classes[0]!r}" if listing.classes else "no class"
-        raise DataError(f"{config.path} holds {found}: expected a folder of images for each class")
+        classes = f"only the class {listing.classes[0]!r}" if listing.classes else "no class"
+        raise DataError(f"{config.path} holds {classes}: expected one folder of images for each class")
     with replacing_folder(PREPARED) as folder:
         spool = folder / "decoded"
-        kept, quarantined = decode_into(spool, listing, params)
-        splits = draw_splits(kept, listing.splits, config, params.seed)
-        check_splits(splits, kept, quarantined, listing)
-        images = np.memmap(spool, np.uint8, "r", shape=(len(kept), *config.size, 3))
+        usable, quarantined = decode_into(spool, listing, params)
+        splits = draw_splits(usable, listing.splits, config, params.seed)
+        check_splits(splits, usable, quarantined, listing)
+        images = np.memmap(spool, np.uint8, "r", shape=(len(usable), *config.size, 3))
         positions = {name: position for position, name in enumerate(listing.classes)}
         for split, rows in splits.items():
-            labels = [positions[kept[row].class_name] for row in rows]
-            write_split(folder, split, images, rows, labels, [kept[row].file for row in rows])
+            labels = [positions[usable[row].class_name] for row in rows]
+            write_split(folder, split, images, rows, labels, [usable[row].file for row in rows])
         channel_mean, channel_std = channel_statistics(images, splits["train"])
         spool.unlink()
         manifest = write_manifest(
@@ -84,14 +85,14 @@ def prepare(params: Params) -> None:
             channel_mean=channel_mean,
             channel_std=channel_std,
             quarantined=[{"path": item.file, "reason": item.reason} for item in quarantined],
-            warnings=[*listing.notes, *suspicions(splits, kept, listing.classes)],
+            warnings=[*listing.notes, *suspicions(splits, usable, listing.classes)],
         )
     print(summary(manifest))
 
 
 def decode_into(spool: Path, listing: Listing, params: Params) -> tuple[list[Kept], list[Rejected]]:
-    """Writes the pixels of all usable images to `spool`, one after the other and in the listing's order."""
-    kept: list[Kept] = []
+    """Writes the pixels of all usable images to the file `spool`, in the order of the listing."""
+    usable: list[Kept] = []
     quarantined: list[Rejected] = []
     decoded = decode_all(listing.entries, params.prepare, params.threads)
     with spool.open("wb") as file:
@@ -100,14 +101,14 @@ def decode_into(spool: Path, listing: Listing, params: Params) -> tuple[list[Kep
                 quarantined.append(image)
             else:
                 file.write(image.pixels.data)
-                kept.append(image.kept)
-    return kept, quarantined
+                usable.append(image.kept)
+    return usable, quarantined
 
 
 def decode_all(
     entries: Iterable[Record | Rejected], config: PrepareConfig, threads: int | None
 ) -> Iterator[Decoded | Rejected]:
-    """Decodes in threads, but in order and never far ahead of what has been taken."""
+    """Decodes in threads and yields in order, at most DECODED_AHEAD images ahead."""
     with ThreadPoolExecutor(threads) as pool:
         ahead: deque[Future[Decoded | Rejected]] = deque()
         for entry in entries:
@@ -127,32 +128,34 @@ def decode(entry: Record | Rejected, config: PrepareConfig) -> Decoded | Rejecte
         return Rejected(entry.file, error.reason)
     digest = hashlib.sha256(str(image.shape).encode())
     digest.update(image.data)
-    kept = Kept(entry.split, entry.class_name, entry.file, digest.digest())
-    return Decoded(kept, resize_and_crop(image, config.size, config.interpolation, config.crop_ratio))
+    usable = Kept(entry.split, entry.class_name, entry.file, digest.digest())
+    return Decoded(usable, resize_and_crop(image, config.size, config.interpolation, config.crop_ratio))
 
 
 def draw_splits(
-    kept: list[Kept], given: frozenset[str], config: PrepareConfig, seed: int
+    usable: list[Kept], given: frozenset[str], config: PrepareConfig, seed: int
 ) -> dict[str, list[int]]:
-    """Positions in `kept` for each split; the splits that the source does not give are drawn from train.
+    """Returns split → indices into `usable`. Splits that the source does not have are drawn from train.
 
-    Class by class, and at least one image where there are enough for all splits. An image's place in the
-    draw follows from the seed and the picture alone, not from file names, other images or the size that
-    pictures are resized to. So copies of a picture stay together wherever the counts allow it.
+    Each class is drawn separately, with at least one image per split if there are enough. An image's place in the draw
+    depends on the seed and the original picture only, not on file names or other images. So copies of a picture are in
+    the same split wherever the counts allow it.
     """
     splits: dict[str, list[int]] = {split: [] for split in SPLITS}
-    for row, image in enumerate(kept):
+    for row, image in enumerate(usable):
         splits[image.split or "train"].append(row)
     fractions = {"test": config.test_fraction, "validation": config.validation_fraction}
     missing = [split for split in fractions if split not in given]
     for position, split in enumerate(missing):
         rows_of_class = defaultdict(list)
         for row in splits["train"]:
-            rows_of_class[kept[row].class_name].append(row)
+            rows_of_class[usable[row].class_name].append(row)
         for rows in rows_of_class.values():
-            needed_later = len(missing) - position  # one for train and for each split still to be drawn
+            needed_later = (
+                len(missing) - position
+            )  # one for train, and one for each split that is drawn later
             count = min(max(round(len(rows) * fractions[split]), 1), len(rows) - needed_later)
-            rows.sort(key=lambda row: draw_key(seed, split, kept[row]))
+            rows.sort(key=lambda row: draw_key(seed, split, usable[row]))
             splits[split] += rows[: max(count, 0)]
         splits[split].sort()
         splits["train"] = sorted(set(splits["train"]) - set(splits[split]))
@@ -164,16 +167,18 @@ def draw_key(seed: int, split: str, image: Kept) -> bytes:
 
 
 def check_splits(
-    splits: dict[str, list[int]], kept: list[Kept], quarantined: list[Rejected], listing: Listing
+    splits: dict[str, list[int]], usable: list[Kept], quarantined: list[Rejected], listing: Listing
 ) -> None:
-    if not kept:
+    if not usable:
         first = f"; the first, {quarantined[0].file!r}: {quarantined[0].reason}" if quarantined else ""
-        raise DataError(f"none of {len(quarantined)} files is a usable image{first}")
-    trained = {kept[row].class_name for row in splits["train"]}
+        raise DataError(f"none of the {len(quarantined):,} files is a usable image{first}")
+    trained = {usable[row].class_name for row in splits["train"]}
     for name in listing.classes:
         if name not in trained:
-            elsewhere = sorted({image.split or "train" for image in kept if image.class_name == name})
-            others = f", only in {' and '.join(elsewhere)}" if elsewhere else ": mend its files or remove it"
+            elsewhere = sorted({image.split or "train" for image in usable if image.class_name == name})
+            others = (
+                f", only in {' and '.join(elsewhere)}" if elsewhere else ": repair its files or remove it"
+            )
             raise DataError(f"class {name!r} has no usable image in train{others}")
     for split, rows in splits.items():
         if not rows:
@@ -183,27 +188,29 @@ def check_splits(
             raise DataError(f"the {split} split is empty: {cause}")
 
 
-def suspicions(splits: dict[str, list[int]], kept: list[Kept], classes: Iterable[str]) -> list[str]:
-    """What may be meant but looks wrong: imbalance, classes missing from a split, pictures in two splits."""
-    found = []
+def suspicions(splits: dict[str, list[int]], usable: list[Kept], classes: Iterable[str]) -> list[str]:
+    """Returns warnings: strong imbalance, classes that are missing from a split, pictures that are in two splits."""
+    warnings = []
     (largest, most), *_, (smallest, least) = Counter(
-        kept[row].class_name for row in splits["train"]
+        usable[row].class_name for row in splits["train"]
     ).most_common()
     if most > IMBALANCE * least:
-        found.append(f"strong imbalance: {most:,} training images of {largest!r}, {least:,} of {smallest!r}")
+        warnings.append(
+            f"strong imbalance: {most:,} training images of {largest!r}, {least:,} of {smallest!r}"
+        )
     for split, rows in splits.items():
-        absent = sorted(set(classes) - {kept[row].class_name for row in rows})
+        absent = sorted(set(classes) - {usable[row].class_name for row in rows})
         if absent:
-            found.append(f"no {split} image of {len(absent)} classes, such as {absent[0]!r}")
-    files = {split: {kept[row].digest: kept[row].file for row in rows} for split, rows in splits.items()}
+            warnings.append(f"classes without a {split} image: {len(absent):,}, such as {absent[0]!r}")
+    files = {split: {usable[row].digest: usable[row].file for row in rows} for split, rows in splits.items()}
     for one, other in itertools.combinations(SPLITS, 2):
         shared = files[one].keys() & files[other].keys()
         if shared:
             first, second = min((files[one][digest], files[other][digest]) for digest in shared)
-            found.append(
-                f"{len(shared):,} pictures are in {one} and {other}, such as {first!r} and {second!r}"
+            warnings.append(
+                f"pictures that are in both {one} and {other}: {len(shared):,}, such as {first!r} and {second!r}"
             )
-    return found
+    return warnings
 
 
 def summary(manifest: dict[str, Any]) -> str:

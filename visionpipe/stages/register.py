@@ -1,4 +1,4 @@
-"""Stage `register`: completes every model's run, and registers the best one that passes the gate."""
+"""Stage `register`: completes the MLflow run of each model, and registers the best model that passes the gate."""
 
 from typing import Any
 
@@ -26,10 +26,14 @@ from visionpipe.tracking.verification import GOLDEN_IMAGES, Golden, golden_answe
 
 
 def register(params: Params) -> None:
-    """Writes the receipt and `comparison.md`; everything else it makes lives in the tracking store.
+    """Completes the runs, registers the best model, and writes the receipt and `comparison.md`.
 
-    Run again, or interrupted and run again, it makes nothing twice; after a deleted store it makes
-    everything anew from the files.
+    A repetition, also after an interruption, makes nothing twice. After the tracking store was deleted it makes
+    everything again from the files.
+
+    Raises:
+        DataError: the validation split is empty.
+        RegistryError: the tracking store is not usable.
     """
     receipt = judge(params)
     store = connect(params.tracking)
@@ -61,13 +65,13 @@ def register(params: Params) -> None:
         print("\n" + "!" * 100)
         for name, model in receipt["models"].items():
             print(f"!! {name} does not pass the gate: {'; '.join(model['failures'])}")
-        print("!! NOTHING WAS REGISTERED, and no alias was moved. The gate is register.gate in params.yaml.")
+        print("!! NOTHING WAS REGISTERED, and no alias was moved. Improve a model, or lower register.gate.")
         print("!" * 100)
     print(f"tracking store: {tracking_uri()}")
 
 
 def name_commit(store: Store, version: Any, tags: dict[str, str]) -> None:
-    """Notes the commit that makes the model on a version that was registered before there was one."""
+    """Adds the commit that makes the model to a version that was registered before the commit was made."""
     if "git_note" in version.tags and "git_note" not in tags:
         for name in ("git_commit", "git_dirty"):
             store.client.set_model_version_tag(store.model_name, version.version, name, tags[name])
@@ -75,7 +79,7 @@ def name_commit(store: Store, version: Any, tags: dict[str, str]) -> None:
 
 
 def alias_summary(store: Store, moved: list[str]) -> str:
-    """Who serves and who might, and what to do where the two come from different data."""
+    """Returns lines about champion and challenger, and how to promote if they were trained on different data."""
     champion, challenger = version_by_alias(store, CHAMPION), version_by_alias(store, CHALLENGER)
     line = ", ".join(
         f"{alias} is version {version.version} ({made_of(version)}){' now' if alias in moved else ''}"
@@ -84,15 +88,15 @@ def alias_summary(store: Store, moved: list[str]) -> str:
     )
     if champion and challenger and other_data(champion, challenger):
         line += (
-            f"\nthe champion was trained on other data: visionpipe promote --new-data lets version "
-            f"{challenger.version} serve"
+            f"\nthe champion was trained on other data: visionpipe promote --new-data makes version "
+            f"{challenger.version} the champion"
         )
     return line
 
 
 def golden(name: str) -> Golden:
-    """The exported model's answers to a few validation images."""
+    """Returns the exported model's answers to a few validation images."""
     images = open_prepared(PREPARED, verify=False).images("validation")[:GOLDEN_IMAGES]
     if not len(images):
-        raise DataError("the validation split is empty")
+        raise DataError("the validation split is empty: run dvc repro")
     return golden_answers(Classifier(artifact_folder(name)), images)

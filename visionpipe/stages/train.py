@@ -1,4 +1,4 @@
-"""Stage `train`: one entry of `models:` from prepared images to `model.keras`."""
+"""Stage `train`: trains one entry of `models:` on the prepared images, and writes `model.keras`."""
 
 import csv
 import io
@@ -35,9 +35,15 @@ HISTORY_COLUMNS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "lea
 
 
 def train(name: str, params: Params) -> None:
-    """Writes `models/NAME/`: model.keras, history.csv, lineage.json; logs one MLflow run.
+    """Trains the entry `name`, writes `models/NAME/` (model.keras, history.csv, lineage.json), logs one MLflow run.
 
     An interrupted training of the same key continues from its last checkpoint.
+
+    Raises:
+        ConfigError: there is no such entry, or its recipe does not fit the images.
+        TrainingError: the memory is not enough, or the loss or the weights are not finite.
+        WeightsError, RegistryError, LockError: the weights to start from, a teacher or code.lock are missing.
+        Interrupted: Ctrl-C or SIGTERM.
     """
     params.model(name)  # refuses an unknown name before the backend starts
     start_backend(params)
@@ -49,7 +55,7 @@ def train(name: str, params: Params) -> None:
     plan = resolve_training(name, params, open_prepared(PREPARED))
     state, recipe = state_folder(), plan.recipe
     with exclusive(
-        state / "locks" / plan.key, f"{name}: another process trains this configuration; waiting for it"
+        state / "locks" / plan.key, f"{name}: waiting for another process that trains this configuration"
     ):
         print(introduction(plan), flush=True)
         print(*plan_lines(recipe, plan.images, layer_names(plan.spec)), sep="\n", flush=True)
@@ -72,7 +78,7 @@ def train(name: str, params: Params) -> None:
             model.set_weights(trained.get_weights())
         model_sha256 = write_model(model, history, plan)
         measurement = state / "measurements" / f"train-{model_sha256}.json"
-        if not measurement.exists():  # a forced repetition on a busy machine is no better measurement
+        if not measurement.exists():  # a repetition (dvc repro --force) would not measure better
             write_json(measurement, measured(history))
         run.finish(model_folder(name))
         checkpoint.remove()
@@ -80,9 +86,9 @@ def train(name: str, params: Params) -> None:
 
 def introduction(plan: TrainingPlan) -> str:
     """Returns the line that a training prints first."""
-    budget = f"{plan.recipe.budget}, {count(plan.steps.epoch_steps, 'step')} an epoch"
+    budget = f"{plan.recipe.budget}, {count(plan.steps.epoch_steps, 'step')} per epoch"
     if plan.recipe.minutes:
-        budget += " (how many that are depends on the machine: not reproducible)"
+        budget += " (not reproducible: the number of steps depends on the machine)"
     return (
         f"{plan.name}: {plan.entry.variant} on {plan.backend}, {device_name()}, {plan.threads} threads, "
         f"{plan.recipe.precision}, {plan.images:,} images, {budget}, {plan.recipe.optimizer}, key {plan.key[:6]}"
@@ -90,7 +96,7 @@ def introduction(plan: TrainingPlan) -> str:
 
 
 def print_changes(name: str, identity: dict[str, Any]) -> None:
-    """Prints what differs from the last training of this name; nothing before the second one."""
+    """Prints what has changed since the last training of this name; nothing for the first training."""
     file = last_identity(name)
     before, now = (
         (flatten(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}),
@@ -108,7 +114,7 @@ def last_identity(name: str) -> Path:
 
 
 def load_initial_weights(model: "keras.Model", plan: TrainingPlan) -> None:
-    """Loads the weights to start from, and prints what of them was used and which normalisation results."""
+    """Loads the weights to start from, and prints which were used and which normalisation results."""
     assert plan.start is not None
     report = load_weights(
         model,
@@ -121,10 +127,10 @@ def load_initial_weights(model: "keras.Model", plan: TrainingPlan) -> None:
 
 
 def make_teacher(plan: TrainingPlan) -> "Teacher | None":
-    """Returns the recipe's teacher.
+    """Returns the recipe's teacher; None if it has none.
 
-    Where the training images are not augmented, the teacher's logits are computed beforehand, and cached under
-    everything that their last bits depend on.
+    Without augmentation the teacher's logits are computed beforehand. The key of their cache is everything that their
+    last bits depend on.
     """
     from visionpipe.training.teacher import Teacher, load_teacher, teacher_logits
 
@@ -160,7 +166,7 @@ def write_model(model: "keras.Model", history: History, plan: TrainingPlan) -> s
 
 
 def history_csv(history: History) -> bytes:
-    """Returns one line per epoch, of the columns that are equal in every run; speed is not."""
+    """Returns a CSV with one line per epoch, without the speed, which differs between runs."""
     text = io.StringIO()
     writer = csv.DictWriter(text, HISTORY_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -169,7 +175,10 @@ def history_csv(history: History) -> bytes:
 
 
 def measured(history: History) -> dict[str, Any]:
-    """Returns time and speed over all epochs, also those before an interruption; the first epoch compiles."""
+    """Returns minutes, speed and memory over all epochs, including those before an interruption.
+
+    The speed is the median without the first epoch, which compiles.
+    """
     speeds = [row["images_per_second"] for row in history[1:] or history]
     return {
         "minutes": sum(row["seconds"] for row in history) / 60,

@@ -1,4 +1,4 @@
-"""Everything that decides a training, resolved once from params.yaml, the prepared images and code.lock."""
+"""All decisions about a training, made once from params.yaml, the prepared images and code.lock."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -26,11 +26,11 @@ class TrainingPlan:
 
     Attributes:
         steps: the recipe's phases and steps for the prepared images.
-        start: the weights to start from; None for random ones.
+        start: the weights to start from; None for random weights.
         teacher: the `.keras` file of the teacher of `train.distill`.
         pixels: `pixel_mean` and `pixel_std` of the normalisation, per channel, in [0, 255].
-        identity: everything that the weights depend on; lineage.json holds it.
-        key: the hash of `identity`. It names the checkpoint folder.
+        identity: everything that the weights depend on, for lineage.json.
+        key: the hash of `identity`, and the name of the checkpoint folder.
     """
 
     name: str
@@ -58,25 +58,27 @@ class TrainingPlan:
         return self.steps.images
 
     def normalisation_lines(self) -> Iterator[str]:
-        """Yields where the normalisation comes from, and what else the weights to start from were trained with."""
+        """Yields where the normalisation comes from, and where the prepared images differ from the checkpoint's."""
         seen = preprocessing_of(self.start)
         for key, value in self.pixels.items():
             written = key in written_pixels(self.entry)
             theirs = seen.mean if key == "pixel_mean" else seen.std
             source = "params.yaml" if written else "the checkpoint" if theirs else "the training images"
-            yield f"  {key}: {shown(value)}, of {source}"
+            yield f"  {key}: {shown(value)}, from {source}"
         for key, ours in self.data.framing.items():
             wanted = getattr(seen, key)
             if wanted is not None and wanted != ours:
-                yield f"  prepare.{key}: {shown(ours)}, the checkpoint's images had {shown(wanted)}"
+                yield f"  prepare.{key}: {shown(ours)}, but the checkpoint was trained with {shown(wanted)}"
 
 
 def resolve_training(name: str, params: Params, data: Prepared) -> TrainingPlan:
-    """Resolves the training of the entry `name`; downloads the weights to start from, and those of a teacher.
+    """Makes the plan of the entry `name`, and downloads the weights to start from and the teacher, if it has them.
 
     Raises:
         ConfigError: the recipe does not fit the number of training images.
-        WeightsError, RegistryError, LockError: weights or code.lock are missing.
+        WeightsError: the weights to start from are missing or cannot be read.
+        RegistryError: the registry does not have the teacher.
+        LockError: code.lock is missing or damaged.
     """
     entry, recipe = params.model(name), params.train_config(name)
     spec = params.model_spec(name)
@@ -114,9 +116,9 @@ def identity(
     start: PretrainedCheckpoint | None,
     teacher: Path | None,
 ) -> dict[str, Any]:
-    """Returns everything that the weights depend on, as JSON can hold it.
+    """Returns everything that the weights depend on, as values for JSON.
 
-    `trained`: of `training_params`. Code and libraries are those that code.lock names.
+    Code and libraries are those of code.lock. `trained`: the result of `training_params`.
     """
     lock = read_lock()
     return {
@@ -138,7 +140,7 @@ def preprocessing_of(start: PretrainedCheckpoint | None) -> Preprocessing:
 
 
 def initial_weights(entry: ModelConfig, params: Params) -> PretrainedCheckpoint | None:
-    """Returns the checkpoint that `init` names, downloaded; None where the entry has no `init`."""
+    """Downloads and returns the checkpoint that `init` names; None if the entry has no `init`."""
     if entry.init is None:
         return None
     source = model_folder(entry.init) / "model.keras" if entry.init in params.models else entry.init
@@ -146,15 +148,17 @@ def initial_weights(entry: ModelConfig, params: Params) -> PretrainedCheckpoint 
 
 
 def teacher_file(teacher: str) -> Path:
-    """Returns the `.keras` file of a teacher: an entry of `models:`, or models:/NAME@ALIAS."""
+    """Returns the `.keras` file of a teacher, which is an entry of `models:` or models:/NAME@ALIAS."""
     return (
         download_trained(teacher) if teacher.startswith("models:/") else model_folder(teacher) / "model.keras"
     )
 
 
 def normalisation(entry: ModelConfig, seen: Preprocessing, manifest: dict[str, Any]) -> Pixels:
-    """Returns the normalisation: of params.yaml, else of the weights to start from, else of the training images."""
-    std = tuple(max(deviation, 1.0) for deviation in manifest["channel_std"])  # a constant channel has 0
+    """Returns the normalisation from params.yaml, else from the weights to start from, else of the training images."""
+    std = tuple(
+        max(deviation, 1.0) for deviation in manifest["channel_std"]
+    )  # it is 0 for a constant channel
     images = {"pixel_mean": tuple(manifest["channel_mean"]), "pixel_std": std}
     theirs = {"pixel_mean": seen.mean, "pixel_std": seen.std}
     return images | {key: value for key, value in theirs.items() if value} | written_pixels(entry)

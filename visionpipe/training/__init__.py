@@ -1,1 +1,1 @@
-"""The trainer: optimizer and schedule, callbacks, checkpoints."""
+"""Training: recipe, plan, optimizer and schedule, loss, checkpoints."""

@@ -1,4 +1,4 @@
-"""AdamW whose update is one pass over memory, where the backend has an operation for it."""
+"""AdamW that updates the weights in one pass over memory, where the backend has a kernel for it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,14 +7,14 @@ import keras
 
 from visionpipe.kernels import kernel
 
-ON_THIS_BACKEND = type(keras.optimizers.AdamW())  # torch has a subclass, which updates all variables at once
+ON_THIS_BACKEND = type(keras.optimizers.AdamW())  # a subclass on torch, which updates all variables at once
 
 
 class AdamW(ON_THIS_BACKEND):  # type: ignore[misc, valid-type]
-    """Keras's AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), the same but for the last digits.
+    """Updates weights as Keras's AdamW does (Loshchilov & Hutter 2019, arXiv:1711.05101), up to rounding.
 
-    Its chain of elementwise operations reads and writes each weight a dozen times, which with ResNet-50 is a
-    sixth of a training step.
+    Keras's chain of elementwise operations reads and writes each weight a dozen times. With ResNet-50 that is a sixth
+    of a training step.
     """
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
@@ -26,7 +26,7 @@ class AdamW(ON_THIS_BACKEND):  # type: ignore[misc, valid-type]
             super()._parallel_update_step(gradients, variables, learning_rate)
 
     def in_one_pass(self, gradients: Sequence[Any], variables: Sequence[Any], learning_rate: Any) -> bool:
-        """Updates them, or says that it has not."""
+        """Updates the variables and returns True; does nothing and returns False where no kernel can."""
         fused = kernel("adam")
         if fused is None or self.amsgrad:
             return False

@@ -12,10 +12,10 @@ from visionpipe.training.checkpoint import as_array
 
 
 class AveragedModel(Network):
-    """What trains `model`, and keeps a moving average of its weights and of its batch norms' statistics.
+    """Trains `model`, and maintains a moving average of its weights and of its batch norms' statistics.
 
-    The average follows with min(decay, (1 + t) / (10 + t)) after t updates, so that the first ones do not linger; the
-    steps between two updates, of which gradients accumulate, leave it alone.
+    Update t decays the average by min(decay, (1 + t) / (10 + t)), so that the initial weights are soon forgotten.
+    Steps that only accumulate gradients do not change the average.
     """
 
     def __init__(self, model: keras.Model, outputs: Any, decay: float):
@@ -32,42 +32,43 @@ class AveragedModel(Network):
     def train_step(self, *arguments: Any) -> Any:
         if keras.backend.backend() != "jax":
             logs = super().train_step(*arguments)
-            kept = self.kept(self.optimizer.steps)
+            decay = self.decay_in(self.optimizer.steps)
             for average, source in zip(self.averages, self.sources, strict=True):
-                average.assign(blend(average, source, kept))
+                average.assign(blend(average, source, decay))
             return logs
-        # On JAX a step is a function of all variables' values, in the order of the model's lists.
+        # On JAX a step is a pure function: it returns the new values of all variables in the order of the lists.
         logs, (trainable, others, optimizer, metrics) = super().train_step(*arguments)
         names = [id(v) for v in (*self.trainable_variables, *self.non_trainable_variables)]
         values = dict(zip(names, (*trainable, *others), strict=True))
         place = [id(v) for v in self.optimizer.variables].index(id(self.optimizer.steps))
-        kept = self.kept(optimizer[place])
+        decay = self.decay_in(optimizer[place])
         for average, source in zip(self.averages, self.sources, strict=True):
-            values[id(average)] = blend(values[id(average)], values[id(source)], kept)
+            values[id(average)] = blend(values[id(average)], values[id(source)], decay)
         return logs, (trainable, [values[id(v)] for v in self.non_trainable_variables], optimizer, metrics)
 
-    def kept(self, steps: Any) -> Any:
-        """How much of the average stays in this step of the phase, the first of which is 1."""
+    def decay_in(self, steps: Any) -> Any:
+        """Returns the decay of the average in step `steps` of the phase, whose first step is 1."""
         updates, is_update = self.optimizer.updates(steps)
         updates = ops.cast(updates, "float32")
-        kept = ops.minimum(self.decay, (1 + updates) / (10 + updates))
-        return ops.where(is_update, kept, 1.0) if self.optimizer.gradient_accumulation_steps else kept
+        decay = ops.minimum(self.decay, (1 + updates) / (10 + updates))
+        return ops.where(is_update, decay, 1.0) if self.optimizer.gradient_accumulation_steps else decay
 
     @contextmanager
     def averages_in_place(self) -> Iterator[None]:
-        """The layers compute with the averages inside, and with their own weights again afterwards."""
-        own = [as_array(source) for source in self.sources]
+        """Puts the averages into the layers for the `with` block, and the trained weights back afterwards."""
+        trained = [as_array(source) for source in self.sources]
         self.take_averages()
         try:
             yield
         finally:
-            for source, value in zip(self.sources, own, strict=True):
+            for source, value in zip(self.sources, trained, strict=True):
                 source.assign(value)
 
     def take_averages(self) -> None:
+        """Replaces the trained weights by the averages."""
         for average, source in zip(self.averages, self.sources, strict=True):
             source.assign(as_array(average))
 
 
-def blend(average: Any, value: Any, kept: Any) -> Any:
-    return average + (1 - kept) * (value - average)
+def blend(average: Any, value: Any, decay: Any) -> Any:
+    return average + (1 - decay) * (value - average)

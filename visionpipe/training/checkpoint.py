@@ -1,4 +1,4 @@
-"""Checkpoints that bring an interrupted training back to the same bits, from any step."""
+"""Checkpoints, from which an interrupted training continues at any step and ends with the same bits."""
 
 import hashlib
 import json
@@ -20,12 +20,16 @@ Row = dict[str, float]
 
 @dataclass
 class Progress:
-    """Where a training stands, beside its variables.
+    """Holds the state of a training that is not in variables.
 
-    `step`: steps done. `phase`: the first step of the phase that the optimizer belongs to. `history`: one row per
-    finished epoch. `seconds`: what the unfinished epoch has taken, training alone; `logs`: its loss and accuracy,
-    where only its validation is missing. `total_steps`: those of the whole training. `best`: the weights of the epoch
-    with the best validation accuracy so far, where the recipe keeps those.
+    Attributes:
+        step: the number of steps done.
+        total_steps: the number of steps of the whole training.
+        seconds: the time that the steps of the unfinished epoch have taken.
+        logs: loss and accuracy of the unfinished epoch, if only its validation is missing.
+        history: one row per finished epoch.
+        best: the weights of the epoch with the best validation accuracy; empty unless the recipe says `keep: best`.
+        phase: the first step of the phase that the optimizer belongs to.
     """
 
     step: int = 0
@@ -38,25 +42,28 @@ class Progress:
 
 
 class Checkpoint:
-    """The newest sound states of one training in `folder`.
+    """Writes the states of one training to `folder`, and reads the newest undamaged one.
 
-    A file holds all variables (seed states, averages, the optimizer's and the metrics' among them) and the
-    progress. Data order and augmentation need no state, they are functions of the step, as is torch's generator.
-    Each file ends with its sha256, so that a damaged one is noticed and the one before it used.
+    A file holds the progress and all variables, including seed states, averages, optimizer and metrics. Data order,
+    augmentation and torch's generator need no state, because they are functions of the step. Each file ends with its
+    sha256: a damaged file is noticed, and the previous one is used.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def save(self, variables: Sequence[Any], progress: Progress) -> None:
-        """Raises TrainingError where a variable is not finite, and OSError where the disk is full; the checkpoint
-        before this one is still there then.
+        """Writes a checkpoint, and removes all but the newest two.
+
+        Raises:
+            TrainingError: a variable is not finite. The previous checkpoints remain.
+            OSError: the disk is full. The previous checkpoints remain.
         """
         arrays = {f"variable-{i:05d}": as_array(v) for i, v in enumerate(variables)}
         for array in arrays.values():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise TrainingError(
-                    f"the weights stopped being finite before step {progress.step}: they were not saved; lower "
+                    f"the weights became NaN or infinite before step {progress.step}, so they were not saved: lower "
                     f"train.learning_rate, raise train.warmup, or set train.clip_norm: 1.0"
                 )
         arrays |= {f"best-{i:05d}": array for i, array in enumerate(progress.best)}
@@ -72,13 +79,13 @@ class Checkpoint:
             old.unlink()
 
     def read(self) -> tuple[Progress, Arrays] | None:
-        """The newest sound state, or None."""
-        for left in self.folder.glob(".*.tmp"):  # of a process that was killed: one trains a key at a time
-            left.unlink()
+        """Returns the newest undamaged state; None if there is none. Removes damaged files."""
+        for leftover in self.folder.glob(".*.tmp"):  # from a killed process: only one at a time trains a key
+            leftover.unlink()
         for file in self.files():
             if not sound(file):
-                print(f"  checkpoint {file.name} is damaged: it is left out", flush=True)
-                file.unlink()  # or it would count among those that are kept
+                print(f"  checkpoint {file.name} is damaged and was removed", flush=True)
+                file.unlink()  # or `save` would count it among the newest two
                 continue
             with np.load(file, allow_pickle=False) as arrays:
                 progress = Progress(**json.loads(str(arrays["progress"])))
@@ -94,7 +101,7 @@ class Checkpoint:
 
 
 def sound(file: Path) -> bool:
-    """Whether the last 32 bytes are the sha256 of those before them."""
+    """Whether the last 32 bytes of a file are the sha256 of the bytes before them."""
     digest, left = hashlib.sha256(), file.stat().st_size - 32
     with file.open("rb") as content:
         while left > 0 and (part := content.read(min(left, 2**20))):
@@ -104,7 +111,7 @@ def sound(file: Path) -> bool:
 
 
 def as_array(variable: Any) -> np.ndarray:
-    """A copy: what Keras gives is, on torch and JAX, the memory that the next step writes to."""
+    """Copies a variable to NumPy. Keras's array is, on torch and JAX, the memory that the next step writes to."""
     import keras
 
     return np.array(keras.ops.convert_to_numpy(variable))

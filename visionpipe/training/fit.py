@@ -1,4 +1,4 @@
-"""One training, from a fresh or restored model to its last step."""
+"""Trains a fresh or restored model to the last step of its recipe."""
 
 import contextlib
 import time
@@ -27,8 +27,8 @@ from visionpipe.training.teacher import Teacher, with_teacher
 from visionpipe.training.watch import Watch, epoch_line
 
 Report = Callable[[Row], None]
-MEASURED_STEPS = 20  # before a budget in minutes knows its steps
-GUESSED_EPOCHS = 10  # until then
+MEASURED_STEPS = 20  # before a budget in minutes is converted into steps
+GUESSED_EPOCHS = 10  # the assumed budget until then
 
 
 def fit(
@@ -40,10 +40,18 @@ def fit(
     report: Report,
     teacher: Teacher | None = None,
 ) -> list[Row]:
-    """Trains `model` in place, continuing from `checkpoint` where there is one.
+    """Trains `model` in place, and continues from the newest state in `checkpoint` if there is one.
 
-    `report` is called with each epoch's row. Returns one row per epoch: epoch, loss, accuracy, val_loss,
-    val_accuracy, learning_rate, seconds, images_per_second.
+    Args:
+        report: called with each epoch's row.
+
+    Returns:
+        One row per epoch: epoch, loss, accuracy, val_loss, val_accuracy, learning_rate, seconds, images_per_second.
+
+    Raises:
+        ConfigError: the recipe does not fit the number of training images.
+        TrainingError: the memory is not enough, or the loss or the weights are not finite.
+        Interrupted: Ctrl-C or SIGTERM.
     """
     with memory_errors_named(replace(recipe, batch_size=Plan(recipe, len(data.labels("train"))).batch_size)):
         training = Training(model, data, recipe, seed, checkpoint, teacher or Teacher())
@@ -54,7 +62,7 @@ def fit(
 
 
 class Training:
-    """The state of `fit`: the model within what is trained, the data, and how far it has come."""
+    """Holds the state of `fit`: the model, the network that trains it, the data and the progress."""
 
     interruption: Interruption
 
@@ -87,7 +95,7 @@ class Training:
             len(data.classes),
             len(self.heads),
         )
-        # What is evaluated is what is saved: the same layers, without teacher and second head.
+        # Validation runs the model that is saved: the same layers, without the teacher and the second head.
         model.compile(
             loss=keras.losses.CategoricalCrossentropy(from_logits=True), metrics=[Accuracy(len(data.classes))]
         )
@@ -95,15 +103,15 @@ class Training:
         self.progress = Progress(total_steps=self.plan.total_steps or GUESSED_EPOCHS * self.epoch_steps)
         self.augment = make_augmentation(recipe.augmentation, seed, self.epoch_steps)
         self.restored: Arrays = []
-        self.step_seconds = 0.0  # of the last epoch that was trained here
+        self.step_seconds = 0.0  # of the last epoch that this process trained
         self.last_save = time.perf_counter()
 
-    # What happens
+    # The training loop
 
     def run(self, report: Report) -> None:
-        found = self.checkpoint.read()
-        if found:
-            self.progress, self.restored = found
+        state = self.checkpoint.read()
+        if state:
+            self.progress, self.restored = state
             print(f"  continuing after step {self.progress.step} of {self.progress.total_steps}", flush=True)
         self.start_phase(self.progress.phase)
         self.restore()
@@ -111,7 +119,7 @@ class Training:
             start = self.plan.phase_of(self.progress.step).start
             if start != self.progress.phase:
                 self.start_phase(start)
-                self.restored = []  # of the phase before: it is in place already
+                self.restored = []  # the state of the previous phase, which the variables have already
             epoch = len(self.progress.history)
             logs = self.train_epoch(epoch)
             self.interruption.raise_if_arrived()
@@ -124,14 +132,15 @@ class Training:
         self.take_final_weights()
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
-        """The rest of an epoch; returns loss and accuracy over all of it."""
-        if not self.steps_of(epoch):  # it was interrupted between its last step and its validation
+        """Trains the remaining steps of an epoch; returns loss and accuracy over the whole epoch."""
+        if not self.steps_of(epoch):  # an interruption came between the epoch's last step and its validation
             return self.progress.logs
-        if self.recipe.minutes and not self.step_seconds:  # how many steps fit is known after a few of them
+        if self.recipe.minutes and not self.step_seconds:  # a few steps tell how many fit into the budget
             self.train_steps(epoch, self.steps_of(epoch)[:MEASURED_STEPS])
             self.plan_for_minutes(0.0)
             if self.steps_of(epoch):
-                self.restored = [as_array(v) for v in self.variables()]  # the metrics' are the epoch's so far
+                # Includes the metrics of the epoch so far, which Keras would reset.
+                self.restored = [as_array(v) for v in self.variables()]
         if self.steps_of(epoch):
             self.train_steps(epoch, self.steps_of(epoch))
         self.trained.reset_metrics()
@@ -139,7 +148,7 @@ class Training:
         return self.progress.logs
 
     def steps_of(self, epoch: int) -> range:
-        """Those of the epoch that are still to be done."""
+        """Returns the steps of an epoch that are still to be trained."""
         return range(self.progress.step, min((epoch + 1) * self.epoch_steps, self.progress.total_steps))
 
     def train_steps(self, epoch: int, steps: range) -> None:
@@ -148,14 +157,14 @@ class Training:
         logs = {name: float(values[-1]) for name, values in history.items()}
         if not np.isfinite(logs["loss"]):
             raise TrainingError(
-                f"the loss became {logs['loss']} in epoch {epoch + 1}: nothing was saved from it; lower "
+                f"the loss became {logs['loss']} in epoch {epoch + 1}, so the epoch was not saved: lower "
                 f"train.learning_rate, raise train.warmup, or set train.clip_norm: 1.0"
             )
         self.progress.step, self.progress.seconds, self.progress.logs = steps.stop, watch.seconds(), logs
         self.step_seconds = watch.step_seconds()
 
     def batches(self, steps: range) -> Any:
-        """A `tf.data.Dataset` of the batches of these steps."""
+        """Returns a `tf.data.Dataset` of the batches of these steps."""
         return training_batches(
             self.images,
             self.labels,
@@ -169,7 +178,7 @@ class Training:
         )
 
     def finish_epoch(self, epoch: int, logs: dict[str, float]) -> Row:
-        """Validation, and what depends on it; returns the epoch's row."""
+        """Validates the model, updates the best weights and a budget in minutes, and returns the epoch's row."""
         start = time.perf_counter()
         validation = evaluation_batches(
             self.data.images("validation"),
@@ -178,9 +187,9 @@ class Training:
             min(EVALUATION_BATCH, 4 * self.batch_size),  # takes no more memory than training does
         )
         with self.weights_to_save():
-            found = self.model.evaluate(validation, verbose=0, return_dict=True)
+            scores = self.model.evaluate(validation, verbose=0, return_dict=True)
             best = max((row["val_accuracy"] for row in self.progress.history), default=-1.0)
-            if self.recipe.keep == "best" and found["accuracy"] > best:
+            if self.recipe.keep == "best" and scores["accuracy"] > best:
                 self.progress.best = [as_array(v) for v in self.model.weights]
         trained = self.progress.seconds
         steps = self.progress.step - epoch * self.epoch_steps
@@ -189,15 +198,15 @@ class Training:
         return {
             "epoch": epoch + 1,
             **logs,
-            "val_loss": float(found["loss"]),
-            "val_accuracy": float(found["accuracy"]),
+            "val_loss": float(scores["loss"]),
+            "val_accuracy": float(scores["accuracy"]),
             "learning_rate": float(self.trained.optimizer.learning_rate),
             "seconds": trained + time.perf_counter() - start,
             "images_per_second": steps * self.batch_size / trained,
         }
 
     def take_final_weights(self) -> None:
-        """What the recipe keeps goes into the model, of which no layer stays frozen."""
+        """Puts the best weights or the averages into the model, if the recipe keeps them; unfreezes all layers."""
         for layer in self.model.layers:
             layer.trainable = True
         if self.progress.best:
@@ -209,7 +218,7 @@ class Training:
     # Phases: which layers are trained
 
     def start_phase(self, start: int) -> None:
-        """Freezes and unfreezes, and compiles with an optimizer of the phase's own; `start`: its first step."""
+        """Freezes and unfreezes layers for the phase whose first step is `start`, and compiles a new optimizer."""
         phase, self.progress.phase = self.plan.phase_of(start), start
         for layer in self.model.layers:
             layer.trainable = phase.train is None or any(
@@ -225,40 +234,38 @@ class Training:
             phase.end and phase.end - phase.start,
         )
         self.trained.compile(optimizer, self.objective, metrics=[Accuracy(len(self.data.classes))])
-        # Only an update makes the metric's variables, which a checkpoint may have values for.
+        # Keras makes the metric's variables at the first update, but the values of a checkpoint need them earlier.
         blank = np.zeros((1, self.trained.output_shape[-1]), np.float32)
         self.trained.compute_metrics(None, blank, blank)
 
     # The budget
 
     def check_plan(self, measured: int | None = None) -> None:
-        """Raises ConfigError where something of the recipe would come after the end of the training."""
+        """Raises ConfigError if a part of the recipe would come after the end of the training."""
         try:
             replace(self.plan, measured=measured).check()
         except ConfigError as error:
             raise ConfigError(f"train.{error}") from None
 
     def plan_for_minutes(self, validation_seconds: float) -> None:
-        """As many more steps as the measured speed allows, with a validation for each epoch."""
+        """Sets the total to the steps that fit into the remaining time, with a validation after each epoch."""
         spent = (
             sum(row["seconds"] for row in self.progress.history) + self.progress.seconds + validation_seconds
         )
         left = float(self.recipe.minutes or 0) * 60 - spent
         per_step = self.step_seconds + validation_seconds / self.epoch_steps
         total = self.progress.step + max(0, int(left / per_step))
-        total += (
-            -max(0, total - self.plan.frozen_steps) % self.recipe.accumulate
-        )  # the last update is a whole one
-        if self.progress.step <= max(
-            MEASURED_STEPS, self.plan.frozen_steps
-        ):  # later there is nothing to gain
+        # Rounds up, so that the last update is of `accumulate` steps like all others.
+        total += -max(0, total - self.plan.frozen_steps) % self.recipe.accumulate
+        # A later refusal would waste the training.
+        if self.progress.step <= max(MEASURED_STEPS, self.plan.frozen_steps):
             self.check_plan(total)
         self.progress.total_steps = total
         self.trained.optimizer.total_steps.assign(self.progress.total_steps)
 
     def finished(self) -> bool:
         history, patience = self.progress.history, self.recipe.patience
-        # Those of frozen phases do not count, or the training could end before the whole model is trained.
+        # Epochs of frozen phases do not count, or the training could end before the whole model is trained.
         accuracies = [row["val_accuracy"] for row in history[frozen_epochs(self.recipe) :]]
         since_best = len(accuracies) - 1 - int(np.argmax(accuracies)) if accuracies else 0
         if patience and since_best >= patience:
@@ -269,23 +276,24 @@ class Training:
     # State
 
     def variables(self) -> list[Any]:
-        """All that changes while training, in a fixed order."""
+        """Returns all variables that change during the training, in a fixed order."""
         averages = self.trained.averages if isinstance(self.trained, AveragedModel) else []
         optimizer = self.trained.optimizer.variables
         return [*self.model.variables, *averages, *optimizer, *self.trained.metrics_variables]
 
     def restore(self) -> None:
-        """Puts the checkpoint's values, if there is one, into the variables."""
+        """Assigns the values of the checkpoint, if one was read, to the variables."""
         for variable, value in zip(self.variables() if self.restored else [], self.restored, strict=True):
             variable.assign(value)
 
     def save(self) -> None:
-        """A full disk costs the checkpoint, not the training."""
+        """Writes a checkpoint. If the disk is full, the training goes on without it."""
         try:
             self.checkpoint.save(self.variables(), self.progress)
         except OSError as error:
             print(
-                f"  no checkpoint at step {self.progress.step}: {error}; the one before it stays", flush=True
+                f"  no checkpoint was written at step {self.progress.step}: {error}; the previous one remains",
+                flush=True,
             )
         self.last_save = time.perf_counter()
 

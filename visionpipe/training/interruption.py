@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while a training runs: a checkpoint, then the end, within ten seconds whatever it does."""
+"""Handles Ctrl-C and SIGTERM during a training, which writes a checkpoint and always ends within ten seconds."""
 
 import os
 import signal
@@ -12,15 +12,16 @@ PATIENCE = 8.0  # seconds
 
 
 class Interruption:
-    """Inside the `with` block the two signals only leave a note, for the training to act on at its next step.
+    """Records SIGINT and SIGTERM during the `with` block; the training acts on them at its next step.
 
-    A step that does not return, such as one that compiles, is ended without a checkpoint after PATIENCE.
+    If the current step does not end within PATIENCE, for example because it compiles, the process ends without a
+    checkpoint.
     """
 
     def __enter__(self) -> "Interruption":
         self.arrived: signal.Signals | None = None
         self.done = threading.Event()
-        # The interpreter's own handlers wait for the running C function; the wake-up byte does not.
+        # Python calls a handler only when the running C function returns; the wake-up byte comes at once.
         self.reader, self.writer = socket.socketpair()
         self.writer.setblocking(False)
         self.before_fd = signal.set_wakeup_fd(self.writer.fileno())

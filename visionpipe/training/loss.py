@@ -1,8 +1,9 @@
-"""What a training minimises. Targets and outputs hold several blocks of `classes` numbers side by side.
+"""The loss that a training minimises, and its accuracy.
 
-targets (batch, classes or 2·classes): soft labels, then the teacher's logits where they were computed beforehand.
-outputs (batch, ...): the model's logits, those of its distillation head if it has one, then the teacher's logits
-where they are computed on the way.
+Targets and outputs hold blocks of `classes` numbers side by side:
+- targets (batch, classes or 2·classes): soft labels, then the teacher's logits if they were computed beforehand.
+- outputs (batch, up to 3·classes): the model's logits, the logits of its distillation head if it has one, then the
+  teacher's logits if the teacher answers in each step.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,10 @@ from visionpipe.training.recipe import DistillConfig, TrainConfig
 
 
 class Objective(keras.losses.Loss):
-    """The recipe's cross-entropy, with class weights and a teacher where it asks for them; the batch's mean."""
+    """Computes the recipe's cross-entropy, with class weights and a teacher if the recipe has them.
+
+    Keras takes the mean over the batch.
+    """
 
     def __init__(self, recipe: TrainConfig, class_weights: np.ndarray | None, classes: int, heads: int):
         super().__init__(name="objective")
@@ -28,17 +32,17 @@ class Objective(keras.losses.Loss):
         labels, logits = targets[:, : self.classes], outputs[:, : self.classes]
         losses = self.supervised(labels, logits)
         student = outputs[:, self.classes : 2 * self.classes] if self.heads == 2 else logits
-        if self.heads == 2 and not self.distill:  # without a teacher both learn the labels
+        if self.heads == 2 and not self.distill:  # without a teacher both heads learn the labels
             losses = 0.5 * (losses + self.supervised(labels, student))
         if self.distill:
-            known = outputs.shape[-1] == self.heads * self.classes
-            teacher = ops.stop_gradient((targets if known else outputs)[:, -self.classes :])
+            beforehand = outputs.shape[-1] == self.heads * self.classes
+            teacher = ops.stop_gradient((targets if beforehand else outputs)[:, -self.classes :])
             share = self.distill.weight
             losses = (1 - share) * losses + share * distillation(student, teacher, self.distill)
         return losses
 
     def supervised(self, labels: Any, logits: Any) -> Any:
-        """(batch,). Sigmoid: the mean over the classes."""
+        """Returns the loss of each image, (batch,). The sigmoid loss is the mean over the classes."""
         smooth = labels * (1 - self.smoothing) + self.smoothing / self.classes if self.smoothing else labels
         if self.kind == "softmax":
             losses = ops.categorical_crossentropy(smooth, logits, from_logits=True)
@@ -50,8 +54,10 @@ class Objective(keras.losses.Loss):
 
 
 def distillation(student: Any, teacher: Any, config: DistillConfig) -> Any:
-    """(batch,): cross-entropy with the teacher's choice, or the divergence of the student from its probabilities
-    at a temperature T, times T² so that its gradient keeps its size.
+    """Returns the distillation loss of each image, (batch,), from logits (batch, classes).
+
+    `hard`: the cross-entropy with the teacher's most probable class. Otherwise: the Kullback-Leibler divergence
+    KL(teacher ‖ student) at temperature T, times T², so that T does not scale the gradient.
     """
     if config.hard:
         choice = ops.one_hot(ops.argmax(teacher, axis=-1), teacher.shape[-1], dtype=student.dtype)
@@ -62,7 +68,7 @@ def distillation(student: Any, teacher: Any, config: DistillConfig) -> Any:
 
 
 class Accuracy(keras.metrics.MeanMetricWrapper):
-    """Share of images whose highest logit is that of the label; with mixed labels, of the greater part."""
+    """Computes the share of images whose highest logit is that of the label, or of a mixed label's larger part."""
 
     def __init__(self, classes: int):
         def right(targets: Any, outputs: Any) -> Any:
@@ -73,9 +79,12 @@ class Accuracy(keras.metrics.MeanMetricWrapper):
 
 
 def class_weights(wanted: Any, classes: Sequence[str], labels: np.ndarray) -> np.ndarray | None:
-    """float32 (classes,) in the order of `classes`, or None. `balanced`: inverse to the class's number of images.
+    """Returns one weight per class, float32 (classes,); None if the recipe has none.
 
-    Raises ConfigError for a class that is not there, or one without a weight.
+    `balanced` weights are inversely proportional to the number of images of the class.
+
+    Raises:
+        ConfigError: a weight is missing, or is for an unknown class.
     """
     if wanted is None:
         return None

@@ -1,4 +1,4 @@
-"""Running out of memory, which each framework has its own words for."""
+"""One error for running out of memory, which each framework reports in different words."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ OUT_OF_MEMORY = (
 
 @contextmanager
 def memory_errors_named(recipe: TrainConfig) -> Iterator[None]:
-    """What each framework says when memory runs out, as a TrainingError that says what to change."""
+    """Turns a framework's error about memory into a TrainingError that says what to change."""
     try:
         yield
     except Exception as error:
@@ -30,11 +30,11 @@ def memory_errors_named(recipe: TrainConfig) -> Iterator[None]:
             + (
                 f"try {half}, with train.accumulate: {2 * recipe.accumulate} for the same update"
                 if half
-                else "there is no smaller one; try a smaller variant, or smaller images (prepare.size)"
+                else "no batch can be smaller; try a smaller variant, or smaller images (prepare.size)"
             )
         ) from error
 
 
 def ran_out_of_memory(error: Exception) -> bool:
-    """Each framework has its own class for it; their messages agree better."""
+    """Whether an error says that memory ran out, by its message: each framework raises another class."""
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY)

@@ -1,4 +1,4 @@
-"""Optimizers with the schedule of the recipe, and a learning rate of its own for each variable."""
+"""Optimizers with the recipe's schedule, and a factor of the learning rate for each variable."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +17,11 @@ from visionpipe.training.schedule import make_schedule as make_schedule
 
 
 def rate_factors(model: keras.Model, recipe: TrainConfig) -> dict[str, float]:
-    """Variable path → factor of the learning rate."""
+    """Returns variable path → factor of the learning rate.
+
+    Raises:
+        TrainingError: `train.rates` names no layer with weights.
+    """
     check_layers(model, "train.rates", recipe.rates)
     by_layer = factors(recipe, [layer.name for layer in model.layers])
     return {
@@ -28,11 +32,11 @@ def rate_factors(model: keras.Model, recipe: TrainConfig) -> dict[str, float]:
 
 
 def check_layers(model: keras.Model, key: str, words: Iterable[str]) -> None:
-    """Raises TrainingError for what names no layer that has weights."""
-    weighty = [layer.name for layer in model.layers if layer.weights]
+    """Raises TrainingError if one of `words` names no layer that has weights."""
+    with_weights = [layer.name for layer in model.layers if layer.weights]
     for word in words:
-        if not any(begins_with(name, word) for name in weighty):
-            raise TrainingError(f"{key}: {no_layer(word, weighty)}")
+        if not any(begins_with(name, word) for name in with_weights):
+            raise TrainingError(f"{key}: {no_layer(word, with_weights)}")
 
 
 def make_optimizer(
@@ -43,10 +47,14 @@ def make_optimizer(
     total: int,
     phase_steps: int | None = None,
 ) -> keras.optimizers.Optimizer:
-    """The optimizer of the recipe, built for `variables`. `total`: all steps of the training; `phase_steps`: those of
-    the phase that it is for, where they are known.
+    """Builds the recipe's optimizer for `variables`.
 
     Weight decay is decoupled (Loshchilov & Hutter 2019, arXiv:1711.05101).
+
+    Args:
+        factors: variable path → factor of the learning rate; 1 for other variables.
+        total: the number of steps of the training.
+        phase_steps: the number of steps of the optimizer's phase, if it is known.
     """
     options: dict[str, Any] = {
         "weight_decay": recipe.weight_decay,
@@ -63,15 +71,16 @@ def make_optimizer(
     if recipe.optimizer == "sgd":
         options |= {"momentum": recipe.momentum, "nesterov": recipe.momentum > 0}
     elif recipe.optimizer == "muon":
-        # Its authors keep the head with AdamW; so does Keras with all that is not a matrix, convolutions too.
+        # Muon's authors train the head with AdamW. Keras also uses AdamW for all weights that are no matrices, such as
+        # convolutions.
         options |= {"momentum": recipe.momentum, "exclude_layers": [f"^{LOGITS}"]}
         options["adam_weight_decay"] = options["weight_decay"]
     else:
         options["beta_1"] = recipe.momentum
     optimizer = scheduled(kind)(schedule, factors, total, phase_steps, **options)
     if recipe.weight_decay:
-        # Shrinking biases, scales, tokens and positions does not regularise (He et al. 2019, arXiv:1812.01187,
-        # section 3.1).
+        # Decay of biases, scales, tokens and positions does not regularise (He et al. 2019, arXiv:1812.01187, section
+        # 3.1).
         optimizer.exclude_from_weight_decay(
             var_list=[v for v in variables if v.ndim <= 1 or TOKEN_OR_POSITION.search(v.name)]
         )
@@ -80,8 +89,8 @@ def make_optimizer(
 
 
 def scheduled(kind: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.Optimizer]:
-    """A class of optimizers like `kind`, with one visible learning rate and a factor of it per variable."""
-    on_this_backend = type(kind())  # torch has subclasses of its own, which update all variables at once
+    """Returns a subclass of `kind` with the recipe's schedule and a factor of the learning rate for each variable."""
+    on_this_backend = type(kind())  # a subclass on torch, which updates all variables at once
 
     class Scheduled(on_this_backend):  # type: ignore[misc, valid-type]
         def __init__(
@@ -98,23 +107,23 @@ def scheduled(kind: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.O
 
         @property
         def rest(self) -> int:
-            """The steps that are left for the last update of the phase, where they are fewer than for the others."""
+            """The number of steps of the phase's last update, if they are fewer than for the others; else 0."""
             return (self.phase_steps or 0) % (self.gradient_accumulation_steps or 1)
 
         def build(self, variables: Sequence[Any]) -> None:
             super().build(variables)
-            # A variable, because a budget in minutes finds its number of steps while it runs.
+            # A variable, because a budget in minutes is converted into steps during the training.
             self.total_steps = self.add_variable(
                 (), keras.initializers.Constant(self.total), dtype="int32", name="total_steps"
             )
 
         @property
         def steps(self) -> keras.Variable:
-            """Of the phase; `iterations` counts updates, of which there are fewer when gradients accumulate."""
+            """The steps done in this phase. `iterations` counts updates, which are fewer if gradients accumulate."""
             return self.counter
 
         def updates(self, steps: Any) -> tuple[Any, Any]:
-            """How many updates so many steps make, the last one included, and whether that one makes one."""
+            """Returns how many updates `steps` steps make or begin, and whether the last of these steps makes one."""
             group = self.gradient_accumulation_steps or 1
             made = (steps + group - 1) // group
             return made, (steps % group == 0) | (steps == (self.phase_steps if self.rest else 0))
@@ -122,8 +131,8 @@ def scheduled(kind: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.O
         def _backend_apply_gradients(self, gradients: Any, variables: Sequence[Any]) -> None:
             if not self.rest:
                 return super()._backend_apply_gradients(gradients, variables)
-            # Keras makes an update of whole groups of steps alone, and would drop what is left of the phase. So the
-            # last step counts as the last one of a group, of whose mean it is given the share that there is.
+            # Keras updates only after a whole group of steps, and would drop an incomplete group at the phase's end. So
+            # the phase's last step counts as the last of a group, and `share` corrects the mean over the group.
             group, last = self.gradient_accumulation_steps, self.steps + 1 == self.phase_steps
             self.share = ops.where(last, group / self.rest, 1.0)
             object.__setattr__(self, "_iterations", self.steps + ops.where(last, group - self.rest, 0))

@@ -1,5 +1,7 @@
-"""What a recipe comes to: its steps, phases and rates. What would come after the end of a training is refused, what
-does not fit is fitted and said. Imports no framework.
+"""The steps, phases and learning rates that a recipe amounts to.
+
+A part of the recipe that would come after the end of the training is an error. A part that is only too long is
+shortened, and a note says so. This module imports no framework.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,14 +15,18 @@ from visionpipe.training.recipe import TrainConfig, begins_with, duration_steps,
 from visionpipe.training.schedule import make_schedule
 
 MIXING = ("mixup", "cutmix")
-NEARLY_ZERO = 1e-4  # of the highest rate: what a decay to zero leaves for its last step
-MOST_POINTS = 100_000  # of a schedule, where its highest rate is looked for
+NEARLY_ZERO = 1e-4  # of the highest rate: a decay to zero ends below it and is printed as 0
+MOST_POINTS = 100_000  # at which a schedule is evaluated to find its highest rate
 
 
 @dataclass(frozen=True)
 class Phase:
-    """The steps from `start` to `end`, which is the first of the next phase, or None where the end of the training is
-    not known; `train`: what names the layers that are trained, None: all.
+    """Part of a training in which the same layers are trained.
+
+    Attributes:
+        start: the first step.
+        end: the first step of the next phase; None if the end of the training is not known.
+        train: layer names, or their first words, of the layers that are trained; None for all layers.
     """
 
     start: int
@@ -30,7 +36,12 @@ class Phase:
 
 @dataclass(frozen=True)
 class Plan:
-    """`recipe` for so many training `images`; `measured`: the steps of a budget in minutes, once they are known."""
+    """Computes the steps and phases of a recipe.
+
+    Attributes:
+        images: the number of training images.
+        measured: the number of steps of a budget in minutes, once the speed has been measured.
+    """
 
     recipe: TrainConfig
     images: int
@@ -38,19 +49,20 @@ class Plan:
 
     @property
     def batch_size(self) -> int:
-        """At most all images, in whole repetitions."""
+        """The images per step: those of the recipe, or fewer if there are not as many images."""
         repeats = self.recipe.repeated_augmentation
         return min(self.recipe.batch_size, max(repeats, self.images // repeats * repeats))
 
     @property
     def epoch_steps(self) -> int:
-        """Optimizer steps that see the images about once."""
+        """The number of steps that see all images about once."""
         from visionpipe.data.batches import steps_per_epoch
 
         return steps_per_epoch(self.images, self.batch_size)
 
     @property
     def total_steps(self) -> int | None:
+        """The number of steps of the training; None for a budget in minutes that has not been measured."""
         recipe = self.recipe
         if self.measured is not None or recipe.epochs is None:
             return self.measured if recipe.steps is None else recipe.steps
@@ -73,28 +85,28 @@ class Plan:
         return next(phase for phase in reversed(self.phases) if phase.start <= step)
 
     def check(self) -> None:
-        """Raises ConfigError that begins with the key where something does not fit into the training."""
+        """Raises ConfigError, beginning with the key, if a part of the recipe does not fit into the training."""
         check_mixing(self.recipe, self.batch_size)
         if self.total_steps is not None:
             check_end(self.recipe, self.total_steps, self.epoch_steps)
 
     def notes(self) -> Iterator[str]:
-        """What of the recipe was fitted."""
+        """Yields a line for each part of the recipe that is shortened to fit."""
         recipe = self.recipe
         if self.batch_size < recipe.batch_size:
-            yield f"batch_size: {recipe.batch_size} is more than the {self.images} images: {self.batch_size}"
+            yield f"batch_size: {recipe.batch_size} is more than the {self.images} images; {self.batch_size} is used"
         warmup = self.warmup_steps()
         for phase in self.phases if recipe.freeze else []:
             length = phase.end and phase.end - phase.start
             if warmup and length and warmup > length:
                 yield (
-                    f"warmup: {count(warmup, 'step')} are more than the phase from step {phase.start + 1:,} has: "
-                    f"its own {length:,}"
+                    f"warmup: {count(warmup, 'step')} are shortened to the {count(length, 'step')} of the phase from "
+                    f"step {phase.start + 1:,}"
                 )
         for phase in self.phases:
             rest = ((phase.end or phase.start) - phase.start) % recipe.accumulate
             if rest:
-                yield f"accumulate: the last update until step {phase.end:,} is of {count(rest, 'step')}"
+                yield f"accumulate: the update at step {phase.end:,} has only {count(rest, 'step')}"
 
     def warmup_steps(self) -> float | None:
         fixed = duration_steps(self.recipe.warmup, self.epoch_steps)
@@ -103,10 +115,10 @@ class Plan:
         return fixed
 
     def rates(self, phase: Phase) -> tuple[float, float]:
-        """The highest and the last learning rate of a phase."""
+        """Returns the highest and the last learning rate of a phase."""
         import numpy as np
 
-        assert self.total_steps is not None, "of a budget in minutes nothing is known"
+        assert self.total_steps is not None, "a budget in minutes has no rates before it is measured"
         assert phase.end is not None
         ops = SimpleNamespace(**vars(np), cast=lambda x, kind: np.asarray(x, kind))
         end = phase.end if phase.end < self.total_steps else None
@@ -122,33 +134,37 @@ def frozen_epochs(recipe: TrainConfig) -> int:
 
 
 def check_end(recipe: TrainConfig, total_steps: int | None = None, epoch_steps: int | None = None) -> None:
-    """Raises ConfigError for what would come after the end of the training. As long as the number of images is not
-    known, and with it the steps of an epoch, only durations in the unit of the budget have been compared.
+    """Raises ConfigError, beginning with the key, if a part of the recipe would come after the end of the training.
+
+    Without `total_steps` and `epoch_steps` only durations in the unit of the budget can be checked.
     """
 
     def end(duration: str) -> tuple[float, str]:
-        """How long a duration is compared with the whole training, which is 1, and that in words."""
+        """Returns a duration as a share of the training, and the length of the training in words."""
         unit = "epochs" if "epoch" in duration else "steps"
         number, whole = float(duration.split()[0]), getattr(recipe, unit)
         if whole is not None:
-            return number / whole, f"{whole:,} {unit}"
+            return number / whole, f"{whole:,} {unit if whole > 1 else unit[:-1]}"
         if total_steps is None or epoch_steps is None:
             return 0.0, ""
         steps = duration_steps(duration, epoch_steps) or 0.0
         fitting = f" that fit into {recipe.budget}" if recipe.minutes else ""
         return steps / total_steps, f"{total_steps:,} steps{fitting} ({epoch_steps:,} in an epoch)"
 
-    frozen, never = frozen_epochs(recipe), "never comes: the training ends after"
+    frozen, late = frozen_epochs(recipe), "is too late: the training ends after"
     share, whole = end(f"{frozen} epochs")
-    whole = str(recipe.epochs) if recipe.epochs else whole
-    require(share < 1, "freeze", f"{frozen} frozen epochs leave none of {whole} for the whole model")
+    require(
+        share < 1,
+        "freeze",
+        f"phases of {count(frozen, 'epoch')} are too long: the training ends after {whole}",
+    )
     if isinstance(recipe.warmup, str):
         share, whole = end(recipe.warmup)
-        require(share < 1, "warmup", f"{recipe.warmup} leave none of {whole}")
+        require(share < 1, "warmup", f"{recipe.warmup} is too long: the training ends after {whole}")
     for at in recipe.decay_at if recipe.schedule == "step" else ():
         if isinstance(at, str):
             share, whole = end(at)
-            require(share < 1, "decay_at", f"{at} {never} {whole}")
+            require(share < 1, "decay_at", f"{at} {late} {whole}")
     steps = total_steps or recipe.steps
     phases = [phase.epochs * epoch_steps for phase in recipe.freeze] if epoch_steps else []
     lengths = [*phases, steps - sum(phases)] if steps else phases
@@ -156,27 +172,27 @@ def check_end(recipe: TrainConfig, total_steps: int | None = None, epoch_steps: 
     require(
         recipe.accumulate <= shortest,
         "accumulate",
-        f"{recipe.accumulate} steps make one update; "
-        f"{'a phase' if recipe.freeze else 'the training'} has {shortest:,}",
+        f"{recipe.accumulate} steps make one update, but "
+        f"{'a phase' if recipe.freeze else 'the training'} has only {shortest:,}",
     )
     for position, entry in enumerate(recipe.augmentation):
         off = entry.get("off_epoch")
         if type(off) is int and entry.get("name") in MIXING:
             key = f"augmentation[{position}].off_epoch"
             share, whole = end(f"{off} epochs")
-            require(off, key, "0: it would never mix; leave the entry out")
-            require(share < 1, key, f"{off} {never} {whole}; null: it mixes until then")
+            require(off, key, f"0: {entry['name']} would never mix; leave the entry out")
+            require(share < 1, key, f"{off} {late} {whole}; write null to mix until the end")
 
 
 def check_rates(recipe: TrainConfig, names: Sequence[str]) -> None:
-    """Raises ConfigError for a phase all of whose layers have the rate 0; `names`: of the model's layers."""
+    """Raises ConfigError if a phase trains only layers whose rate is 0. `names`: all layers of the model."""
     by_name = factors(recipe, names)
     for position, phase in enumerate(recipe.freeze):
         trained = [name for name in names if any(begins_with(name, words) for words in phase.train)]
         require(
             not trained or any(by_name[name] for name in trained),
             f"freeze[{position}].train",
-            f"{', '.join(trained)} would train at the rate 0, by rates: nothing would be trained",
+            f"nothing would be trained: rates gives the rate 0 to {', '.join(trained)}",
         )
 
 
@@ -189,45 +205,47 @@ def check_mixing(recipe: TrainConfig, batch_size: int) -> None:
 
 
 def is_layer(words: str, names: Sequence[str]) -> bool:
-    """Whether they name one of `names`, or a part of one: a block's may stand for those of its layers."""
+    """Whether `words` are the first words of one of `names`, or name a layer inside a block among `names`."""
     return inside(words, names) or any(begins_with(name, words) for name in names)
 
 
 def no_layer(word: str, names: Sequence[str]) -> str:
     first = ", ".join(sorted({name.split("_")[0] for name in names}))
-    return f"no layer begins with {word}{did_you_mean(word, names)}; there are {first}"
+    return f"no layer begins with {word}{did_you_mean(word, names)}; the layers begin with {first}"
 
 
 def factors(recipe: TrainConfig, names: Sequence[str]) -> dict[str, float]:
-    """Layer → factor of the learning rate. What lies before the first block is one block more below it, what lies
-    behind the last one has the full rate.
+    """Returns layer → factor of the learning rate, by `layer_decay` and `rates`.
+
+    The layers before the first block count as one more block; those after the last block have the full rate.
     """
     depths = layer_depths(names)
     full = layer_depths([*names, LOGITS])[LOGITS]
-    found = {}
+    by_layer = {}
     for name in names:
-        found[name] = recipe.layer_decay ** (full - depths[name])
-        for words, own in recipe.rates.items():
-            found[name] *= own if begins_with(name, words) else 1.0
-    return found
+        by_layer[name] = recipe.layer_decay ** (full - depths[name])
+        for words, factor in recipe.rates.items():
+            by_layer[name] *= factor if begins_with(name, words) else 1.0
+    return by_layer
 
 
 def plan_lines(recipe: TrainConfig, images: int | None, names: Sequence[str]) -> Iterator[str]:
-    """What `visionpipe params` and a training print: the phases with their steps, and the rates of their layers.
+    """Yields the lines about a plan that `visionpipe params` and a training print: phases, steps and rates.
 
-    `images`: those of the training split, None before they have been prepared; `names`: of the blocks, which stand for
-    their layers, and of the layers outside of them.
+    Args:
+        images: the number of training images; None before the stage prepare has run.
+        names: the blocks, which stand for their layers, and the layers outside of blocks.
     """
     comparable = recipe.epochs and not any("step" in str(at) for at in (recipe.warmup, *recipe.decay_at))
     if images is None:
-        end = "" if comparable else ", without the rates at the end"
-        yield f"  in epochs, because the number of training images is known after prepare{end}"
-        # Epochs and fractions have the same rates whatever the number of steps; 1,000 images are one as good as any.
+        end = "" if comparable else ", and so are the rates at the end"
+        yield f"  in epochs: the number of training images is known only after the stage prepare{end}"
+        # Rates by epochs and fractions do not depend on the number of steps; 1,000 images are an arbitrary choice.
         plan = Plan(replace(recipe, batch_size=1, repeated_augmentation=1, accumulate=1), 1000)
     else:
         plan = Plan(recipe, images)
         whole = f"{plan.total_steps:,}" if plan.total_steps else f"as many as fit into {recipe.budget}"
-        yield f"  {images:,} training images: {count(plan.epoch_steps, 'step')} an epoch, {whole} in all"
+        yield f"  {images:,} training images: {count(plan.epoch_steps, 'step')} per epoch, {whole} in all"
         yield from (f"  {note}" for note in plan.notes())
     for number, phase in enumerate(plan.phases):
         trained = ", ".join(phase.train) if phase.train else "all layers"
@@ -242,7 +260,7 @@ def plan_lines(recipe: TrainConfig, images: int | None, names: Sequence[str]) ->
 
 
 def when(plan: Plan, number: int, in_steps: bool) -> str:
-    """Such as "steps 1 to 64" or "epochs 2 to 6"."""
+    """Says when phase `number` is: "steps 1 to 64" or "epochs 2 to 6"."""
     phase, unit, size = (
         plan.phases[number],
         "steps" if in_steps else "epochs",
@@ -259,7 +277,10 @@ def when(plan: Plan, number: int, in_steps: bool) -> str:
 def grouped(
     recipe: TrainConfig, names: Sequence[str], train: Sequence[str] | None
 ) -> list[tuple[str, float]]:
-    """Neighbours among the layers of one rate, by their names, and its factor; of those that `train` names."""
+    """Returns groups of neighbouring layers with the same rate, each with the rate's factor.
+
+    `train`: the layers to include; None for all.
+    """
     words = [*recipe.rates, *(train or ())]
     parts = [word for word in dict.fromkeys(words) if word not in names and inside(word, names)]
     names = [name for name in (*names, *parts) if not train or any(begins_with(name, word) for word in train)]
@@ -269,7 +290,7 @@ def grouped(
 
 
 def inside(word: str, names: Sequence[str]) -> bool:
-    """Whether it names a part of one of the blocks."""
+    """Whether `word` names a layer inside one of the blocks."""
     return any(begins_with(word, name) for name in names)
 
 

@@ -1,14 +1,14 @@
-"""Recipes by name, for `train.preset`: what a paper or a widely used code trains with. A key beside it overrides.
+"""Recipes by name, for `train.preset`: those of papers and of widely used code. Keys beside `preset` override them.
 
-What belongs to the model is not here: for stochastic depth, at 0.1 in DeiT's paper and in CCT's own code, write
-`overrides: {stochastic_depth_rate: 0.1}`.
+Presets hold nothing that belongs to the model. For stochastic depth, which is 0.1 in DeiT's paper and in CCT's code,
+write `overrides: {stochastic_depth_rate: 0.1}`.
 """
 
 from typing import Any
 
 PRESETS: dict[str, dict[str, Any]] = {
     # He et al. 2016, arXiv:1512.03385, section 3.4, with the cosine and the warm-up of He et al. 2019,
-    # arXiv:1812.01187, instead of the steps; weight decay is coupled there: 1e-4 / 0.1.
+    # arXiv:1812.01187, instead of steps. The paper's weight decay of 1e-4 is coupled: decoupled it is 1e-4 / 0.1.
     "resnet-classic": {
         "epochs": 90,
         "batch_size": 256,
@@ -39,8 +39,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             {"name": "cutmix", "alpha": 1.0},
         ],
     },
-    # Touvron et al. 2021, arXiv:2012.12877, table 9; the rate is theirs at 1,024 images a step, of which two views
-    # each, where their code has three: that many divide the batch.
+    # Touvron et al. 2021, arXiv:2012.12877, table 9, with the rate for 1,024 images per step. Their code repeats each
+    # image three times; this recipe twice, because the repetitions must divide the batch size.
     "deit": {
         "epochs": 300,
         "batch_size": 1024,
@@ -60,8 +60,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             {"name": "cutmix", "alpha": 1.0},
         ],
     },
-    # Howard & Gugger 2020, arXiv:2002.04688, section 2.1.1 (`fine_tune`): the head first, then all of it; clipping
-    # and the low rate of Dosovitskiy et al. 2021, arXiv:2010.11929, appendix B.1.1.
+    # Howard & Gugger 2020, arXiv:2002.04688, section 2.1.1 (`fine_tune`): first the head, then the whole model.
+    # Clipping and the low rate are of Dosovitskiy et al. 2021, arXiv:2010.11929, appendix B.1.1.
     "finetune": {
         "epochs": 6,
         "batch_size": 32,

@@ -1,4 +1,4 @@
-"""What `train:` can say: how long, how fast, towards what. Imports no framework, so that mistakes surface at once."""
+"""The recipe: the keys of `train:` in params.yaml. Imports no framework, so that mistakes are reported at once."""
 
 import math
 import re
@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from visionpipe.errors import ConfigError
 
-MOST = 10**9  # epochs, steps, images of a batch: more is a slip of the pen, and no float32 counts them
+MOST = 10**9  # epochs, steps, images of a batch: more is a typing mistake
 BUDGETS = ("epochs", "steps", "minutes")
-# What each schedule reads, beside the learning rate and the warm-up.
+# The keys that each schedule reads, besides the learning rate and the warm-up.
 CURVES = {
     "constant": (),
     "cosine": ("final_rate",),
@@ -21,7 +21,7 @@ DURATION = re.compile(r"(\d+(?:\.\d+)?) (epoch|step)s?")
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """A teacher's answers as a second target (Hinton et al. 2015, arXiv:1503.02531).
+    """Distillation: the model also learns from a teacher's answers (Hinton et al. 2015, arXiv:1503.02531).
 
     A ViT with a distillation token learns from the teacher with that token's head.
 
@@ -43,7 +43,7 @@ class DistillConfig:
 
 @dataclass(frozen=True)
 class FreezeConfig:
-    """A phase at the beginning of a training, in which some layers only are trained.
+    """A phase at the beginning of a training, in which only some layers are trained.
 
     After the last phase all layers are trained. A frozen batch norm does not update its moving averages.
 
@@ -67,7 +67,7 @@ class TrainConfig:
     Args:
         epochs: the budget as passes over the training images.
         steps: the budget as steps.
-        minutes: the budget as time on this machine; the only budget with which two runs differ.
+        minutes: the budget as time on this machine. With this budget two runs do not give the same weights.
         batch_size: images in a step; all images, if the set has fewer.
         accumulate: steps whose gradients make one update; the steps that are left at the end of a phase make a smaller
             one.
@@ -87,8 +87,8 @@ class TrainConfig:
         clip_norm: the largest norm of all gradients together; null: no limit.
         layer_decay: the factor of the rate from each block to the block before it (Bao et al. 2022, arXiv:2106.08254).
         rates: factors of the rate for layers, named as in `freeze`, on top of `layer_decay`.
-        freeze: phases at the beginning in which some layers only are trained; the warm-up and the moving average begin
-            anew in each.
+        freeze: phases at the beginning in which only some layers are trained. The warm-up and the moving average begin
+            again in each phase.
         loss: cross-entropy over the classes, or of each class against all others (Beyer et al. 2020).
         label_smoothing: the share of each target that is spread over all classes.
         class_weights: a factor for each class; `balanced` gives rare classes larger factors, with a mean of 1.
@@ -100,7 +100,7 @@ class TrainConfig:
             phases of `freeze` do not count. null: it never ends early.
         precision: the precision of the computation; weights, heads, softmax and loss are always float32.
         augmentation: what happens to the training images, in this order (visionpipe/data/augmentation.py).
-        repeated_augmentation: how often each image is in its batch, each time with other random changes.
+        repeated_augmentation: how often each image is in its batch, each time with other random draws.
         checkpoint_minutes: the time between two checkpoints within an epoch; one is written at each epoch's end too.
         checkpoint_steps: the number of steps between two checkpoints, in addition to `checkpoint_minutes`.
     """
@@ -139,16 +139,16 @@ class TrainConfig:
 
     @property
     def budget(self) -> str:
-        """Such as "11 epochs"."""
+        """The budget in words, such as "11 epochs"."""
         return next(f"{value:,} {name}" for name in BUDGETS if (value := getattr(self, name)) is not None)
 
     def named_layers(self) -> dict[str, tuple[str, ...]]:
-        """By the keys that name layers."""
+        """Returns key of the recipe → the layers that it names."""
         phases = {f"freeze[{place}].train": phase.train for place, phase in enumerate(self.freeze)}
         return phases | {"rates": tuple(self.rates)}
 
     def check(self) -> None:
-        """Raises ConfigError that begins with the key where a value, or a combination, cannot be."""
+        """Raises ConfigError, beginning with the key, if a value or a combination of values is invalid."""
         given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) != 1:
             raise ConfigError(
@@ -187,7 +187,7 @@ class TrainConfig:
             require(
                 phase.train,
                 f"freeze[{position}].train",
-                "names the layers that are trained: give one at least",
+                "is empty: name at least one layer that is trained",
             )
         require(
             self.batch_size % self.repeated_augmentation == 0,
@@ -224,22 +224,23 @@ def check_duration(duration: float | str, key: str) -> None:
 
 
 def duration_steps(duration: float | str, steps_per_epoch: int) -> float | None:
-    """Steps of a duration in epochs or steps; None where it is a fraction of a training."""
+    """Returns the steps of a duration in epochs or steps; None if it is a fraction of the training."""
     if not isinstance(duration, str):
         return None
     match = DURATION.fullmatch(duration)
-    assert match is not None, "check_duration lets nothing else pass"
+    assert match is not None, "check_duration refuses all else"
     return float(match[1]) * (steps_per_epoch if match[2] == "epoch" else 1)
 
 
 def begins_with(name: str, words: str) -> bool:
-    """Whether a layer's name is `words`, or begins with them: they end where the name, or a word of it, ends."""
+    """Whether a layer's name is `words` or begins with these whole words."""
     return f"{name}_".startswith(words.rstrip("_") + "_")
 
 
 def layered(*layers: dict[str, Any]) -> dict[str, Any]:
-    """The values of the last layer that has them. A layer that has a budget takes the place of another kind, and one
-    that has a schedule of what another schedule read.
+    """Merges the layers of a recipe; a later layer overrides an earlier one.
+
+    A budget removes those of other kinds in earlier layers. A schedule removes the keys that it does not read.
     """
     merged: dict[str, Any] = {}
     for layer in layers:

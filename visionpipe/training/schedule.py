@@ -1,4 +1,4 @@
-"""The learning rate of each step. The numbers are of Keras while a model is trained, of NumPy while a plan is made."""
+"""The learning rate of each step, computed with Keras in a training and with NumPy for a plan."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +15,14 @@ def make_schedule(
     phase_end: int | None = None,
     numbers: Any = None,
 ) -> Schedule:
-    """A function of the phase's step and of all steps of the training to the learning rate.
+    """Returns a function of (step of the phase, total steps of the training) that computes the learning rate.
 
-    Linear warm-up from the phase's beginning, times the recipe's curve over the whole training. `phase_end`: None
-    for the last phase. `numbers`: what computes, by default `keras.ops`.
+    The rate is a linear warm-up from the beginning of the phase, times the recipe's curve over the whole training.
+
+    Args:
+        phase_start: the first step of the phase.
+        phase_end: the first step of the next phase; None for the last phase.
+        numbers: the module that computes; by default `keras.ops`.
     """
     if numbers is None:
         import keras
@@ -46,7 +50,7 @@ def make_schedule(
                 curve = ops.ones_like(progress)
         if recipe.schedule in ("cosine", "polynomial"):
             curve = recipe.final_rate + (1 - recipe.final_rate) * curve
-        if recipe.freeze:  # a phase that is shorter than the warm-up still reaches its rate
+        if recipe.freeze:  # so that a phase shorter than the warm-up reaches its highest rate
             warmup = ops.minimum(warmup, (total if phase_end is None else phase_end) - phase_start)
         rise = ops.minimum((phase_step + 1) / ops.maximum(warmup, 1.0), 1.0)
         return recipe.learning_rate * rise * curve

@@ -1,4 +1,4 @@
-"""The teacher of a distillation: its logits for the training images, beforehand where the augmentation allows."""
+"""The teacher of a distillation, and its logits for the training images."""
 
 import json
 from dataclasses import dataclass
@@ -17,42 +17,48 @@ BATCH = 250
 
 @dataclass(frozen=True)
 class Teacher:
-    """`model` answers in every step; or `logits` float32 (n, classes) are what it said to all training images."""
+    """Holds a model that answers in each step, or `logits` float32 (n, classes) computed beforehand, or neither."""
 
     model: keras.Model | None = None
     logits: np.ndarray | None = None
 
 
 def load_teacher(file: Path, data: Prepared) -> keras.Model:
-    """The model in `file`, never trained itself; TrainingError where it knows other classes, by the lineage.json
-    beside it, or another size.
+    """Loads the model in `file`, frozen. The lineage.json beside the file names its classes.
+
+    Raises:
+        TrainingError: the model has other classes or another image size than `data`.
     """
     from visionpipe.acceleration.network import accelerate
     from visionpipe.models.saved import load_trained
 
-    # Paths of its own: Keras's torch models know their parameters by path, and would forget to zero the gradient of
-    # a student's that is called like one of the teacher's.
+    # Keras's torch models know their parameters by path. If a student's parameter had the path of one of the teacher's,
+    # its gradient would not be set to zero.
     with keras.name_scope("teacher"):
         teacher = accelerate(load_trained(file))
     images = data.images("validation")
     if teacher.input_shape[1:] != images.shape[1:] or teacher.output_shape[1:] != (len(data.classes),):
         raise TrainingError(
-            f"train.distill.teacher: {file} answers {teacher.output_shape[1:]} for images {teacher.input_shape[1:]}; "
-            f"the student has {(len(data.classes),)} for {images.shape[1:]}"
+            f"train.distill.teacher: {file} has {teacher.output_shape[-1]} classes and images of "
+            f"{teacher.input_shape[1:]}; the student has {len(data.classes)} classes and images of {images.shape[1:]}: "
+            f"choose a teacher of the same data"
         )
     lineage = file.with_name("lineage.json")
     classes = json.loads(lineage.read_text()).get("classes") if lineage.exists() else None
     if classes and classes != list(data.classes):
         raise TrainingError(
-            f"train.distill.teacher: {file} knows other classes: {', '.join(classes)}; the student has "
-            f"{', '.join(data.classes)}"
+            f"train.distill.teacher: {file} has other classes: {', '.join(classes)}; the student has "
+            f"{', '.join(data.classes)}: choose a teacher of the same data"
         )
     teacher.trainable = False
     return teacher
 
 
 def teacher_logits(teacher: keras.Model, images: np.ndarray, cache: Path) -> np.ndarray:
-    """float32 (n, classes) for all training images as they are, computed once and kept in `cache`."""
+    """Returns the teacher's logits, float32 (n, classes), for the training images without augmentation.
+
+    They are computed once and stored in the file `cache`.
+    """
     if not cache.exists():
         header = {"descr": "<f4", "fortran_order": False, "shape": (len(images), teacher.output_shape[-1])}
         with replacing_file(cache) as file:
@@ -64,8 +70,9 @@ def teacher_logits(teacher: keras.Model, images: np.ndarray, cache: Path) -> np.
 
 
 class Answering(keras.layers.Layer):
-    """Images float32 (batch, height, width, 3) to the teacher's logits, as in inference: within a model that is
-    trained, Keras overrules `training=False` of all that is called directly.
+    """Computes the teacher's logits of images float32 (batch, height, width, 3), always in inference mode.
+
+    It is a layer, because Keras overrides `training=False` of models that a trained model calls directly.
     """
 
     def __init__(self, teacher: keras.Model):
@@ -77,7 +84,7 @@ class Answering(keras.layers.Layer):
 
 
 def with_teacher(model: keras.Model, heads: list[Any], teacher: keras.Model | None) -> Any:
-    """The outputs that the objective reads: the model's heads and, where it answers on the way, the teacher's."""
+    """Returns the outputs that the objective reads: those of the heads, and of a teacher that answers in each step."""
     outputs = [*heads, Answering(teacher)(model.input)] if teacher else heads
     if len(outputs) == 1:
         return outputs[0]

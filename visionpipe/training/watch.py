@@ -1,4 +1,4 @@
-"""What happens between two steps of a training: progress, checkpoints, signals."""
+"""Work between two steps of a training: the progress bar, checkpoints and signals."""
 
 import time
 from collections.abc import Callable
@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from visionpipe.training.fit import Training
 
 
-ESTIMATE_AFTER = 20  # steps: what is printed of the time before the first epoch has ended
+ESTIMATE_AFTER = 20  # steps, after which the time of the training is estimated and printed
 
 
 class Watch(keras.callbacks.Callback):
-    """Runs before each step, in the training's own thread; what Keras calls after a step runs in another one, on a
-    state that is moving on. Nothing here reads a value that the device still computes, but for a checkpoint.
+    """Shows progress, writes checkpoints and acts on signals before each step.
+
+    Keras runs callbacks after a step in another thread, when the state may already have changed. So all work is done
+    before a step, in the thread that trains. Only a checkpoint waits for values that the device is still computing.
     """
 
     def __init__(self, training: "Training", steps: range, title: str):
@@ -30,16 +32,17 @@ class Watch(keras.callbacks.Callback):
         self.seed_torch = torch_seeding()
 
     def seconds(self) -> float:
-        """Of this epoch's training, before an interruption too."""
+        """Returns the time that the steps of this epoch have taken, including those before an interruption."""
         return self.before + time.perf_counter() - self.started
 
     def step_seconds(self) -> float:
-        """Of one step, without the first one, which may compile."""
+        """Returns the mean time of a step, without the first step, which may compile."""
         end = time.perf_counter()
         return (end - self.second_step) / (len(self.steps) - 1) if len(self.steps) > 1 else end - self.started
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        # Again: Keras has reset the metrics since, and its building advanced the generators of torch's layers.
+        # Restores a second time: since the first, Keras has reset the metrics, and building the model has advanced the
+        # generators of torch's layers.
         self.training.restore()
         self.training.restored = []
         self.started = time.perf_counter()
@@ -48,8 +51,8 @@ class Watch(keras.callbacks.Callback):
         step = self.steps[batch]
         if batch == 1:
             self.second_step = time.perf_counter()
-        # Dropout draws from torch's global generator, as does each new data iterator, of which a resumed training
-        # makes one more: so it starts anew at every step.
+        # Dropout draws from torch's global generator, and so does each new data iterator. A resumed training makes one
+        # iterator more. So the generator is seeded at every step.
         self.seed_torch(self.training.seed * 2**32 + step)
         if self.training.interruption.arrived:
             self.save(step)
@@ -60,15 +63,15 @@ class Watch(keras.callbacks.Callback):
             self.wait_for_device()
             seconds = (time.perf_counter() - self.second_step) / (batch - 1)
             minutes = seconds * (self.training.progress.total_steps - step) / 60
-            tqdm.write(f"  {1000 * seconds:.0f} ms a step: about {minutes:.1f} minutes")
+            tqdm.write(f"  {1000 * seconds:.0f} ms per step: about {minutes:.1f} minutes remain")
         self.bar.update()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         self.bar.close()
 
     def wait_for_device(self) -> None:
-        """JAX has only been told of the steps by now."""
-        _ = self.model  # on JAX the variables have their values only after this
+        """Waits until the device has done all steps; JAX only queues them."""
+        _ = self.model  # on JAX this property assigns the current values to the variables
         keras.ops.convert_to_numpy(self.training.trained.optimizer.iterations)
 
     def save(self, step: int) -> None:
@@ -78,17 +81,20 @@ class Watch(keras.callbacks.Callback):
 
 
 def torch_seeding() -> Callable[[int], object]:
-    """What seeds torch's global generator; on other backends nothing."""
+    """Returns the function that seeds torch's global generator; on other backends it does nothing."""
     if keras.backend.backend() != "torch":
         return lambda seed: None
     import torch
 
-    # Without an accelerator torch.manual_seed keeps the stack of each call for the day that one is there: 0.5 ms.
+    # Without an accelerator torch.manual_seed takes 0.5 ms, to record the call for a later start of an accelerator.
     return torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
 
 
 def epoch_line(row: Row, epochs: int) -> str:
-    """What is printed of an epoch, with the time that the `epochs` take at its pace."""
+    """Returns the line that is printed after an epoch.
+
+    The time left assumes that each of the `epochs` takes as long as this one.
+    """
     left = row["seconds"] * max(0, epochs - row["epoch"])
     return (
         f"  epoch {row['epoch']:3.0f}/{epochs}  loss {row['loss']:.3f}  accuracy {row['accuracy']:.3f}  "
