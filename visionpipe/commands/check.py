@@ -25,7 +25,7 @@ def check(params: Params) -> None:
         reasons = "; ".join(
             f"{name}: {', '.join(model['failures'])}" for name, model in receipt["models"].items()
         )
-        raise RegistryError(f"no model passes the gate ({reasons})")
+        raise RegistryError(f"no model passes the gate ({reasons}): improve a model, or lower register.gate")
     chosen = receipt["chosen"]
     store = connect(params.tracking)
     if find_version(store, receipt["models"][chosen]["artifact_sha256"]) is None:

@@ -83,8 +83,8 @@ def predict(paths: list[str], output: Path, target: str, probabilities: bool) ->
     print(f"{len(files):,} files, {version.name} version {version.number}{speed}: {output}")
     if broken.count:
         raise DataError(
-            f"{broken.count:,} of {len(files):,} files have no label, such as {broken.first} (the column error of "
-            f"{output} names all of them)"
+            f"{broken.count:,} of {len(files):,} files have no label, such as {broken.first}; the column error of "
+            f"{output} says why"
         )
 
 

@@ -235,7 +235,9 @@ def existing(config: PrepareConfig, has_kind: Callable[[Path], bool], kind: str)
     """Returns the source's path; raises DataError if it does not exist, or is not the `kind` that `has_kind` checks."""
     path = Path(config.path)
     if not path.exists():
-        raise DataError(f"prepare.path: {path} does not exist: set it in params.yaml to where the images are, or run dvc pull")
+        raise DataError(
+            f"prepare.path: {path} does not exist: set it in params.yaml to where the images are, or run dvc pull"
+        )
     if not has_kind(path):
         raise DataError(f"prepare.path: {path} is not {kind}, as prepare.source: {config.source} needs")
     return path

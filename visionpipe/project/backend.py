@@ -30,9 +30,7 @@ def check_backend(params: Params) -> None:
             f"or change params.yaml (dvc exp run -S backend={given})"
         )
     if importlib.util.find_spec(PACKAGES[wanted]) is None:
-        raise BackendError(
-            f"backend {wanted} is not installed: run pip install 'visionpipe[{wanted}]' -c constraints.txt"
-        )
+        raise BackendError(f"backend {wanted} is not installed: run pip install 'visionpipe[{wanted}]'")
 
 
 def start_backend(params: Params, backend: str | None = None) -> None:

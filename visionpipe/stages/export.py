@@ -55,8 +55,8 @@ def export(name: str, params: Params) -> None:
     if not difference <= params.export.max_logit_difference:  # NaN must not pass either
         raise ArtifactError(
             f"{name}: the logits of ONNX and Keras differ by {difference:.2g} of the largest logit, more than the "
-            f"{params.export.max_logit_difference:g} of export.max_logit_difference: raise it, or try another "
-            f"export.opset"
+            f"{params.export.max_logit_difference:g} of export.max_logit_difference: raise this limit, or try "
+            f"another export.opset"
         )
     if params.export.precision != "fp32":
         decision = choose_precision(folder, data, params)

@@ -183,7 +183,9 @@ def check_splits(
     for split, rows in splits.items():
         if not rows:
             cause = (
-                "its folder has no usable image" if split in listing.splits else "too few images to draw it"
+                "its folder has no usable image"
+                if split in listing.splits
+                else "too few images to draw it, add more"
             )
             raise DataError(f"the {split} split is empty: {cause}")
 
