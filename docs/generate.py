@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(DOCS)]
 
 from docstrings import capitalised, fields_table, summary, table  # noqa: E402
 
-from visionpipe import cli  # noqa: E402
+from visionpipe.commands import options  # noqa: E402
 from visionpipe.data import augmentation  # noqa: E402
 from visionpipe.data.config import PrepareConfig  # noqa: E402
 from visionpipe.models import known, list_models, specs  # noqa: E402
@@ -155,7 +155,7 @@ GROUPS = {
 
 
 def cli_page() -> str:
-    top = cli.parser()
+    top = options.parser()
     (commands,) = (action for action in top._actions if isinstance(action, argparse._SubParsersAction))
     texts = {choice.dest: choice.help or "" for choice in commands._choices_actions}
     grouped = {name for group in GROUPS.values() for name in group}

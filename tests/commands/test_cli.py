@@ -16,10 +16,11 @@ import pytest
 from repository import CHECKOUT, Project
 
 from visionpipe import __version__
-from visionpipe.cli import STAGES, file_of, main
+from visionpipe.cli import file_of, main
 from visionpipe.errors import ConfigError, no_room
 from visionpipe.files import temporary_name
 from visionpipe.project.params import load_params
+from visionpipe.project.paths import STAGES
 
 SLOW_IMPORTS = ("jax", "keras", "keras_cv", "mlflow", "numpy", "onnxruntime", "tensorflow", "torch")
 
@@ -275,7 +276,7 @@ def test_help_takes_less_than_three_tenths_of_a_second():
 def test_help_imports_nothing_slow():
     script = f"""
 import sys
-from visionpipe.cli import parser
+from visionpipe.commands.options import parser
 from visionpipe.project.params import load_params
 load_params()
 parser().format_help()

@@ -10,7 +10,8 @@ from dvc.utils.serialize import load_yaml
 from visionpipe.models import model_from_spec
 from visionpipe.models.variants import VARIANTS, resolve_variant
 from visionpipe.project import choices
-from visionpipe.project.choices import FROM_SCRATCH, Choices, choose, from_published, params_yaml
+from visionpipe.project.choices import Choices, choose, params_yaml
+from visionpipe.project.ladder import FROM_SCRATCH, from_published
 from visionpipe.project.machine import Machine
 from visionpipe.project.params import load_params, plan_of
 from visionpipe.project.survey import PERCENTILES, Survey

@@ -21,7 +21,7 @@ from PIL import Image
 from servers import CHECKOUT, CLASSES, SIZE, artifact_folder, big_jpeg, form, picture, running
 
 from visionpipe.artifact.versions import version_in
-from visionpipe.cli import parser, settings
+from visionpipe.commands.options import parser, settings
 from visionpipe.data.decode import decode_image, resize_and_crop
 from visionpipe.errors import ConfigError
 from visionpipe.serving.app import prediction, write_answer

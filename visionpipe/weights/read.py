@@ -138,8 +138,8 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
         import torch
     except ImportError:
         raise WeightsError(
-            f"{path} is a torch file, and torch is not installed: pip install 'visionpipe[torch]' "
-            f"-c constraints.txt, or use the .safetensors file of the same weights"
+            f"{path} is a torch file, and torch is not installed: pip install 'visionpipe[torch]', "
+            f"or use the .safetensors file of the same weights"
         ) from None
     import pickle  # nosec B403: only its error class is used; nothing is unpickled
     import warnings
