@@ -112,14 +112,15 @@ class Project:
             ArtifactError: it is not trained yet.
             BackendError: Keras runs on another backend in this process.
         """
-        from visionpipe.project.backend import start_backend
+        from visionpipe.project.backend import check_backend, choose_backend, quiet_native_logs
 
         with contextlib.chdir(self.path):
             params = load_params()
             params.model(name)
-            start_backend(params)
-            from visionpipe.models.saved import load_trained
-
+            check_backend(params)
+            choose_backend(params.backend)
+            with quiet_native_logs():
+                from visionpipe.models.saved import load_trained
             return load_trained(model_folder(name) / "model.keras")
 
     def load(self, what: str | None = None) -> "Predictor":

@@ -214,12 +214,12 @@ def test_without_a_command_one_is_told_what_to_do_next(project, tmp_path):
 
 def test_every_command_works_from_a_subfolder_and_a_moved_project_goes_on(project, tmp_path):
     project.root.rename(tmp_path / "moved")
-    inside = Project(tmp_path / "moved" / "data")
+    inside, package = Project(tmp_path / "moved" / "data"), str(tmp_path / "moved")
     assert "resnet: ResNet-8 on tensorflow" in inside.visionpipe("params").stdout
-    assert "prepared 200 of 200 files" in inside.visionpipe("prepare").stdout
+    assert "prepared 200 of 200 files" in inside.visionpipe("prepare", PYTHONPATH=package).stdout
     assert (tmp_path / "moved/data/prepared/manifest.json").exists()
     assert "no model 'vti' in params.yaml (did you mean 'vit'?)" in one_line(inside, "train", "vti")
-    assert "code.lock is up to date" in inside.visionpipe("lock").stdout
+    assert "code.lock is up to date" in inside.visionpipe("lock", PYTHONPATH=package).stdout
 
 
 def test_an_entry_that_is_there_twice_is_refused(project):

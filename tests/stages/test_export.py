@@ -104,7 +104,7 @@ def test_zeros_behind_a_relu_are_left_to_onnx_runtime(preactivated):
 def test_what_one_onnx_file_cannot_hold_is_refused(count, refused):
     if not refused:
         return check_parameters(count)
-    with pytest.raises(ConfigError, match="cannot be exported: an ONNX file ends at 2 GiB"):
+    with pytest.raises(ConfigError, match="cannot be exported: an ONNX file holds at most 2 GiB"):
         check_parameters(count)
 
 

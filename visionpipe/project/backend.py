@@ -33,6 +33,18 @@ def check_backend(params: Params) -> None:
         raise BackendError(f"backend {wanted} is not installed: run pip install 'visionpipe[{wanted}]'")
 
 
+def choose_backend(backend: str) -> None:
+    """Sets what Keras reads when it is imported.
+
+    Raises:
+        BackendError: Keras already runs on another backend.
+    """
+    if "keras" in sys.modules and sys.modules["keras"].backend.backend() != backend:
+        raise BackendError(f"Keras is already running on another backend than {backend}: start a new process")
+    os.environ["KERAS_BACKEND"] = backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
 def start_backend(params: Params, backend: str | None = None) -> None:
     """Starts Keras on `backend` (by default that of params.yaml), fixes the number of threads, seeds every generator.
 
@@ -43,10 +55,7 @@ def start_backend(params: Params, backend: str | None = None) -> None:
     """
     check_backend(params)
     backend, threads = backend or params.backend, thread_count(params)
-    if "keras" in sys.modules and sys.modules["keras"].backend.backend() != backend:
-        raise BackendError(f"Keras is already running on another backend than {backend}: start a new process")
-    os.environ["KERAS_BACKEND"] = backend
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    choose_backend(backend)
     os.environ["OMP_NUM_THREADS"] = os.environ["NPROC"] = str(threads)  # NPROC: XLA's CPU thread pool
     with quiet_native_logs():
         import keras
