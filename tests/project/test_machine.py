@@ -9,9 +9,7 @@ from visionpipe.project.machine import Machine, cpu_gflops, probed, this_machine
 
 
 def test_cores_multiply_matrices():
-    one, two = cpu_gflops(1), cpu_gflops(2)
-    assert one > 1  # less than any processor of this century does
-    assert 1.2 < two / one < 3.3  # two measurements of the same core, doubled
+    assert cpu_gflops(1) > 1  # less than any processor of this century does
 
 
 def test_without_an_nvidia_driver_there_is_no_gpu(monkeypatch, tmp_path):
@@ -35,6 +33,7 @@ def test_a_gpu_that_the_backend_uses_is_measured(monkeypatch, tmp_path):
     assert found == Machine(8, 40_000 * 2**20, 150_000.0, "NVIDIA A100, SXM", bfloat16=True)
 
 
+@pytest.mark.slow
 def test_a_gpu_that_the_backend_cannot_use_does_not_count(monkeypatch, tmp_path):
     """The backend itself says so, in a process of its own: the one that is installed here computes on the CPU."""
     write_driver(tmp_path, "NVIDIA T4, 15000 MiB, 7.5", monkeypatch)
