@@ -12,7 +12,7 @@ from pathlib import Path
 
 from visionpipe.commands.options import parser, settings
 from visionpipe.errors import Interrupted, VisionpipeError, no_room
-from visionpipe.escape import visible
+from visionpipe.escape import visible, without_password
 from visionpipe.project.paths import STAGES
 
 STORE_COMMANDS = ("register", "check", "promote", "rollback", "lineage", "prune")
@@ -120,7 +120,6 @@ def explained(error: Exception, command: str) -> str | None:
 
 def store_named() -> str:
     """Names the tracking store, with its address if it has one. It raises nothing, because it explains an error."""
-    from visionpipe.tracking.lookup import without_password
     from visionpipe.tracking.store import tracking_uri
 
     try:
@@ -141,7 +140,7 @@ def failed(reason: str, debug: bool, code: int) -> int:
     """Prints the reason in one line, and returns the exit code."""
     if debug:
         traceback.print_exc()
-    print(f"visionpipe: {reason}", file=sys.stderr)
+    print(f"visionpipe: {without_password(reason)}", file=sys.stderr)
     return code
 
 

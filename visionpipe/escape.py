@@ -43,3 +43,8 @@ def script_data(text: str) -> str:
 def visible(text: str) -> str:
     """Escapes characters that break the line, are invisible or reverse the text, for example as \\n or \\u202e."""
     return "".join(c if c.isprintable() or c in "\u200c\u200d" else ascii(c)[1:-1] for c in text)
+
+
+def without_password(text: str) -> str:
+    """Removes user and password from the addresses in a text."""
+    return re.sub(r"://[^/\s]*@", "://", text)

@@ -332,3 +332,16 @@ def test_the_temporary_folder_of_a_killed_process_is_removed_and_one_in_use_is_n
     with temporary_folder(tmp_path) as first, temporary_folder(tmp_path) as second:
         assert sorted(tmp_path.iterdir()) == sorted([first, second])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_sentence_has_the_password_of_the_tracking_store(monkeypatch, capsys):
+    address = "https://user:secret@127.0.0.1:1"
+
+    def fail(_):
+        raise StoreError(address, "does not answer", OSError(f"no connection to {address}"))
+
+    monkeypatch.setattr(cli, "run", fail)
+    assert cli.main(["check"]) == 1
+    said = capsys.readouterr().err
+    assert "https://127.0.0.1:1 does not answer" in said
+    assert "secret" not in said

@@ -17,6 +17,7 @@ import yaml
 from visionpipe.commands.promote import champions_before, promotions
 from visionpipe.data.prepared import MANIFEST, PREPARED, open_prepared
 from visionpipe.errors import VisionpipeError
+from visionpipe.escape import without_password
 from visionpipe.files import open_lock, temporary_folder
 from visionpipe.project.backend import check_backend
 from visionpipe.project.params import Params
@@ -71,7 +72,9 @@ def prune(params: Params, delete: bool) -> None:
                 *waste,
             ]
         else:
-            print(f"{uri} may serve other checkouts too: its runs and versions are not removed")
+            print(
+                f"{without_password(uri)} may serve other checkouts too: its runs and versions are not removed"
+            )
         for item in waste:
             if delete:
                 remove(store, item)

@@ -5,6 +5,7 @@ from typing import Any
 from visionpipe.artifact.classifier import Classifier
 from visionpipe.data.prepared import PREPARED, open_prepared
 from visionpipe.errors import DataError
+from visionpipe.escape import without_password
 from visionpipe.evaluation.comparison import compare
 from visionpipe.files import write_json
 from visionpipe.project.params import Params
@@ -67,7 +68,7 @@ def register(params: Params) -> None:
             print(f"!! {name} does not pass the gate: {'; '.join(model['failures'])}")
         print("!! NOTHING WAS REGISTERED, and no alias was moved. Improve a model, or lower register.gate.")
         print("!" * 100)
-    print(f"tracking store: {tracking_uri()}")
+    print(f"tracking store: {without_password(tracking_uri())}")
 
 
 def name_commit(store: Store, version: Any, tags: dict[str, str]) -> None:

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from visionpipe.artifact.digest import artifact_sha256
 from visionpipe.artifact.versions import Version, version_in
 from visionpipe.errors import RegistryError, VisionpipeError
+from visionpipe.escape import without_password
 from visionpipe.files import claim_folder
 from visionpipe.tracking.places import local_path, present_location
 from visionpipe.tracking.store import (
@@ -147,11 +148,6 @@ def missing(name: str, alias: str | None, number: str | None) -> RegistryError:
         return DeletedVersion(name, alias, number)
     wanted, store = f"alias {alias}" if alias else f"version {number}", without_password(tracking_uri())
     return RegistryError(f"{name} has no {wanted} in {store}: run visionpipe register, or dvc repro first")
-
-
-def without_password(text: str) -> str:
-    """Removes user and password from the addresses in a text."""
-    return re.sub(r"://[^/\s]*@", "://", text)
 
 
 def artifact_in(model: Path) -> Path:
