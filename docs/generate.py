@@ -27,7 +27,7 @@ from visionpipe.commands import options  # noqa: E402
 from visionpipe.data import augmentation  # noqa: E402
 from visionpipe.data.config import PrepareConfig  # noqa: E402
 from visionpipe.models import known, list_models, specs  # noqa: E402
-from visionpipe.project import params  # noqa: E402
+from visionpipe.project import params, sections  # noqa: E402
 from visionpipe.serving.settings import Settings  # noqa: E402
 from visionpipe.training import recipe  # noqa: E402
 from visionpipe.training.presets import PRESETS  # noqa: E402
@@ -58,7 +58,7 @@ def params_page() -> str:
         "\n## prepare\n\n",
         fields_table(PrepareConfig),
         "\n## models\n\n`models:` maps names to entries. Each entry is one training.\n\n",
-        fields_table(params.ModelConfig),
+        fields_table(sections.ModelConfig),
         "\nThe fields that `overrides` may set are on the page [Models](models.md).\n",
         "\n## train\n\nThe keys of the common recipe and of the `train` of an entry. `preset` beside them names a\n"
         "[preset](#presets).\n\n",
@@ -72,10 +72,10 @@ def params_page() -> str:
     ]
     for name, kind in augmentation.AUGMENTATIONS.items():
         parts.append(f"\n### {name}\n\n{summary(kind)}\n\n{fields_table(kind)}")
-    parts.append("\n## export\n\n" + fields_table(params.ExportConfig))
-    parts.append("\n## evaluate\n\n" + fields_table(params.EvaluateConfig))
-    parts.append("\n## register.gate\n\n" + fields_table(params.GateConfig))
-    parts.append("\n## tracking\n\n" + fields_table(params.TrackingConfig))
+    parts.append("\n## export\n\n" + fields_table(sections.ExportConfig))
+    parts.append("\n## evaluate\n\n" + fields_table(sections.EvaluateConfig))
+    parts.append("\n## register.gate\n\n" + fields_table(sections.GateConfig))
+    parts.append("\n## tracking\n\n" + fields_table(sections.TrackingConfig))
     parts.append(
         "\n## Presets\n\nA preset stands for these values. A key that is written beside `preset` wins.\n"
     )

@@ -21,8 +21,8 @@ from visionpipe.artifact.quantization import Decision, calibration_images, decis
 from visionpipe.artifact.speed import measurement_path
 from visionpipe.data.prepared import PREPARED, open_prepared
 from visionpipe.files import write_json
-from visionpipe.project.params import ExportConfig
 from visionpipe.project.paths import state_folder
+from visionpipe.project.sections import ExportConfig
 from visionpipe.stages.evaluate import evaluate
 from visionpipe.stages.export import choose_precision
 from visionpipe.stages.register import register

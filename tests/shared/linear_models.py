@@ -17,8 +17,9 @@ from visionpipe.data.prepared import PREPARED, SPLITS, write_manifest, write_spl
 from visionpipe.files import sha256_file, write_json
 from visionpipe.project.backend import thread_count
 from visionpipe.project.lineage import lineage_id, train_key
-from visionpipe.project.params import ModelConfig, Params, TrackingConfig
+from visionpipe.project.params import Params
 from visionpipe.project.paths import state_folder
+from visionpipe.project.sections import ModelConfig, TrackingConfig
 from visionpipe.stages.evaluate import evaluate
 
 SIZE = (8, 8)

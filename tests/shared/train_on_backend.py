@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from visionpipe.project.backend import start_backend
-from visionpipe.project.params import ModelConfig, load_params
+from visionpipe.project.params import load_params
+from visionpipe.project.sections import ModelConfig
 from visionpipe.training.recipe import layered
 
 RECIPE = {

@@ -19,8 +19,9 @@ from visionpipe.escape import visible
 from visionpipe.evaluation import metrics
 from visionpipe.evaluation.comparison import COLUMNS, comparison, read_results
 from visionpipe.files import write_json
-from visionpipe.project.params import ModelConfig, Params
+from visionpipe.project.params import Params
 from visionpipe.project.paths import state_folder
+from visionpipe.project.sections import ModelConfig
 from visionpipe.stages.evaluate import evaluate
 from visionpipe.tracking.card import model_card
 

@@ -19,7 +19,7 @@ from visionpipe.artifact.quantization import quantize
 from visionpipe.errors import ArtifactError, ConfigError
 from visionpipe.models import build_model
 from visionpipe.models.saved import load_trained
-from visionpipe.project.params import ModelConfig
+from visionpipe.project.sections import ModelConfig
 from visionpipe.stages.export import keep_paddings, onnx_bytes
 
 NEEDS = "data/prepared/manifest.json"

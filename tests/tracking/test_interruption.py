@@ -18,7 +18,7 @@ from linear_models import (
 )
 from repository import CHECKOUT, TIMEOUT, environment
 
-from visionpipe.project.params import TrackingConfig
+from visionpipe.project.sections import TrackingConfig
 from visionpipe.tracking.store import connect
 
 # Imports everything once. Then, for each line of its input, forks a child that runs `register` and is killed right
@@ -171,7 +171,7 @@ CREATE = """
 import os, signal, sys
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
-from visionpipe.project.params import TrackingConfig
+from visionpipe.project.sections import TrackingConfig
 from visionpipe.tracking.store import connect
 
 left = int(sys.argv[1])

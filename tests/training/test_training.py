@@ -27,7 +27,7 @@ from visionpipe.errors import ConfigError, Interrupted, TrainingError
 from visionpipe.files import temporary_name, write_json
 from visionpipe.models import build_model
 from visionpipe.models.layers import BatchNorm, Rescaling
-from visionpipe.project.params import ModelConfig
+from visionpipe.project.sections import ModelConfig
 from visionpipe.training.averaging import AveragedModel
 from visionpipe.training.checkpoint import Checkpoint, Progress
 from visionpipe.training.fit import Training, fit

@@ -272,7 +272,7 @@ def test_a_known_name_stands_for_its_source_and_sha256(server, monkeypatch):
 @pytest.fixture
 def registered(in_workspace):
     """A version with the alias `champion`, whose run has a model.keras; returns (name, store, run id)."""
-    from visionpipe.project.params import TrackingConfig
+    from visionpipe.project.sections import TrackingConfig
     from visionpipe.tracking.store import connect
 
     store = connect(TrackingConfig("weights", "weights"))

@@ -94,7 +94,7 @@ def init(folder: Path, images: Path | None, copy: bool, pretrained: bool, backen
     else:
         write_lock(folder)
         project.made.append(str(LOCK))
-    print(*report(project, images, backend, chosen), sep="\n")
+    print(*report(project, images, pretrained, backend, chosen), sep="\n")
 
 
 def check_arguments(folder: Path, images: Path | None, copy: bool) -> None:
@@ -287,7 +287,9 @@ def git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=english)
 
 
-def report(project: Project, images: Path | None, backend: str, chosen: Choices | None) -> Iterator[str]:
+def report(
+    project: Project, images: Path | None, pretrained: bool, backend: str, chosen: Choices | None
+) -> Iterator[str]:
     """Says what was made, what was left, and what to do next."""
     folder = project.folder
     if project.made:
@@ -296,6 +298,8 @@ def report(project: Project, images: Path | None, backend: str, chosen: Choices 
         yield f"left as it was: {', '.join(project.left)}"
     if str(PARAMS_FILE) in project.left and images is not None:
         yield f"{PARAMS_FILE} exists, so --images had no effect: set prepare.path in it, or move it away first"
+    if str(PARAMS_FILE) in project.left and (pretrained or backend != "tensorflow"):
+        yield f"{PARAMS_FILE} exists, so --pretrained and --backend had no effect: edit it, or move it away first"
     if (
         "dvc.yaml" in project.left
         and (folder / "dvc.yaml").read_bytes() != (TEMPLATE / "dvc.yaml").read_bytes()

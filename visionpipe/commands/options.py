@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     probing.add_argument("--variant", help="the model variant of a source that does not name it")
     probing.add_argument("--size", type=int, help="resize the images to this height and width")
     add("compare", "print the trained models side by side")
-    add("check", "exit with 1 unless a model passed the gate at the last register, and is registered")
+    add("check", "exit with 1 unless the last register accepted a model that the store still has")
     promote = add("promote", "make the challenger the champion if it is better on the same test images")
     promote.add_argument(
         "--new-data",

@@ -90,7 +90,7 @@ class Mixing(Augmentation):
     Args:
         alpha: the share of the other image is drawn from Beta(alpha, alpha): 1 is uniform, smaller values mix less.
         probability: the share of the images that are mixed.
-        off_epoch: the epoch, counted from 0, from which on the entry does nothing; null: it never ends.
+        off_epoch: the first epoch, counted from 0, in which the entry is off; null: it is always on.
     """
 
     alpha: Annotated[float, (0.05, 1000)] = 1.0

@@ -16,7 +16,7 @@ class PrepareConfig:
         interpolation: How images are resized; the artifact uses it too.
         crop_ratio: The side of the central crop, relative to the short side of the resized image; the artifact uses it
             too.
-        test_fraction: The share of the training images that becomes the test split, if the source has none.
+        test_fraction: The share of all images that becomes the test split, if the source has none. It is drawn first.
         validation_fraction: The share of the remaining training images that becomes the validation split, if the
             source has none.
     """

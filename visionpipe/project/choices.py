@@ -218,7 +218,7 @@ def choose_recipe(
         "warmup": 0.1,
     }
     reasons = {
-        "train": "every key: visionpipe/training/recipe.py",
+        "train": "every key is in the documentation: Reference, params.yaml",
         "train.preset": "for a start from published weights: the head first, then all layers, at a low rate"
         if pretrained
         else "for a start from random weights: AdamW, cosine, label smoothing; the keys below replace its values",
@@ -262,8 +262,7 @@ def choose_gate(survey: Survey) -> tuple[float, str]:
     """Returns `register.gate.over_majority`: at most a quarter of what the most frequent class leaves to gain."""
     gate = min(LARGEST_GATE, math.floor(250 * (1 - survey.majority)) / 1000)
     return gate, (
-        f"accuracy above the share of the most frequent class, {survey.majority:.0%} of these images, which a model "
-        "reaches that always names it"
+        f"a model must beat always answering the most frequent class, {survey.majority:.0%} of these images, by this"
     )
 
 

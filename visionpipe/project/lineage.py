@@ -6,7 +6,8 @@ from typing import Any
 from visionpipe.files import sha256_json
 from visionpipe.models.specs import ModelSpec
 from visionpipe.project.backend import thread_count
-from visionpipe.project.params import ModelConfig, Params
+from visionpipe.project.params import Params
+from visionpipe.project.sections import ModelConfig
 from visionpipe.training.recipe import TrainConfig
 
 Pixels = dict[str, tuple[float, ...]]

@@ -43,6 +43,7 @@ WITHOUT_EFFECT = {
     "project.needs": "refuses impossible orders of trainings",
     "project.params": "reads params.yaml, whose values DVC compares",
     "project.paths": "names of files, which dvc.yaml has too",
+    "project.sections": "keys of other stages",
     "project.schema": "refuses wrong types in params.yaml",
     "models.known": "addresses of weights; the key of a training contains the sha256 of the weights",
     "weights.download": "downloads weights; the key of a training contains their sha256",
@@ -52,11 +53,20 @@ WITHOUT_EFFECT = {
 }
 WITH_EFFECT = {
     "train": {
+        "project.sections": "defaults of keys that params.yaml leaves out",
         "project.backend": "seeds and threads, which change the last bits of the weights",
         "training.presets": "values of recipes, of which params.yaml has only the name",
     },
-    "export": {"project.backend": "as for train"},
-    "register": {"tracking": "writes the runs, the versions and the receipt"},
+    "export": {
+        "project.sections": "as for train",
+        "project.backend": "as for train",
+        "artifact.speed": "measures the speeds that `precision: auto` decides by",
+    },
+    "evaluate": {"project.sections": "as for train"},
+    "register": {
+        "project.sections": "as for train",
+        "tracking": "writes the runs, the versions and the receipt",
+    },
 }
 
 # Libraries that change the numbers that a stage writes. The stage train has one section for each backend.

@@ -25,7 +25,7 @@ while (started := time.perf_counter()) < end:
 print(2 * 512**3 / best / 1e9)
 """
 
-# Runs in a process of its own, for a backend cannot be put away again. Prints what computes, and how fast.
+# Runs in a process of its own, because a backend cannot be unloaded. Prints what computes, and how fast.
 PROBE = """
 import json, sys, time
 from types import SimpleNamespace

@@ -108,7 +108,7 @@ class Survey:
         yield f"  channels  {stored}{on_white}"
         given = ", ".join(f"{name} {count:,}" for name, count in self.splits.items())
         yield f"  splits    {given or 'none in the folders: prepare draws them'}"
-        yield from (f"  odd       {sentence}" for sentence in self.odd)
+        yield from (f"  note      {sentence}" for sentence in self.odd)
 
 
 def survey(path: Path, shown_path: str | None = None) -> Survey:

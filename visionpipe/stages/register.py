@@ -89,7 +89,8 @@ def alias_summary(store: Store, moved: list[str]) -> str:
     )
     if champion and challenger and other_data(champion, challenger):
         line += (
-            f"\nthe champion was trained on other data: visionpipe promote --new-data makes version "
+            f"\nthe champion was trained on other data: visionpipe promote compares both on the present test images; "
+            f"if the classes or the image size differ, visionpipe promote --new-data makes version "
             f"{challenger.version} the champion"
         )
     return line

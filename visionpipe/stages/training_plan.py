@@ -12,8 +12,9 @@ from visionpipe.models.variants import shown
 from visionpipe.project.backend import thread_count
 from visionpipe.project.lineage import Pixels, train_key, training_params, written_pixels
 from visionpipe.project.lock import read_lock
-from visionpipe.project.params import ModelConfig, Params, plan_of
+from visionpipe.project.params import Params, plan_of
 from visionpipe.project.paths import model_folder
+from visionpipe.project.sections import ModelConfig
 from visionpipe.tracking.trained import download_trained
 from visionpipe.training.plan import Plan
 from visionpipe.training.recipe import TrainConfig

@@ -7,8 +7,9 @@ from typing import Any
 from visionpipe.artifact.digest import artifact_sha256
 from visionpipe.data.prepared import MANIFEST, PREPARED
 from visionpipe.errors import RegistryError
-from visionpipe.project.params import GateConfig, Params
+from visionpipe.project.params import Params
 from visionpipe.project.paths import artifact_folder, model_folder, report_folder
+from visionpipe.project.sections import GateConfig
 from visionpipe.tracking.tags import read_output
 
 RECEIPT = Path("registration.json")

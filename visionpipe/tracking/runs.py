@@ -18,8 +18,8 @@ from visionpipe.artifact.hardware import hardware
 from visionpipe.errors import Interrupted
 from visionpipe.files import copy_contents, sha256_file, temporary_folder
 from visionpipe.project.lineage import code_sha256
-from visionpipe.project.params import TrackingConfig
 from visionpipe.project.paths import state_folder
+from visionpipe.project.sections import TrackingConfig
 from visionpipe.tracking.commits import commit_that_makes
 from visionpipe.tracking.processes import is_abandoned, is_alive, process_identity
 from visionpipe.tracking.store import Store, connect

@@ -12,8 +12,8 @@ from urllib.parse import quote, unquote
 
 from visionpipe.errors import RegistryError, VisionpipeError
 from visionpipe.files import exclusive, sha256_json
-from visionpipe.project.params import TrackingConfig
 from visionpipe.project.paths import dvc_root, state_folder
+from visionpipe.project.sections import TrackingConfig
 from visionpipe.tracking.places import artifact_root, relocate
 
 # By default MLflow retries an unreachable server for minutes, and draws a progress bar for every small file.

@@ -1,0 +1,104 @@
+"""The sections of params.yaml that no other room has: their keys, types and defaults."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One entry of `models:`: what is trained, from which weights, and how.
+
+    Args:
+        variant: The model, as `visionpipe models` lists it.
+        needs: The file that DVC trains this entry after: the manifest of the prepared images, the model of another
+            entry, or `data/NAME.needs`, where the section `needs:` names two models.
+        init: The weights to start from: another entry, or any source of weights; null starts from random weights.
+        init_sha256: The sha256 that the file in `init` must have; its first digits are enough.
+        init_head: Whether the head starts at zero or is loaded from `init` too.
+        init_grid: Rows and columns of the position embeddings in `init`, where they fit neither the model nor a square.
+        pixel_mean: Mean of the normalisation for red, green and blue pixels in [0, 255]; null takes that of the weights
+            in `init`, or else that of the training images.
+        pixel_std: Standard deviation of the normalisation, with the same default as `pixel_mean`.
+        overrides: Fields of the variant that are different here.
+        train: Keys of the recipe that are different here.
+    """
+
+    variant: str
+    needs: str
+    init: str | None = None
+    init_sha256: str | None = None
+    init_head: Literal["zero", "load"] = field(default="zero", kw_only=True)
+    init_grid: tuple[int, int] | None = field(default=None, kw_only=True)
+    pixel_mean: tuple[float, float, float] | None = None
+    pixel_std: tuple[float, float, float] | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """How the trained model becomes the artifact that ships.
+
+    Args:
+        precision: The precision of the matrix products. `auto` takes int8 if it is at least 1.3 times as fast and loses
+            at most 0.5 points of validation accuracy.
+        opset: The version of ONNX's operations.
+        max_logit_difference: How far ONNX may differ from Keras before any quantisation, relative to the largest logit.
+    """
+
+    precision: Literal["fp32", "int8", "auto"] = "fp32"
+    opset: int = 18
+    max_logit_difference: float = 0.001
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What a report shows.
+
+    Args:
+        calibration_bins: The number of confidence bins behind the calibration error.
+        worst_mistakes: The number of mistakes in the picture of the worst ones.
+    """
+
+    calibration_bins: int = 15
+    worst_mistakes: int = 25
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """The least that a model must reach on the validation split to be registered, in [0, 1].
+
+    Args:
+        accuracy: The smallest share of correct answers.
+        worst_recall: The smallest recall of the class that is recognised worst.
+        over_majority: How far the accuracy must lie above the share of the most frequent class, which a model reaches
+            by always naming that class; 0 asks for nothing.
+    """
+
+    accuracy: float = 0.0
+    worst_recall: float = 0.0
+    over_majority: float = field(default=0.0, kw_only=True)
+
+
+@dataclass(frozen=True)
+class RegisterConfig:
+    """Which models may be registered.
+
+    Args:
+        gate: The least that a model must reach.
+    """
+
+    gate: GateConfig = GateConfig()
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Names in MLflow.
+
+    Args:
+        experiment: The experiment that the runs belong to.
+        model: The registered model that the versions belong to.
+    """
+
+    experiment: str = "visionpipe"
+    model: str = "visionpipe"
