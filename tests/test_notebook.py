@@ -1,6 +1,5 @@
 """The notebook of the documentation runs, in a project of 200 tiny images."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -31,4 +30,3 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(project, monkeypatch)
     assert "→ (None, 4)" in said
     assert any("image/png" in o.get("data", {}) for c in notebook.cells for o in c.get("outputs", []))
     assert (Path(project.root) / "mlflow.db").exists()
-    assert os.environ.get("KERAS_BACKEND") is None

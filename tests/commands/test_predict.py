@@ -242,7 +242,7 @@ def test_a_worker_that_is_killed_is_named_and_none_outlives_its_parent(artifact,
         if victim == "worker":
             assert process.returncode == 1
             assert said.count("\n") == 1
-            assert "a worker was killed" in said
+            assert "a worker process was killed" in said
     assert run(artifact, "many", cwd=tmp_path).returncode == 0
 
 

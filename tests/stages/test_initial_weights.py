@@ -216,7 +216,7 @@ def test_a_normalisation_that_is_written_wins_and_that_is_said(trained):
     np.testing.assert_allclose(found.std, (50, 60, 70), rtol=1e-6)
     output = said["own-pixels"].output
     assert "different: pixel_mean [127.5, 127.5, 127.5], the model has [1, 2, 3]" in output
-    assert "pixel_std: [50, 60, 70], of params.yaml" in output
+    assert "pixel_std: [50, 60, 70], from params.yaml" in output
     assert lineage(project, "own-pixels")["params"]["model"]["pixel_std"] == [50, 60, 70]
 
 
