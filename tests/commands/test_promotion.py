@@ -93,7 +93,7 @@ def test_a_version_from_other_data_cannot_be_compared_and_becomes_challenger(reg
     assert move_aliases(registry, worse) == ["challenger"]
     assert "promote --new-data" not in alias_summary(registry, [])  # champion and challenger are one now
     set_alias(registry, "champion", "2")
-    assert "trained on other data: visionpipe promote --new-data" in alias_summary(registry, [])
+    assert "trained on other data: visionpipe promote compares both" in alias_summary(registry, [])
 
 
 def test_registering_again_makes_nothing_and_the_same_receipt(registered, capfd):
