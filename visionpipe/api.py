@@ -78,9 +78,8 @@ class Project:
             text=True,
         ) as process:
             assert process.stdout is not None
-            for (
-                line
-            ) in process.stdout:  # a notebook shows what is printed here, not what a child process prints
+            # Printed here, because a notebook does not show what a child process prints.
+            for line in process.stdout:
                 print(line, end="", flush=True)
         if process.returncode != 0:
             raise VisionpipeError(f"dvc repro {stage or ''} has failed in {self.path}: see its output above")

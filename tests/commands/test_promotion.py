@@ -19,7 +19,7 @@ from visionpipe.commands.lineage import lineage
 from visionpipe.commands.promote import Move, champions_before, promote, rollback
 from visionpipe.commands.prune import prune
 from visionpipe.data.prepared import PREPARED, open_prepared
-from visionpipe.errors import ArtifactError, RegistryError
+from visionpipe.errors import ArtifactError, LockError, RegistryError
 from visionpipe.evaluation.comparison import compare
 from visionpipe.files import exclusive, write_json
 from visionpipe.stages.register import alias_summary, golden, register
@@ -300,6 +300,18 @@ def test_prune_leaves_a_store_on_a_server_to_its_other_users(registry, registere
     prune(registered.params, delete=True)
     assert "may serve other checkouts too" in capsys.readouterr().out
     assert len(all_versions(registry)) == 3
+
+
+def test_prune_removes_nothing_where_code_lock_is_damaged(params, monkeypatch, tmp_path):
+    checkpoint = Path(".visionpipe/checkpoints") / ("c" * 64)
+    checkpoint.mkdir(parents=True)
+    monkeypatch.setattr("visionpipe.project.lock.LOCK", Path("damaged.lock"))
+    Path("damaged.lock").write_text("<<<<<<< ours")
+    with pytest.raises(LockError, match=r"damaged.lock is damaged"):
+        prune(params, delete=True)
+    assert checkpoint.exists()
+    checkpoint.rmdir()
+    Path("damaged.lock").unlink()
 
 
 def test_prune_spares_trainings_that_run_or_would_be_taken_up_again(params, capsys):

@@ -20,6 +20,7 @@ from visionpipe.errors import VisionpipeError
 from visionpipe.escape import without_password
 from visionpipe.files import open_lock, temporary_folder
 from visionpipe.project.backend import check_backend
+from visionpipe.project.lock import read_lock
 from visionpipe.project.params import Params
 from visionpipe.project.paths import model_folder, state_folder
 from visionpipe.stages.training_plan import resolve_training
@@ -264,6 +265,7 @@ def current_keys(params: Params) -> set[str]:
         return set()
     check_backend(params)
     data = open_prepared(PREPARED, verify=False)
+    read_lock()  # without code.lock no key is known, and every interrupted training would look unneeded
     keys = set()
     for name in params.models:
         # A training whose initial weights or teacher are missing cannot have been interrupted.
