@@ -1,5 +1,6 @@
 """The notebook of the documentation runs, in a project of 200 tiny images."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,10 @@ NOTEBOOK = CHECKOUT / "docs" / "notebook.ipynb"
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_notebook_runs_from_its_first_cell_to_its_last(project, monkeypatch):
-    for name, value in environment(PYTHONPATH=str(CHECKOUT)).items():
+    variables = environment(PYTHONPATH=str(CHECKOUT))
+    for name in os.environ.keys() - variables.keys():  # such as the tracking store that `make` names
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     notebook = nbformat.read(shutil.copy(NOTEBOOK, project.root), as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(project.root)}}).execute()

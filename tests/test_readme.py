@@ -212,7 +212,7 @@ def test_own_images(clone, repro):
     (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     output = shell("make repro", clone)
     assert "resnet-wide" in output
-    assert "the champion was trained on other data: visionpipe promote --new-data" in output
+    assert "the champion was trained on other data: visionpipe promote compares both" in output
     assert "champion: version " in shell("visionpipe promote --new-data", clone)
 
 
