@@ -28,12 +28,20 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Record:
-    """One file that may be an image. `split` is None if the source has no splits; `read` raises ImageError."""
+    """One file that may be an image.
+
+    `split` is None if the source has no splits; `read` raises ImageError. Images of one `group` (such as a patient)
+    must not be in different splits. `weight` multiplies the image's training loss. `metadata` are the values of the
+    listing's `columns`.
+    """
 
     split: str | None
     class_name: str
     file: str
     read: Reader
+    group: str | None = None
+    weight: float = 1.0
+    metadata: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class Listing:
     """The content of a source, in an order that depends on the content only.
 
     Every file is an entry, so that nothing is left out silently. `splits` are those that the source defines, `total` is
-    the number of entries, and `notes` are remarks for the user.
+    the number of entries, `notes` are remarks for the user, and `columns` names the metadata of every record.
     """
 
     classes: tuple[str, ...]
@@ -57,6 +65,7 @@ class Listing:
     total: int
     entries: Iterable[Record | Rejected]
     notes: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
 
 
 def list_class_folders(files: dict[str, Reader], folders: set[str], rejected: list[Rejected]) -> Listing:

@@ -1,0 +1,89 @@
+"""Decodes all images of a source in threads, and writes their pixels to one file."""
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from visionpipe.data.config import PrepareConfig
+from visionpipe.data.decode import decode_image, resize_and_crop
+from visionpipe.data.listing import Listing, Record, Rejected
+from visionpipe.errors import ImageError
+
+DECODED_AHEAD = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Usable:
+    """An image that was decoded, without its pixels.
+
+    `digest` is the sha256 of the picture before resizing. The other fields are those of its `Record`.
+    """
+
+    split: str | None
+    class_name: str
+    file: str
+    digest: bytes
+    group: str | None = None
+    weight: float = 1.0
+    metadata: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded and resized image. `pixels`: uint8 (height, width, 3)."""
+
+    image: Usable
+    pixels: np.ndarray
+
+
+def decode_into(
+    spool: Path, listing: Listing, config: PrepareConfig, threads: int | None
+) -> tuple[list[Usable], list[Rejected]]:
+    """Writes the pixels of all usable images to the file `spool`, in the order of the listing."""
+    usable: list[Usable] = []
+    quarantined: list[Rejected] = []
+    decoded = decode_all(listing.entries, config, threads)
+    with spool.open("wb") as file:
+        for image in tqdm(decoded, "prepare", listing.total, unit=" images", disable=None):
+            if isinstance(image, Rejected):
+                quarantined.append(image)
+            else:
+                file.write(image.pixels.data)
+                usable.append(image.image)
+    return usable, quarantined
+
+
+def decode_all(
+    entries: Iterable[Record | Rejected], config: PrepareConfig, threads: int | None
+) -> Iterator[Decoded | Rejected]:
+    """Decodes in threads and yields in order, at most DECODED_AHEAD images ahead."""
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque[Future[Decoded | Rejected]] = deque()
+        for entry in entries:
+            ahead.append(pool.submit(decode, entry, config))
+            if len(ahead) > DECODED_AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def decode(entry: Record | Rejected, config: PrepareConfig) -> Decoded | Rejected:
+    """Reads, decodes and resizes one image; returns the reason where that is impossible."""
+    if isinstance(entry, Rejected):
+        return entry
+    try:
+        image = decode_image(entry.read())
+    except ImageError as error:
+        return Rejected(entry.file, error.reason)
+    digest = hashlib.sha256(str(image.shape).encode())
+    digest.update(image.data)
+    usable = Usable(
+        entry.split, entry.class_name, entry.file, digest.digest(), entry.group, entry.weight, entry.metadata
+    )
+    return Decoded(usable, resize_and_crop(image, config.size, config.interpolation, config.crop_ratio))
