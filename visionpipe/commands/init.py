@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from visionpipe import __version__
-from visionpipe.data.config import PrepareConfig
+from visionpipe.data.config import DECISIONS, DECISIONS_HEADER, PrepareConfig
 from visionpipe.data.listing import Record
 from visionpipe.data.sources import SOURCES
 from visionpipe.errors import ConfigError, DataError
@@ -32,7 +32,7 @@ COPIES = Path("data/images")
 PREPARED = Path("data/prepared")
 IDX_PARTS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 CHUNK = 2**20  # bytes that are copied at once
-FILES = ("params.yaml", "dvc.yaml", ".gitignore", ".dvcignore", "README.md")
+FILES = ("params.yaml", "dvc.yaml", str(DECISIONS), ".gitignore", ".dvcignore", "README.md")
 COMMITTED = (*FILES, str(LOCK), ".dvc/config", ".dvc/.gitignore")
 
 
@@ -87,6 +87,7 @@ def init(folder: Path, images: Path | None, copy: bool, pretrained: bool, backen
         project.left.append(str(PARAMS_FILE))
     for name in ("dvc.yaml", ".gitignore", ".dvcignore"):
         project.add(name, (TEMPLATE / name.removeprefix(".")).read_bytes())
+    project.add(DECISIONS, DECISIONS_HEADER)
     project.add("README.md", readme(folder))
     initialise_git_and_dvc(project)
     if os.path.lexists(folder / LOCK):

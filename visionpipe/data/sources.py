@@ -1,6 +1,7 @@
 """The sources of images: one function per source, which returns a Listing.
 
 zip, folder: one folder per class, laid out as `list_class_folders` says.
+table: a folder or archive with a table of its images; table.py reads it.
 tfds: any image classification set of TensorFlow Datasets; decode.py decodes the stored bytes, as for every source.
 idx: a folder with the four files of MNIST's format (LeCun et al. 1998), gzipped or not.
 """
@@ -25,14 +26,40 @@ from PIL import Image
 
 from visionpipe.data.config import PrepareConfig
 from visionpipe.data.listing import SPLIT_NAMES, Listing, Reader, Record, Rejected, list_class_folders
+from visionpipe.data.table import list_rows
 from visionpipe.errors import DataError, ImageError
 
 MAX_FILE_BYTES = 256 * 2**20
 DVC_CACHE_FILE = re.compile(r".*/[0-9a-f]{2}/[0-9a-f]{30}")  # its name is its md5
 
 
+Content = tuple[dict[str, Reader], set[str], list[Rejected]]  # files, folders, and files that cannot be used
+
+
 def list_zip(config: PrepareConfig) -> Listing:
-    """Lists a zip archive without unpacking it. Links in the archive are never followed."""
+    """Lists a zip archive of class folders."""
+    return list_class_folders(*content_of_zip(config))
+
+
+def list_folder(config: PrepareConfig) -> Listing:
+    """Lists a folder of class folders."""
+    return list_class_folders(*content_of_folder(config))
+
+
+def list_table(config: PrepareConfig) -> Listing:
+    """Lists the images that a table names; both are in one folder or zip archive."""
+    path = existing(config, Path.exists, "a folder or zip archive")
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise DataError(
+            f"prepare.path: {path} is a file: set prepare.path to the folder that holds the table and the images, "
+            f"which DVC then watches, and prepare.table.path to the table, relative to it"
+        )
+    files, _, rejected = (content_of_folder if path.is_dir() else content_of_zip)(config)
+    return list_rows(config, files, rejected)
+
+
+def content_of_zip(config: PrepareConfig) -> Content:
+    """Reads which files an archive holds, without unpacking it. Links in the archive are never followed."""
     path = existing(config, Path.is_file, "a file")
     try:
         archive = zipfile.ZipFile(path)
@@ -53,11 +80,11 @@ def list_zip(config: PrepareConfig) -> Listing:
             rejected.append(Rejected(path_in_zip, "appears twice in the archive"))
         else:
             files[path_in_zip] = functools.partial(read_member, archive, member, lock)
-    return list_class_folders(files, folders, rejected)
+    return files, folders, rejected
 
 
-def list_folder(config: PrepareConfig) -> Listing:
-    """Lists a folder.
+def content_of_folder(config: PrepareConfig) -> Content:
+    """Reads which files a folder holds.
 
     Links are followed within the folder and into a DVC cache, because DVC may link the files that it tracks. They are
     never followed elsewhere, nor in a circle.
@@ -83,7 +110,7 @@ def list_folder(config: PrepareConfig) -> Listing:
                 unread.append((folder / name, f"{path}/", (*ancestors, target)))
             else:
                 files[path] = functools.partial(read_file, folder / name)
-    return list_class_folders(files, folders, rejected)
+    return files, folders, rejected
 
 
 def list_tfds(config: PrepareConfig) -> Listing:
@@ -226,6 +253,7 @@ def first_bytes(content: bytes, most: int = -1) -> bytes:
 SOURCES: dict[str, Callable[[PrepareConfig], Listing]] = {
     "zip": list_zip,
     "folder": list_folder,
+    "table": list_table,
     "tfds": list_tfds,
     "idx": list_idx,
 }

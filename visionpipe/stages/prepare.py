@@ -2,16 +2,20 @@
 
 import numpy as np
 
+from visionpipe.data.decisions import decided_lines, read_decisions
 from visionpipe.data.decoding import decode_into
 from visionpipe.data.prepared import (
     PREPARED,
     channel_statistics,
     replacing_folder,
+    write_folds,
     write_manifest,
+    write_metadata,
     write_split,
+    write_weights,
 )
 from visionpipe.data.sources import SOURCES
-from visionpipe.data.splits import check_splits, draw_splits
+from visionpipe.data.splits import check_splits, draw_folds, draw_splits, group_notes, with_groups
 from visionpipe.data.understood import summary, suspicions
 from visionpipe.errors import DataError
 from visionpipe.project.params import Params
@@ -26,20 +30,27 @@ def prepare(params: Params) -> None:
         DataError: no images, a single class, a class without a training image, or an empty split.
     """
     config = params.prepare
-    listing = SOURCES[config.source](config)
+    decisions = read_decisions()
+    listing = decisions.applied_to(with_groups(SOURCES[config.source](config), config))
     if len(listing.classes) < 2:
         classes = f"only the class {listing.classes[0]!r}" if listing.classes else "no class"
         raise DataError(f"{config.path} holds {classes}: expected one folder of images for each class")
     with replacing_folder(PREPARED) as folder:
         spool = folder / "decoded"
         usable, quarantined = decode_into(spool, listing, config, params.threads)
+        usable = decisions.with_groups(usable)
         splits = draw_splits(usable, listing.splits, config, params.seed)
-        check_splits(splits, usable, quarantined, listing)
+        check_splits(splits, usable, quarantined, listing, config.has_groups)
         images = np.memmap(spool, np.uint8, "r", shape=(len(usable), *config.size, 3))
         positions = {name: position for position, name in enumerate(listing.classes)}
         for split, rows in splits.items():
             labels = [positions[usable[row].class_name] for row in rows]
             write_split(folder, split, images, rows, labels, [usable[row].file for row in rows])
+            if listing.columns:
+                write_metadata(folder, split, [usable[row].metadata for row in rows])
+        write_weights(folder, [usable[row].weight for row in splits["train"]])
+        if config.folds:
+            write_folds(folder, splits, draw_folds(usable, splits, config.folds, params.seed))
         channel_mean, channel_std = channel_statistics(images, splits["train"])
         spool.unlink()
         manifest = write_manifest(
@@ -51,6 +62,13 @@ def prepare(params: Params) -> None:
             channel_mean=channel_mean,
             channel_std=channel_std,
             quarantined=[{"path": item.file, "reason": item.reason} for item in quarantined],
-            warnings=[*listing.notes, *suspicions(splits, usable, listing.classes)],
+            warnings=[
+                *listing.notes,
+                *group_notes(usable, config),
+                *decisions.warnings(usable, quarantined),
+                *suspicions(splits, usable, listing.classes),
+            ],
+            columns=list(listing.columns),
+            decisions=decisions.applied(usable, quarantined),
         )
-    print(summary(manifest))
+    print(summary(manifest), *decided_lines(manifest), sep="\n")
