@@ -291,5 +291,7 @@ def test_what_is_no_table_is_one_line(table, message):
 
 def test_a_path_that_is_the_table_itself_is_refused_because_dvc_would_not_watch_the_images():
     write(ROWS, "a.png", "b.png")
-    with pytest.raises(DataError, match=r"set prepare.path to the folder that holds the table and the images"):
+    with pytest.raises(
+        DataError, match=r"set prepare.path to the folder that holds the table and the images"
+    ):
         listing("set/labels.csv")

@@ -3,7 +3,8 @@
 Images of one group are never in two splits. There are two ways to draw:
 
 - Where `prepare.group` names the groups, the split of a group follows from a hash of the seed and of its key alone. So
-  images that are added or removed move no other image, and the sizes of the splits are approximate.
+  images that are added or removed move no other image, and the sizes of the splits are approximate. The one exception
+  is a set with so few groups that none is drawn for a split: the nearest one is taken.
 - Otherwise each class is divided exactly, as `test_fraction` and `validation_fraction` say. Images that are added or
   removed may move a few others.
 """
@@ -32,17 +33,24 @@ def draw_splits(usable: list[Usable], given: frozenset[str], config: PrepareConf
     for row, image in enumerate(usable):
         splits[image.split or "train"].append(row)
     check_groups(splits, usable)
-    fractions = {"test": config.test_fraction, "validation": config.validation_fraction}
-    missing = {split: fraction for split, fraction in fractions.items() if split not in given}
+    missing = missing_splits(given, config)
     if config.has_groups:
-        for row in splits["train"]:
+        pool, splits["train"] = splits["train"], []
+        for row in pool:
             splits[split_of(group_key(usable[row]), missing, seed)].append(row)
-        drawn = set().union(*(splits[split] for split in missing))
-        splits["train"] = sorted(set(splits["train"]) - drawn)
+        for split in (*missing, "train"):
+            if not splits[split]:
+                take_nearest(splits, split, ("train", *missing), usable, seed)
         return splits
     draw_exactly(splits, usable, missing, seed)
     unite_groups(splits, usable)
     return splits
+
+
+def missing_splits(given: frozenset[str], config: PrepareConfig) -> dict[str, float]:
+    """Returns the fractions of the splits that must be drawn, in the order of the draw."""
+    fractions = {"test": config.test_fraction, "validation": config.validation_fraction}
+    return {split: fraction for split, fraction in fractions.items() if split not in given}
 
 
 def draw_exactly(splits: Splits, usable: list[Usable], missing: dict[str, float], seed: int) -> None:
@@ -118,6 +126,16 @@ def split_of(key: str, missing: dict[str, float], seed: int) -> str:
     return "train"
 
 
+def take_nearest(splits: Splits, split: str, drawn: Sequence[str], usable: list[Usable], seed: int) -> None:
+    """Moves a group into an empty split, from the drawn split with the most groups: the one nearest to it."""
+    keys = {name: {group_key(usable[row]) for row in splits[name]} for name in drawn}
+    source = max(drawn, key=lambda name: len(keys[name]))
+    if len(keys[source]) > 1:
+        nearest = min(keys[source], key=lambda key: draw_key(seed, split, key.encode()))
+        splits[split] = [row for row in splits[source] if group_key(usable[row]) == nearest]
+        splits[source] = [row for row in splits[source] if group_key(usable[row]) != nearest]
+
+
 def with_groups(listing: Listing, config: PrepareConfig) -> Listing:
     """Returns the listing with the groups that the pattern `prepare.group` finds in the paths.
 
@@ -160,9 +178,15 @@ def check_groups(splits: Splits, usable: list[Usable]) -> None:
         )
 
 
-def group_notes(usable: list[Usable], config: PrepareConfig) -> list[str]:
-    """Says how many images have no group; raises DataError where none has one."""
-    if not config.has_groups or not usable:
+def group_notes(
+    usable: list[Usable], splits: Splits, given: frozenset[str], config: PrepareConfig, seed: int
+) -> list[str]:
+    """Says how many images have no group, and which split has too few groups for a draw.
+
+    Raises:
+        DataError: no image has a group.
+    """
+    if not config.has_groups:
         return []
     alone = [image.file for image in usable if image.group is None]
     if len(alone) == len(usable):
@@ -171,13 +195,22 @@ def group_notes(usable: list[Usable], config: PrepareConfig) -> list[str]:
             if group_pattern(config.group)
             else "prepare.group: no image has a group: the column is empty"
         )
-    groups = len({image.group for image in usable if image.group is not None})
-    if not alone:
-        return []
-    return [
-        f"images without a group, each of which is a group of its own: {len(alone):,}, such as {alone[0]!r}; the "
-        f"others are in {groups:,} groups"
+    missing = missing_splits(given, config)
+    notes = [
+        f"few groups: none was drawn for {split}, so the nearest, that of {usable[rows[0]].file!r}, is there; it may "
+        f"move when groups are added"
+        for split, rows in splits.items()
+        if split in (*missing, "train")
+        and rows
+        and split_of(group_key(usable[rows[0]]), missing, seed) != split
     ]
+    if alone:
+        groups = len({image.group for image in usable}) - 1
+        notes.append(
+            f"images without a group, each of which is a group of its own: {len(alone):,}, such as {alone[0]!r}; the "
+            f"others are in {groups:,} group{'' if groups == 1 else 's'}"
+        )
+    return notes
 
 
 def united(keys: Sequence[Iterable[Hashable]]) -> list[int]:
@@ -253,8 +286,7 @@ def join_where_groups_stay(
     seed: int,
 ) -> tuple[list[Usable], dict[int, str]]:
     """Does what `join_groups` does where `prepare.group` names the groups."""
-    fractions = {"test": config.test_fraction, "validation": config.validation_fraction}
-    missing = {split: fraction for split, fraction in fractions.items() if split not in given}
+    missing = missing_splits(given, config)
     keys: list[set[Hashable]] = [set() for _ in usable]
     for number, rows in enumerate(sets):
         for row in rows:
@@ -341,7 +373,7 @@ def check_splits(
             cause = (
                 "its folder has no usable image"
                 if split in listing.splits
-                else "no group was drawn for it: add groups, or choose another seed or a larger fraction"
+                else "prepare.group makes a single group of the images, add more"
                 if grouped
                 else "too few images to draw it, add more"
             )

@@ -64,7 +64,7 @@ def prepare(params: Params) -> None:
             quarantined=[{"path": item.file, "reason": item.reason} for item in quarantined],
             warnings=[
                 *listing.notes,
-                *group_notes(usable, config),
+                *group_notes(usable, splits, listing.splits, config, params.seed),
                 *decisions.warnings(usable, quarantined),
                 *suspicions(splits, usable, listing.classes),
             ],
