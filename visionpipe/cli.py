@@ -191,7 +191,7 @@ def run(options: argparse.Namespace) -> None:
     if options.command == "init":
         from visionpipe.commands.init import init
 
-        init(options.folder, options.images, options.copy, options.pretrained, options.backend)
+        init(options.folder, options.images, options.copy, options.pretrained, options.backend, options.label)
         return
     from visionpipe.project.paths import enter_project
 

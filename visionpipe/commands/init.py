@@ -13,9 +13,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from visionpipe import __version__
-from visionpipe.data.config import DECISIONS, DECISIONS_HEADER, PrepareConfig
+from visionpipe.data.config import DECISIONS, DECISIONS_HEADER
 from visionpipe.data.listing import Record
-from visionpipe.data.sources import SOURCES
 from visionpipe.errors import ConfigError, DataError
 from visionpipe.escape import markdown, visible
 from visionpipe.files import write_bytes
@@ -24,7 +23,8 @@ from visionpipe.project.choices import Choices, choose, minutes_text, params_yam
 from visionpipe.project.lock import LOCK, write_lock
 from visionpipe.project.machine import this_machine
 from visionpipe.project.params import PARAMS_FILE
-from visionpipe.project.survey import Survey, source_of, survey
+from visionpipe.project.survey import Survey, listing_of, source_of, survey
+from visionpipe.project.table_survey import Guess, guess_columns, is_table
 
 TEMPLATE = Path(__file__).parents[1] / "project" / "template"
 SAMPLE = Path("data/fashion-mini.zip")
@@ -54,8 +54,12 @@ class Project:
             self.made.append(str(name))
 
 
-def init(folder: Path, images: Path | None, copy: bool, pretrained: bool, backend: str) -> None:
+def init(
+    folder: Path, images: Path | None, copy: bool, pretrained: bool, backend: str, label: str | None = None
+) -> None:
     """Makes `folder` a project on `images`, or on the sample where none are given.
+
+    `images` may be a table of images; `label` then names the column of the labels, where it is not clear.
 
     Nothing is overwritten. What an interrupted call has left out is added by the next one.
 
@@ -63,6 +67,12 @@ def init(folder: Path, images: Path | None, copy: bool, pretrained: bool, backen
         ConfigError: the folder cannot become a project.
         DataError: there are no images to train on.
     """
+    guess = None
+    if images is not None and is_table(images):
+        guess = guess_columns(images, label)
+        images = guess.folder
+    elif label is not None:
+        raise ConfigError("--label names a column of the table that --images names: give both")
     check_arguments(folder, images, copy)
     project = Project(folder)
     has_params = os.path.lexists(folder / PARAMS_FILE)
@@ -72,7 +82,7 @@ def init(folder: Path, images: Path | None, copy: bool, pretrained: bool, backen
     elif not has_params:
         source = images or TEMPLATE / SAMPLE.name
         path = SAMPLE.as_posix() if images is None else path_in_params(folder, source, copy)
-        found = survey(source, path)
+        found = survey(source, path, guess)
         chosen = choose(found, this_machine(backend), backend, pretrained)
         params = params_yaml(chosen, heading(found, chosen)).encode()
         print(*found.lines(), "", *described(chosen), "", sep="\n")
@@ -81,7 +91,7 @@ def init(folder: Path, images: Path | None, copy: bool, pretrained: bool, backen
         if images is None:
             project.add(SAMPLE, (TEMPLATE / SAMPLE.name).read_bytes())
         elif copy:
-            copy_images(images, folder)
+            copy_images(images, folder, guess)
         project.add(PARAMS_FILE, params)
     else:
         project.left.append(str(PARAMS_FILE))
@@ -174,6 +184,11 @@ def described(chosen: Choices) -> Iterator[str]:
     recipe = params["train"]
     height, width = params["prepare"]["size"]
     yield f"chosen for these images and for {chosen.machine}"
+    if table := params["prepare"].get("table"):
+        columns = ", ".join(f"{key} {visible(str(value))}" for key, value in table.items())
+        yield f"  columns       {columns}"
+    if group := params["prepare"].get("group"):
+        yield f"  groups        {visible(group)}: {reasons['prepare.group']}"
     yield f"  image size    {width} × {height}: {reasons['prepare.size'].removeprefix('height, width: ')}"
     for name, model in params["models"].items():
         yield f"  {name:12}  {model['variant']}: {reasons[f'models.{name}']}"
@@ -193,12 +208,12 @@ def described(chosen: Choices) -> Iterator[str]:
 # Copies ------------------------------------------------------------------------------------------------
 
 
-def copy_images(images: Path, folder: Path) -> None:
+def copy_images(images: Path, folder: Path, guess: Guess | None) -> None:
     """Copies the images into the project; goes on where an earlier copy was interrupted."""
     target = folder / copy_of(images)
     if images.resolve().is_relative_to(folder.resolve()):
         return
-    names = files_of(images) if images.is_dir() else []
+    names = files_of(images, guess) if images.is_dir() else []
     pairs = [(images / name, target / name) for name in names] or [(images, target)]
     total = sum(source.stat().st_size for source, _ in pairs)
     with tqdm(desc="copying", total=total, unit="B", unit_scale=True, disable=None, leave=False) as bar:
@@ -206,14 +221,16 @@ def copy_images(images: Path, folder: Path) -> None:
             copy_file(source, copied, bar)
 
 
-def files_of(images: Path) -> list[str]:
-    """Returns the files in class folders, or the IDX files."""
+def files_of(images: Path, guess: Guess | None) -> list[str]:
+    """Returns the files in class folders, the table with the files that it names, or the IDX files."""
+    if guess:
+        entries = listing_of("table", images, guess).entries
+        return [str(guess.columns.path), *(entry.file for entry in entries if isinstance(entry, Record))]
     source = source_of(images, str(images))
     if source == "idx":
         names = [f"{part}-ubyte{end}" for part in IDX_PARTS for end in ("", ".gz")]
         return [name for name in (*names, "classes.txt") if (images / name).is_file()]
-    listing = SOURCES[source](PrepareConfig(source=source, path=str(images)))
-    return [entry.file for entry in listing.entries if isinstance(entry, Record)]
+    return [entry.file for entry in listing_of(source, images).entries if isinstance(entry, Record)]
 
 
 def copy_file(source: Path, target: Path, bar: tqdm) -> None:
