@@ -193,6 +193,11 @@ def run(options: argparse.Namespace) -> None:
 
         init(options.folder, options.images, options.copy, options.pretrained, options.backend, options.label)
         return
+    if options.command == "download":
+        from visionpipe.commands.download import download
+
+        download(options.name, options.path)
+        return
     from visionpipe.project.paths import enter_project
 
     here = Path.cwd()

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from visionpipe.data.config import PrepareConfig
 from visionpipe.data.decode import SIGNATURES
 from visionpipe.data.headers import MAX_PIXELS
+from visionpipe.data.huggingface import MARKS
 from visionpipe.data.listing import Listing, Record, Rejected
 from visionpipe.data.sources import SOURCES
 from visionpipe.errors import DataError, ImageError
@@ -39,7 +40,7 @@ ELONGATED = 1.5  # times as long as wide
 TOO_LARGE = f"more than {MAX_PIXELS:,} pixels"
 SHOWN = 8  # classes or files that are named
 
-Source = Literal["zip", "folder", "table", "idx"]
+Source = Literal["zip", "folder", "table", "huggingface", "idx"]
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,8 @@ def source_of(path: Path, name: str) -> Source:
         if not zipfile.is_zipfile(path):
             raise DataError(f"{name} is neither a folder nor a zip archive")
         return "zip"
+    if any((path / mark).is_file() for mark in MARKS):
+        return "huggingface"
     first = "train-images-idx3-ubyte"
     return "idx" if any((path / file).is_file() for file in (first, f"{first}.gz")) else "folder"
 
