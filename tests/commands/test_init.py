@@ -18,7 +18,7 @@ from visionpipe.commands import init as command
 from visionpipe.project.machine import Machine
 from visionpipe.project.params import load_params
 
-FILES = {"params.yaml", "dvc.yaml", "code.lock", ".gitignore", ".dvcignore", "README.md"}
+FILES = {"params.yaml", "dvc.yaml", "decisions.csv", "code.lock", ".gitignore", ".dvcignore", "README.md"}
 TEMPLATE = CHECKOUT / "visionpipe" / "project" / "template"
 
 
