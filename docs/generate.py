@@ -25,7 +25,7 @@ from docstrings import capitalised, fields_table, summary, table  # noqa: E402
 
 from visionpipe.commands import options  # noqa: E402
 from visionpipe.data import augmentation  # noqa: E402
-from visionpipe.data.config import PrepareConfig  # noqa: E402
+from visionpipe.data.config import PrepareConfig, TableConfig  # noqa: E402
 from visionpipe.models import known, list_models, specs  # noqa: E402
 from visionpipe.project import params, sections  # noqa: E402
 from visionpipe.serving.settings import Settings  # noqa: E402
@@ -57,6 +57,8 @@ def params_page() -> str:
         fields_table(params.Params),
         "\n## prepare\n\n",
         fields_table(PrepareConfig),
+        "\n### prepare.table\n\n",
+        fields_table(TableConfig),
         "\n## models\n\n`models:` maps names to entries. Each entry is one training.\n\n",
         fields_table(sections.ModelConfig),
         "\nThe fields that `overrides` may set are on the page [Models](models.md).\n",
@@ -146,7 +148,7 @@ def models_page() -> str:
 
 
 GROUPS = {
-    "A project": ("init", "lock", "params"),
+    "A project": ("init", "download", "lock", "params"),
     "The stages": ("prepare", "train", "export", "evaluate", "register"),
     "Before and after a training": ("models", "preview", "probe", "compare"),
     "Versions": ("check", "promote", "rollback", "lineage", "prune"),
