@@ -1,7 +1,9 @@
 """The section `prepare:` of params.yaml."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+from visionpipe.data.decode import PADDING
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,11 @@ class PrepareConfig:
         interpolation: How images are resized; the artifact uses it too.
         crop_ratio: The side of the central crop, relative to the short side of the resized image; the artifact uses it
             too.
+        framing: How an image of another shape fits: `crop` cuts off what stands over, `pad` adds margins, `stretch`
+            changes its shape; the artifact uses it too.
+        pad_color: Red, green and blue of the margins, in [0, 255]; the artifact uses it too.
+        levels: The levels that become black and white in images of more than 8 bits, such as [0, 4095]; null takes
+            those that the file states, else all of 16 bits. The artifact uses it too.
         test_fraction: The share of all images that becomes the test split, if the source has none. It is drawn first.
         validation_fraction: The share of the remaining training images that becomes the validation split, if the
             source has none.
@@ -29,5 +36,19 @@ class PrepareConfig:
         default="bicubic", kw_only=True
     )
     crop_ratio: float = field(default=1.0, kw_only=True)
+    framing: Literal["crop", "pad", "stretch"] = field(default="crop", kw_only=True)
+    pad_color: tuple[int, int, int] = field(default=PADDING, kw_only=True)
+    levels: tuple[float, float] | None = field(default=None, kw_only=True)
     validation_fraction: float = 0.2
     test_fraction: float = 0.2
+
+    @property
+    def decode_options(self) -> dict[str, Any]:
+        """The keyword arguments of `decode_image` that the artifact shares."""
+        return {"levels": self.levels}
+
+    @property
+    def frame_options(self) -> dict[str, Any]:
+        """The keyword arguments of `frame`."""
+        names = ("size", "interpolation", "crop_ratio", "framing", "pad_color")
+        return {name: getattr(self, name) for name in names}

@@ -3,6 +3,7 @@
 import numpy as np
 
 from visionpipe.data.decoding import decode_into
+from visionpipe.data.losses import losses
 from visionpipe.data.prepared import (
     PREPARED,
     channel_statistics,
@@ -44,13 +45,16 @@ def prepare(params: Params) -> None:
         spool.unlink()
         manifest = write_manifest(
             folder,
-            size=config.size,
-            interpolation=config.interpolation,
-            crop_ratio=config.crop_ratio,
+            **config.frame_options,
+            **config.decode_options,
             classes=list(listing.classes),
             channel_mean=channel_mean,
             channel_std=channel_std,
             quarantined=[{"path": item.file, "reason": item.reason} for item in quarantined],
-            warnings=[*listing.notes, *suspicions(splits, usable, listing.classes)],
+            warnings=[
+                *listing.notes,
+                *suspicions(splits, usable, listing.classes),
+                *losses(usable, config),
+            ],
         )
     print(summary(manifest))
