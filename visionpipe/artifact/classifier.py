@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from visionpipe.data.decode import MAX_PIXELS, PADDING, RESAMPLING, decode_image, frame
+from visionpipe.data.decode import RESAMPLING, decode_image, frame
+from visionpipe.data.headers import MAX_PIXELS, PADDING
 from visionpipe.errors import ArtifactError
 
 DEFAULTS: dict[str, Any] = {
