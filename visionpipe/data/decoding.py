@@ -13,6 +13,7 @@ from tqdm import tqdm
 from visionpipe.data.config import PrepareConfig
 from visionpipe.data.decode import decode_image, resize_and_crop
 from visionpipe.data.listing import Listing, Record, Rejected
+from visionpipe.data.measures import measure
 from visionpipe.errors import ImageError
 
 DECODED_AHEAD = 64
@@ -36,25 +37,27 @@ class Usable:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoded and resized image. `pixels`: uint8 (height, width, 3)."""
+    """A decoded and resized image. `pixels`: uint8 (height, width, 3); `measured`: a RECORD of `measures`."""
 
     image: Usable
     pixels: np.ndarray
+    measured: bytes
 
 
 def decode_into(
-    spool: Path, listing: Listing, config: PrepareConfig, threads: int | None
+    spool: Path, measured: Path, listing: Listing, config: PrepareConfig, threads: int | None
 ) -> tuple[list[Usable], list[Rejected]]:
-    """Writes the pixels of all usable images to the file `spool`, in the order of the listing."""
+    """Writes the pixels of all usable images to `spool` and their measures to `measured`, in the listing's order."""
     usable: list[Usable] = []
     quarantined: list[Rejected] = []
     decoded = decode_all(listing.entries, config, threads)
-    with spool.open("wb") as file:
+    with spool.open("wb") as file, measured.open("wb") as records:
         for image in tqdm(decoded, "prepare", listing.total, unit=" images", disable=None):
             if isinstance(image, Rejected):
                 quarantined.append(image)
             else:
                 file.write(image.pixels.data)
+                records.write(image.measured)
                 usable.append(image.image)
     return usable, quarantined
 
@@ -78,7 +81,8 @@ def decode(entry: Record | Rejected, config: PrepareConfig) -> Decoded | Rejecte
     if isinstance(entry, Rejected):
         return entry
     try:
-        image = decode_image(entry.read())
+        data = entry.read()
+        image = decode_image(data)
     except ImageError as error:
         return Rejected(entry.file, error.reason)
     digest = hashlib.sha256(str(image.shape).encode())
@@ -86,4 +90,5 @@ def decode(entry: Record | Rejected, config: PrepareConfig) -> Decoded | Rejecte
     usable = Usable(
         entry.split, entry.class_name, entry.file, digest.digest(), entry.group, entry.weight, entry.metadata
     )
-    return Decoded(usable, resize_and_crop(image, config.size, config.interpolation, config.crop_ratio))
+    pixels = resize_and_crop(image, config.size, config.interpolation, config.crop_ratio)
+    return Decoded(usable, pixels, measure(image, data))
