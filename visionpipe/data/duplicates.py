@@ -28,7 +28,7 @@ LEAST_CONTRAST = 5.0  # standard deviation of grey levels; below it the bits of 
 GREY = 8.0  # deviation from grey that is no colour, of 255
 COLOUR_CORRELATION = 0.8
 FILTER_BITS = 96
-TILE = 2048, 4096  # rows and columns whose products are in memory together
+TILE = 1024, 2048  # rows and columns whose products are in memory together
 AT_ONCE = 2**18  # pairs
 ALIGNED_AT_ONCE = 512
 MOST = 300_000  # images
@@ -72,7 +72,7 @@ def turned_hashes(hashes: np.ndarray, turn: str) -> np.ndarray:
         bits = bits ^ odd[:, None].astype(np.uint8)
     if turn in ("mirrored", "turned by 180°", "transversed", "turned by 270°"):
         bits = bits ^ odd[None].astype(np.uint8)
-    return np.packbits(bits.reshape(len(bits), -1), axis=1)
+    return np.packbits(bits.reshape(len(bits), HASH_SIDE**2), axis=1)
 
 
 @dataclass
@@ -140,7 +140,7 @@ def find_copies(
                 alike = same_colours(colours[left], turned(colours[right], turn))
                 groups.add(rows[left[alike]], rows[right[alike]])
     if align and "thumbnail" in measures:
-        rows = rows[(groups.label[rows] == rows) & alignable(measures)[rows]]  # one picture of each group
+        rows = rows[alignable(measures)[rows]]
         thumbnails, colours = measures["thumbnail"][rows], measures["colour"][rows]
         for turn in PLAIN:
             left, right = similar_thumbnails(thumbnails, turn, quiet)
@@ -231,7 +231,7 @@ def similar_thumbnails(thumbnails: np.ndarray, turn: str, quiet: bool) -> tuple[
     """
     count, pairs = len(thumbnails), [np.zeros(0, np.int64)]
     one, other = (described(grids) for grids in (thumbnails, turned(thumbnails, turn)))
-    step = max(1, TILE[0] * TILE[1] // max(count, 1))
+    step = max(1, 2 * TILE[0] * TILE[1] // max(count, 1))
     for start in tqdm(range(0, count, step), f"similar, {turn}", unit=" blocks", disable=quiet or None):
         products = one[start : start + step] @ other.T
         itself = np.arange(len(products))

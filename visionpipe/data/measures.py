@@ -20,7 +20,7 @@ HASH_SIDE = (
 COLOUR_SIDE = 8
 EDGE = 4  # thickness of the border, and side of the corners, in pixels of a thumbnail
 FORMATS = tuple(SIGNATURES)
-CHUNK = 2048  # records that are worked on together
+CHUNK = 256  # records that are worked on together
 ALIGNABLE = 64  # pixels; the thumbnails of smaller pictures show too little to be aligned
 GREY = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue (ITU-R BT.601)
 
@@ -109,7 +109,7 @@ def hashes(thumbnails: np.ndarray) -> np.ndarray:
     basis = cosines()
     bits = np.matmul(np.matmul(basis, thumbnails), basis.T) > 0
     bits[:, 0, 0] = False
-    return np.packbits(bits.reshape(len(bits), -1), axis=1)
+    return np.packbits(bits.reshape(len(bits), HASH_SIDE**2), axis=1)
 
 
 def derive(records: np.ndarray) -> dict[str, np.ndarray]:

@@ -90,7 +90,7 @@ def measure_copies(
     that are cropped or turned in none.
     """
     measures = read_measured(measured, thumbnails)
-    digests = np.frombuffer(b"".join(image.digest for image in usable), np.uint8).reshape(len(usable), -1)
+    digests = np.frombuffer(b"".join(image.digest for image in usable), np.uint8).reshape(-1, 32)
     if config.duplicates is not None:
         copies = find_copies(digests, measures, PLAIN + TURNS, align=True)
     elif len(usable) <= AFFORDABLE:
