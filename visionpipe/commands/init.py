@@ -55,11 +55,18 @@ class Project:
 
 
 def init(
-    folder: Path, images: Path | None, copy: bool, pretrained: bool, backend: str, label: str | None = None
+    folder: Path,
+    images: Path | None,
+    copy: bool,
+    pretrained: bool,
+    backend: str,
+    follow_links: bool = False,
+    label: str | None = None,
 ) -> None:
     """Makes `folder` a project on `images`, or on the sample where none are given.
 
-    `images` may be a table of images; `label` then names the column of the labels, where it is not clear.
+    With `follow_links` also on what links in the folder of the images lead to; copies need no links. `images` may be a
+    table of images; `label` then names the column of the labels, where it is not clear.
 
     Nothing is overwritten. What an interrupted call has left out is added by the next one.
 
@@ -82,8 +89,10 @@ def init(
     elif not has_params:
         source = images or TEMPLATE / SAMPLE.name
         path = SAMPLE.as_posix() if images is None else path_in_params(folder, source, copy)
-        found = survey(source, path, guess)
+        found = survey(source, path, guess, follow_links)
         chosen = choose(found, this_machine(backend), backend, pretrained)
+        if follow_links and not copy:
+            chosen.params["prepare"]["follow_links"] = True
         params = params_yaml(chosen, heading(found, chosen)).encode()
         print(*found.lines(), "", *described(chosen), "", sep="\n")
     if not has_params:  # the images first: params.yaml is what says that they are complete
@@ -91,7 +100,7 @@ def init(
         if images is None:
             project.add(SAMPLE, (TEMPLATE / SAMPLE.name).read_bytes())
         elif copy:
-            copy_images(images, folder, guess)
+            copy_images(images, folder, guess, follow_links)
         project.add(PARAMS_FILE, params)
     else:
         project.left.append(str(PARAMS_FILE))
@@ -208,12 +217,12 @@ def described(chosen: Choices) -> Iterator[str]:
 # Copies ------------------------------------------------------------------------------------------------
 
 
-def copy_images(images: Path, folder: Path, guess: Guess | None) -> None:
+def copy_images(images: Path, folder: Path, guess: Guess | None, follow_links: bool) -> None:
     """Copies the images into the project; goes on where an earlier copy was interrupted."""
     target = folder / copy_of(images)
     if images.resolve().is_relative_to(folder.resolve()):
         return
-    names = files_of(images, guess) if images.is_dir() else []
+    names = files_of(images, guess, follow_links) if images.is_dir() else []
     pairs = [(images / name, target / name) for name in names] or [(images, target)]
     total = sum(source.stat().st_size for source, _ in pairs)
     with tqdm(desc="copying", total=total, unit="B", unit_scale=True, disable=None, leave=False) as bar:
@@ -221,16 +230,20 @@ def copy_images(images: Path, folder: Path, guess: Guess | None) -> None:
             copy_file(source, copied, bar)
 
 
-def files_of(images: Path, guess: Guess | None) -> list[str]:
+def files_of(images: Path, guess: Guess | None, follow_links: bool) -> list[str]:
     """Returns the files in class folders, the table with the files that it names, or the IDX files."""
     if guess:
-        entries = listing_of("table", images, guess).entries
+        entries = listing_of("table", images, guess, follow_links).entries
         return [str(guess.columns.path), *(entry.file for entry in entries if isinstance(entry, Record))]
     source = source_of(images, str(images))
     if source == "idx":
         names = [f"{part}-ubyte{end}" for part in IDX_PARTS for end in ("", ".gz")]
         return [name for name in (*names, "classes.txt") if (images / name).is_file()]
-    return [entry.file for entry in listing_of(source, images).entries if isinstance(entry, Record)]
+    return [
+        entry.file
+        for entry in listing_of(source, images, None, follow_links).entries
+        if isinstance(entry, Record)
+    ]
 
 
 def copy_file(source: Path, target: Path, bar: tqdm) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from visionpipe.data.config import PrepareConfig, TableConfig
-from visionpipe.data.listing import SPLIT_NAMES, Listing, Record, Rejected
+from visionpipe.data.layout import split_notes, splits_named
+from visionpipe.data.listing import Listing, Record, Rejected
 from visionpipe.data.spreadsheet import text_of
 from visionpipe.errors import DataError, did_you_mean
 
@@ -24,14 +25,17 @@ def list_saved(path: Path, config: PrepareConfig) -> Listing:
         DataError: the folder is of another kind, or the set is not one of images with a single label each.
     """
     parts = load(path)
-    names = {name: SPLIT_NAMES[name.casefold()] for name in parts if name.casefold() in SPLIT_NAMES}
+    splits = splits_named(parts)
+    names = {name: splits[name] for name in parts if name in splits}
     notes = []
     if len(parts) == 1:
         names = {next(iter(parts)): ""}
     elif "train" not in names.values():
         raise DataError(f"prepare.path: {path} has no training split, only {', '.join(parts)}")
-    elif unused := [name for name in parts if name not in names]:
-        notes.append(f"{path} has splits that are not used: {', '.join(unused)}")
+    else:
+        unused = [name for name in parts if name not in names]
+        notes += [f"{path} has splits that are not used: {', '.join(unused)}"] if unused else []
+        notes += split_notes(names)
     features = Features(next(iter(parts.values())).features, config, path)
     classes = features.classes or sorted({name for split in names for name in features.words(parts[split])})
     if features.unused:

@@ -12,6 +12,7 @@ from visionpipe.project.sections import ModelConfig
 from visionpipe.training.recipe import TrainConfig
 
 Pixels = dict[str, tuple[float, ...]]
+LISTED = ("follow_links",)  # which files are found: the hash of the data says that
 CHECKPOINTS = ("checkpoint_minutes", "checkpoint_steps")  # the weights do not depend on them
 
 
@@ -53,8 +54,10 @@ def training_params(name: str, params: Params, recipe: TrainConfig, spec: ModelS
 
 def prepare_params(config: PrepareConfig) -> dict[str, Any]:
     """Returns the section `prepare:`, without newer keys that have their default: these never change a key."""
-    values = asdict(config)
-    newer = [f for f in fields(config) if f.kw_only and f.name not in ("interpolation", "crop_ratio")]
+    values = {key: value for key, value in asdict(config).items() if key not in LISTED}
+    newer = [
+        f for f in fields(config) if f.kw_only and f.name not in ("interpolation", "crop_ratio", *LISTED)
+    ]
     for f in newer:
         if values[f.name] == f.default:
             del values[f.name]
