@@ -25,6 +25,7 @@ from visionpipe.data.headers import MAX_PIXELS, check_size, check_tiff
 from visionpipe.data.huggingface import MARKS
 from visionpipe.data.listing import Listing, Record, Rejected
 from visionpipe.data.sources import SOURCES
+from visionpipe.data.spreadsheet import ENDINGS
 from visionpipe.errors import DataError, ImageError
 from visionpipe.escape import visible
 from visionpipe.project.table_survey import Guess
@@ -260,20 +261,22 @@ def webp_header(begins: bytes) -> Header:
 def check(name: str, listing: Listing, seen: list[tuple[Record, Header]], unusable: list[Rejected]) -> None:
     """Raises DataError where `prepare` would: no images, one class, a class without images, too few to split."""
     loose = sum(item.reason == "not in a class folder" for item in unusable)
+    table = next((item.file for item in unusable if item.file.casefold().endswith(ENDINGS)), None)
+    hint = f"; if {visible(table)} names the classes of the images, give --images that table" if table else ""
     if not listing.classes:
         if loose:
             raise DataError(
                 f"{name} holds {loose:,} files that lie in no folder of a class: make a folder for each class, named "
-                "like it, and move them there"
+                f"like it, and move them there{hint}"
             )
-        raise DataError(f"{name} holds no images: expected a folder of images for each class")
+        raise DataError(f"{name} holds no images: expected a folder of images for each class{hint}")
     if not seen:
         first = f"; the first, {visible(unusable[0].file)}: {unusable[0].reason}" if unusable else ""
         raise DataError(f"{name} holds no usable image in its folders{first}")
     if len(listing.classes) < 2:
         raise DataError(
             f"{name} holds only the class {listing.classes[0]!r}: a classifier needs a folder of images for each of "
-            "at least two classes"
+            f"at least two classes{hint}"
         )
     counts = Counter(record.class_name for record, _ in seen if record.split in (None, "train"))
     for class_name in listing.classes:
