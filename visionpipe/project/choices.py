@@ -262,7 +262,7 @@ def choose_gate(survey: Survey) -> tuple[float, str]:
     """Returns `register.gate.over_majority`: at most a quarter of what the most frequent class leaves to gain."""
     gate = min(LARGEST_GATE, math.floor(250 * (1 - survey.majority)) / 1000)
     return gate, (
-        f"a model must beat always answering the most frequent class, {survey.majority:.0%} of these images, by this"
+        f"the accuracy must lie this much above {survey.majority:.0%}, the share of the most frequent class"
     )
 
 
