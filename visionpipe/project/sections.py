@@ -1,4 +1,4 @@
-"""The sections of params.yaml that no other room has: their keys, types and defaults."""
+"""The keys, types and defaults of most sections of params.yaml; `prepare` and `train` have modules of their own."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
