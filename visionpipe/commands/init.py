@@ -54,8 +54,17 @@ class Project:
             self.made.append(str(name))
 
 
-def init(folder: Path, images: Path | None, copy: bool, pretrained: bool, backend: str) -> None:
+def init(
+    folder: Path,
+    images: Path | None,
+    copy: bool,
+    pretrained: bool,
+    backend: str,
+    follow_links: bool = False,
+) -> None:
     """Makes `folder` a project on `images`, or on the sample where none are given.
+
+    With `follow_links` also on what links in the folder of the images lead to; copies need no links.
 
     Nothing is overwritten. What an interrupted call has left out is added by the next one.
 
@@ -72,8 +81,10 @@ def init(folder: Path, images: Path | None, copy: bool, pretrained: bool, backen
     elif not has_params:
         source = images or TEMPLATE / SAMPLE.name
         path = SAMPLE.as_posix() if images is None else path_in_params(folder, source, copy)
-        found = survey(source, path)
+        found = survey(source, path, follow_links)
         chosen = choose(found, this_machine(backend), backend, pretrained)
+        if follow_links and not copy:
+            chosen.params["prepare"]["follow_links"] = True
         params = params_yaml(chosen, heading(found, chosen)).encode()
         print(*found.lines(), "", *described(chosen), "", sep="\n")
     if not has_params:  # the images first: params.yaml is what says that they are complete
@@ -81,7 +92,7 @@ def init(folder: Path, images: Path | None, copy: bool, pretrained: bool, backen
         if images is None:
             project.add(SAMPLE, (TEMPLATE / SAMPLE.name).read_bytes())
         elif copy:
-            copy_images(images, folder)
+            copy_images(images, folder, follow_links)
         project.add(PARAMS_FILE, params)
     else:
         project.left.append(str(PARAMS_FILE))
@@ -192,12 +203,12 @@ def described(chosen: Choices) -> Iterator[str]:
 # Copies ------------------------------------------------------------------------------------------------
 
 
-def copy_images(images: Path, folder: Path) -> None:
+def copy_images(images: Path, folder: Path, follow_links: bool) -> None:
     """Copies the images into the project; goes on where an earlier copy was interrupted."""
     target = folder / copy_of(images)
     if images.resolve().is_relative_to(folder.resolve()):
         return
-    names = files_of(images) if images.is_dir() else []
+    names = files_of(images, follow_links) if images.is_dir() else []
     pairs = [(images / name, target / name) for name in names] or [(images, target)]
     total = sum(source.stat().st_size for source, _ in pairs)
     with tqdm(desc="copying", total=total, unit="B", unit_scale=True, disable=None, leave=False) as bar:
@@ -205,13 +216,13 @@ def copy_images(images: Path, folder: Path) -> None:
             copy_file(source, copied, bar)
 
 
-def files_of(images: Path) -> list[str]:
+def files_of(images: Path, follow_links: bool) -> list[str]:
     """Returns the files in class folders, or the IDX files."""
     source = source_of(images, str(images))
     if source == "idx":
         names = [f"{part}-ubyte{end}" for part in IDX_PARTS for end in ("", ".gz")]
         return [name for name in (*names, "classes.txt") if (images / name).is_file()]
-    listing = SOURCES[source](PrepareConfig(source=source, path=str(images)))
+    listing = SOURCES[source](PrepareConfig(source=source, path=str(images), follow_links=follow_links))
     return [entry.file for entry in listing.entries if isinstance(entry, Record)]
 
 

@@ -36,6 +36,9 @@ def parser() -> argparse.ArgumentParser:
         "--copy", action="store_true", help="copy the images into the project; default: use their path"
     )
     init.add_argument(
+        "--follow-links", action="store_true", help="follow links in the folder of the images to elsewhere"
+    )
+    init.add_argument(
         "--pretrained", action="store_true", help="start from published weights, which dvc repro downloads"
     )
     init.add_argument(
@@ -109,6 +112,9 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("predictions.csv"),
         help="a .csv, .jsonl or .parquet file; default: %(default)s. After an interruption the same command continues",
+    )
+    predict.add_argument(
+        "--follow-links", action="store_true", help="follow links in folders to files and folders elsewhere"
     )
     predict.add_argument("--probabilities", action="store_true", help="add a column for each class")
     container = add(

@@ -16,6 +16,7 @@ class PrepareConfig:
         interpolation: How images are resized; the artifact uses it too.
         crop_ratio: The side of the central crop, relative to the short side of the resized image; the artifact uses it
             too.
+        follow_links: Whether links in a folder are followed to files and folders outside of it, for `folder` only.
         test_fraction: The share of all images that becomes the test split, if the source has none. It is drawn first.
         validation_fraction: The share of the remaining training images that becomes the validation split, if the
             source has none.
@@ -29,5 +30,6 @@ class PrepareConfig:
         default="bicubic", kw_only=True
     )
     crop_ratio: float = field(default=1.0, kw_only=True)
+    follow_links: bool = field(default=False, kw_only=True)
     validation_fraction: float = 0.2
     test_fraction: float = 0.2

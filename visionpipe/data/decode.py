@@ -36,6 +36,19 @@ SIGNATURES = {
     "PPM": rb"P[1-6f]\s",
 }
 
+# Formats of pictures that are not accepted, by the names that people know → how their files begin.
+UNREAD = {
+    "HEIC": rb"(?s).{4}ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)",
+    "AVIF": rb"(?s).{4}ftypavi[fs]",
+    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
+    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+    "PSD": rb"8BPS",
+    "SVG": rb"(?s)\s*(<\?xml.{,500}?)?<svg",
+    "PDF": rb"%PDF",
+    "OpenEXR": rb"\x76\x2f\x31\x01",
+    "an icon (ICO)": rb"\0\0\x01\0",
+}
+
 # EXIF orientation → the operation that turns the stored pixels upright.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -61,7 +74,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]
     """
     image_format = next((name for name, start in SIGNATURES.items() if re.match(start, data)), None)
     if image_format is None:
-        raise ImageError("unsupported", f"not an image in one of the formats {', '.join(SIGNATURES)}")
+        raise ImageError("unsupported", not_read(data))
     try:
         return _decode(data, image_format, max_pixels)
     except ImageError:
@@ -70,6 +83,15 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]
         raise ImageError("too_large", "needs too much memory to decode") from None
     except Exception:  # Pillow's parsers raise OSError, SyntaxError, struct.error, zlib.error and more
         raise ImageError("broken", f"damaged, truncated or unusual {image_format} data") from None
+
+
+def not_read(data: bytes) -> str:
+    """Says why a file is not read that does not begin like one of the accepted formats."""
+    accepted = ", ".join(SIGNATURES)
+    name = next((name for name, start in UNREAD.items() if re.match(start, data)), None)
+    if name is None:
+        return f"{'' if data else 'empty, '}not an image in one of the formats {accepted}"
+    return f"{name} is not an image in one of the formats {accepted}: convert it, for example to JPEG"
 
 
 def resize_and_crop(

@@ -80,7 +80,7 @@ def decode(entry: Record | Rejected, config: PrepareConfig) -> Decoded | Rejecte
     try:
         image = decode_image(entry.read())
     except ImageError as error:
-        return Rejected(entry.file, error.reason)
+        return Rejected(entry.file, error.reason, entry.class_name)
     digest = hashlib.sha256(str(image.shape).encode())
     digest.update(image.data)
     usable = Usable(

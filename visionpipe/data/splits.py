@@ -5,9 +5,12 @@ from collections import defaultdict
 
 from visionpipe.data.config import PrepareConfig
 from visionpipe.data.decoding import Usable
-from visionpipe.data.listing import Listing, Rejected
+from visionpipe.data.layout import counted, quoted
+from visionpipe.data.listing import HIDDEN, Listing, Rejected
 from visionpipe.data.prepared import SPLITS
 from visionpipe.errors import DataError
+
+LOST_SHOWN = 2
 
 
 def draw_splits(
@@ -45,26 +48,59 @@ def draw_key(seed: int, split: str, image: Usable) -> bytes:
     return hashlib.sha256(f"{seed} {split} ".encode() + image.digest).digest()
 
 
+def check_classes(listing: Listing, path: str) -> None:
+    """Raises DataError where there are fewer than two classes."""
+    if len(listing.classes) > 1:
+        return
+    classes = f"only the class {listing.classes[0]!r}" if listing.classes else "no class"
+    cause = "".join(f"; {sentence}" for sentence in listing.lost[:LOST_SHOWN])
+    if not listing.classes and not cause:
+        loose = [entry for entry in listing.entries if isinstance(entry, Rejected) and entry.reason != HIDDEN]
+        cause = first_reason(loose)
+    raise DataError(f"{path} holds {classes}: expected one folder of images for each class{cause}")
+
+
 def check_splits(
     splits: dict[str, list[int]], usable: list[Usable], quarantined: list[Rejected], listing: Listing
 ) -> None:
-    """Raises DataError where a class has no training image, or a split no image."""
+    """Raises DataError where a class has no training image, or a split no image; it says the first reason."""
     if not usable:
-        first = f"; the first, {quarantined[0].file!r}: {quarantined[0].reason}" if quarantined else ""
-        raise DataError(f"none of the {len(quarantined):,} files is a usable image{first}")
+        refused = [item for item in quarantined if item.reason != HIDDEN]
+        if not refused:
+            raise DataError("there is no file in the class folders")
+        none = f"none of the {len(refused):,} files is" if len(refused) > 1 else "the only file is not"
+        raise DataError(f"{none} a usable image{first_reason(refused)}")
     trained = {usable[row].class_name for row in splits["train"]}
-    for name in listing.classes:
-        if name not in trained:
-            elsewhere = sorted({image.split or "train" for image in usable if image.class_name == name})
-            others = (
-                f", only in {' and '.join(elsewhere)}" if elsewhere else ": repair its files or remove it"
+    untrained = [name for name in listing.classes if name not in trained]
+    if untrained:
+        name = untrained[0]
+        subject = f"class {name!r} has" if len(untrained) == 1 else f"{len(untrained):,} classes have"
+        example = "" if len(untrained) == 1 else f"; the first, {name!r}"
+        elsewhere = sorted({image.split or "train" for image in usable if image.class_name == name})
+        if elsewhere:
+            cause = f"{example}, only in {' and '.join(elsewhere)}"
+        elif refused := [item for item in quarantined if item.class_name == name]:
+            cause = (
+                f"{example}: repair its files or remove it; {counted(len(refused), 'file')} cannot be used"
+                + first_reason(refused)
             )
-            raise DataError(f"class {name!r} has no usable image in train{others}")
+        else:
+            cause = f"{example}: its folder has no file: put images into it or remove it"
+        raise DataError(f"{subject} no usable image in train{cause}")
     for split, rows in splits.items():
         if not rows:
+            refused = [item for item in quarantined if item.reason != HIDDEN]
             cause = (
-                "its folder has no usable image"
+                f"its folder has no usable image{first_reason(refused)}"
                 if split in listing.splits
                 else "too few images to draw it, add more"
             )
             raise DataError(f"the {split} split is empty: {cause}")
+
+
+def first_reason(refused: list[Rejected]) -> str:
+    """Returns the first file that was refused and why, to end a sentence with."""
+    if not refused:
+        return ""
+    start = "; the first" if len(refused) > 1 else ""
+    return f"{start}, {quoted(refused[0].file)}: {refused[0].reason}"

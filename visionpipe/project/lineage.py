@@ -11,6 +11,7 @@ from visionpipe.project.sections import ModelConfig
 from visionpipe.training.recipe import TrainConfig
 
 Pixels = dict[str, tuple[float, ...]]
+LISTED = ("follow_links",)  # which files are found: the hash of the data says that
 CHECKPOINTS = ("checkpoint_minutes", "checkpoint_steps")  # the weights do not depend on them
 
 
@@ -46,7 +47,7 @@ def training_params(name: str, params: Params, recipe: TrainConfig, spec: ModelS
             **asdict(spec),
         },
         "train": {key: value for key, value in asdict(recipe).items() if key not in CHECKPOINTS},
-        "prepare": asdict(params.prepare),
+        "prepare": {key: value for key, value in asdict(params.prepare).items() if key not in LISTED},
     }
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from visionpipe.data.config import PrepareConfig
-from visionpipe.data.decode import SIGNATURES
+from visionpipe.data.decode import SIGNATURES, not_read
 from visionpipe.data.headers import MAX_PIXELS
 from visionpipe.data.listing import Listing, Record, Rejected
 from visionpipe.data.sources import SOURCES
@@ -111,14 +111,16 @@ class Survey:
         yield from (f"  note      {sentence}" for sentence in self.odd)
 
 
-def survey(path: Path, shown_path: str | None = None) -> Survey:
+def survey(path: Path, shown_path: str | None = None, follow_links: bool = False) -> Survey:
     """Looks at the beginning of every file below `path`: a zip archive, a folder, or a folder of IDX files.
+
+    With `follow_links` links in a folder are followed to files and folders outside of it.
 
     Raises DataError where no training can follow.
     """
     name = visible(shown_path or str(path))
     source = source_of(path, name)
-    listing = SOURCES[source](PrepareConfig(source=source, path=str(path)))
+    listing = SOURCES[source](PrepareConfig(source=source, path=str(path), follow_links=follow_links))
     seen: list[tuple[Record, Header]] = []
     unusable: list[Rejected] = []
     for entry, header in look_at_all(listing):
@@ -188,7 +190,7 @@ def header_of(record: Record) -> Header | Rejected:
         begins = record.read(BEGINNING)
         kind = next((name for name, start in SIGNATURES.items() if re.match(start, begins)), None)
         if kind is None:
-            return Rejected(record.file, f"not an image in one of the formats {', '.join(SIGNATURES)}")
+            return Rejected(record.file, not_read(begins), record.class_name)
         try:
             header = read_header(begins, kind)
         except Exception:  # the parsers fail in many ways, also where the header goes on behind the beginning
@@ -196,12 +198,14 @@ def header_of(record: Record) -> Header | Rejected:
                 raise
             header = read_header(record.read(), kind)  # a TIFF file may have its directory at its end
     except ImageError as error:
-        return Rejected(record.file, error.reason)
+        return Rejected(record.file, error.reason, record.class_name)
     except Image.DecompressionBombError:
-        return Rejected(record.file, TOO_LARGE)
+        return Rejected(record.file, TOO_LARGE, record.class_name)
     except Exception:
-        return Rejected(record.file, "damaged header")
-    return Rejected(record.file, TOO_LARGE) if header.width * header.height > MAX_PIXELS else header
+        return Rejected(record.file, "damaged header", record.class_name)
+    if header.width * header.height > MAX_PIXELS:
+        return Rejected(record.file, TOO_LARGE, record.class_name)
+    return header
 
 
 def read_header(begins: bytes, kind: str) -> Header:
