@@ -30,8 +30,9 @@ def parser() -> argparse.ArgumentParser:
         "--images",
         metavar="PATH",
         type=Path,
-        help="a folder or zip archive with one folder per class; default: the sample",
+        help="a folder or zip archive with one folder per class, or a table of images; default: the sample",
     )
+    init.add_argument("--label", metavar="COLUMN", help="the column of the table that holds the classes")
     init.add_argument(
         "--copy", action="store_true", help="copy the images into the project; default: use their path"
     )

@@ -12,6 +12,16 @@ from visionpipe.data.walk import LEAVES, NOT_UTF8, is_hidden
 HIDDEN = "hidden or system file"
 NOT_IN_A_CLASS = "not in a class folder"
 NOT_IN_A_SPLIT = "not in a train, validation or test folder"
+# The names of splits in tables and in TensorFlow Datasets; `layout` knows more names of folders.
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
 NOTES = 20  # folders that are named; a set may have any number of them
 
 

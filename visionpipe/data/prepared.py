@@ -3,6 +3,12 @@
 images-SPLIT.npy   uint8 (n, height, width, 3), RGB
 labels-SPLIT.npy   int32 (n,), positions in the manifest's `classes`
 files-SPLIT.jsonl  n lines, each the name of a source file as a JSON string
+
+Only where the source has them:
+metadata-SPLIT.jsonl  n lines, each the values of the manifest's `columns` as a JSON list of strings
+weights-train.npy     float32 (n,), factors of the training loss
+folds.json            the parts for cross-validation: split → fold of each image
+
 manifest.json      the identity of the data (`content_sha256`), counts, quarantined files and warnings
 """
 
@@ -10,7 +16,7 @@ import contextlib
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +29,7 @@ from visionpipe.files import flush_to_disk, sha256_file, sha256_json
 PREPARED = Path("data/prepared")
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation", "test")
+FOLDED = ("train", "validation")
 CHUNK_BYTES = 8 * 2**20
 
 
@@ -61,6 +68,27 @@ class Prepared:
         """Returns the name of the source file of every image of a split."""
         with (self.folder / f"files-{split}.jsonl").open(encoding="utf-8") as lines:
             return [json.loads(line) for line in lines]
+
+    def metadata(self, split: str) -> dict[str, list[str]]:
+        """Returns column → the value of every image of a split; empty where the source has no further columns."""
+        columns = self.manifest.get("columns", [])
+        if not columns:
+            return {}
+        with (self.folder / f"metadata-{split}.jsonl").open(encoding="utf-8") as lines:
+            values = [json.loads(line) for line in lines]
+        return {column: [row[place] for row in values] for place, column in enumerate(columns)}
+
+    def weights(self) -> np.ndarray | None:
+        """Returns the factors of the training images' loss, float32 (n,); None where the source has none."""
+        name = "weights-train.npy"
+        return np.load(self.folder / name) if name in self.manifest["sha256"] else None
+
+    def folds(self) -> dict[str, np.ndarray] | None:
+        """Returns split → the fold of each image, int64 (n,), of train and validation; None without `prepare.folds`."""
+        if "folds.json" not in self.manifest["sha256"]:
+            return None
+        content = json.loads((self.folder / "folds.json").read_text(encoding="utf-8"))
+        return {split: np.array(content[split]) for split in FOLDED}
 
 
 def open_prepared(folder: Path, verify: bool = True) -> Prepared:
@@ -136,6 +164,26 @@ def write_split(
         lines.writelines(json.dumps(name, ensure_ascii=False) + "\n" for name in files)
 
 
+def write_metadata(folder: Path, split: str, rows: list[tuple[str, ...]]) -> None:
+    """Writes the metadata of the images of a split."""
+    with (folder / f"metadata-{split}.jsonl").open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_weights(folder: Path, weights: list[float]) -> None:
+    """Writes the factors of the training loss, unless all are 1; raises DataError where all are 0."""
+    if not any(weights):
+        raise DataError("prepare.table.weight: the weights of all training images are 0")
+    if any(weight != 1 for weight in weights):
+        np.save(folder / "weights-train.npy", np.array(weights, np.float32))
+
+
+def write_folds(folder: Path, splits: dict[str, list[int]], folds: dict[int, int]) -> None:
+    """Writes the fold of each training and validation image; `folds` maps the rows of `splits` to theirs."""
+    content = {split: [folds[row] for row in splits[split]] for split in FOLDED}
+    (folder / "folds.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
 def write_manifest(
     folder: Path,
     *,
@@ -147,6 +195,8 @@ def write_manifest(
     channel_std: list[float],
     quarantined: list[dict[str, str]],
     warnings: list[str],
+    columns: Sequence[str] = (),
+    decisions: Sequence[dict[str, str]] = (),
 ) -> dict[str, Any]:
     """Writes and returns the manifest of the splits in `folder`.
 
@@ -161,6 +211,8 @@ def write_manifest(
     Args:
         channel_mean, channel_std: statistics of the training split per channel, in [0, 255].
         quarantined: `path` and `reason` of each file that could not be used.
+        columns: the names of the metadata; the key is left out where there are none, and so is `decisions`.
+        decisions: `file`, `finding` and `decision` of each row of decisions.csv that changed something.
     """
     labels = {split: np.load(folder / f"labels-{split}.npy") for split in SPLITS}
     counts = {split: np.bincount(labels[split], minlength=len(classes)).tolist() for split in SPLITS}
@@ -177,6 +229,8 @@ def write_manifest(
         "kept": total,
         "quarantined": quarantined,
         "warnings": warnings,
+        **({"columns": list(columns)} if columns else {}),
+        **({"decisions": list(decisions)} if decisions else {}),
         "sha256": {path.name: sha256_file(path) for path in sorted(folder.iterdir())},
     }
     manifest = {"content_sha256": content_sha256(manifest), **manifest}

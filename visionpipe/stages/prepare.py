@@ -7,18 +7,29 @@ from typing import Any
 
 import numpy as np
 
+from visionpipe.data.decisions import decided_lines, read_decisions
 from visionpipe.data.decoding import Usable, decode_into
 from visionpipe.data.listing import Listing, Rejected
 from visionpipe.data.prepared import (
     PREPARED,
     channel_statistics,
     replacing_folder,
+    write_folds,
     write_manifest,
+    write_metadata,
     write_split,
+    write_weights,
 )
 from visionpipe.data.sources import SOURCES
-from visionpipe.data.splits import check_classes, check_splits, draw_splits
-from visionpipe.data.understood import rows, summary, suspicions
+from visionpipe.data.splits import (
+    check_classes,
+    check_splits,
+    draw_folds,
+    draw_splits,
+    group_notes,
+    with_groups,
+)
+from visionpipe.data.understood import left_out_rows, summary, suspicions
 from visionpipe.errors import DataError
 from visionpipe.files import write_json
 from visionpipe.project.params import Params
@@ -54,26 +65,32 @@ def prepare(params: Params) -> None:
         write_refusal(refused, str(error), content)
         raise DataError(f"{error}; all files and reasons: {os.path.relpath(refused)}") from None
     refused.unlink(missing_ok=True)
-    print(summary(manifest))
+    print(summary(manifest), *decided_lines(manifest), sep="\n")
 
 
 def write_prepared(params: Params, content: Content) -> dict[str, Any]:
     """Writes the prepared data and returns their manifest; fills `content` on the way."""
     config = params.prepare
-    listing = content.listing = SOURCES[config.source](config)
+    decisions = read_decisions()
+    listing = content.listing = decisions.applied_to(with_groups(SOURCES[config.source](config), config))
     check_classes(listing, config.path)
     with replacing_folder(PREPARED) as folder:
         spool = folder / "decoded"
         usable, quarantined = decode_into(spool, listing, config, params.threads)
+        usable = decisions.with_groups(usable)
         content.usable, content.quarantined = usable, quarantined
         splits = draw_splits(usable, listing.splits, config, params.seed)
-        check_splits(splits, usable, quarantined, listing)
+        check_splits(splits, usable, quarantined, listing, config.has_groups)
         images = np.memmap(spool, np.uint8, "r", shape=(len(usable), *config.size, 3))
         positions = {name: position for position, name in enumerate(listing.classes)}
-        for split, rows_of_split in splits.items():
-            labels = [positions[usable[row].class_name] for row in rows_of_split]
-            names = [usable[row].file for row in rows_of_split]
-            write_split(folder, split, images, rows_of_split, labels, names)
+        for split, rows in splits.items():
+            labels = [positions[usable[row].class_name] for row in rows]
+            write_split(folder, split, images, rows, labels, [usable[row].file for row in rows])
+            if listing.columns:
+                write_metadata(folder, split, [usable[row].metadata for row in rows])
+        write_weights(folder, [usable[row].weight for row in splits["train"]])
+        if config.folds:
+            write_folds(folder, splits, draw_folds(usable, splits, config.folds, params.seed))
         channel_mean, channel_std = channel_statistics(images, splits["train"])
         spool.unlink()
         return write_manifest(
@@ -84,8 +101,15 @@ def write_prepared(params: Params, content: Content) -> dict[str, Any]:
             classes=list(listing.classes),
             channel_mean=channel_mean,
             channel_std=channel_std,
-            quarantined=rows(quarantined),
-            warnings=[*listing.notes, *suspicions(splits, usable, listing.classes)],
+            quarantined=left_out_rows(quarantined),
+            warnings=[
+                *listing.notes,
+                *group_notes(usable, splits, listing.splits, config, params.seed),
+                *decisions.warnings(usable, quarantined),
+                *suspicions(splits, usable, listing.classes),
+            ],
+            columns=list(listing.columns),
+            decisions=decisions.applied(usable, quarantined),
         )
 
 
@@ -98,7 +122,7 @@ def write_refusal(file: Path, error: str, content: Content) -> None:
     refusal = {
         "error": error,
         "usable": counts,
-        "quarantined": rows(content.quarantined),
+        "quarantined": left_out_rows(content.quarantined),
         "warnings": list(content.listing.notes),
     }
     write_json(file, refusal)
