@@ -27,7 +27,7 @@ from docstrings import capitalised, fields_table, summary, table  # noqa: E402
 
 from visionpipe.commands import options  # noqa: E402
 from visionpipe.data import augmentation  # noqa: E402
-from visionpipe.data.config import PrepareConfig  # noqa: E402
+from visionpipe.data.config import PrepareConfig, TableConfig  # noqa: E402
 from visionpipe.models import known, list_models, specs  # noqa: E402
 from visionpipe.project import params, sections  # noqa: E402
 from visionpipe.project.schema import may_be_left_out  # noqa: E402
@@ -62,6 +62,8 @@ def params_page() -> str:
         fields_table(params.Params, required=written_keys(params.Params) | keys_of_dvc()),
         "\n## prepare\n\n",
         section_table(PrepareConfig),
+        "\n### table\n\n",
+        section_table(TableConfig),
         "\n## models\n\n`models:` maps names to entries. Each entry is one training.\n\n",
         section_table(sections.ModelConfig),
         "\nThe fields that `overrides` may set are on the page [Models](models.md).\n",

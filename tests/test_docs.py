@@ -134,7 +134,7 @@ def test_every_key_of_params_yaml_has_a_meaning():
 def rows_of_the_page(heading):
     """Key → what the column `default` says, in one section of the page of params.yaml."""
     page = (DOCS / "reference" / "params.md").read_text()
-    section = page.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    section = re.split(r"\n##+ ", page.split(f"\n## {heading}\n")[1])[0]
     return dict(re.findall(r"^\| `(\w+)` \| .*? \| (required|`[^`]*`) \| ", section, re.MULTILINE))
 
 

@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     promote.add_argument(
         "--new-data",
         action="store_true",
-        help="promote without a comparison if the champion has other classes or another image size",
+        help="promote without a comparison if the champion has other classes or prepares images in another way",
     )
     add("rollback", "make the previous champion the champion again")
     add("lineage", "print the commit, data, code and parameters that made a registered version").add_argument(

@@ -3,7 +3,9 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from visionpipe.data.headers import PADDING
 
 DECISIONS = Path("decisions.csv")  # what the user has decided about single images; decisions.py reads it
 DECISIONS_HEADER = b"file,finding,suggestion,decision\n"
@@ -56,6 +58,11 @@ class PrepareConfig:
             a column of a table, or a regular expression with one group in parentheses, which is searched in the path of
             each image. The fractions are then approximate.
         folds: Divides training and validation images into this many parts, for cross-validation; null: into none.
+        framing: How an image of another shape fits: `crop` cuts off what stands over, `pad` adds margins, `stretch`
+            changes its shape; the artifact uses it too.
+        pad_color: Red, green and blue of the margins, in [0, 255]; the artifact uses it too.
+        levels: The levels that become black and white in images of more than 8 bits, such as [0, 4095]; null takes
+            those that the file states, else all of 16 bits. The artifact uses it too.
         test_fraction: The share of all images that becomes the test split, if the source has none. It is drawn first.
         validation_fraction: The share of the remaining training images that becomes the validation split, if the
             source has none.
@@ -73,6 +80,9 @@ class PrepareConfig:
     table: TableConfig | None = field(default=None, kw_only=True)
     group: str | None = field(default=None, kw_only=True)
     folds: int | None = field(default=None, kw_only=True)
+    framing: Literal["crop", "pad", "stretch"] = field(default="crop", kw_only=True)
+    pad_color: tuple[int, int, int] = field(default=PADDING, kw_only=True)
+    levels: tuple[float, float] | None = field(default=None, kw_only=True)
     validation_fraction: float = 0.2
     test_fraction: float = 0.2
 
@@ -80,6 +90,17 @@ class PrepareConfig:
     def has_groups(self) -> bool:
         """Whether a column or a pattern says which images belong together."""
         return self.group is not None or (self.table is not None and self.table.group is not None)
+
+    @property
+    def decode_options(self) -> dict[str, Any]:
+        """The keyword arguments of `decode_image` that the artifact shares."""
+        return {"levels": self.levels}
+
+    @property
+    def frame_options(self) -> dict[str, Any]:
+        """The keyword arguments of `frame`."""
+        names = ("size", "interpolation", "crop_ratio", "framing", "pad_color")
+        return {name: getattr(self, name) for name in names}
 
 
 def group_pattern(group: str | None) -> re.Pattern[str] | None:

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from visionpipe.data.headers import PADDING
 from visionpipe.errors import DataError
 from visionpipe.files import flush_to_disk, sha256_file, sha256_json
 
@@ -47,9 +48,17 @@ class Prepared:
 
     @property
     def framing(self) -> dict[str, Any]:
-        """How the images were resized: `size` (height, width), `interpolation`, `crop_ratio`."""
+        """How the images were resized: the keyword arguments of `frame`, of which older manifests lack the last two."""
         rest = {key: self.manifest[key] for key in ("interpolation", "crop_ratio")}
-        return {"size": tuple(self.manifest["size"]), **rest}
+        framing = self.manifest.get("framing", "crop")
+        pad_color = tuple(self.manifest.get("pad_color", PADDING))
+        return {"size": tuple(self.manifest["size"]), **rest, "framing": framing, "pad_color": pad_color}
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """How the images were decoded: the keyword argument `levels` of `decode_image`, None in older manifests."""
+        levels = self.manifest.get("levels")
+        return {"levels": tuple(levels) if levels else None}
 
     @property
     def splits(self) -> list[str]:
@@ -190,6 +199,9 @@ def write_manifest(
     size: tuple[int, int],
     interpolation: str = "bicubic",
     crop_ratio: float = 1.0,
+    framing: str = "crop",
+    pad_color: tuple[int, int, int] = PADDING,
+    levels: tuple[float, float] | None = None,
     classes: list[str],
     channel_mean: list[float],
     channel_std: list[float],
@@ -221,6 +233,9 @@ def write_manifest(
         "size": list(size),
         "interpolation": interpolation,
         "crop_ratio": crop_ratio,
+        "framing": framing,
+        "pad_color": list(pad_color),
+        "levels": list(levels) if levels else None,
         "classes": classes,
         "counts": {split: dict(zip(classes, counts[split], strict=True)) for split in SPLITS},
         "channel_mean": channel_mean,

@@ -162,6 +162,16 @@ def check(params: Params) -> None:
     require(all(side >= 8 for side in prepare.size), "prepare.size", "sides must be at least 8 pixels")
     require(0 < prepare.validation_fraction < 1, "prepare.validation_fraction", "must lie between 0 and 1")
     require(0 < prepare.crop_ratio <= 1, "prepare.crop_ratio", "must be above 0 and at most 1")
+    require(
+        all(0 <= level <= 255 for level in prepare.pad_color),
+        "prepare.pad_color",
+        "must be three numbers from 0 to 255",
+    )
+    require(
+        prepare.levels is None or prepare.levels[0] < prepare.levels[1],
+        "prepare.levels",
+        "must be a smaller and a larger number",
+    )
     require(0 < prepare.test_fraction < 1, "prepare.test_fraction", "must lie between 0 and 1")
     require(
         bool(prepare.name) == (prepare.source == "tfds"),

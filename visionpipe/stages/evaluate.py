@@ -60,10 +60,10 @@ def check_agreement(artifact: Path, classifier: Classifier, prepared: Prepared) 
         raise ArtifactError(
             f"{artifact} has other classes than {PREPARED}: train and export it again with dvc repro"
         )
-    if classifier.framing != prepared.framing:
+    expected, received = (one.framing | one.decoding for one in (classifier, prepared))
+    if expected != received:
         theirs, ours = (
-            ", ".join(f"{key} {value}" for key, value in framing.items())
-            for framing in (classifier.framing, prepared.framing)
+            ", ".join(f"{key} {value}" for key, value in options.items()) for options in (expected, received)
         )
         raise ArtifactError(
             f"{artifact} expects images of {theirs}, {PREPARED} has {ours}: train and export it again with dvc repro"

@@ -10,6 +10,7 @@ import numpy as np
 from visionpipe.data.decisions import decided_lines, read_decisions
 from visionpipe.data.decoding import Usable, decode_into
 from visionpipe.data.listing import Listing, Rejected
+from visionpipe.data.losses import losses
 from visionpipe.data.prepared import (
     PREPARED,
     channel_statistics,
@@ -95,9 +96,8 @@ def write_prepared(params: Params, content: Content) -> dict[str, Any]:
         spool.unlink()
         return write_manifest(
             folder,
-            size=config.size,
-            interpolation=config.interpolation,
-            crop_ratio=config.crop_ratio,
+            **config.frame_options,
+            **config.decode_options,
             classes=list(listing.classes),
             channel_mean=channel_mean,
             channel_std=channel_std,
@@ -107,6 +107,7 @@ def write_prepared(params: Params, content: Content) -> dict[str, Any]:
                 *group_notes(usable, splits, listing.splits, config, params.seed),
                 *decisions.warnings(usable, quarantined),
                 *suspicions(splits, usable, listing.classes),
+                *losses(usable, config),
             ],
             columns=list(listing.columns),
             decisions=decisions.applied(usable, quarantined),
