@@ -66,6 +66,8 @@ class PrepareConfig:
         test_fraction: The share of all images that becomes the test split, if the source has none. It is drawn first.
         validation_fraction: The share of the remaining training images that becomes the validation split, if the
             source has none.
+        duplicates: What becomes of copies, the same and nearly the same pictures: `keep` draws them into one split,
+            `drop` leaves out all but one, `error` stops; null only warns. Splits of the source stay as they are.
     """
 
     source: Literal["zip", "folder", "table", "tfds", "idx"]
@@ -85,6 +87,7 @@ class PrepareConfig:
     levels: tuple[float, float] | None = field(default=None, kw_only=True)
     validation_fraction: float = 0.2
     test_fraction: float = 0.2
+    duplicates: Literal["keep", "drop", "error"] | None = field(default=None, kw_only=True)
 
     @property
     def has_groups(self) -> bool:
