@@ -61,7 +61,9 @@ def choose(survey: Survey, machine: Machine, backend: str, pretrained: bool) -> 
         "backend": backend,
         "seed": 0,
         "threads": None,
-        "prepare": {"source": survey.source, "path": survey.path, "size": list(size)} | splits,
+        "prepare": {"source": survey.source, "path": survey.path, "size": list(size)}
+        | splits
+        | ({"duplicates": "keep"} if survey.images <= MOST_ALIGNED else {}),
         "models": entries,
         "train": recipe,
         "export": {"precision": "fp32", "opset": 18, "max_logit_difference": 0.001},
@@ -76,6 +78,7 @@ def choose(survey: Survey, machine: Machine, backend: str, pretrained: bool) -> 
         "prepare.path": "the images stay where they are; a relative path starts at this file",
         "prepare.size": size_reason(survey, size, enough, budget),
         **fraction_reasons(survey),
+        "prepare.duplicates": "copies are drawn into one split; or drop | error; null only warns",
         "models": f"three families, to compare: {minutes_text(seconds / 60)} of training together on {machine}",
         **{f"models.{name}": model_reason(model, size) for name, model in models.items()},
         **recipe_reasons,
@@ -291,6 +294,7 @@ def minutes_text(minutes: float) -> str:
 
 # params.yaml -------------------------------------------------------------------------------------------
 
+MOST_ALIGNED = 20_000  # images whose copies are found within minutes, crops and rotations included
 SECTIONS = ("prepare", "models", "train", "export", "evaluate", "register", "tracking")
 
 
