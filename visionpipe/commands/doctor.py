@@ -1,6 +1,7 @@
 """`visionpipe doctor`: looks for what is wrong with the prepared images, and writes a page of findings."""
 
-from visionpipe.data.decisions import DECISIONS, append_undecided
+from visionpipe.data.config import DECISIONS
+from visionpipe.data.decisions import append_undecided
 from visionpipe.data.prepared import PREPARED, open_prepared
 from visionpipe.doctor.diagnosis import as_json, diagnose
 from visionpipe.doctor.findings import Finding, Images

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from visionpipe.data.config import PrepareConfig
-from visionpipe.data.decode import decode_image, resize_and_crop
+from visionpipe.data.decode import OpenLevels, frame, read_image
 from visionpipe.data.listing import Listing, Record, Rejected
 from visionpipe.data.measures import measure
 from visionpipe.errors import ImageError
@@ -23,13 +23,16 @@ DECODED_AHEAD = 64
 class Usable:
     """An image that was decoded, without its pixels.
 
-    `digest` is the sha256 of the picture before resizing. The other fields are those of its `Record`.
+    `digest` is the sha256 of the picture before resizing, `size` its height and width, and `open_levels` its levels
+    where nothing says which is white. The other fields are those of its `Record`.
     """
 
     split: str | None
     class_name: str
     file: str
     digest: bytes
+    size: tuple[int, int]
+    open_levels: OpenLevels | None
     group: str | None = None
     weight: float = 1.0
     metadata: tuple[str, ...] = ()
@@ -82,13 +85,20 @@ def decode(entry: Record | Rejected, config: PrepareConfig) -> Decoded | Rejecte
         return entry
     try:
         data = entry.read()
-        image = decode_image(data)
+        image, open_levels = read_image(data, **config.decode_options)
     except ImageError as error:
-        return Rejected(entry.file, error.reason)
+        return Rejected(entry.file, error.reason, entry.class_name)
     digest = hashlib.sha256(str(image.shape).encode())
     digest.update(image.data)
     usable = Usable(
-        entry.split, entry.class_name, entry.file, digest.digest(), entry.group, entry.weight, entry.metadata
+        entry.split,
+        entry.class_name,
+        entry.file,
+        digest.digest(),
+        image.shape[:2],
+        open_levels,
+        entry.group,
+        entry.weight,
+        entry.metadata,
     )
-    pixels = resize_and_crop(image, config.size, config.interpolation, config.crop_ratio)
-    return Decoded(usable, pixels, measure(image, data))
+    return Decoded(usable, frame(image, **config.frame_options), measure(image, data))

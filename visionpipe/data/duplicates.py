@@ -11,8 +11,8 @@ Time grows with the square of the number of images, memory does not.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from tqdm import tqdm
@@ -260,28 +260,6 @@ def normalised(rows: np.ndarray) -> np.ndarray:
 
 
 # What `prepare.duplicates` asks for ----------------------------------------------------------------------
-
-
-def grouped(usable: list[Usable], copies: np.ndarray) -> list[Usable]:
-    """Returns the images with copies in one group; groups that share a copy become one."""
-    groups = Groups(np.arange(len(usable)))
-    rows_of: dict[Hashable, list[int]] = defaultdict(list)
-    for row, (image, number) in enumerate(zip(usable, copies.tolist(), strict=True)):
-        if number >= 0:
-            rows_of[number].append(row)
-        if image.group is not None:
-            rows_of[image.group].append(row)
-    for rows in rows_of.values():
-        groups.add(np.full(len(rows), rows[0]), np.array(rows))
-    together = groups.numbered()
-    names: dict[int, str] = {}
-    for image, number in zip(usable, together.tolist(), strict=True):
-        name = f"copies of {image.digest.hex()}" if image.group is None else image.group
-        names[number] = min(name, names.get(number, name), key=lambda text: (text.startswith("copies"), text))
-    return [
-        image if number < 0 else replace(image, group=names[number])
-        for image, number in zip(usable, together.tolist(), strict=True)
-    ]
 
 
 def superfluous(usable: list[Usable], copies: np.ndarray) -> dict[int, str]:
