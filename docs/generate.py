@@ -171,7 +171,7 @@ def models_page() -> str:
 GROUPS = {
     "A project": ("init", "lock", "params"),
     "The stages": ("prepare", "train", "export", "evaluate", "register"),
-    "Before and after a training": ("models", "preview", "probe", "compare"),
+    "Before and after a training": ("doctor", "models", "preview", "probe", "compare"),
     "Versions": ("check", "promote", "rollback", "lineage", "prune"),
     "Answers": ("serve", "predict", "container"),
 }

@@ -254,6 +254,10 @@ def run(options: argparse.Namespace) -> None:
             from visionpipe.stages.register import register
 
             register(params)
+        case "doctor":
+            from visionpipe.commands.doctor import doctor
+
+            doctor(params)
         case "probe":
             from visionpipe.commands.probe import probe
 

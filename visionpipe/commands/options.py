@@ -70,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         help="the entry of the section models whose recipe is used; default: the first",
     )
+    add("doctor", "look for wrong labels, copies, shortcuts and bad pictures, and write a page of them")
     probing = add("probe", "measure how well frozen features classify the prepared images")
     probing.add_argument(
         "target",

@@ -182,7 +182,7 @@ def check(params: Params) -> None:
     require(0 <= params.seed < 2**31, "seed", "must lie between 0 and 2147483647")
     require(params.threads is None or params.threads >= 1, "threads", "must be at least 1, or null")
     for name, value in dataclasses.asdict(gate).items():
-        require(0 <= value <= 1, f"register.gate.{name}", "must lie between 0 and 1")
+        require(value is None or 0 <= value <= 1, f"register.gate.{name}", "must lie between 0 and 1")
     evaluate, export = params.evaluate, params.export
     require(evaluate.calibration_bins >= 1, "evaluate.calibration_bins", "must be at least 1")
     require(evaluate.worst_mistakes >= 0, "evaluate.worst_mistakes", "must not be negative")
