@@ -147,7 +147,7 @@ def losses(rejected: list[Rejected], layout: Layout, classes: tuple[str, ...]) -
 def advice(reason: str) -> str:
     """Returns what to do about a folder that is refused, or ""."""
     if reason == LEAVES:
-        return "; set prepare.follow_links: true to use it"
+        return "; to use it, set prepare.follow_links: true, or give init --follow-links"
     if reason.startswith("cannot be read"):
         return "; let your user read it (chmod, chown)"
     return "; rename it" if reason == NOT_UTF8 else ""

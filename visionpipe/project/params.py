@@ -162,6 +162,11 @@ def check(params: Params) -> None:
     require(all(side >= 8 for side in prepare.size), "prepare.size", "sides must be at least 8 pixels")
     require(0 < prepare.validation_fraction < 1, "prepare.validation_fraction", "must lie between 0 and 1")
     require(0 < prepare.crop_ratio <= 1, "prepare.crop_ratio", "must be above 0 and at most 1")
+    require(
+        prepare.source == "folder" or not prepare.follow_links,
+        "prepare.follow_links",
+        "is for prepare.source: folder",
+    )
     require(0 < prepare.test_fraction < 1, "prepare.test_fraction", "must lie between 0 and 1")
     require(
         bool(prepare.name) == (prepare.source == "tfds"),
