@@ -276,7 +276,7 @@ ERRORS = {
     ),
     "a class of bad images": (
         one_class_broken,
-        "class 'c' has no usable image in train: repair its files or remove it; 1 file cannot be used, 'c/x.png': not an",
+        "class 'c' has no usable image in train: repair its files or remove it; 1 file cannot be used, 'c/x.png': not",
     ),
     "a class of HEIC": (
         one_class_of_heic,
@@ -338,7 +338,7 @@ def test_a_picture_in_two_classes_is_a_warning_with_an_example():
     root = write_images({"a": 9, "b": 9, "c": 9})
     for name, target in (("000", "b"), ("001", "b"), ("002", "c")):
         Image.open(root / f"a/{name}.png").save(root / f"{target}/copy-{name}.bmp")
-    (warning,) = run().manifest["warnings"]
+    (warning,) = (text for text in run().manifest["warnings"] if "classes" in text)
     assert warning == (
         "pictures that are in several classes: 3; 2 of them in 'a' and 'b', such as 'a/000.png' and 'b/copy-000.bmp'"
     )
@@ -377,7 +377,7 @@ def test_what_is_left_out_has_a_line_for_each_reason_and_images_before_other_fil
             row("d/" + "x" * 500, "not in a class folder"),
         ]
     )
-    assert [line[:90] for line in found] == [
+    assert [line[:120] for line in found] == [
         "1 folder with 1 image, 'b': symbolic link that leaves the folder",
         "2 files, such as 'a/y.png': 9000 × 9000 pixels, more than 50,000,000 in all",
         "1 file, 'a/x.jpg': not an image",

@@ -135,19 +135,17 @@ def is_utf16(data: bytes) -> bool:
 
 
 def text_lines(data: bytes) -> list[str]:
-    """Returns the lines of a list that any editor or shell may have written: UTF-8 or UTF-16, with any line ends.
+    """Returns the lines of a list in UTF-8 or UTF-16, or its entries where a NUL ends each (`find -print0`).
 
-    A list may also have a NUL behind each entry, as `find -print0` writes it.
-    Windows' PowerShell writes UTF-16, and its editors a byte order mark and carriage returns. Bytes that are not UTF-8
-    become surrogates, as in the names of files.
+    Windows' PowerShell writes UTF-16, and its editors a byte order mark and carriage returns. A carriage return stays
+    at the end of its line, because a name may end with one. Bytes that are not UTF-8 become surrogates, as in the names
+    of files.
     """
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         text = data.decode("utf-16", errors="replace")
     elif is_utf16(data):
         text = data.decode("utf-16-le", errors="replace")
-    elif data.endswith(b"\0"):
-        return data.decode(errors="surrogateescape").split("\0")[:-1]
     else:
         text = data.removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
-    lines = text.replace("\r\n", "\n").split("\n")
+    lines = text.split("\0" if text.endswith("\0") else "\n")
     return lines[:-1] if lines[-1] == "" else lines
