@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from visionpipe.data.layout import Folder, Layout, counted, quoted, shown, spelling, understand
-from visionpipe.data.walk import LEAVES, NOT_UTF8, is_hidden
+from visionpipe.data.walk import LEAVES, NOT_UTF8, UNREADABLE, is_hidden
 
 HIDDEN = "hidden or system file"
 NOT_IN_A_CLASS = "not in a class folder"
@@ -148,7 +148,7 @@ def advice(reason: str) -> str:
     """Returns what to do about a folder that is refused, or ""."""
     if reason == LEAVES:
         return "; to use it, set prepare.follow_links: true, or give init --follow-links"
-    if reason.startswith("cannot be read"):
+    if reason.startswith(UNREADABLE):
         return "; let your user read it (chmod, chown)"
     return "; rename it" if reason == NOT_UTF8 else ""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from visionpipe.data.layout import counted, quoted
-from visionpipe.data.walk import NOT_UTF8, ODD, Found, walk_folder
+from visionpipe.data.walk import NOT_UTF8, ODD, UNREADABLE, Found, walk_folder
 from visionpipe.project.params import PARAMS_FILE
 
 SIMPLE = re.compile(r"[\w./-]+")  # a path that means itself in .dvcignore
@@ -46,9 +46,9 @@ def unhashable_of_project() -> str | None:
 
 
 def stopping(images: Path) -> Iterator[Found]:
-    """Yields what DVC cannot hash. It reads hidden files and follows links, and passes over locked folders."""
+    """Yields what DVC cannot hash. It reads hidden files, too, and follows links."""
     for found in walk_folder(str(images), follow_links=True):
-        if found.refusal in (ODD, NOT_UTF8):
+        if found.refusal in (ODD, NOT_UTF8) or (found.refusal or "").startswith(UNREADABLE):
             yield found
         elif not found.is_folder and not os.access(str(found.place), os.R_OK):
-            yield found._replace(refusal="cannot be read: Permission denied")
+            yield found._replace(refusal=f"{UNREADABLE}: Permission denied")
