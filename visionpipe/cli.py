@@ -204,6 +204,7 @@ def run(options: argparse.Namespace) -> None:
             options.pretrained,
             options.backend,
             options.follow_links,
+            options.label,
         )
         return
     from visionpipe.project.paths import enter_project

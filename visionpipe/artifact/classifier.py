@@ -7,9 +7,18 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from visionpipe.data.decode import MAX_PIXELS, RESAMPLING, decode_image, resize_and_crop
+from visionpipe.data.decode import RESAMPLING, decode_image, frame
+from visionpipe.data.headers import MAX_PIXELS, PADDING
 from visionpipe.errors import ArtifactError
 
+DEFAULTS: dict[str, Any] = {
+    "interpolation": "bicubic",
+    "crop_ratio": 1.0,
+    "framing": "crop",
+    "pad_color": PADDING,
+    "levels": None,
+}
+ALWAYS = ("size", "interpolation", "crop_ratio")  # the keys of preprocessing.json that older versions know
 BATCH = 32  # images per run: larger batches need more memory and are no faster on a CPU
 
 
@@ -27,7 +36,8 @@ class Classifier:
     Attributes:
         labels: class names in the order of the logits.
         size: (height, width) in pixels of the model's input.
-        framing: the keyword arguments of `resize_and_crop`, `size` among them.
+        framing: the keyword arguments of `frame`, `size` among them.
+        decoding: the keyword argument `levels` of `decode_image`.
 
     Raises:
         ArtifactError: a file is missing or damaged, or the files contradict each other.
@@ -36,7 +46,7 @@ class Classifier:
     def __init__(self, folder: Path, threads: int | None = None, spinning: str = "always"):
         self._arguments = (folder, threads, spinning)
         self.labels: list[str] = read_labels(folder)
-        self.framing: dict[str, Any] = read_framing(folder)
+        self.framing, self.decoding = read_preprocessing(folder)
         self.size: tuple[int, int] = self.framing["size"]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
@@ -60,7 +70,7 @@ class Classifier:
 
     def preprocess(self, data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """Decodes and resizes an image file to the model's input, uint8 (height, width, 3); raises ImageError."""
-        return resize_and_crop(decode_image(data, max_pixels), **self.framing)
+        return frame(decode_image(data, max_pixels, **self.decoding), **self.framing)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Computes float32 logits (n, classes) of `images` (n, height, width, 3), any real dtype, [0, 255], n ≥ 1."""
@@ -83,25 +93,37 @@ def read_labels(folder: Path) -> list[str]:
     return labels
 
 
-def read_framing(folder: Path) -> dict[str, Any]:
-    """Reads the keyword arguments of `resize_and_crop` and fills in its defaults; raises ArtifactError."""
+def read_preprocessing(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads the keyword arguments of `frame` and of `decode_image`, with defaults filled in; raises ArtifactError."""
     path, content = folder / "preprocessing.json", read_json(folder / "preprocessing.json")
     match content:
         case {"size": [int(height), int(width)]} if height > 0 and width > 0:
-            defaults = {"size": None, "interpolation": "bicubic", "crop_ratio": 1.0}
-            framing = defaults | content | {"size": (height, width)}
+            filled = DEFAULTS | content | {"size": (height, width)}
         case _:
             raise ArtifactError(
                 f"{path} has no size as [height, width]: run dvc repro to export the model again"
             )
-    match framing:
-        case {"interpolation": str(name), "crop_ratio": int() | float() as ratio, **rest} if (
-            name in RESAMPLING and 0 < ratio <= 1 and rest.keys() == {"size"}
-        ):
-            return framing
+    match filled:
+        case {
+            "interpolation": str(name),
+            "crop_ratio": int() | float() as ratio,
+            "framing": "crop" | "pad" | "stretch",
+            "pad_color": [int(red), int(green), int(blue)],
+            "levels": None | [int() | float(), int() | float()] as levels,
+            **rest,
+        } if name in RESAMPLING and 0 < ratio <= 1 and rest.keys() == {"size"}:
+            filled["pad_color"] = (red, green, blue)
+            decoding = {"levels": tuple(levels) if levels else None}
+            return {key: value for key, value in filled.items() if key not in decoding}, decoding
     raise ArtifactError(
         f"{path} has an unknown interpolation, crop_ratio or key: it was damaged, or exported by a newer visionpipe"
     )
+
+
+def preprocessing(framing: dict[str, Any], decoding: dict[str, Any]) -> dict[str, Any]:
+    """Returns the content of preprocessing.json, without what `read_preprocessing` fills in and older versions lack."""
+    content = framing | decoding
+    return {key: value for key, value in content.items() if key in ALWAYS or value != DEFAULTS[key]}
 
 
 def read_json(path: Path) -> Any:

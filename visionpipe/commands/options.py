@@ -28,8 +28,9 @@ def parser() -> argparse.ArgumentParser:
         "--images",
         metavar="PATH",
         type=Path,
-        help="a folder or zip archive with one folder per class; default: the sample",
+        help="a folder or zip archive with one folder per class, or a table of images; default: the sample",
     )
+    init.add_argument("--label", metavar="COLUMN", help="the column of the table that holds the classes")
     init.add_argument("--copy", action="store_true", help="copy the images into the project")
     init.add_argument(
         "--follow-links", action="store_true", help="follow links in the folder of the images to elsewhere"
@@ -76,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     promote.add_argument(
         "--new-data",
         action="store_true",
-        help="also if the champion cannot be compared, because it has other classes or another image size",
+        help="also if the champion cannot be compared, because it has other classes or prepares images in another way",
     )
     add("rollback", "make the previous champion the champion again")
     add("lineage", "print what made a version").add_argument(

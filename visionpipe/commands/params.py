@@ -23,7 +23,7 @@ def show_params(params: Params) -> None:
     check_backend(params)
     if params.prepare.source != "tfds":
         existing(params.prepare, Path.exists, "a file or folder")
-    if params.prepare.source in ("folder", "idx") and (problem := unhashable(Path(params.prepare.path))):
+    if params.prepare.source != "tfds" and (problem := unhashable(Path(params.prepare.path))):
         raise DataError(problem)
     images = training_images(PREPARED / MANIFEST)
     for name in params.models:

@@ -8,10 +8,21 @@ from typing import Protocol
 
 from visionpipe.data.layout import Folder, Layout, counted, quoted, shown, spelling, understand
 from visionpipe.data.walk import LEAVES, NOT_UTF8, UNREADABLE, is_hidden
+from visionpipe.errors import DataError
 
 HIDDEN = "hidden or system file"
 NOT_IN_A_CLASS = "not in a class folder"
 NOT_IN_A_SPLIT = "not in a train, validation or test folder"
+# The names of splits in tables and in TensorFlow Datasets; `layout` knows more names of folders.
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
 NOTES = 20  # folders that are named; a set may have any number of them
 
 
@@ -71,6 +82,14 @@ class Listing:
     lost: tuple[str, ...] = ()
 
 
+class UnclearFolders(DataError):
+    """Classes and splits cannot be told from the folders; `listing` has their files, all of them rejected."""
+
+    def __init__(self, message: str, listing: Listing):
+        super().__init__(message)
+        self.listing = listing
+
+
 def list_class_folders(files: dict[str, Reader], folders: set[str], rejected: list[Rejected]) -> Listing:
     """Reads splits and classes off the paths of files and folders, as `layout.understand` says.
 
@@ -84,7 +103,7 @@ def list_class_folders(files: dict[str, Reader], folders: set[str], rejected: li
         rejected: files and folders that are already known to be unusable.
 
     Raises:
-        DataError: folders are named like splits, but there is none for training, or it has no classes.
+        UnclearFolders: folders are named like splits, but there is none for training, or it has no classes.
     """
     top = Folder()
     for path in files:
@@ -96,7 +115,12 @@ def list_class_folders(files: dict[str, Reader], folders: set[str], rejected: li
     for item in rejected:
         if item.images is not None and not is_hidden(item.file):
             top.add(item.file, is_folder=True, refusal=item.reason)
-    layout = understand(top)
+    try:
+        layout = understand(top)
+    except DataError as error:
+        unused = [Rejected(path, HIDDEN if is_hidden(path) else NOT_IN_A_CLASS) for path in files]
+        unused = sorted([*unused, *rejected], key=lambda entry: entry.file)
+        raise UnclearFolders(str(error), Listing((), frozenset(), len(unused), unused)) from None
     names, notes = merge_spellings({name for _, name in layout.classes.values()})
     entries: list[Record | Rejected] = []
     for path, read in files.items():

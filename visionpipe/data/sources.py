@@ -1,6 +1,7 @@
 """The sources of images: one function per source, which returns a Listing.
 
 zip, folder: one folder per class, laid out as `list_class_folders` says.
+table: a folder or archive with a table of its images; table.py reads it.
 tfds: any image classification set of TensorFlow Datasets; decode.py decodes the stored bytes, as for every source.
 idx: a folder with the four files of MNIST's format (LeCun et al. 1998), gzipped or not.
 """
@@ -14,7 +15,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,24 +24,52 @@ from PIL import Image
 
 from visionpipe.data.config import PrepareConfig
 from visionpipe.data.encodings import text_lines
-from visionpipe.data.listing import Listing, Reader, Record, Rejected, list_class_folders
+from visionpipe.data.listing import SPLIT_NAMES, Listing, Reader, Record, Rejected, list_class_folders
+from visionpipe.data.table import list_rows
 from visionpipe.data.walk import walk_archive, walk_folder
 from visionpipe.errors import DataError, ImageError
 
-# The names of the splits in TensorFlow Datasets.
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
-}
+
+@dataclass(frozen=True)
+class Content:
+    """What a folder or an archive holds. `rejected` cannot be used, and `notes` are remarks for the user."""
+
+    files: dict[str, Reader]
+    folders: set[str]
+    rejected: list[Rejected]
+    notes: tuple[str, ...] = ()
 
 
 def list_zip(config: PrepareConfig) -> Listing:
-    """Lists a zip archive without unpacking it. Links in the archive are never followed."""
+    """Lists a zip archive of class folders without unpacking it. Links in the archive are never followed."""
+    return class_folders(content_of_zip(config))
+
+
+def list_folder(config: PrepareConfig) -> Listing:
+    """Lists a folder of class folders, by the rules of `walk_folder`."""
+    return class_folders(content_of_folder(config))
+
+
+def class_folders(content: Content) -> Listing:
+    listing = list_class_folders(content.files, content.folders, content.rejected)
+    return replace(listing, notes=(*content.notes, *listing.notes))
+
+
+def list_table(config: PrepareConfig) -> Listing:
+    """Lists the images that a table names; both are in one folder or zip archive."""
+    path = existing(config, Path.exists, "a folder or zip archive")
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise DataError(
+            f"prepare.path: {path} is a file: set prepare.path to the folder that holds the table and the images, "
+            f"which DVC then watches, and prepare.table.path to the table, relative to it"
+        )
+    content = (content_of_folder if path.is_dir() else content_of_zip)(config)
+    listing = list_rows(config, content.files, content.rejected)
+    return replace(listing, notes=(*content.notes, *listing.notes))
+
+
+def content_of_zip(config: PrepareConfig) -> Content:
+    """Reads the directory of an archive."""
     path = existing(config, Path.is_file, "a file")
     try:
         archive = zipfile.ZipFile(path)
@@ -66,12 +95,11 @@ def list_zip(config: PrepareConfig) -> Listing:
             rejected.append(Rejected(found.path, "appears twice in the archive"))
         else:
             files[found.path] = functools.partial(read_member, archive, member, lock)
-    listing = list_class_folders(files, folders, rejected)
-    return replace(listing, notes=(*notes, *listing.notes))
+    return Content(files, folders, rejected, notes)
 
 
-def list_folder(config: PrepareConfig) -> Listing:
-    """Lists a folder, by the rules of `walk_folder`."""
+def content_of_folder(config: PrepareConfig) -> Content:
+    """Reads the directories of a folder."""
     root = existing(config, Path.is_dir, "a folder")
     files: dict[str, Reader] = {}
     folders: set[str] = set()
@@ -86,7 +114,7 @@ def list_folder(config: PrepareConfig) -> Listing:
             folders.add(found.path)
         else:
             files[found.path] = functools.partial(read_file, Path(cast(str, found.place)))
-    return list_class_folders(files, folders, rejected)
+    return Content(files, folders, rejected)
 
 
 def list_tfds(config: PrepareConfig) -> Listing:
@@ -234,6 +262,7 @@ def first_bytes(content: bytes, most: int = -1) -> bytes:
 SOURCES: dict[str, Callable[[PrepareConfig], Listing]] = {
     "zip": list_zip,
     "folder": list_folder,
+    "table": list_table,
     "tfds": list_tfds,
     "idx": list_idx,
 }

@@ -63,7 +63,7 @@ def contradictions(usable: list[Usable]) -> Iterator[str]:
         )
 
 
-def rows(rejected: Iterable[Rejected]) -> list[dict[str, Any]]:
+def left_out_rows(rejected: Iterable[Rejected]) -> list[dict[str, Any]]:
     """Returns the rows of the manifest: `path` and `reason`, and for a folder the number of `images` in it."""
     return [
         {"path": item.file, "reason": item.reason} | ({} if item.images is None else {"images": item.images})

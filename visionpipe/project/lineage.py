@@ -1,8 +1,9 @@
 """The identity of a model: two equal keys mean the same data, code, parameters and library versions."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
+from visionpipe.data.config import PrepareConfig
 from visionpipe.files import sha256_json
 from visionpipe.models.specs import ModelSpec
 from visionpipe.project.backend import thread_count
@@ -47,8 +48,20 @@ def training_params(name: str, params: Params, recipe: TrainConfig, spec: ModelS
             **asdict(spec),
         },
         "train": {key: value for key, value in asdict(recipe).items() if key not in CHECKPOINTS},
-        "prepare": {key: value for key, value in asdict(params.prepare).items() if key not in LISTED},
+        "prepare": prepare_params(params.prepare),
     }
+
+
+def prepare_params(config: PrepareConfig) -> dict[str, Any]:
+    """Returns the section `prepare:`, without newer keys that have their default: these never change a key."""
+    values = {key: value for key, value in asdict(config).items() if key not in LISTED}
+    newer = [
+        f for f in fields(config) if f.kw_only and f.name not in ("interpolation", "crop_ratio", *LISTED)
+    ]
+    for f in newer:
+        if values[f.name] == f.default:
+            del values[f.name]
+    return values
 
 
 def written_pixels(model: ModelConfig) -> Pixels:

@@ -5,9 +5,7 @@ Only the beginning of each file is read, and no pixel is decoded. Files are list
 that lie in two splits.
 """
 
-import io
 import itertools
-import re
 import struct
 import warnings
 import zipfile
@@ -19,28 +17,28 @@ from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from visionpipe.data.config import PrepareConfig
-from visionpipe.data.decode import SIGNATURES, not_read
-from visionpipe.data.headers import MAX_PIXELS
+from visionpipe.data.decode import format_of, open_image
+from visionpipe.data.headers import MAX_PIXELS, check_size, check_tiff
 from visionpipe.data.layout import counted
 from visionpipe.data.listing import NOT_IN_A_CLASS, Listing, Record, Rejected
 from visionpipe.data.sources import SOURCES
 from visionpipe.data.splits import LOST_SHOWN, first_reason
 from visionpipe.errors import DataError, ImageError
 from visionpipe.escape import visible
+from visionpipe.project.table_survey import Guess
 
 BEGINNING = 64 * 2**10  # bytes: the size of a JPEG stands behind its thumbnail and its colour profile
 TOGETHER = 64  # files that a thread looks at in one go
 PERCENTILES = (0, 5, 50, 95, 100)
 IMBALANCE = 10  # times as many images of the largest class as of the smallest
-ELONGATED = 1.5  # times as long as wide
-TOO_LARGE = f"more than {MAX_PIXELS:,} pixels"
+ELONGATED = 1.6  # times as long as wide; a square in the middle is less than two thirds of such an image
+MANY = 0.2  # of the images
 SHOWN = 8  # classes or files that are named
 
-Source = Literal["zip", "folder", "idx"]
+Source = Literal["zip", "folder", "table", "idx"]
 
 
 @dataclass(frozen=True)
@@ -59,9 +57,10 @@ class Survey:
     """What a source holds.
 
     `classes`: class → images of all splits; `splits`: split → images, empty where the source has no folders for
-    splits; `short_sides`, `long_sides`: percentile → pixels; `side_ratio`: median of the long side / the short one;
+    splits; `short_sides`, `long_sides`: percentile → pixels; `elongated`: share of the images of which a side is more
+    than ELONGATED times the other;
     `one_size`: (height, width) where all images have the same, else None; `pixels`: of all images together;
-    `odd`: sentences about what may be a mistake.
+    `odd`: sentences about what may be a mistake; `guess`: what the columns of a table say.
     """
 
     source: Source
@@ -70,17 +69,23 @@ class Survey:
     splits: dict[str, int]
     short_sides: dict[int, int]
     long_sides: dict[int, int]
-    side_ratio: float
+    elongated: float
     one_size: tuple[int, int] | None
     pixels: int
     formats: dict[str, int]
     grey: int
     transparent: int
     odd: tuple[str, ...] = ()
+    guess: Guess | None = None
 
     @property
     def images(self) -> int:
         return sum(self.classes.values())
+
+    @property
+    def lacks(self) -> str:
+        """What could have named the splits."""
+        return "table" if self.guess else "folders"
 
     @property
     def majority(self) -> float:
@@ -109,20 +114,23 @@ class Survey:
         on_white = f"; {self.transparent:,} with transparency, shown on white" if self.transparent else ""
         yield f"  channels  {stored}{on_white}"
         given = ", ".join(f"{name} {count:,}" for name, count in self.splits.items())
-        yield f"  splits    {given or 'none in the folders: prepare draws them'}"
+        yield f"  splits    {given or f'none in the {self.lacks}: prepare draws them'}"
         yield from (f"  note      {sentence}" for sentence in self.odd)
 
 
-def survey(path: Path, shown_path: str | None = None, follow_links: bool = False) -> Survey:
+def survey(
+    path: Path, shown_path: str | None = None, guess: Guess | None = None, follow_links: bool = False
+) -> Survey:
     """Looks at the beginning of every file below `path`: a zip archive, a folder, or a folder of IDX files.
 
-    With `follow_links` links in a folder are followed to files and folders outside of it.
+    With a `guess` it looks at the files that its table names. With `follow_links` links in a folder are followed to
+    files and folders outside of it.
 
     Raises DataError where no training can follow.
     """
     name = visible(shown_path or str(path))
-    source = source_of(path, name)
-    listing = SOURCES[source](PrepareConfig(source=source, path=str(path), follow_links=follow_links))
+    source: Source = "table" if guess else source_of(path, name)
+    listing = listing_of(source, path, guess, follow_links)
     seen: list[tuple[Record, Header]] = []
     unusable: list[Rejected] = []
     for entry, header in look_at_all(listing):
@@ -136,7 +144,7 @@ def survey(path: Path, shown_path: str | None = None, follow_links: bool = False
     classes.update(record.class_name for record, _ in seen)
     splits = Counter(record.split or "train" for record, _ in seen) if listing.splits else {}
     short, long = sides.min(axis=1), sides.max(axis=1)
-    side_ratio = float(np.median(long / short))
+    elongated = float((long > ELONGATED * short).mean())
     return Survey(
         source=source,
         path=shown_path or str(path),
@@ -144,13 +152,28 @@ def survey(path: Path, shown_path: str | None = None, follow_links: bool = False
         splits=dict(splits),
         short_sides=percentiles(short),
         long_sides=percentiles(long),
-        side_ratio=side_ratio,
+        elongated=elongated,
         one_size=(int(sides[0, 0]), int(sides[0, 1])) if (sides == sides[0]).all() else None,
         pixels=int(sides.prod(axis=1, dtype=np.int64).sum()),
         formats=dict(Counter(header.format for _, header in seen).most_common()),
         grey=sum(header.grey for _, header in seen),
         transparent=sum(header.transparent for _, header in seen),
-        odd=(*listing.notes, *oddities(classes, side_ratio, short, unusable)),
+        odd=(*listing.notes, *(guess.odd if guess else ()), *oddities(classes, elongated, short, unusable)),
+        guess=guess,
+    )
+
+
+def listing_of(source: Source, path: Path, guess: Guess | None = None, follow_links: bool = False) -> Listing:
+    """Lists the images as `prepare` will."""
+    columns = guess.columns if guess else None
+    return SOURCES[source](
+        PrepareConfig(
+            source,
+            str(path),
+            table=columns,
+            group=guess.group if guess else None,
+            follow_links=follow_links,
+        )
     )
 
 
@@ -190,23 +213,20 @@ def header_of(record: Record) -> Header | Rejected:
     """Reads a file's header; returns why not where the file is no image that `prepare` takes."""
     try:
         begins = record.read(BEGINNING)
-        kind = next((name for name, start in SIGNATURES.items() if re.match(start, begins)), None)
-        if kind is None:
-            return Rejected(record.file, not_read(begins), record.class_name)
+        kind = format_of(begins)
         try:
             header = read_header(begins, kind)
+        except ImageError:
+            raise
         except Exception:  # the parsers fail in many ways, also where the header goes on behind the beginning
             if len(begins) < BEGINNING:
                 raise
             header = read_header(record.read(), kind)  # a TIFF file may have its directory at its end
+        check_size(header.width, header.height, MAX_PIXELS, MAX_PIXELS)  # the size of the file is not known
     except ImageError as error:
         return Rejected(record.file, error.reason, record.class_name)
-    except Image.DecompressionBombError:
-        return Rejected(record.file, TOO_LARGE, record.class_name)
     except Exception:
         return Rejected(record.file, "damaged header", record.class_name)
-    if header.width * header.height > MAX_PIXELS:
-        return Rejected(record.file, TOO_LARGE, record.class_name)
     return header
 
 
@@ -214,7 +234,9 @@ def read_header(begins: bytes, kind: str) -> Header:
     """Reads the header of a file of the format `kind`, as Pillow calls it. Raises any error of a parser."""
     if kind == "WEBP":  # Pillow would need the whole file
         return webp_header(begins)
-    image = Image.open(io.BytesIO(begins), formats=[kind])
+    if kind == "TIFF":
+        check_tiff(begins)
+    image = open_image(begins, kind)
     grey = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
     return Header(image.width, image.height, kind, grey, image.has_transparency_data)
 
@@ -266,7 +288,7 @@ def check(name: str, listing: Listing, seen: list[tuple[Record, Header]], unusab
 
 
 def oddities(
-    classes: Counter[str], side_ratio: float, short: np.ndarray, unusable: list[Rejected]
+    classes: Counter[str], elongated: float, short: np.ndarray, unusable: list[Rejected]
 ) -> Iterator[str]:
     """Says what may be a mistake, and what to do about it."""
     (largest, most), *_, (smallest, least) = classes.most_common()
@@ -279,10 +301,10 @@ def oddities(
     if few:
         others = " and others" if len(few) > SHOWN else ""
         yield f"fewer than 10 images of {', '.join(map(visible, few[:SHOWN]))}{others}: too few to learn from"
-    if side_ratio > ELONGATED:
+    if elongated > MANY:
         yield (
-            f"most images are {side_ratio:.1f} times as long as wide: the square in their middle is used; "
-            "prepare.size can be another rectangle"
+            f"{elongated:.0%} of the images are more than {ELONGATED} times as long as wide: prepare.framing says how "
+            "they fit, and prepare.size can be another rectangle"
         )
     if short.min() < 8:
         yield f"{int((short < 8).sum()):,} images have a side of fewer than 8 pixels"
