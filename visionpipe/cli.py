@@ -219,9 +219,12 @@ def run(options: argparse.Namespace) -> None:
     ):
         options.target = str(here / options.target)
     if options.command == "lock":
+        from visionpipe.project.hashing import unhashable_of_project
         from visionpipe.project.lock import write_lock
 
         print(*write_lock(), sep="\n")
+        if problem := unhashable_of_project():
+            print(f"WARNING: {problem}")
         return
     from visionpipe.project.params import load_params
 

@@ -163,6 +163,11 @@ def check(params: Params) -> None:
     require(0 < prepare.validation_fraction < 1, "prepare.validation_fraction", "must lie between 0 and 1")
     require(0 < prepare.crop_ratio <= 1, "prepare.crop_ratio", "must be above 0 and at most 1")
     require(
+        prepare.source == "folder" or not prepare.follow_links,
+        "prepare.follow_links",
+        "is for prepare.source: folder",
+    )
+    require(
         all(0 <= level <= 255 for level in prepare.pad_color),
         "prepare.pad_color",
         "must be three numbers from 0 to 255",
