@@ -314,7 +314,7 @@ def test_a_mistake_is_one_line_and_makes_nothing(tmp_path, capsys):
         (["x", "--images", "empty"], "empty holds no images"),
         (["x", "--images", "file"], "file is neither a folder nor a zip archive"),
         (["x", "--images", "one"], "one holds only the class 'blue'"),
-        (["x", "--images", "loose"], "loose holds 1 files that lie in no folder of a class"),
+        (["x", "--images", "loose"], "loose holds 1 file that lies in no folder of a class"),
         (["file", "--images", "photos"], "file is a file: give the name of a folder"),
         (["file/x", "--images", "photos"], "file cannot be written to"),
         (["photos/x", "--images", "photos"], "photos/x is in the folder of the images"),

@@ -185,7 +185,7 @@ MISTAKES: list[tuple[Callable[[Path], object], str]] = [
     (lambda folder: folder.write_text("text"), "is neither a folder nor a zip archive"),
     (lambda folder: write(folder, icons({".": 3})), "holds 3 files that lie in no folder of a class"),
     (lambda folder: write(folder, icons({"cat": 3})), "holds only the class 'cat'"),
-    (lambda folder: write(folder, {"a/1.txt": b"x", "b/2.txt": b"y"}), "no usable image in its folders; the first, a"),
+    (lambda folder: write(folder, {"a/1.txt": b"x", "b/2.txt": b"y"}), "no usable image in its folders; the first, 'a"),
     (lambda folder: write(folder, icons({"a": 4}) | {"b/1.txt": b"x"}), "the class 'b' has no usable image"),
     (lambda folder: write(folder, icons({"train/a": 4, "test/b": 4})), "the class 'b' has no usable image to train"),
     (lambda folder: write(folder, icons({"test/a": 4, "val/b": 4})), "but no folder train beside them"),
