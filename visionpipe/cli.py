@@ -207,6 +207,11 @@ def run(options: argparse.Namespace) -> None:
             options.label,
         )
         return
+    if options.command == "download":
+        from visionpipe.commands.download import download
+
+        download(options.name, options.path)
+        return
     from visionpipe.project.paths import enter_project
 
     here = Path.cwd()

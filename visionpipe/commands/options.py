@@ -60,6 +60,9 @@ def parser() -> argparse.ArgumentParser:
     add("register", "stage: complete the MLflow runs, and register the best model that passes the gate")
     add("lock", "write code.lock for the installed code, and print which stages run again and why")
     add("params", "check params.yaml and that its images exist, and print the plan of each training")
+    fetch = add("download", "fetch a data set of the Hugging Face Hub, for prepare.source: huggingface")
+    fetch.add_argument("name", metavar="NAME", help="the data set, or SET:CONFIGURATION")
+    fetch.add_argument("path", metavar="PATH", type=Path, help="the folder that is made for it")
     add("models", "print the model variants, and the published checkpoints that fit them")
     preview = add(
         "preview", "draw augmented training images with their labels, and print the path of the picture"

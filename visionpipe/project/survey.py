@@ -22,6 +22,7 @@ from tqdm import tqdm
 from visionpipe.data.config import PrepareConfig
 from visionpipe.data.decode import format_of, open_image
 from visionpipe.data.headers import MAX_PIXELS, check_size, check_tiff
+from visionpipe.data.huggingface import MARKS
 from visionpipe.data.layout import counted
 from visionpipe.data.listing import NOT_IN_A_CLASS, Listing, Record, Rejected
 from visionpipe.data.sources import SOURCES
@@ -38,7 +39,7 @@ ELONGATED = 1.6  # times as long as wide; a square in the middle is less than tw
 MANY = 0.2  # of the images
 SHOWN = 8  # classes or files that are named
 
-Source = Literal["zip", "folder", "table", "idx"]
+Source = Literal["zip", "folder", "table", "huggingface", "idx"]
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,8 @@ def source_of(path: Path, name: str) -> Source:
         if not zipfile.is_zipfile(path):
             raise DataError(f"{name} is neither a folder nor a zip archive")
         return "zip"
+    if any((path / mark).is_file() for mark in MARKS):
+        return "huggingface"
     first = "train-images-idx3-ubyte"
     return "idx" if any((path / file).is_file() for file in (first, f"{first}.gz")) else "folder"
 

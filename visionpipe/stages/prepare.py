@@ -19,6 +19,7 @@ from visionpipe.data.duplicates import (
     refuse_copies,
     superfluous,
 )
+from visionpipe.data.groups import group_notes, join_groups, with_groups
 from visionpipe.data.listing import Listing, Rejected, UnclearFolders
 from visionpipe.data.losses import losses
 from visionpipe.data.measures import read_measured
@@ -39,9 +40,6 @@ from visionpipe.data.splits import (
     check_splits,
     draw_folds,
     draw_splits,
-    group_notes,
-    join_groups,
-    with_groups,
 )
 from visionpipe.data.understood import left_out_rows, summary, suspicions
 from visionpipe.doctor.checkup import checkup
