@@ -12,7 +12,7 @@ import yaml
 
 from visionpipe.artifact.canonical import check_parameters
 from visionpipe.data.augmentation import AUGMENTATIONS, Mixing, OutOfRange
-from visionpipe.data.config import PrepareConfig
+from visionpipe.data.config import PrepareConfig, group_pattern
 from visionpipe.data.draws import MOST_ENTRIES
 from visionpipe.errors import ConfigError, did_you_mean
 from visionpipe.models.names import layer_names
@@ -178,6 +178,7 @@ def check(params: Params) -> None:
         "prepare.name",
         "is the name of a set of TensorFlow Datasets: give it with source: tfds, and only with that",
     )
+    check_groups(prepare)
     require(0 <= params.seed < 2**31, "seed", "must lie between 0 and 2147483647")
     require(params.threads is None or params.threads >= 1, "threads", "must be at least 1, or null")
     for name, value in dataclasses.asdict(gate).items():
@@ -234,6 +235,24 @@ def check(params: Params) -> None:
         with named(f"{where}."):
             check_rates(recipe, known)
     check_needs(params)
+
+
+def check_groups(prepare: PrepareConfig) -> None:
+    """Checks the keys that say what a table's columns mean, which images belong together, and folds."""
+    table, tabular = prepare.table, prepare.source in ("table", "huggingface")
+    require(tabular or not table, "prepare.table", "names the columns of a table: give it with source: table")
+    require(
+        prepare.group is None or tabular or group_pattern(prepare.group),
+        "prepare.group",
+        f"must be a regular expression with one group in parentheses, such as (patient\\d+)_; received "
+        f"{prepare.group!r}",
+    )
+    require(
+        prepare.group is None or not (table and table.group),
+        "prepare.group",
+        "and table.group: give one of the two",
+    )
+    require(prepare.folds is None or prepare.folds >= 2, "prepare.folds", "must be at least 2, or null")
 
 
 def check_augmentation(entries: tuple[dict[str, Any], ...], key: str) -> None:
