@@ -93,7 +93,7 @@ def test_only_the_beginning_of_a_large_photograph_is_read():
         (b"\xff\xd8\xff" + bytes(100), "damaged header"),
         (b"RIFF0000WEBPVP9 " + bytes(100), "an unknown kind of WebP"),
         (b"RIFF0000WEBPVP8X", "damaged header"),
-        (b"P6 20000 20000 255\n", "more than 50,000,000 pixels"),
+        (b"P6 20000 20000 255\n", "20000 × 20000 pixels, more than 300,000,000 in all"),
     ],
 )
 def test_what_is_no_image_has_a_reason(content, reason):
@@ -170,6 +170,18 @@ def test_the_lines_say_what_was_understood(tmp_path):
     assert "uneven classes: 31 images of cat, 2 of dog" in text
     assert "fewer than 10 images of dog" in text
     assert "1 file left out, such as cat/x.txt: not an image" in text
+
+
+def test_the_share_of_long_images_is_counted_whichever_side_is_long(tmp_path):
+    sides = [(16, 10), (17, 10), (10, 17), (10, 10), (10, 16)]
+    files = {
+        f"{name}/{index}.png": encoded(noise(*side), "PNG")
+        for name in "ab"
+        for index, side in enumerate(sides)
+    }
+    found = survey(write(tmp_path, files))
+    assert found.elongated == 0.4
+    assert any("40% of the images are more than 1.6 times as long as wide" in line for line in found.odd)
 
 
 def test_many_classes_are_not_all_named(tmp_path):
