@@ -73,20 +73,20 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]
 
 
 def resize_and_crop(
-    image: NDArray[np.uint8], size: tuple[int, int], interpolation: str = "bicubic", crop_ratio: float = 1.0
-) -> NDArray[np.uint8]:
+    image: np.ndarray, size: tuple[int, int], interpolation: str = "bicubic", crop_ratio: float = 1.0
+) -> np.ndarray:
     """Resizes an image until it just covers `size` divided by `crop_ratio`, and cuts `size` out of the centre.
 
     At crop ratio 1 an image that already has this size is returned unchanged.
 
     Args:
-        image: uint8 (h, w, 3).
+        image: uint8 or uint16 (h, w, channels).
         size: (height, width) of the result, in pixels.
         interpolation: one of RESAMPLING.
         crop_ratio: side of the crop, relative to the short side of the resized image.
 
     Returns:
-        uint8 (height, width, 3).
+        (height, width, channels), of the image's type.
     """
     (height, width), (source_height, source_width) = size, image.shape[:2]
     if image.shape[:2] == (height, width) and crop_ratio == 1:
@@ -96,17 +96,49 @@ def resize_and_crop(
     top = max(0.0, (source_height - height / scale) / 2)
     # Only the cropped part is resized, so that a strip of 1 × 1,000,000 pixels never becomes a huge image.
     box = (left, top, source_width - left, source_height - top)
-    return np.array(Image.fromarray(image).resize((width, height), RESAMPLING[interpolation], box=box))
+    return resized(image, size, RESAMPLING[interpolation], box)
 
 
-def _decode(data: bytes, image_format: str, max_pixels: int) -> NDArray[np.uint8]:
+def resized(
+    image: np.ndarray,
+    size: tuple[int, int],
+    resampling: Image.Resampling,
+    box: tuple[float, float, float, float],
+) -> np.ndarray:
+    """Resizes the part `box` (left, top, right, bottom) of an image to `size`, (height, width), in pixels.
+
+    image: uint8 or uint16 (h, w, channels). RGB is resized in 8 bits. Of other images each channel is, as float32 if
+    it has 16 bits, so that a grey image gets the pixels that it would get as RGB.
+    """
+    width_and_height = size[1], size[0]
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        return np.array(Image.fromarray(image).resize(width_and_height, resampling, box=box))
+    result = np.empty((*size, image.shape[2]), image.dtype)
+    for channel in range(image.shape[2]):
+        values = image[..., channel]
+        plane = Image.fromarray(values if image.dtype == np.uint8 else values.astype(np.float32))
+        pixels = np.asarray(plane.resize(width_and_height, resampling, box=box))
+        result[..., channel] = (
+            pixels if image.dtype == np.uint8 else np.clip(np.rint(pixels), 0, 65535)
+        )  # Lanczos and bicubic interpolation overshoot
+    return result
+
+
+def pillow_image(
+    data: bytes, image_format: str, max_pixels: int, rawmode: str | None = None
+) -> tuple[Image.Image, Image.Transpose | None]:
+    """Checks, opens and loads the first frame of an image; returns it, and the operation that turns it upright.
+
+    `rawmode` replaces Pillow's choice of how the stored bytes become pixels. Raises ImageError, and any error of
+    Pillow's parsers.
+    """
     if image_format == "PNG":
         check_png(data, max_pixels)
     elif image_format == "JPEG":
         check_jpeg(data)
     elif image_format == "GIF":
         check_gif(data)
-    with _pillow_warnings_ignored():
+    with warnings_ignored():
         image = Image.open(io.BytesIO(data), formats=[image_format])
         if image.width * image.height > max_pixels:
             raise ImageError(
@@ -116,24 +148,28 @@ def _decode(data: bytes, image_format: str, max_pixels: int) -> NDArray[np.uint8
             image_format == "TIFF"
         ):  # Pillow reads a TIFF's tags, and warns about them, while it loads the pixels
             image.load()
+    if rawmode:
+        image.tile = [tile._replace(args=rawmode) for tile in image.tile]
     image.load()
-    with _pillow_warnings_ignored():
-        orientation = _orientation(image)
+    with warnings_ignored():
+        return image, UPRIGHT.get(_orientation(image))
+
+
+def _decode(data: bytes, image_format: str, max_pixels: int) -> NDArray[np.uint8]:
+    image, turn = pillow_image(data, image_format, max_pixels)
     upright = _rgb(image)
-    if orientation != 1:
-        upright = upright.transpose(UPRIGHT[orientation])
-    return np.array(upright)
+    return np.array(upright if turn is None else upright.transpose(turn))
 
 
 @contextlib.contextmanager
-def _pillow_warnings_ignored() -> Iterator[None]:
-    """Ignores Pillow's warnings about odd metadata, which would be raised as errors where warnings are errors.
+def warnings_ignored(module: str = r"PIL\.") -> Iterator[None]:
+    """Ignores a module's warnings about odd metadata, which would be raised as errors where warnings are errors.
 
     Python's warning filters belong to the whole process and need a lock. It is held while headers are read, so that
     threads still decode pixels in parallel.
     """
     with _warning_filters, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
+        warnings.filterwarnings("ignore", module=module)
         yield
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from visionpipe.data.config import PrepareConfig
-from visionpipe.data.decode import decode_image, resize_and_crop
+from visionpipe.data.decode import resize_and_crop
+from visionpipe.data.deep import PixelFormat, decode_pixels
 from visionpipe.data.listing import Listing, Record, Rejected
 from visionpipe.errors import ImageError
 
@@ -36,7 +37,7 @@ class Usable:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoded and resized image. `pixels`: uint8 (height, width, 3)."""
+    """A decoded and resized image. `pixels`: uint8 or uint16 (height, width, channels)."""
 
     image: Usable
     pixels: np.ndarray
@@ -78,7 +79,7 @@ def decode(entry: Record | Rejected, config: PrepareConfig) -> Decoded | Rejecte
     if isinstance(entry, Rejected):
         return entry
     try:
-        image = decode_image(entry.read())
+        image = decode_pixels(entry.read(), pixel_format(config))
     except ImageError as error:
         return Rejected(entry.file, error.reason)
     digest = hashlib.sha256(str(image.shape).encode())
@@ -87,3 +88,8 @@ def decode(entry: Record | Rejected, config: PrepareConfig) -> Decoded | Rejecte
         entry.split, entry.class_name, entry.file, digest.digest(), entry.group, entry.weight, entry.metadata
     )
     return Decoded(usable, resize_and_crop(image, config.size, config.interpolation, config.crop_ratio))
+
+
+def pixel_format(config: PrepareConfig) -> PixelFormat:
+    """Returns the format of the prepared pixels."""
+    return PixelFormat(config.channels, config.depth, config.range)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from visionpipe.errors import ImageError
 
 MAX_PIXELS = 50_000_000  # pixels of an image: width times height
+MAX_CHANNELS = 64  # of an image
 MAX_TEXT = 2**20  # bytes of one inflated text or colour profile; Pillow has the same limit
 MAX_TEXTS = 16 * 2**20  # bytes of all inflated texts of a file
 MAX_SCANS = 100  # scans of a JPEG; each costs a pass over the whole image, and encoders make about ten

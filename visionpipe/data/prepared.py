@@ -1,6 +1,6 @@
 """Writes and reads the prepared form of a data set: a few large files that training reads without copying.
 
-images-SPLIT.npy   uint8 (n, height, width, 3), RGB
+images-SPLIT.npy   uint8 or uint16 (n, height, width, channels); three channels are RGB
 labels-SPLIT.npy   int32 (n,), positions in the manifest's `classes`
 files-SPLIT.jsonl  n lines, each the name of a source file as a JSON string
 manifest.json      the identity of the data (`content_sha256`), counts, quarantined files and warnings
@@ -11,12 +11,13 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from visionpipe.data.deep import RGB, PixelFormat
 from visionpipe.errors import DataError
 from visionpipe.files import flush_to_disk, sha256_file, sha256_json
 
@@ -45,12 +46,19 @@ class Prepared:
         return {"size": tuple(self.manifest["size"]), **rest}
 
     @property
+    def pixel_format(self) -> PixelFormat:
+        """The channels, depth and range of the pixels."""
+        channels, depth = self.manifest.get("channels", 3), self.manifest.get("depth", 8)
+        span = self.manifest.get("range", "type")
+        return PixelFormat(channels, depth, tuple(span) if isinstance(span, list) else span)
+
+    @property
     def splits(self) -> list[str]:
         """The names of the splits."""
         return list(self.manifest["counts"])
 
     def images(self, split: str) -> np.memmap:
-        """Returns the images of a split, uint8 (n, height, width, 3), RGB, as a read-only memory map."""
+        """Returns the images of a split, (n, height, width, channels) of `pixel_format`, as a read-only memory map."""
         return np.load(self.folder / f"images-{split}.npy", mmap_mode="r")
 
     def labels(self, split: str) -> np.ndarray:
@@ -122,11 +130,11 @@ def write_split(
     """Writes the three files of a split.
 
     Args:
-        images: uint8 (all, height, width, 3); may be a memory map larger than memory.
+        images: uint8 or uint16 (all, height, width, channels); may be a memory map larger than memory.
         rows: the positions of the split's images in `images`.
         labels, files: the label and the name of the source file of each row.
     """
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows), *images.shape[1:])}
+    header = {"descr": images.dtype.str, "fortran_order": False, "shape": (len(rows), *images.shape[1:])}
     with (folder / f"images-{split}.npy").open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for chunk in chunks(images, rows):
@@ -142,6 +150,7 @@ def write_manifest(
     size: tuple[int, int],
     interpolation: str = "bicubic",
     crop_ratio: float = 1.0,
+    form: PixelFormat = RGB,
     classes: list[str],
     channel_mean: list[float],
     channel_std: list[float],
@@ -156,6 +165,7 @@ def write_manifest(
     - `kept`: number of images in all splits
     - `found`: number of images and quarantined files
     - `sha256`: file → hash
+    - `channels`, `depth`, `range`: the format of the pixels
     - `content_sha256`: a hash of classes, size and arrays, but not of the names of the source files
 
     Args:
@@ -169,6 +179,7 @@ def write_manifest(
         "size": list(size),
         "interpolation": interpolation,
         "crop_ratio": crop_ratio,
+        **asdict(form),
         "classes": classes,
         "counts": {split: dict(zip(classes, counts[split], strict=True)) for split in SPLITS},
         "channel_mean": channel_mean,
@@ -192,21 +203,24 @@ def content_sha256(manifest: dict[str, Any]) -> str:
 
 
 def channel_statistics(images: np.ndarray, rows: list[int]) -> tuple[list[float], list[float]]:
-    """Computes the mean and standard deviation of each channel over `rows` of uint8 (n, height, width, 3).
+    """Computes the mean and standard deviation of each channel over `rows` of the images, in [0, 255].
 
-    The sums are exact integers, so the result depends neither on the machine nor on the order of the images.
+    `images` are uint8 or uint16 (n, height, width, channels). uint16 are in [0, 255] after a division by 257, as the
+    model sees them. The sums are exact integers, so the result depends neither on the machine nor on the order of the
+    images.
     """
-    histograms = np.zeros((3, 256), np.int64)
+    levels, unit = (65536, 257) if images.dtype == np.uint16 else (256, 1)
+    histograms = np.zeros((images.shape[-1], levels), np.int64)
     for chunk in chunks(images, rows):
-        for channel in range(3):
-            histograms[channel] += np.bincount(chunk[..., channel].ravel(), minlength=256)
+        for channel in range(len(histograms)):
+            histograms[channel] += np.bincount(chunk[..., channel].ravel(), minlength=levels)
     means, deviations = [], []
     for histogram in histograms.tolist():
         pixels = sum(histogram)
         total = sum(value * count for value, count in enumerate(histogram))
         squares = sum(value**2 * count for value, count in enumerate(histogram))
-        means.append(total / pixels)
-        deviations.append(math.sqrt(pixels * squares - total**2) / pixels)
+        means.append(total / (unit * pixels))
+        deviations.append(math.sqrt(pixels * squares - total**2) / (unit * pixels))
     return means, deviations
 
 

@@ -1,8 +1,9 @@
 """The identity of a model: two equal keys mean the same data, code, parameters and library versions."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
+from visionpipe.data.config import PrepareConfig
 from visionpipe.files import sha256_json
 from visionpipe.models.specs import ModelSpec
 from visionpipe.project.backend import thread_count
@@ -11,6 +12,7 @@ from visionpipe.project.sections import ModelConfig
 from visionpipe.training.recipe import TrainConfig
 
 Pixels = dict[str, tuple[float, ...]]
+OLDER = ("interpolation", "crop_ratio")  # keyword-only keys of prepare that every train key covers
 CHECKPOINTS = ("checkpoint_minutes", "checkpoint_steps")  # the weights do not depend on them
 
 
@@ -46,8 +48,14 @@ def training_params(name: str, params: Params, recipe: TrainConfig, spec: ModelS
             **asdict(spec),
         },
         "train": {key: value for key, value in asdict(recipe).items() if key not in CHECKPOINTS},
-        "prepare": asdict(params.prepare),
+        "prepare": preparation(params.prepare),
     }
+
+
+def preparation(config: PrepareConfig) -> dict[str, Any]:
+    """Returns the section `prepare:` without newer keys that have their default, so that older keys stay the same."""
+    newer = {f.name: f.default for f in fields(config) if f.kw_only and f.name not in OLDER}
+    return {key: value for key, value in asdict(config).items() if key not in newer or value != newer[key]}
 
 
 def written_pixels(model: ModelConfig) -> Pixels:

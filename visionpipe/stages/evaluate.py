@@ -1,5 +1,6 @@
 """Stage `evaluate`: measures the exported model on the validation and test images, and writes reports/NAME/."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,14 @@ def check_agreement(artifact: Path, classifier: Classifier, prepared: Prepared) 
         raise ArtifactError(
             f"{artifact} has other classes than {PREPARED}: train and export it again with dvc repro"
         )
-    if classifier.framing != prepared.framing:
+    seen, made = (
+        seen.framing | asdict(form)
+        for seen, form in ((classifier, classifier.form), (prepared, prepared.pixel_format))
+    )
+    if seen != made:
         theirs, ours = (
-            ", ".join(f"{key} {value}" for key, value in framing.items())
-            for framing in (classifier.framing, prepared.framing)
+            ", ".join(f"{key} {value}" for key, value in one.items() if value != other[key])
+            for one, other in ((seen, made), (made, seen))
         )
         raise ArtifactError(
             f"{artifact} expects images of {theirs}, {PREPARED} has {ours}: train and export it again with dvc repro"

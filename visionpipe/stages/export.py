@@ -12,6 +12,7 @@ from visionpipe.artifact.classifier import Classifier
 from visionpipe.artifact.digest import artifact_sha256
 from visionpipe.artifact.quantization import Decision, accuracy, calibration_images, decision_path, quantize
 from visionpipe.artifact.speed import measure
+from visionpipe.data.deep import model_input
 from visionpipe.data.prepared import PREPARED, Prepared, open_prepared
 from visionpipe.errors import ArtifactError
 from visionpipe.files import write_bytes, write_json
@@ -42,10 +43,10 @@ def export(name: str, params: Params) -> None:
     folder = artifact_folder(name)
     model = load_trained(model_folder(name) / "model.keras")
     images = data.images("validation")[:PARITY_IMAGES]
-    expected = np.asarray(model(images.astype(np.float32)))  # Keras exports only a model that has been called
+    expected = np.asarray(model(model_input(images)))  # Keras exports only a model that has been called
     write_bytes(folder / "model.onnx", onnx_bytes(model, params.export.opset))
     write_json(folder / "labels.json", data.classes)
-    write_json(folder / "preprocessing.json", data.framing)
+    write_json(folder / "preprocessing.json", data.framing | data.pixel_format.stated())
 
     received = Classifier(folder).logits(images)
     difference = float(np.abs(received - expected).max() / np.abs(expected).max())

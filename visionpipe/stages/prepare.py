@@ -1,8 +1,8 @@
-"""Stage `prepare`: decodes the images of a source into RGB arrays of one size, in data/prepared/."""
+"""Stage `prepare`: decodes the images of a source into arrays of one size, in data/prepared/."""
 
 import numpy as np
 
-from visionpipe.data.decoding import decode_into
+from visionpipe.data.decoding import decode_into, pixel_format
 from visionpipe.data.prepared import (
     PREPARED,
     channel_statistics,
@@ -26,6 +26,7 @@ def prepare(params: Params) -> None:
         DataError: no images, a single class, a class without a training image, or an empty split.
     """
     config = params.prepare
+    form = pixel_format(config)
     listing = SOURCES[config.source](config)
     if len(listing.classes) < 2:
         classes = f"only the class {listing.classes[0]!r}" if listing.classes else "no class"
@@ -35,7 +36,7 @@ def prepare(params: Params) -> None:
         usable, quarantined = decode_into(spool, listing, config, params.threads)
         splits = draw_splits(usable, listing.splits, config, params.seed)
         check_splits(splits, usable, quarantined, listing)
-        images = np.memmap(spool, np.uint8, "r", shape=(len(usable), *config.size, 3))
+        images = np.memmap(spool, form.dtype, "r", shape=(len(usable), *config.size, form.channels))
         positions = {name: position for position, name in enumerate(listing.classes)}
         for split, rows in splits.items():
             labels = [positions[usable[row].class_name] for row in rows]
@@ -47,6 +48,7 @@ def prepare(params: Params) -> None:
             size=config.size,
             interpolation=config.interpolation,
             crop_ratio=config.crop_ratio,
+            form=form,
             classes=list(listing.classes),
             channel_mean=channel_mean,
             channel_std=channel_std,

@@ -1,0 +1,101 @@
+"""Reads the values of DICOM files with pydicom: rescaled to their units, through their window, upright in meaning.
+
+Sources: DICOM PS3.3, C.7.6.3 (pixels), C.11.1 (modality LUT: rescale slope and intercept) and C.11.2 (VOI LUT: window).
+"""
+
+import io
+import logging
+from typing import Any
+
+import numpy as np
+
+from visionpipe.data.decode import warnings_ignored
+from visionpipe.data.deep import PixelFormat, Samples, check_size
+from visionpipe.errors import ImageError
+
+DEFLATED = b"1.2.840.10008.1.2.1.99"  # a transfer syntax
+HEADER = 4096  # bytes that hold the transfer syntax
+
+
+def read_dicom(data: bytes, form: PixelFormat, max_pixels: int) -> Samples:
+    """Reads the values of a DICOM file of one frame.
+
+    Grey values are rescaled to their units, such as Hounsfield units. With the range of the type they pass through the
+    first window (or VOI LUT) of the file, if it has one; with another range the window is ignored. MONOCHROME1 is dark
+    where values are large. Palettes and YBR become RGB.
+
+    Raises:
+        ImageError: pydicom is not installed, or the file has several frames, no pixels, or a compression that is not
+            installed.
+    """
+    try:
+        import pydicom
+    except ImportError:
+        raise ImageError(
+            "unsupported", "a DICOM file, which needs pydicom: pip install 'visionpipe[medical]'"
+        ) from None
+    if DEFLATED in data[:HEADER]:
+        raise ImageError("unsupported", "a DICOM file that is deflated as a whole: save it uncompressed")
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # remarks on odd metadata
+    with warnings_ignored(module=""):
+        dataset = pydicom.dcmread(io.BytesIO(data))
+        frames = int(dataset.get("NumberOfFrames") or 1)
+        if "PixelData" not in dataset:
+            raise ImageError("unsupported", "a DICOM file without an image")
+        if frames > 1:
+            raise ImageError(
+                "unsupported",
+                f"a DICOM file of {frames} frames: save the one that matters as a file of its own",
+            )
+        check_size(int(dataset.Rows), int(dataset.Columns), int(dataset.SamplesPerPixel), max_pixels)
+        return samples(dataset, stored_values(dataset), form)
+
+
+def stored_values(dataset: Any) -> np.ndarray:
+    """Returns the stored values, (height, width) or RGB (height, width, 3)."""
+    from pydicom.pixels import pixel_array
+
+    try:
+        return pixel_array(dataset)
+    except (RuntimeError, NotImplementedError, ImportError):
+        syntax = dataset.file_meta.TransferSyntaxUID
+        if not syntax.is_compressed:
+            raise
+        raise ImageError(
+            "unsupported",
+            f"a DICOM file compressed by {syntax.name}, which is damaged or needs a library: pip install pylibjpeg "
+            "pylibjpeg-libjpeg pylibjpeg-openjpeg, or save it uncompressed",
+        ) from None
+
+
+def samples(dataset: Any, values: np.ndarray, form: PixelFormat) -> Samples:
+    """Returns stored values as `read_dicom` describes."""
+    from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
+
+    photometric = str(dataset.PhotometricInterpretation)
+    if photometric == "PALETTE COLOR":
+        colours = apply_color_lut(values, dataset)
+        return Samples(colours, (0, np.iinfo(colours.dtype).max))
+    bits = int(dataset.BitsStored)
+    if values.ndim == 3:
+        return Samples(values, (0, 2**bits - 1))
+    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        raise ImageError("unsupported", f"a DICOM file with the photometric interpretation {photometric}")
+    rescaled = apply_modality_lut(values, dataset)
+    signed = dataset.PixelRepresentation == 1
+    ends = np.array([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] if signed else [0, 2**bits - 1])
+    if "ModalityLUTSequence" in dataset:
+        ends = np.array([0, 2 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1])
+    elif "RescaleSlope" in dataset and "RescaleIntercept" in dataset:
+        ends = ends * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
+    windowed = dataset.get("VOILUTSequence") or "WindowWidth" in dataset
+    if form.range == "type" and windowed:
+        rescaled = apply_voi_lut(rescaled, dataset)
+        if dataset.get("VOILUTSequence"):
+            ends = np.array([0, 2 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1])
+    elif (
+        ends[0] > ends[1]
+    ):  # a negative slope; a window maps its lower end to the first, also where that is larger
+        ends = ends[::-1]
+    low, high = map(float, ends)
+    return Samples(rescaled[..., None], (low, high), white_is_zero=photometric == "MONOCHROME1")
