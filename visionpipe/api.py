@@ -19,7 +19,7 @@ from PIL import Image
 
 from visionpipe.artifact import versions
 from visionpipe.artifact.classifier import Classifier
-from visionpipe.data.deep import RGB, PixelFormat
+from visionpipe.data.deep import PixelFormat
 from visionpipe.errors import ConfigError, ImageError, VisionpipeError
 from visionpipe.project.params import Params, load_params
 from visionpipe.project.paths import champion, model_folder, project_root, state_folder
@@ -224,7 +224,7 @@ def encoded(image: Any, form: PixelFormat) -> bytes:
     picture = (
         isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] in ((), (3,), (4,))
     )
-    if isinstance(image, np.ndarray) and form != RGB and not (picture and form.channels in (1, 3)):
+    if isinstance(image, np.ndarray) and not (form.is_rgb or (picture and form.channels in (1, 3))):
         file = io.BytesIO()
         np.save(file, image, allow_pickle=False)
         return file.getvalue()

@@ -29,7 +29,7 @@ def images(count: int, classes: int, side: int, **changes) -> Survey:
     sides = dict.fromkeys(PERCENTILES, side)
     names = {f"class {number:04}": count // classes for number in range(classes)}
     found = Survey(
-        source="folder", path="/photos", classes=names, splits={}, short_sides=sides, long_sides=sides, side_ratio=1.0,
+        source="folder", path="/photos", classes=names, splits={}, short_sides=sides, long_sides=sides, elongated=0.0,
         one_size=None, pixels=count * side * side, formats={"PNG": count}, grey=0, transparent=0,
     )  # fmt: skip
     return dataclasses.replace(found, **changes)

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from visionpipe.data.config import PrepareConfig
-from visionpipe.data.decode import decode_image, resize_and_crop
+from visionpipe.data.decode import decode_image, frame
 from visionpipe.data.prepared import CHUNK_BYTES, PREPARED, SPLITS, channel_statistics, open_prepared
 from visionpipe.errors import DataError
 from visionpipe.project.params import Params
@@ -85,7 +85,7 @@ def test_what_is_prepared_is_what_serving_sees(framing):
         assert (images.dtype, images.shape[1:], labels.dtype) == (np.uint8, (6, 5, 3), np.int32)
         for file, label, image in zip(files, labels, images, strict=True):
             np.testing.assert_array_equal(
-                image, resize_and_crop(decode_image((root / file).read_bytes()), (6, 5), **framing)
+                image, frame(decode_image((root / file).read_bytes()), (6, 5), **framing)
             )
             assert prepared.classes[label] == Path(file).parent.name
 
@@ -142,8 +142,7 @@ def test_the_draw_depends_on_the_seed_and_not_on_names_or_size_or_threads():
         path.rename(path.with_name(f"{999 - int(path.stem)}.png"))
     assert split_of_picture(run(size=(9, 12), threads=1)) == drawn
     other_size = {
-        resize_and_crop(np.frombuffer(p, np.uint8).reshape(9, 12, 3), (8, 8)).tobytes(): s
-        for p, s in drawn.items()
+        frame(np.frombuffer(p, np.uint8).reshape(9, 12, 3), (8, 8)).tobytes(): s for p, s in drawn.items()
     }
     assert split_of_picture(run(size=(8, 8))) == other_size
 

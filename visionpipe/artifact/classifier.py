@@ -7,10 +7,20 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from visionpipe.data.decode import MAX_PIXELS, RESAMPLING, resize_and_crop
-from visionpipe.data.deep import RGB, PixelFormat, decode_pixels, model_input
+from visionpipe.data.decode import MAX_PIXELS, PADDING, RESAMPLING, frame
+from visionpipe.data.deep import PixelFormat, decode_pixels, model_input
 from visionpipe.errors import ArtifactError
 
+DEFAULTS: dict[str, Any] = {
+    "interpolation": "bicubic",
+    "crop_ratio": 1.0,
+    "framing": "crop",
+    "pad_color": PADDING,
+    "levels": None,
+    "channels": 3,
+    "depth": 8,
+}
+ALWAYS = ("size", "interpolation", "crop_ratio")  # the keys of preprocessing.json that older versions know
 BATCH = 32  # images per run: larger batches need more memory and are no faster on a CPU
 
 
@@ -28,8 +38,8 @@ class Classifier:
     Attributes:
         labels: class names in the order of the logits.
         size: (height, width) in pixels of the model's input.
-        form: the channels, depth and range of the model's pixels.
-        framing: the keyword arguments of `resize_and_crop`, `size` among them.
+        framing: the keyword arguments of `frame`, `size` among them.
+        decoding: `levels`, `channels` and `depth`, the arguments of the PixelFormat `form`.
 
     Raises:
         ArtifactError: a file is missing or damaged, or the files contradict each other.
@@ -38,7 +48,8 @@ class Classifier:
     def __init__(self, folder: Path, threads: int | None = None, spinning: str = "always"):
         self._arguments = (folder, threads, spinning)
         self.labels: list[str] = read_labels(folder)
-        self.form, self.framing = read_preprocessing(folder)
+        self.framing, self.decoding = read_preprocessing(folder)
+        self.form = PixelFormat(**self.decoding)
         self.size: tuple[int, int] = self.framing["size"]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
@@ -64,7 +75,7 @@ class Classifier:
 
         Returns uint8 or uint16 (height, width, channels), as `form` says.
         """
-        return resize_and_crop(decode_pixels(data, self.form, max_pixels), **self.framing)
+        return frame(decode_pixels(data, self.form, max_pixels), **self.framing)
 
     def noise(self, count: int) -> np.ndarray:
         """Returns `count` images of noise, of the model's size and `form`, which are the same in every process."""
@@ -95,34 +106,40 @@ def read_labels(folder: Path) -> list[str]:
     return labels
 
 
-def read_preprocessing(folder: Path) -> tuple[PixelFormat, dict[str, Any]]:
-    """Reads the format of the pixels and the keyword arguments of `resize_and_crop`; raises ArtifactError.
-
-    Keys that are missing have their defaults.
-    """
+def read_preprocessing(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads the keyword arguments of `frame` and of PixelFormat, with defaults filled in; raises ArtifactError."""
     path, content = folder / "preprocessing.json", read_json(folder / "preprocessing.json")
-    form = RGB
-    match content:
-        case {"channels": int(channels), "depth": 8 | 16 as depth, "range": "type" | "file" as span, **rest}:
-            form, content = PixelFormat(channels, depth, span), rest
-        case {"channels": int(channels), "depth": 8 | 16 as depth, "range": [low, high], **rest}:
-            form, content = PixelFormat(channels, depth, (float(low), float(high))), rest
     match content:
         case {"size": [int(height), int(width)]} if height > 0 and width > 0:
-            defaults = {"size": None, "interpolation": "bicubic", "crop_ratio": 1.0}
-            framing = defaults | content | {"size": (height, width)}
+            filled = DEFAULTS | content | {"size": (height, width)}
         case _:
             raise ArtifactError(
                 f"{path} has no size as [height, width]: run dvc repro to export the model again"
             )
-    match framing:
-        case {"interpolation": str(name), "crop_ratio": int() | float() as ratio, **rest} if (
-            name in RESAMPLING and 0 < ratio <= 1 and rest.keys() == {"size"}
-        ):
-            return form, framing
+    match filled:
+        case {
+            "interpolation": str(name),
+            "crop_ratio": int() | float() as ratio,
+            "framing": "crop" | "pad" | "stretch",
+            "pad_color": [int(red), int(green), int(blue)],
+            "levels": None | "file" | [int() | float(), int() | float()] as levels,
+            "channels": int(channels),
+            "depth": 8 | 16 as depth,
+            **rest,
+        } if name in RESAMPLING and 0 < ratio <= 1 and rest.keys() == {"size"}:
+            filled["pad_color"] = (red, green, blue)
+            span = tuple(levels) if isinstance(levels, list) else levels
+            decoding = {"levels": span, "channels": channels, "depth": depth}
+            return {key: value for key, value in filled.items() if key not in decoding}, decoding
     raise ArtifactError(
         f"{path} has an unknown value or key: it was damaged, or exported by a newer visionpipe"
     )
+
+
+def preprocessing(framing: dict[str, Any], decoding: dict[str, Any]) -> dict[str, Any]:
+    """Returns the content of preprocessing.json, without what `read_preprocessing` fills in and older versions lack."""
+    content = framing | decoding
+    return {key: value for key, value in content.items() if key in ALWAYS or value != DEFAULTS[key]}
 
 
 def read_json(path: Path) -> Any:

@@ -46,7 +46,7 @@ def pyfunc_arguments(artifact: Path, staging: Path) -> dict[str, Any]:
         "code_paths": [str(copy_code(staging))],
         "pip_requirements": pip_requirements(),
         "signature": signature(),
-        "input_example": input_example(read_preprocessing(artifact)[0]),
+        "input_example": input_example(PixelFormat(**read_preprocessing(artifact)[1])),
     }
 
 

@@ -13,6 +13,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from visionpipe.artifact.classifier import Classifier
+from visionpipe.data.headers import CLIENT_PIXELS
 from visionpipe.errors import ImageError
 
 MAX_ENCODED_LENGTH = 28_000_000  # base64 characters: an image file of 21 MB
@@ -67,7 +68,7 @@ class ImageClassifier(PythonModel):
         except ValueError:
             raise InvalidImage(row, "not plain base64: remove line breaks and any data: prefix") from None
         try:
-            return self._classifier.preprocess(data)
+            return self._classifier.preprocess(data, CLIENT_PIXELS)
         except ImageError as error:
             raise InvalidImage(row, error.reason) from None
 

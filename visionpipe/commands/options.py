@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     promote.add_argument(
         "--new-data",
         action="store_true",
-        help="also if the champion cannot be compared, because it has other classes or another image size",
+        help="also if the champion cannot be compared, because it has other classes or prepares images in another way",
     )
     add("rollback", "make the previous champion the champion again")
     add("lineage", "print what made a version").add_argument(

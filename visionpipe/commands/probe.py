@@ -76,7 +76,7 @@ def probe(params: Params, target: str | None, variant: str | None, size: int | N
         raise ConfigError("no model is trained yet: run dvc repro, or name a source: visionpipe probe SOURCE")
     results = [judged("pixels", {split: pixels(data.images(split)) for split in data.splits}, data, 0.0)]
     for name in targets:
-        checkpoint, model = open_target(name, params, variant, image_size, data.pixel_format.channels)
+        checkpoint, model = open_target(name, params, variant, image_size, data.decoding["channels"])
         start, body = time.perf_counter(), without_head(model)
         computed = {split: features(body, data.images(split), f"{name}, {split}") for split in data.splits}
         result = judged(name, computed, data, time.perf_counter() - start)

@@ -11,8 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from visionpipe.data.config import PrepareConfig
-from visionpipe.data.decode import resize_and_crop
-from visionpipe.data.deep import PixelFormat, decode_pixels
+from visionpipe.data.decode import OpenLevels, frame
+from visionpipe.data.deep import PixelFormat, read_pixels
 from visionpipe.data.listing import Listing, Record, Rejected
 from visionpipe.errors import ImageError
 
@@ -23,13 +23,16 @@ DECODED_AHEAD = 64
 class Usable:
     """An image that was decoded, without its pixels.
 
-    `digest` is the sha256 of the picture before resizing. The other fields are those of its `Record`.
+    `digest` is the sha256 of the picture before resizing, `size` its height and width, and `open_levels` its levels
+    where nothing says which is white. The other fields are those of its `Record`.
     """
 
     split: str | None
     class_name: str
     file: str
     digest: bytes
+    size: tuple[int, int]
+    open_levels: OpenLevels | None
     group: str | None = None
     weight: float = 1.0
     metadata: tuple[str, ...] = ()
@@ -79,17 +82,20 @@ def decode(entry: Record | Rejected, config: PrepareConfig) -> Decoded | Rejecte
     if isinstance(entry, Rejected):
         return entry
     try:
-        image = decode_pixels(entry.read(), pixel_format(config))
+        image, open_levels = read_pixels(entry.read(), PixelFormat(**config.decode_options))
     except ImageError as error:
         return Rejected(entry.file, error.reason)
     digest = hashlib.sha256(str(image.shape).encode())
     digest.update(image.data)
     usable = Usable(
-        entry.split, entry.class_name, entry.file, digest.digest(), entry.group, entry.weight, entry.metadata
+        entry.split,
+        entry.class_name,
+        entry.file,
+        digest.digest(),
+        image.shape[:2],
+        open_levels,
+        entry.group,
+        entry.weight,
+        entry.metadata,
     )
-    return Decoded(usable, resize_and_crop(image, config.size, config.interpolation, config.crop_ratio))
-
-
-def pixel_format(config: PrepareConfig) -> PixelFormat:
-    """Returns the format of the prepared pixels."""
-    return PixelFormat(config.channels, config.depth, config.range)
+    return Decoded(usable, frame(image, **config.frame_options))

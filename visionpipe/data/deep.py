@@ -8,18 +8,28 @@ import io
 import re
 import struct
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from visionpipe.data.decode import SIGNATURES, decode_image, pillow_image
-from visionpipe.data.headers import MAX_CHANNELS, MAX_PIXELS
+from visionpipe.data.decode import (
+    SIGNATURES,
+    OpenLevels,
+    has_two_bytes,
+    load,
+    luma,
+    one_large,
+    open_checked,
+    read_image,
+    sixteen_bits,
+    to_bytes,
+)
+from visionpipe.data.headers import MAX_CHANNELS, MAX_PIXELS, check_size
 from visionpipe.errors import ImageError
 
 MAX_NPY_HEADER = 10_000  # bytes
-LUMA = (19595, 38470, 7471)  # of 65536: ITU-R BT.601, as Pillow converts RGB to grey
 ARRAY, DICOM = "NPY", "DICOM"
 
 
@@ -28,15 +38,15 @@ class PixelFormat:
     """Describes the pixels of a model's images.
 
     Attributes:
+        levels: the levels that become 0 and the largest in images of more than 8 bits; "file": the least and the
+            largest of each image; None: those that the file or its type states.
         channels: 1 is grey, 3 is RGB; of another number, the files must have exactly so many.
         depth: the bits of a value, 8 or 16.
-        range: the values of a file that become the smallest and the largest: those of its `type`, the extremes of
-            each `file`, or (low, high).
     """
 
+    levels: Literal["file"] | tuple[float, float] | None = None
     channels: int = 3
     depth: int = 8
-    range: Literal["type", "file"] | tuple[float, float] = "type"
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -48,24 +58,23 @@ class PixelFormat:
         """The largest value of a prepared pixel."""
         return int(2**self.depth - 1)
 
-    def stated(self) -> dict[str, Any]:
-        """Returns the attributes for JSON; nothing for 8-bit RGB, which files of older versions do not state."""
-        return {} if self == PixelFormat() else asdict(self)
-
-
-RGB = PixelFormat()
+    @property
+    def is_rgb(self) -> bool:
+        """Whether this is 8-bit RGB."""
+        return (self.channels, self.depth) == (3, 8)
 
 
 @dataclass(frozen=True)
 class Samples:
     """The values of an image file, (height, width, channels), of any real dtype.
 
-    `limits` are the smallest and largest value of their type; None where the type does not say. With `white_is_zero`
-    larger values are darker. With `alpha` the last channel is opacity.
+    `limits` are the smallest and largest value of their type; None where the type does not say. With `stated` the file
+    says so itself. With `white_is_zero` larger values are darker. With `alpha` the last channel is opacity.
     """
 
     values: np.ndarray
     limits: tuple[float, float] | None
+    stated: bool = False
     white_is_zero: bool = False
     alpha: bool = False
 
@@ -74,27 +83,46 @@ def decode_pixels(data: bytes, form: PixelFormat, max_pixels: int = MAX_PIXELS) 
     """Decodes an image file and turns it upright: uint8 or uint16 (height, width, channels), as `form` says.
 
     Colours become grey by their luma, and transparency is composited on white. A grey file becomes RGB with three
-    equal channels. For 8 bits of the type's range, pictures are decoded by `decode_image`.
+    equal channels. Pictures become 8 bits of one or three channels as in `decode_image`.
 
     Raises:
         ImageError: the bytes cannot be decoded, or do not fit `form`. No other exception is raised, whatever the
             bytes are.
     """
+    return read_pixels(data, form, max_pixels)[0]
+
+
+def read_pixels(
+    data: bytes, form: PixelFormat, max_pixels: int = MAX_PIXELS
+) -> tuple[np.ndarray, OpenLevels | None]:
+    """Decodes an image as `decode_pixels` does, and returns its levels too where nothing says which is white.
+
+    Raises:
+        ImageError: the bytes cannot be decoded, or do not fit `form`.
+    """
     kind = kind_of(data)
-    if kind not in (ARRAY, DICOM) and form.depth == 8 and form.range == "type" and form.channels in (1, 3):
-        image: np.ndarray = decode_image(data, max_pixels)
-        return image if form.channels == 3 else luma(image)
+    if kind not in (ARRAY, DICOM) and form.depth == 8 and form.channels in (1, 3) and form.levels != "file":
+        image, open_levels = read_image(data, max_pixels, form.levels)
+        return image if form.channels == 3 else luma(image), open_levels
     if kind is None:
         formats = ", ".join([*SIGNATURES, ARRAY, DICOM])
         raise ImageError("unsupported", f"not an image in one of the formats {formats}")
     try:
-        return converted(read_samples(data, kind, form, max_pixels), form)
+        samples = read_samples(data, kind, form, max_pixels)
+        return converted(samples, form), open_levels_of(samples, form)
     except ImageError:
         raise
     except (Image.DecompressionBombError, MemoryError):
         raise ImageError("too_large", "needs too much memory to decode") from None
     except Exception:  # parsers raise errors of any class
         raise ImageError("broken", f"damaged, truncated or unusual {kind} data") from None
+
+
+def open_levels_of(samples: Samples, form: PixelFormat) -> OpenLevels | None:
+    """Returns the levels of 16-bit values, whose type states a white that they may not reach; else None."""
+    if form.levels is not None or samples.stated or samples.limits != (0, 65535):
+        return None
+    return OpenLevels(int(samples.values.min()), int(samples.values.max()), False)
 
 
 def kind_of(data: bytes) -> str | None:
@@ -136,7 +164,8 @@ def read_array(data: bytes, max_pixels: int) -> Samples:
         raise ImageError("unsupported", f"an array of {dtype}: expected whole numbers or floats")
     if len(shape) not in (2, 3) or min(shape) < 1:
         raise ImageError("unsupported", f"an array of shape {shape}: expected (height, width[, channels])")
-    check_size(shape[0], shape[1], shape[2] if len(shape) == 3 else 1, max_pixels)
+    height, width, channels = (*shape, 1)[:3]
+    check_dimensions(height, width, channels, max_pixels, len(data))
     count = int(np.prod(shape, dtype=np.int64))
     if len(data) - file.tell() != count * dtype.itemsize:
         raise ImageError("broken", "a .npy file that is cut off, or longer than its header says")
@@ -145,54 +174,76 @@ def read_array(data: bytes, max_pixels: int) -> Samples:
 
 
 def read_picture(data: bytes, kind: str, form: PixelFormat, max_pixels: int) -> Samples:
-    """Reads a picture that Pillow opens, with all 16 bits of a PNG or PPM file."""
-    if kind == "PNG" and data[24:25] == b"\x10" and data[25:26] in (b"\2", b"\4", b"\6"):
-        return read_deep_png(data, max_pixels)
-    if kind in ("PNG", "PPM", "WEBP") or form.channels not in (1, 3):
-        image, turn = pillow_image(data, kind, max_pixels)
+    """Reads a picture that Pillow opens, with all 16 bits of a PNG or PPM file, without its profile."""
+    if kind == "PNG" and data[24:26] == b"\x10\4":
+        return read_grey_with_opacity(data, max_pixels)
+    image = open_checked(data, kind, max_pixels)
+    deep = kind in ("PNG", "PPM") and (image.mode.startswith("I") or has_two_bytes(image, data))
+    if not deep and form.channels in (1, 3):
+        return Samples(read_image(data, max_pixels)[0], (0, 255))
+    with one_large(image):
+        white, turn = load(image, data)
+        if not deep:
+            colours = np.asarray(image.convert("RGBA") if image.mode == "P" else image)
+            return Samples(turned(colours.reshape(*colours.shape[:2], -1), turn), (0, 255))
         if image.mode.startswith("I"):
-            return with_transparency(upright(image, turn).astype(np.uint16), image)
-        if form.channels not in (1, 3):
-            return Samples(upright(image.convert("RGBA") if image.mode == "P" else image, turn), (0, 255))
-    return Samples(decode_image(data, max_pixels), (0, 255))
-
-
-def read_deep_png(data: bytes, max_pixels: int) -> Samples:
-    """Reads a 16-bit PNG in colour or with opacity, of which Pillow returns the high bytes only.
-
-    Filters of PNG work on bytes. So one with two values a pixel is read as 8-bit RGBA, whose pixels are as long; and
-    one with three or four is read twice, the second time as if it were little endian, which returns the low bytes.
-    """
-    if data[25] == 4:
-        header = data[12:24] + b"\x08\x06" + data[26:29]
-        as_rgba = b"".join([data[:12], header, struct.pack(">I", zlib.crc32(header)), data[33:]])
-        halves = upright(*pillow_image(as_rgba, "PNG", max_pixels)).astype(np.uint16)
-        return Samples(halves[..., ::2] << 8 | halves[..., 1::2], (0, 65535), alpha=True)
-    image, turn = pillow_image(data, "PNG", max_pixels)
-    low = upright(*pillow_image(data, "PNG", max_pixels, rawmode=f"{image.mode};16L"))
-    values = upright(image, turn).astype(np.uint16) << 8 | low
-    return Samples(values, (0, 65535), alpha=True) if data[25] == 6 else with_transparency(values, image)
+            # Pillow scales the levels of a PPM file to 65535.
+            levels: np.ndarray | None = np.rint(np.asarray(image)[..., None] * ((white or 65535) / 65535))
+        else:
+            levels = sixteen_bits(data, kind)
+        if levels is None:
+            raise ImageError("unsupported", f"a {kind} of 16-bit colours of an unusual layout")
+        samples = with_transparency(levels.astype(np.uint16), image)
+        values = turned(samples.values, turn)
+        return replace(samples, values=values, limits=(0, white or 65535), stated=white is not None)
 
 
 def with_transparency(values: np.ndarray, image: Image.Image) -> Samples:
     """Returns 16-bit values, with a channel of opacity if the PNG says that one value or colour is transparent."""
     transparent = image.info.get("transparency")
     if transparent is None:
-        return Samples(values, (0, 65535))
+        return Samples(values, None, alpha=values.shape[-1] == 4)
     opaque = (values != np.array(transparent, np.uint16)).any(axis=-1, keepdims=True)
-    return Samples(np.concatenate([values, opaque * np.uint16(65535)], axis=-1), (0, 65535), alpha=True)
+    return Samples(np.concatenate([values, opaque * np.uint16(65535)], axis=-1), None, alpha=True)
 
 
-def upright(image: Image.Image, turn: Image.Transpose | None) -> np.ndarray:
-    """Returns the pixels of an image after the operation that turns it upright, (height, width, channels)."""
-    values = np.asarray(image if turn is None else image.transpose(turn))
-    return values.reshape(*values.shape[:2], -1)
+def read_grey_with_opacity(data: bytes, max_pixels: int) -> Samples:
+    """Reads a PNG of 16-bit grey and opacity, of which Pillow returns the high bytes only.
+
+    Filters of PNG work on bytes. So the file is read as one of 8-bit RGBA, whose pixels have as many.
+    """
+    header = data[12:24] + b"\x08\x06" + data[26:29]
+    as_rgba = b"".join([data[:12], header, struct.pack(">I", zlib.crc32(header)), data[33:]])
+    image = open_checked(as_rgba, "PNG", max_pixels)
+    with one_large(image):
+        _, turn = load(image, as_rgba)
+        halves = turned(np.asarray(image), turn).astype(np.uint16)
+        return Samples(halves[..., ::2] << 8 | halves[..., 1::2], (0, 65535), alpha=True)
 
 
-def check_size(height: int, width: int, channels: int, max_pixels: int) -> None:
-    """Raises ImageError for an image of too many pixels or channels, before its values are read."""
-    if height * width > max_pixels:
-        raise ImageError("too_large", f"{width} × {height} pixels, more than {max_pixels:,} in all")
+def turned(values: np.ndarray, turn: Image.Transpose | None) -> np.ndarray:
+    """Applies one of Pillow's transpositions to values (height, width, channels)."""
+    match turn:
+        case Image.Transpose.FLIP_LEFT_RIGHT:
+            return values[:, ::-1]
+        case Image.Transpose.FLIP_TOP_BOTTOM:
+            return values[::-1]
+        case Image.Transpose.ROTATE_90:
+            return np.rot90(values)
+        case Image.Transpose.ROTATE_180:
+            return np.rot90(values, 2)
+        case Image.Transpose.ROTATE_270:
+            return np.rot90(values, 3)
+        case Image.Transpose.TRANSPOSE:
+            return values.transpose(1, 0, 2)
+        case Image.Transpose.TRANSVERSE:
+            return values[::-1, ::-1].transpose(1, 0, 2)
+    return values
+
+
+def check_dimensions(height: int, width: int, channels: int, max_pixels: int, size: int) -> None:
+    """Raises ImageError for an image of too many pixels or channels, before it is read from a file of `size` bytes."""
+    check_size(width, height, max_pixels, size)
     if channels > MAX_CHANNELS:
         raise ImageError("unsupported", f"{channels:,} channels, more than {MAX_CHANNELS}")
     if height * width * channels > 4 * max_pixels:
@@ -247,19 +298,20 @@ def count(channels: int) -> str:
 def limits(samples: Samples, values: np.ndarray, form: PixelFormat) -> tuple[float, float]:
     """Returns the values that become 0 and the largest; raises ImageError where nothing says which.
 
-    `values` are those of the samples without opacity.
+    `values` are those of the samples without opacity. Stated limits that the values exceed are those of all 16 bits.
     """
-    if isinstance(form.range, tuple):
-        return form.range
-    if form.range == "type" and samples.limits is not None:
-        return samples.limits
+    if isinstance(form.levels, tuple) and samples.limits != (0, 255):
+        return form.levels
+    if form.levels != "file" and samples.limits is not None:
+        beyond = samples.stated and values.max() > samples.limits[1]
+        return (0, 65535) if beyond else samples.limits
     low, high = float(values.min()), float(values.max())
-    if form.range == "file":
+    if form.levels == "file":
         return low, high
     raise ImageError(
         "unsupported",
         f"{values.dtype} values from {low:g} to {high:g}, whose type does not say what is black and white: set "
-        f"prepare.range to file or [low, high]",
+        f"prepare.levels to file or [low, high]",
     )
 
 
@@ -268,10 +320,13 @@ def quantized(values: np.ndarray, low: float, high: float, form: PixelFormat) ->
     if values.dtype == form.dtype and (low, high) == (0, form.most):
         return values
     pixels = np.empty(values.shape, form.dtype)
-    scale = form.most / ((high - low) or 1.0)
     for channel in range(values.shape[-1]):  # one at a time, because float64 takes eight times the memory
-        scaled = np.rint((values[..., channel].astype(np.float64) - low) * scale)
-        pixels[..., channel] = np.clip(scaled, 0, form.most)
+        levels = values[..., channel]
+        if form.depth == 8:
+            pixels[..., channel] = to_bytes(levels, low, high)
+        else:
+            shares = np.clip((levels.astype(np.float64) - low) / ((high - low) or 1.0), 0, 1)
+            pixels[..., channel] = np.rint(shares * form.most)
     return pixels
 
 
@@ -280,12 +335,6 @@ def on_white(pixels: np.ndarray, opacity: np.ndarray, most: int) -> np.ndarray:
     opacity, white = opacity.astype(np.uint64), np.uint64(most)
     blended = (pixels * opacity + white * (white - opacity) + white // np.uint64(2)) // white
     return blended.astype(pixels.dtype)
-
-
-def luma(pixels: np.ndarray) -> np.ndarray:
-    """Converts RGB to grey, (height, width, 1), with the weights and the rounding of Pillow. Grey stays unchanged."""
-    total = sum(pixels[..., channel].astype(np.uint32) * np.uint32(LUMA[channel]) for channel in range(3))
-    return ((total + np.uint32(0x8000)) >> np.uint32(16)).astype(pixels.dtype)[..., None]
 
 
 def model_input(images: np.ndarray) -> np.ndarray:
@@ -307,13 +356,13 @@ def as_rgb(pixels: np.ndarray) -> np.ndarray:
 def encoded(pixels: np.ndarray, form: PixelFormat) -> bytes:
     """Encodes prepared pixels (height, width, channels) as an image file that is decoded to them.
 
-    With the range of each file, that holds only for pixels that reach 0 and the largest value.
+    With the levels of each file, that holds only for pixels that reach 0 and the largest value.
     """
     file = io.BytesIO()
-    if form == RGB:
+    if form.is_rgb and form.levels is None:
         Image.fromarray(pixels).save(file, "PNG")
-    elif isinstance(form.range, tuple):
-        low, high = form.range
+    elif isinstance(form.levels, tuple):
+        low, high = form.levels
         np.save(file, low + pixels.astype(np.float64) * ((high - low) / form.most), allow_pickle=False)
     else:
         np.save(file, pixels, allow_pickle=False)

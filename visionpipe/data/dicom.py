@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from visionpipe.data.decode import warnings_ignored
-from visionpipe.data.deep import PixelFormat, Samples, check_size
+from visionpipe.data.deep import PixelFormat, Samples, check_dimensions
 from visionpipe.errors import ImageError
 
 DEFLATED = b"1.2.840.10008.1.2.1.99"  # a transfer syntax
@@ -20,8 +20,8 @@ HEADER = 4096  # bytes that hold the transfer syntax
 def read_dicom(data: bytes, form: PixelFormat, max_pixels: int) -> Samples:
     """Reads the values of a DICOM file of one frame.
 
-    Grey values are rescaled to their units, such as Hounsfield units. With the range of the type they pass through the
-    first window (or VOI LUT) of the file, if it has one; with another range the window is ignored. MONOCHROME1 is dark
+    Grey values are rescaled to their units, such as Hounsfield units. They pass through the first window (or VOI
+    LUT) of the file, if it has one, unless `form` has levels of its own, which are in these units. MONOCHROME1 is dark
     where values are large. Palettes and YBR become RGB.
 
     Raises:
@@ -47,7 +47,8 @@ def read_dicom(data: bytes, form: PixelFormat, max_pixels: int) -> Samples:
                 "unsupported",
                 f"a DICOM file of {frames} frames: save the one that matters as a file of its own",
             )
-        check_size(int(dataset.Rows), int(dataset.Columns), int(dataset.SamplesPerPixel), max_pixels)
+        sides = int(dataset.Rows), int(dataset.Columns)
+        check_dimensions(*sides, int(dataset.SamplesPerPixel), max_pixels, len(data))
         return samples(dataset, stored_values(dataset), form)
 
 
@@ -89,7 +90,7 @@ def samples(dataset: Any, values: np.ndarray, form: PixelFormat) -> Samples:
     elif "RescaleSlope" in dataset and "RescaleIntercept" in dataset:
         ends = ends * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
     windowed = dataset.get("VOILUTSequence") or "WindowWidth" in dataset
-    if form.range == "type" and windowed:
+    if form.levels is None and windowed:
         rescaled = apply_voi_lut(rescaled, dataset)
         if dataset.get("VOILUTSequence"):
             ends = np.array([0, 2 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1])

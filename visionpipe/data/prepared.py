@@ -11,13 +11,13 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from visionpipe.data.deep import RGB, PixelFormat
+from visionpipe.data.decode import PADDING
 from visionpipe.errors import DataError
 from visionpipe.files import flush_to_disk, sha256_file, sha256_json
 
@@ -41,16 +41,21 @@ class Prepared:
 
     @property
     def framing(self) -> dict[str, Any]:
-        """How the images were resized: `size` (height, width), `interpolation`, `crop_ratio`."""
+        """How the images were resized: the keyword arguments of `frame`, of which older manifests lack the last two."""
         rest = {key: self.manifest[key] for key in ("interpolation", "crop_ratio")}
-        return {"size": tuple(self.manifest["size"]), **rest}
+        framing = self.manifest.get("framing", "crop")
+        pad_color = tuple(self.manifest.get("pad_color", PADDING))
+        return {"size": tuple(self.manifest["size"]), **rest, "framing": framing, "pad_color": pad_color}
 
     @property
-    def pixel_format(self) -> PixelFormat:
-        """The channels, depth and range of the pixels."""
-        channels, depth = self.manifest.get("channels", 3), self.manifest.get("depth", 8)
-        span = self.manifest.get("range", "type")
-        return PixelFormat(channels, depth, tuple(span) if isinstance(span, list) else span)
+    def decoding(self) -> dict[str, Any]:
+        """How the images were decoded: the arguments of PixelFormat, which older manifests lack."""
+        levels = self.manifest.get("levels")
+        return {
+            "levels": tuple(levels) if isinstance(levels, list) else levels,
+            "channels": self.manifest.get("channels", 3),
+            "depth": self.manifest.get("depth", 8),
+        }
 
     @property
     def splits(self) -> list[str]:
@@ -58,7 +63,7 @@ class Prepared:
         return list(self.manifest["counts"])
 
     def images(self, split: str) -> np.memmap:
-        """Returns the images of a split, (n, height, width, channels) of `pixel_format`, as a read-only memory map."""
+        """Returns the images of a split, uint8 or uint16 (n, height, width, channels), as a read-only memory map."""
         return np.load(self.folder / f"images-{split}.npy", mmap_mode="r")
 
     def labels(self, split: str) -> np.ndarray:
@@ -150,7 +155,11 @@ def write_manifest(
     size: tuple[int, int],
     interpolation: str = "bicubic",
     crop_ratio: float = 1.0,
-    form: PixelFormat = RGB,
+    framing: str = "crop",
+    pad_color: tuple[int, int, int] = PADDING,
+    levels: Literal["file"] | tuple[float, float] | None = None,
+    channels: int = 3,
+    depth: int = 8,
     classes: list[str],
     channel_mean: list[float],
     channel_std: list[float],
@@ -165,7 +174,6 @@ def write_manifest(
     - `kept`: number of images in all splits
     - `found`: number of images and quarantined files
     - `sha256`: file → hash
-    - `channels`, `depth`, `range`: the format of the pixels
     - `content_sha256`: a hash of classes, size and arrays, but not of the names of the source files
 
     Args:
@@ -179,7 +187,11 @@ def write_manifest(
         "size": list(size),
         "interpolation": interpolation,
         "crop_ratio": crop_ratio,
-        **asdict(form),
+        "framing": framing,
+        "pad_color": list(pad_color),
+        "levels": list(levels) if isinstance(levels, tuple) else levels,
+        "channels": channels,
+        "depth": depth,
         "classes": classes,
         "counts": {split: dict(zip(classes, counts[split], strict=True)) for split in SPLITS},
         "channel_mean": channel_mean,

@@ -7,10 +7,10 @@ import zlib
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from visionpipe.data.decode import UPRIGHT, decode_image, pillow_image
-from visionpipe.data.deep import PixelFormat, Samples, check_size, type_limits, upright
+from visionpipe.data.decode import MAX_SAMPLE_VALUE, UPRIGHT, load, one_large, open_checked, read_image
+from visionpipe.data.deep import PixelFormat, Samples, check_dimensions, turned, type_limits
+from visionpipe.data.headers import check_tiff
 from visionpipe.errors import ImageError
 
 NONE, DEFLATE = 1, (8, 32946)  # compressions
@@ -24,13 +24,14 @@ MAX_PAGES = 1_000
 def read_tiff(data: bytes, form: PixelFormat, max_pixels: int) -> Samples:
     """Reads the values of a TIFF file. Smaller copies of its image and masks are ignored.
 
-    Palettes, CMYK and other colour spaces are converted to RGB by `decode_image`.
+    Palettes, CMYK and other colour spaces are converted to RGB as in `decode_image`.
 
     Raises:
         ImageError: the file has several pages that are not the channels, or a compression that is not installed.
     """
     import tifffile
 
+    check_tiff(data)
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # remarks on odd metadata
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         if len(file.pages) > MAX_PAGES:
@@ -39,7 +40,7 @@ def read_tiff(data: bytes, form: PixelFormat, max_pixels: int) -> Samples:
         pages = [page for page in every if not (page.is_reduced or page.is_mask)] or every[:1]
         first = pages[0]
         if first.photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB):
-            return Samples(decode_image(data, max_pixels), (0, 255))
+            return Samples(read_image(data, max_pixels)[0], (0, 255))
         if len(pages) > 1 and (
             len(pages) != form.channels or any(page.samplesperpixel > 1 for page in pages)
         ):
@@ -53,15 +54,13 @@ def read_tiff(data: bytes, form: PixelFormat, max_pixels: int) -> Samples:
         values = np.concatenate([page_values(page, data, len(pages), max_pixels) for page in pages], axis=-1)
         orientation = first.tags.get(ORIENTATION)
         turn = UPRIGHT.get(orientation.value) if orientation else None
-        bits = first.bitspersample
-        limits = (0.0, 2.0**bits - 1) if values.dtype.kind == "u" and bits <= 16 else type_limits(values)
         alpha = tuple(first.extrasamples) == (OPACITY,) and values.shape[-1] in (2, 4)
-        return Samples(transposed(values, turn), limits, first.photometric == WHITE_IS_ZERO, alpha)
+        return described(turned(values, turn), first, alpha)
 
 
 def page_values(page: Any, data: bytes, pages: int, max_pixels: int) -> np.ndarray:
     """Reads a page, (height, width, samples), after checks that it is no larger than it says; raises ImageError."""
-    check_size(page.imagelength, page.imagewidth, page.samplesperpixel * pages, max_pixels)
+    check_dimensions(page.imagelength, page.imagewidth, page.samplesperpixel * pages, max_pixels, len(data))
     segment = math.prod(page.chunks)
     if page.axes not in ("YX", "YXS", "SYX") or segment > 4 * max_pixels:
         raise ImageError("unsupported", f"a TIFF page of unusual dimensions, {page.shape}")
@@ -90,27 +89,19 @@ def compressed(data: bytes, page: Any, pages: int, max_pixels: int) -> Samples:
             f"a TIFF file of {page.samplesperpixel * pages} channels that is compressed by {name}: save it without "
             "compression, or compressed by deflate",
         )
-    image, turn = pillow_image(data, "TIFF", max_pixels)
-    values = upright(image, turn)
-    limits = (0.0, 2.0**page.bitspersample - 1) if image.mode.startswith("I;16") else type_limits(values)
-    return Samples(values, limits, page.photometric == WHITE_IS_ZERO and image.mode != "L")
+    image = open_checked(data, "TIFF", max_pixels)
+    with one_large(image):
+        _, turn = load(image, data)
+        values = np.asarray(image)
+        return described(turned(values.reshape(*values.shape[:2], -1), turn), page)
 
 
-def transposed(values: np.ndarray, turn: Image.Transpose | None) -> np.ndarray:
-    """Applies one of Pillow's transpositions to values (height, width, channels)."""
-    match turn:
-        case Image.Transpose.FLIP_LEFT_RIGHT:
-            return values[:, ::-1]
-        case Image.Transpose.FLIP_TOP_BOTTOM:
-            return values[::-1]
-        case Image.Transpose.ROTATE_90:
-            return np.rot90(values)
-        case Image.Transpose.ROTATE_180:
-            return np.rot90(values, 2)
-        case Image.Transpose.ROTATE_270:
-            return np.rot90(values, 3)
-        case Image.Transpose.TRANSPOSE:
-            return values.transpose(1, 0, 2)
-        case Image.Transpose.TRANSVERSE:
-            return values[::-1, ::-1].transpose(1, 0, 2)
-    return values
+def described(values: np.ndarray, page: Any, alpha: bool = False) -> Samples:
+    """Returns values with the limits that the tags of their page state, or that their type has."""
+    limits, bits = type_limits(values), page.bitspersample
+    largest = page.tags.get(MAX_SAMPLE_VALUE)
+    white = min(np.atleast_1d(largest.value)) if largest and bits == 16 else 2**bits - 1
+    stated = values.dtype.kind == "u" and 255 <= white < 65535 and (white + 1) & white == 0 and bits > 8
+    if stated:
+        limits = (0.0, float(white))
+    return Samples(values, limits, stated, page.photometric == WHITE_IS_ZERO, alpha)

@@ -13,7 +13,7 @@ import yaml
 
 from visionpipe.project.ladder import FROM_SCRATCH, Choice, Ladder, Models, Size, from_published
 from visionpipe.project.machine import Machine
-from visionpipe.project.survey import Survey
+from visionpipe.project.survey import ELONGATED, MANY, Survey
 
 EFFICIENCY = 0.5  # of a product's rate that small models reach in training on CPUs: 0.49 a ViT, 0.67 a ResNet
 GPU_EFFICIENCY = 0.03  # a small model leaves most of a GPU idle
@@ -46,7 +46,7 @@ class Choices:
 
 def choose(survey: Survey, machine: Machine, backend: str, pretrained: bool) -> Choices:
     """Decides on every value of params.yaml that depends on the images or the machine."""
-    splits = fractions(survey)
+    splits, framing = fractions(survey), choose_framing(survey)
     training, validation = split_sizes(survey, splits)
     budget = budget_minutes(survey.images)
     size, models, epochs = fitting(survey, machine, training, validation, budget, pretrained)
@@ -61,7 +61,7 @@ def choose(survey: Survey, machine: Machine, backend: str, pretrained: bool) -> 
         "backend": backend,
         "seed": 0,
         "threads": None,
-        "prepare": {"source": survey.source, "path": survey.path, "size": list(size)} | splits,
+        "prepare": {"source": survey.source, "path": survey.path, "size": list(size)} | framing | splits,
         "models": entries,
         "train": recipe,
         "export": {"precision": "fp32", "opset": 18, "max_logit_difference": 0.001},
@@ -75,6 +75,8 @@ def choose(survey: Survey, machine: Machine, backend: str, pretrained: bool) -> 
         "prepare.source": "zip | folder (one folder per class) | tfds | idx",
         "prepare.path": "the images stay where they are; a relative path starts at this file",
         "prepare.size": size_reason(survey, size, enough, budget),
+        "prepare.framing": f"crop | pad | stretch; pad shows all of the image: {survey.elongated:.0%} are more than "
+        f"{ELONGATED} times as long as wide",
         **fraction_reasons(survey),
         "models": f"three families, to compare: {minutes_text(seconds / 60)} of training together on {machine}",
         **{f"models.{name}": model_reason(model, size) for name, model in models.items()},
@@ -91,6 +93,11 @@ def choose(survey: Survey, machine: Machine, backend: str, pretrained: bool) -> 
 def budget_minutes(images: int) -> float:
     """Returns how long the three trainings may take together: a quarter of an hour, longer for many images."""
     return 15 * min(6.0, max(1.0, images / 10_000))
+
+
+def choose_framing(survey: Survey) -> dict[str, str]:
+    """Returns `framing: pad` where a crop would cut off too much of many images; the default is to crop."""
+    return {"framing": "pad"} if survey.elongated > MANY else {}
 
 
 def fractions(survey: Survey) -> dict[str, float]:

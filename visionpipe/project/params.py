@@ -164,6 +164,16 @@ def check(params: Params) -> None:
     require(all(side >= 8 for side in prepare.size), "prepare.size", "sides must be at least 8 pixels")
     require(0 < prepare.validation_fraction < 1, "prepare.validation_fraction", "must lie between 0 and 1")
     require(0 < prepare.crop_ratio <= 1, "prepare.crop_ratio", "must be above 0 and at most 1")
+    require(
+        all(0 <= level <= 255 for level in prepare.pad_color),
+        "prepare.pad_color",
+        "must be three numbers from 0 to 255",
+    )
+    require(
+        not isinstance(prepare.levels, tuple) or -math.inf < prepare.levels[0] < prepare.levels[1] < math.inf,
+        "prepare.levels",
+        "must be a smaller and a larger number",
+    )
     require(0 < prepare.test_fraction < 1, "prepare.test_fraction", "must lie between 0 and 1")
     require(
         bool(prepare.name) == (prepare.source == "tfds"),
@@ -172,12 +182,6 @@ def check(params: Params) -> None:
     )
     require(
         1 <= prepare.channels <= MAX_CHANNELS, "prepare.channels", f"must lie between 1 and {MAX_CHANNELS}"
-    )
-    low, high = (0.0, 1.0) if isinstance(prepare.range, str) else prepare.range
-    require(
-        -math.inf < low < high < math.inf,
-        "prepare.range",
-        "must be two numbers [low, high], the smaller first",
     )
     require(0 <= params.seed < 2**31, "seed", "must lie between 0 and 2147483647")
     require(params.threads is None or params.threads >= 1, "threads", "must be at least 1, or null")

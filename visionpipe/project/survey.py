@@ -5,9 +5,7 @@ Only the beginning of each file is read, and no pixel is decoded. Files are list
 that lie in two splits.
 """
 
-import io
 import itertools
-import re
 import struct
 import warnings
 import zipfile
@@ -19,12 +17,11 @@ from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from visionpipe.data.config import PrepareConfig
-from visionpipe.data.decode import SIGNATURES
-from visionpipe.data.headers import MAX_PIXELS
+from visionpipe.data.decode import format_of, open_image
+from visionpipe.data.headers import MAX_PIXELS, check_size, check_tiff
 from visionpipe.data.listing import Listing, Record, Rejected
 from visionpipe.data.sources import SOURCES
 from visionpipe.errors import DataError, ImageError
@@ -34,8 +31,8 @@ BEGINNING = 64 * 2**10  # bytes: the size of a JPEG stands behind its thumbnail 
 TOGETHER = 64  # files that a thread looks at in one go
 PERCENTILES = (0, 5, 50, 95, 100)
 IMBALANCE = 10  # times as many images of the largest class as of the smallest
-ELONGATED = 1.5  # times as long as wide
-TOO_LARGE = f"more than {MAX_PIXELS:,} pixels"
+ELONGATED = 1.6  # times as long as wide; a square in the middle is less than two thirds of such an image
+MANY = 0.2  # of the images
 SHOWN = 8  # classes or files that are named
 
 Source = Literal["zip", "folder", "idx"]
@@ -57,7 +54,8 @@ class Survey:
     """What a source holds.
 
     `classes`: class → images of all splits; `splits`: split → images, empty where the source has no folders for
-    splits; `short_sides`, `long_sides`: percentile → pixels; `side_ratio`: median of the long side / the short one;
+    splits; `short_sides`, `long_sides`: percentile → pixels; `elongated`: share of the images of which a side is more
+    than ELONGATED times the other;
     `one_size`: (height, width) where all images have the same, else None; `pixels`: of all images together;
     `odd`: sentences about what may be a mistake.
     """
@@ -68,7 +66,7 @@ class Survey:
     splits: dict[str, int]
     short_sides: dict[int, int]
     long_sides: dict[int, int]
-    side_ratio: float
+    elongated: float
     one_size: tuple[int, int] | None
     pixels: int
     formats: dict[str, int]
@@ -132,7 +130,7 @@ def survey(path: Path, shown_path: str | None = None) -> Survey:
     classes.update(record.class_name for record, _ in seen)
     splits = Counter(record.split or "train" for record, _ in seen) if listing.splits else {}
     short, long = sides.min(axis=1), sides.max(axis=1)
-    side_ratio = float(np.median(long / short))
+    elongated = float((long > ELONGATED * short).mean())
     return Survey(
         source=source,
         path=shown_path or str(path),
@@ -140,13 +138,13 @@ def survey(path: Path, shown_path: str | None = None) -> Survey:
         splits=dict(splits),
         short_sides=percentiles(short),
         long_sides=percentiles(long),
-        side_ratio=side_ratio,
+        elongated=elongated,
         one_size=(int(sides[0, 0]), int(sides[0, 1])) if (sides == sides[0]).all() else None,
         pixels=int(sides.prod(axis=1, dtype=np.int64).sum()),
         formats=dict(Counter(header.format for _, header in seen).most_common()),
         grey=sum(header.grey for _, header in seen),
         transparent=sum(header.transparent for _, header in seen),
-        odd=(*listing.notes, *oddities(classes, side_ratio, short, unusable)),
+        odd=(*listing.notes, *oddities(classes, elongated, short, unusable)),
     )
 
 
@@ -186,29 +184,30 @@ def header_of(record: Record) -> Header | Rejected:
     """Reads a file's header; returns why not where the file is no image that `prepare` takes."""
     try:
         begins = record.read(BEGINNING)
-        kind = next((name for name, start in SIGNATURES.items() if re.match(start, begins)), None)
-        if kind is None:
-            return Rejected(record.file, f"not an image in one of the formats {', '.join(SIGNATURES)}")
+        kind = format_of(begins)
         try:
             header = read_header(begins, kind)
+        except ImageError:
+            raise
         except Exception:  # the parsers fail in many ways, also where the header goes on behind the beginning
             if len(begins) < BEGINNING:
                 raise
             header = read_header(record.read(), kind)  # a TIFF file may have its directory at its end
+        check_size(header.width, header.height, MAX_PIXELS, MAX_PIXELS)  # the size of the file is not known
     except ImageError as error:
         return Rejected(record.file, error.reason)
-    except Image.DecompressionBombError:
-        return Rejected(record.file, TOO_LARGE)
     except Exception:
         return Rejected(record.file, "damaged header")
-    return Rejected(record.file, TOO_LARGE) if header.width * header.height > MAX_PIXELS else header
+    return header
 
 
 def read_header(begins: bytes, kind: str) -> Header:
     """Reads the header of a file of the format `kind`, as Pillow calls it. Raises any error of a parser."""
     if kind == "WEBP":  # Pillow would need the whole file
         return webp_header(begins)
-    image = Image.open(io.BytesIO(begins), formats=[kind])
+    if kind == "TIFF":
+        check_tiff(begins)
+    image = open_image(begins, kind)
     grey = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
     return Header(image.width, image.height, kind, grey, image.has_transparency_data)
 
@@ -259,7 +258,7 @@ def check(name: str, listing: Listing, seen: list[tuple[Record, Header]], unusab
 
 
 def oddities(
-    classes: Counter[str], side_ratio: float, short: np.ndarray, unusable: list[Rejected]
+    classes: Counter[str], elongated: float, short: np.ndarray, unusable: list[Rejected]
 ) -> Iterator[str]:
     """Says what may be a mistake, and what to do about it."""
     (largest, most), *_, (smallest, least) = classes.most_common()
@@ -272,10 +271,10 @@ def oddities(
     if few:
         others = " and others" if len(few) > SHOWN else ""
         yield f"fewer than 10 images of {', '.join(map(visible, few[:SHOWN]))}{others}: too few to learn from"
-    if side_ratio > ELONGATED:
+    if elongated > MANY:
         yield (
-            f"most images are {side_ratio:.1f} times as long as wide: the square in their middle is used; "
-            "prepare.size can be another rectangle"
+            f"{elongated:.0%} of the images are more than {ELONGATED} times as long as wide: prepare.framing says how "
+            "they fit, and prepare.size can be another rectangle"
         )
     if short.min() < 8:
         yield f"{int((short < 8).sum()):,} images have a side of fewer than 8 pixels"

@@ -1,6 +1,5 @@
 """Stage `evaluate`: measures the exported model on the validation and test images, and writes reports/NAME/."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +59,10 @@ def check_agreement(artifact: Path, classifier: Classifier, prepared: Prepared) 
         raise ArtifactError(
             f"{artifact} has other classes than {PREPARED}: train and export it again with dvc repro"
         )
-    seen, made = (
-        seen.framing | asdict(form)
-        for seen, form in ((classifier, classifier.form), (prepared, prepared.pixel_format))
-    )
-    if seen != made:
+    expected, received = (one.framing | one.decoding for one in (classifier, prepared))
+    if expected != received:
         theirs, ours = (
-            ", ".join(f"{key} {value}" for key, value in one.items() if value != other[key])
-            for one, other in ((seen, made), (made, seen))
+            ", ".join(f"{key} {value}" for key, value in options.items()) for options in (expected, received)
         )
         raise ArtifactError(
             f"{artifact} expects images of {theirs}, {PREPARED} has {ours}: train and export it again with dvc repro"

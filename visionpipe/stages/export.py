@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from visionpipe.artifact.canonical import canonical_onnx, check_parameters
-from visionpipe.artifact.classifier import Classifier
+from visionpipe.artifact.classifier import Classifier, preprocessing
 from visionpipe.artifact.digest import artifact_sha256
 from visionpipe.artifact.quantization import Decision, accuracy, calibration_images, decision_path, quantize
 from visionpipe.artifact.speed import measure
@@ -46,7 +46,7 @@ def export(name: str, params: Params) -> None:
     expected = np.asarray(model(model_input(images)))  # Keras exports only a model that has been called
     write_bytes(folder / "model.onnx", onnx_bytes(model, params.export.opset))
     write_json(folder / "labels.json", data.classes)
-    write_json(folder / "preprocessing.json", data.framing | data.pixel_format.stated())
+    write_json(folder / "preprocessing.json", preprocessing(data.framing, data.decoding))
 
     received = Classifier(folder).logits(images)
     difference = float(np.abs(received - expected).max() / np.abs(expected).max())

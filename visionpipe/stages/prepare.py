@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from visionpipe.data.decoding import decode_into, pixel_format
+from visionpipe.data.decoding import decode_into
+from visionpipe.data.deep import PixelFormat
+from visionpipe.data.losses import losses
 from visionpipe.data.prepared import (
     PREPARED,
     channel_statistics,
@@ -26,7 +28,7 @@ def prepare(params: Params) -> None:
         DataError: no images, a single class, a class without a training image, or an empty split.
     """
     config = params.prepare
-    form = pixel_format(config)
+    form = PixelFormat(**config.decode_options)
     listing = SOURCES[config.source](config)
     if len(listing.classes) < 2:
         classes = f"only the class {listing.classes[0]!r}" if listing.classes else "no class"
@@ -45,14 +47,16 @@ def prepare(params: Params) -> None:
         spool.unlink()
         manifest = write_manifest(
             folder,
-            size=config.size,
-            interpolation=config.interpolation,
-            crop_ratio=config.crop_ratio,
-            form=form,
+            **config.frame_options,
+            **config.decode_options,
             classes=list(listing.classes),
             channel_mean=channel_mean,
             channel_std=channel_std,
             quarantined=[{"path": item.file, "reason": item.reason} for item in quarantined],
-            warnings=[*listing.notes, *suspicions(splits, usable, listing.classes)],
+            warnings=[
+                *listing.notes,
+                *suspicions(splits, usable, listing.classes),
+                *losses(usable, config),
+            ],
         )
     print(summary(manifest))
