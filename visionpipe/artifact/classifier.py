@@ -132,7 +132,7 @@ def read_preprocessing(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             decoding = {"levels": span, "channels": channels, "depth": depth}
             return {key: value for key, value in filled.items() if key not in decoding}, decoding
     raise ArtifactError(
-        f"{path} has an unknown value or key: it was damaged, or exported by a newer visionpipe"
+        f"{path} has an unknown interpolation, crop_ratio or key: it was damaged, or exported by a newer visionpipe"
     )
 
 

@@ -152,6 +152,18 @@ def read_samples(data: bytes, kind: str, form: PixelFormat, max_pixels: int) -> 
 def read_array(data: bytes, max_pixels: int) -> Samples:
     """Reads a `.npy` file of shape (height, width) or (height, width, channels). Its pickles are never loaded."""
     file = io.BytesIO(data)
+    shape, fortran, dtype = array_header(file)
+    height, width, channels = (*shape, 1)[:3]
+    check_dimensions(height, width, channels, max_pixels, len(data))
+    count = int(np.prod(shape, dtype=np.int64))
+    if len(data) - file.tell() != count * dtype.itemsize:
+        raise ImageError("broken", "a .npy file that is cut off, or longer than its header says")
+    values = np.frombuffer(data, dtype, count, file.tell()).reshape(shape, order="F" if fortran else "C")
+    return Samples(values.reshape(*shape[:2], -1), type_limits(values))
+
+
+def array_header(file: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Reads the shape, the order (Fortran's or not) and the type of a `.npy` file; raises ImageError or ValueError."""
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
         read_header = np.lib.format.read_array_header_1_0
@@ -164,13 +176,23 @@ def read_array(data: bytes, max_pixels: int) -> Samples:
         raise ImageError("unsupported", f"an array of {dtype}: expected whole numbers or floats")
     if len(shape) not in (2, 3) or min(shape) < 1:
         raise ImageError("unsupported", f"an array of shape {shape}: expected (height, width[, channels])")
-    height, width, channels = (*shape, 1)[:3]
-    check_dimensions(height, width, channels, max_pixels, len(data))
-    count = int(np.prod(shape, dtype=np.int64))
-    if len(data) - file.tell() != count * dtype.itemsize:
-        raise ImageError("broken", "a .npy file that is cut off, or longer than its header says")
-    values = np.frombuffer(data, dtype, count, file.tell()).reshape(shape, order="F" if fortran else "C")
-    return Samples(values.reshape(*shape[:2], -1), type_limits(values))
+    return shape, fortran, dtype
+
+
+def stored_form(data: bytes, kind: str) -> tuple[int, int, PixelFormat]:
+    """Reads height, width and the format of the values off an array, a DICOM file or a TIFF; raises any error."""
+    if kind == ARRAY:
+        shape, _, dtype = array_header(io.BytesIO(data))
+        height, width, channels = (*shape, 1)[:3]
+        levels: Literal["file"] | None = None if dtype.kind in "bu" and dtype.itemsize <= 2 else "file"
+        return height, width, PixelFormat(levels, channels, 8 if dtype in (np.bool_, np.uint8) else 16)
+    if kind == DICOM:
+        from visionpipe.data.dicom import dicom_form
+
+        return dicom_form(data)
+    from visionpipe.data.tiff import tiff_form
+
+    return tiff_form(data)
 
 
 def read_picture(data: bytes, kind: str, form: PixelFormat, max_pixels: int) -> Samples:
@@ -285,13 +307,12 @@ def converted(samples: Samples, form: PixelFormat) -> np.ndarray:
     elif form.channels == 3 and channels == 1:
         pixels = np.repeat(pixels, 3, axis=-1)
     elif channels != form.channels:
-        raise ImageError(
-            "unsupported", f"{count(channels)}, but {form.channels} are expected (prepare.channels)"
-        )
+        raise ImageError("unsupported", f"{counted(channels)}, but prepare.channels is {form.channels}")
     return np.ascontiguousarray(pixels)
 
 
-def count(channels: int) -> str:
+def counted(channels: int) -> str:
+    """Returns a number of channels in words: "1 channel", "3 channels"."""
     return f"{channels} channel{'' if channels == 1 else 's'}"
 
 

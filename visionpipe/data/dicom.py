@@ -3,8 +3,10 @@
 Sources: DICOM PS3.3, C.7.6.3 (pixels), C.11.1 (modality LUT: rescale slope and intercept) and C.11.2 (VOI LUT: window).
 """
 
+import contextlib
 import io
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,17 +30,7 @@ def read_dicom(data: bytes, form: PixelFormat, max_pixels: int) -> Samples:
         ImageError: pydicom is not installed, or the file has several frames, no pixels, or a compression that is not
             installed.
     """
-    try:
-        import pydicom
-    except ImportError:
-        raise ImageError(
-            "unsupported", "a DICOM file, which needs pydicom: pip install 'visionpipe[medical]'"
-        ) from None
-    if DEFLATED in data[:HEADER]:
-        raise ImageError("unsupported", "a DICOM file that is deflated as a whole: save it uncompressed")
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # remarks on odd metadata
-    with warnings_ignored(module=""):
-        dataset = pydicom.dcmread(io.BytesIO(data))
+    with opened(data) as dataset:
         frames = int(dataset.get("NumberOfFrames") or 1)
         if "PixelData" not in dataset:
             raise ImageError("unsupported", "a DICOM file without an image")
@@ -50,6 +42,30 @@ def read_dicom(data: bytes, form: PixelFormat, max_pixels: int) -> Samples:
         sides = int(dataset.Rows), int(dataset.Columns)
         check_dimensions(*sides, int(dataset.SamplesPerPixel), max_pixels, len(data))
         return samples(dataset, stored_values(dataset), form)
+
+
+@contextlib.contextmanager
+def opened(data: bytes, **options: Any) -> Iterator[Any]:
+    """Opens a DICOM file, without warnings; raises ImageError where pydicom is not installed."""
+    try:
+        import pydicom
+    except ImportError:
+        raise ImageError(
+            "unsupported", "a DICOM file, which needs pydicom: pip install 'visionpipe[medical]'"
+        ) from None
+    if DEFLATED in data[:HEADER]:
+        raise ImageError("unsupported", "a DICOM file that is deflated as a whole: save it uncompressed")
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # remarks on odd metadata
+    with warnings_ignored(module=""):
+        yield pydicom.dcmread(io.BytesIO(data), **options)
+
+
+def dicom_form(data: bytes) -> tuple[int, int, PixelFormat]:
+    """Reads height, width and the format of the values; raises ImageError, or any error of pydicom."""
+    with opened(data, stop_before_pixels=True) as dataset:
+        colours = int(dataset.SamplesPerPixel) == 3 or dataset.PhotometricInterpretation == "PALETTE COLOR"
+        depth = 8 if int(dataset.BitsStored) <= 8 else 16
+        return int(dataset.Rows), int(dataset.Columns), PixelFormat(None, 3 if colours else 1, depth)
 
 
 def stored_values(dataset: Any) -> np.ndarray:

@@ -4,7 +4,7 @@ import io
 import logging
 import math
 import zlib
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -46,7 +46,7 @@ def read_tiff(data: bytes, form: PixelFormat, max_pixels: int) -> Samples:
         ):
             raise ImageError(
                 "unsupported",
-                f"a TIFF file of {len(pages)} pages, but {form.channels} channels are expected: save the page that "
+                f"a TIFF file of {len(pages)} pages, but prepare.channels is {form.channels}: save the page that "
                 "matters as a file of its own",
             )
         if first.compression != NONE and first.compression not in DEFLATE:
@@ -56,6 +56,20 @@ def read_tiff(data: bytes, form: PixelFormat, max_pixels: int) -> Samples:
         turn = UPRIGHT.get(orientation.value) if orientation else None
         alpha = tuple(first.extrasamples) == (OPACITY,) and values.shape[-1] in (2, 4)
         return described(turned(values, turn), first, alpha)
+
+
+def tiff_form(data: bytes) -> tuple[int, int, PixelFormat]:
+    """Reads height, width and the format of the values off the first page; raises any error of tifffile."""
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        first: Any = file.pages[0]
+        channels = first.samplesperpixel if first.samplesperpixel > 1 else len(file.pages)
+        levels: Literal["file"] | None = (
+            None if first.dtype.kind == "u" and first.bitspersample <= 16 else "file"
+        )
+        form = PixelFormat(levels, channels, 8 if first.bitspersample <= 8 else 16)
+        return first.imagelength, first.imagewidth, form
 
 
 def page_values(page: Any, data: bytes, pages: int, max_pixels: int) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from visionpipe.data.decoding import Usable
+from visionpipe.data.deep import counted
 from visionpipe.data.prepared import MANIFEST, PREPARED, SPLITS
 
 IMBALANCE = 10
@@ -40,10 +41,12 @@ def suspicions(splits: dict[str, list[int]], usable: list[Usable], classes: Iter
 def summary(manifest: dict[str, Any]) -> str:
     """Describes a prepared data set for people, from its manifest."""
     height, width = manifest["size"]
+    channels, depth = manifest["channels"], manifest["depth"]
+    form = "" if (channels, depth) == (3, 8) else f", {counted(channels)} of {depth} bits"
     splits = ", ".join(f"{sum(counts.values()):,} {split}" for split, counts in manifest["counts"].items())
     lines = [
         f"prepared {manifest['kept']:,} of {manifest['found']:,} files: {splits} images, "
-        f"{len(manifest['classes'])} classes, {height} × {width} pixels"
+        f"{len(manifest['classes'])} classes, {height} × {width} pixels{form}"
     ]
     quarantined = manifest["quarantined"]
     if quarantined:

@@ -61,7 +61,10 @@ def choose(survey: Survey, machine: Machine, backend: str, pretrained: bool) -> 
         "backend": backend,
         "seed": 0,
         "threads": None,
-        "prepare": {"source": survey.source, "path": survey.path, "size": list(size)} | framing | splits,
+        "prepare": {"source": survey.source, "path": survey.path, "size": list(size)}
+        | framing
+        | survey.form
+        | splits,
         "models": entries,
         "train": recipe,
         "export": {"precision": "fp32", "opset": 18, "max_logit_difference": 0.001},
@@ -77,6 +80,9 @@ def choose(survey: Survey, machine: Machine, backend: str, pretrained: bool) -> 
         "prepare.size": size_reason(survey, size, enough, budget),
         "prepare.framing": f"crop | pad | stretch; pad shows all of the image: {survey.elongated:.0%} are more than "
         f"{ELONGATED} times as long as wide",
+        "prepare.channels": "as the files have them: 1 for grey, 3 for RGB",
+        "prepare.depth": "8 | 16 bits of a value are kept",
+        "prepare.levels": "file: the extremes of each; [low, high] for one scale, if you know the values of all",
         **fraction_reasons(survey),
         "models": f"three families, to compare: {minutes_text(seconds / 60)} of training together on {machine}",
         **{f"models.{name}": model_reason(model, size) for name, model in models.items()},
