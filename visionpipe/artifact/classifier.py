@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from visionpipe.data.decode import MAX_PIXELS, PADDING, RESAMPLING, frame
+from visionpipe.data.decode import RESAMPLING, frame
 from visionpipe.data.deep import PixelFormat, decode_pixels, model_input
+from visionpipe.data.headers import MAX_PIXELS, PADDING
 from visionpipe.errors import ArtifactError
 
 DEFAULTS: dict[str, Any] = {

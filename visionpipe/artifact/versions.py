@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from visionpipe.artifact.classifier import Classifier, read_json
-from visionpipe.artifact.digest import ARTIFACT_FILES, artifact_sha256
+from visionpipe.artifact.digest import ARTIFACT_FILES, WITH_PREPROCESSING, artifact_sha256
 from visionpipe.errors import ArtifactError
 
 RECORD = "version.json"  # describes the version beside an artifact that was packed for a container
 QUICK = 0.005  # seconds of a prediction; threads of faster models must not spin: decoding needs the cores
-KNOWN_FILES = {*ARTIFACT_FILES, "parity.json", RECORD}
+KNOWN_FILES = {*ARTIFACT_FILES, WITH_PREPROCESSING, "parity.json", RECORD}
 
 
 @dataclass(frozen=True)

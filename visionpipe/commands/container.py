@@ -8,7 +8,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from visionpipe.artifact.digest import ARTIFACT_FILES
+from visionpipe.artifact.digest import artifact_files
 from visionpipe.artifact.versions import RECORD, load, write_record
 from visionpipe.errors import ConfigError
 from visionpipe.files import making_folder
@@ -72,7 +72,7 @@ def container(target: str, output: Path) -> None:
         with looked_up(target) as model:
             load(model)
             (folder / "model").mkdir()
-            for name in ARTIFACT_FILES:
+            for name in artifact_files(model.folder):
                 shutil.copyfile(model.folder / name, folder / "model" / name)
             write_record(model, folder / "model" / RECORD)
         for file in sorted(PACKAGE.rglob("*")):

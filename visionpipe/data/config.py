@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from visionpipe.data.decode import PADDING
+from visionpipe.data.headers import PADDING
 
 
 @dataclass(frozen=True)

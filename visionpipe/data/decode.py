@@ -33,6 +33,7 @@ from PIL import (
 from visionpipe.data.headers import (
     CLIENT_PIXELS,
     MAX_PIXELS,
+    PADDING,
     check_gif,
     check_jpeg,
     check_png,
@@ -44,7 +45,6 @@ from visionpipe.errors import ImageError
 
 BACKGROUND = (255, 255, 255)
 LUMA = (19595, 38470, 7471)  # of 65536: ITU-R BT.601, as Pillow converts RGB to grey
-PADDING = (114, 114, 114)  # the mean grey of photographs, as YOLO pads them: near 0 after normalisation
 MAX_PROFILE = 4 * 2**20  # bytes of a colour profile; larger ones are ignored
 MAX_SAMPLE_VALUE = 281  # a tag of TIFF
 SRGB_WITHIN = 2  # levels in [0, 255] that a profile may differ from sRGB to be taken for it

@@ -14,6 +14,11 @@ from visionpipe.errors import ImageError
 
 MAX_PIXELS = 300_000_000  # pixels of an image, width times height; cameras have up to 200 million
 CLIENT_PIXELS = 50_000_000  # pixels of an image that a client sends to a server
+PADDING = (
+    114,
+    114,
+    114,
+)  # around an image; the mean grey of photographs, as in YOLO, is near 0 after normalisation
 MOST_PIXELS_OF_A_BYTE = (
     2_000  # of an image of more than CLIENT_PIXELS; a flat picture of 8 bits has half of it as PNG
 )

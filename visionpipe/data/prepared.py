@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from visionpipe.data.decode import PADDING
+from visionpipe.data.headers import PADDING
 from visionpipe.errors import DataError
 from visionpipe.files import flush_to_disk, sha256_file, sha256_json
 

@@ -183,6 +183,11 @@ def check(params: Params) -> None:
     require(
         1 <= prepare.channels <= MAX_CHANNELS, "prepare.channels", f"must lie between 1 and {MAX_CHANNELS}"
     )
+    require(
+        not params.export.include_preprocessing or (prepare.channels, prepare.depth) == (3, 8),
+        "export.include_preprocessing",
+        "is for models of 8-bit RGB images: leave it out with another prepare.channels or prepare.depth",
+    )
     require(0 <= params.seed < 2**31, "seed", "must lie between 0 and 2147483647")
     require(params.threads is None or params.threads >= 1, "threads", "must be at least 1, or null")
     for name, value in dataclasses.asdict(gate).items():

@@ -44,11 +44,13 @@ class ExportConfig:
             at most 0.5 points of validation accuracy.
         opset: The version of ONNX's operations.
         max_logit_difference: How far ONNX may differ from Keras before any quantisation, relative to the largest logit.
+        include_preprocessing: Whether the artifact has a second model, which resizes pictures of any size itself.
     """
 
     precision: Literal["fp32", "int8", "auto"] = "fp32"
     opset: int = 18
     max_logit_difference: float = 0.001
+    include_preprocessing: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True)

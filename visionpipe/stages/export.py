@@ -9,7 +9,8 @@ import numpy as np
 
 from visionpipe.artifact.canonical import canonical_onnx, check_parameters
 from visionpipe.artifact.classifier import Classifier, preprocessing
-from visionpipe.artifact.digest import artifact_sha256
+from visionpipe.artifact.digest import WITH_PREPROCESSING, artifact_sha256
+from visionpipe.artifact.preprocessing import with_preprocessing
 from visionpipe.artifact.quantization import Decision, accuracy, calibration_images, decision_path, quantize
 from visionpipe.artifact.speed import measure
 from visionpipe.data.deep import model_input
@@ -29,6 +30,8 @@ PARITY_IMAGES = 64
 def export(name: str, params: Params) -> None:
     """Writes `artifacts/NAME/`: model.onnx, labels.json, preprocessing.json, parity.json.
 
+    With `export.include_preprocessing` model-with-preprocessing.onnx too, which resizes its picture itself.
+
     Exports with the TensorFlow backend, whichever backend trained, because its export is exact for all families.
 
     Raises:
@@ -44,6 +47,7 @@ def export(name: str, params: Params) -> None:
     model = load_trained(model_folder(name) / "model.keras")
     images = data.images("validation")[:PARITY_IMAGES]
     expected = np.asarray(model(model_input(images)))  # Keras exports only a model that has been called
+    (folder / WITH_PREPROCESSING).unlink(missing_ok=True)  # of an export with other parameters
     write_bytes(folder / "model.onnx", onnx_bytes(model, params.export.opset))
     write_json(folder / "labels.json", data.classes)
     write_json(folder / "preprocessing.json", preprocessing(data.framing, data.decoding))
@@ -59,9 +63,14 @@ def export(name: str, params: Params) -> None:
             f"{params.export.max_logit_difference:g} of export.max_logit_difference: raise this limit, or try "
             f"another export.opset"
         )
-    if params.export.precision != "fp32":
-        decision = choose_precision(folder, data, params)
+    decision = choose_precision(folder, data, params) if params.export.precision != "fp32" else None
+    if params.export.include_preprocessing:
+        final = (folder / "model.onnx").read_bytes()
+        write_bytes(folder / WITH_PREPROCESSING, with_preprocessing(final, data.framing))
+    if decision:
         write_json(folder / "parity.json", parity | decision.accuracies())
+        # `register` reads it in the state folder.
+        write_json(decision_path(artifact_sha256(folder), state_folder()), decision.measured())
         print(f"{name}: {decision}")
     size = (folder / "model.onnx").stat().st_size / 2**20
     print(f"{name}: exported, {size:.1f} MiB, logits within {difference:.1g} of Keras's")
@@ -71,7 +80,7 @@ def choose_precision(folder: Path, data: Prepared, params: Params) -> Decision:
     """Quantises the model to int8, and replaces that of the artifact `folder` if int8 is chosen.
 
     `precision: int8` always chooses it; `auto` only if int8 is much faster and hardly less accurate. Speeds are
-    measured once per artifact and CPU. The decision goes to the state folder, where `register` reads it.
+    measured once per artifact and CPU.
     """
     threads, state = thread_count(params), state_folder()
     images, labels = data.images("validation"), data.labels("validation")
@@ -89,7 +98,6 @@ def choose_precision(folder: Path, data: Prepared, params: Params) -> Decision:
     decision = Decision(params.export.precision, *accuracies, *speeds)
     if decision.precision == "int8":
         write_bytes(folder / "model.onnx", int8)
-    write_json(decision_path(artifact_sha256(folder), state), decision.measured())
     return decision
 
 
