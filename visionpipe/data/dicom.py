@@ -16,6 +16,7 @@ from visionpipe.data.deep import PixelFormat, Samples, check_dimensions
 from visionpipe.errors import ImageError
 
 DEFLATED = b"1.2.840.10008.1.2.1.99"  # a transfer syntax
+READABLE = ("MONOCHROME1", "MONOCHROME2", "RGB", "PALETTE COLOR")  # and YBR_…
 HEADER = 4096  # bytes that hold the transfer syntax
 
 
@@ -38,6 +39,11 @@ def read_dicom(data: bytes, form: PixelFormat, max_pixels: int) -> Samples:
             raise ImageError(
                 "unsupported",
                 f"a DICOM file of {frames} frames: save the one that matters as a file of its own",
+            )
+        photometric = str(dataset.PhotometricInterpretation)
+        if photometric not in READABLE and not photometric.startswith("YBR_"):
+            raise ImageError(
+                "unsupported", f"a DICOM file with the photometric interpretation {photometric[:20]!r}"
             )
         sides = int(dataset.Rows), int(dataset.Columns)
         check_dimensions(*sides, int(dataset.SamplesPerPixel), max_pixels, len(data))
@@ -96,8 +102,6 @@ def samples(dataset: Any, values: np.ndarray, form: PixelFormat) -> Samples:
     bits = int(dataset.BitsStored)
     if values.ndim == 3:
         return Samples(values, (0, 2**bits - 1))
-    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise ImageError("unsupported", f"a DICOM file with the photometric interpretation {photometric}")
     rescaled = apply_modality_lut(values, dataset)
     signed = dataset.PixelRepresentation == 1
     ends = np.array([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] if signed else [0, 2**bits - 1])

@@ -68,7 +68,7 @@ class TrainingPlan:
             source = "params.yaml" if written else "the checkpoint" if theirs else "the training images"
             yield f"  {key}: {shown(value)}, from {source}"
         for key, ours in self.data.framing.items():
-            wanted = getattr(seen, key)
+            wanted = getattr(seen, key, None)
             if wanted is not None and wanted != ours:
                 yield f"  prepare.{key}: {shown(ours)}, but the checkpoint was trained with {shown(wanted)}"
 
