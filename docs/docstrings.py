@@ -64,7 +64,8 @@ def summary(kind: Any) -> str:
 
 def capitalised(text: str) -> str:
     text = text.strip()
-    text = text[:1].upper() + text[1:] if not text.startswith("`") else text
+    if not re.match(r"`|\w+:/", text):  # neither code nor an address
+        text = text[:1].upper() + text[1:]
     return text.rstrip(";") + ("" if text.endswith((".", "?", ";")) or not text else ".")
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from visionpipe.artifact import versions
 from visionpipe.artifact.classifier import Classifier
-from visionpipe.data.deep import PixelFormat
+from visionpipe.data.form import PixelFormat
 from visionpipe.errors import ConfigError, ImageError, VisionpipeError
 from visionpipe.project.params import Params, load_params
 from visionpipe.project.paths import champion, model_folder, project_root, state_folder

@@ -186,12 +186,26 @@ def run(options: argparse.Namespace) -> None:
     if options.command == "predict":
         from visionpipe.commands.predict import predict
 
-        predict(options.paths, options.output, options.model or champion(), options.probabilities)
+        predict(
+            options.paths,
+            options.output,
+            options.model or champion(),
+            options.probabilities,
+            options.follow_links,
+        )
         return
     if options.command == "init":
         from visionpipe.commands.init import init
 
-        init(options.folder, options.images, options.copy, options.pretrained, options.backend)
+        init(
+            options.folder,
+            options.images,
+            options.copy,
+            options.pretrained,
+            options.backend,
+            options.follow_links,
+            options.label,
+        )
         return
     from visionpipe.project.paths import enter_project
 

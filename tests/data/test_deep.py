@@ -12,7 +12,8 @@ from deep_images import chunk, dicom, npy, png16
 from PIL import Image
 
 from visionpipe.data.decode import decode_image, frame
-from visionpipe.data.deep import PixelFormat, as_rgb, decode_pixels, encoded, model_input, read_pixels
+from visionpipe.data.deep import decode_pixels, encoded, read_pixels
+from visionpipe.data.form import PixelFormat, as_rgb, model_input
 from visionpipe.data.prepared import channel_statistics
 from visionpipe.errors import ImageError
 

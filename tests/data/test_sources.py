@@ -17,7 +17,8 @@ from visionpipe.data.config import PrepareConfig
 from visionpipe.data.decode import decode_image
 from visionpipe.data.listing import Record, Rejected
 from visionpipe.data.prepared import PREPARED, open_prepared
-from visionpipe.data.sources import MAX_FILE_BYTES, SOURCES, list_folder, list_idx, list_zip
+from visionpipe.data.sources import SOURCES, list_folder, list_idx, list_zip
+from visionpipe.data.walk import MAX_FILE_BYTES
 from visionpipe.errors import DataError, ImageError
 from visionpipe.project.params import Params
 from visionpipe.stages.prepare import prepare

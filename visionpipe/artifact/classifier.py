@@ -8,7 +8,8 @@ import numpy as np
 import onnxruntime
 
 from visionpipe.data.decode import RESAMPLING, frame
-from visionpipe.data.deep import PixelFormat, decode_pixels, model_input
+from visionpipe.data.deep import decode_pixels
+from visionpipe.data.form import PixelFormat, model_input
 from visionpipe.data.headers import MAX_PIXELS, PADDING
 from visionpipe.errors import ArtifactError
 

@@ -14,7 +14,8 @@ from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Map
 
 from visionpipe.artifact.classifier import read_preprocessing
-from visionpipe.data.deep import PixelFormat, encoded
+from visionpipe.data.deep import encoded
+from visionpipe.data.form import PixelFormat
 
 PACKAGE = Path(__file__).parents[1]
 SERVING_CODE = (
@@ -23,6 +24,7 @@ SERVING_CODE = (
     "data/__init__.py",
     "data/decode.py",
     "data/headers.py",
+    "data/form.py",
     "data/deep.py",
     "data/tiff.py",
     "data/dicom.py",

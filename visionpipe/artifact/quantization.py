@@ -14,7 +14,7 @@ import numpy as np
 
 from visionpipe.artifact.canonical import canonical_onnx
 from visionpipe.artifact.classifier import BATCH, Classifier
-from visionpipe.data.deep import model_input
+from visionpipe.data.form import model_input
 
 CALIBRATION_IMAGES = 256
 LEAST_SPEEDUP = 1.3  # int8 over fp32; below it `auto` chooses fp32

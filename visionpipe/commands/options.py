@@ -28,9 +28,13 @@ def parser() -> argparse.ArgumentParser:
         "--images",
         metavar="PATH",
         type=Path,
-        help="a folder or zip archive with one folder per class; default: the sample",
+        help="a folder or zip archive with one folder per class, or a table of images; default: the sample",
     )
+    init.add_argument("--label", metavar="COLUMN", help="the column of the table that holds the classes")
     init.add_argument("--copy", action="store_true", help="copy the images into the project")
+    init.add_argument(
+        "--follow-links", action="store_true", help="follow links in the folder of the images to elsewhere"
+    )
     init.add_argument(
         "--pretrained", action="store_true", help="start from published weights, which dvc repro downloads"
     )
@@ -101,6 +105,9 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("predictions.csv"),
         help="a .csv, .jsonl or .parquet file; default: %(default)s. After an interruption the same command continues",
+    )
+    predict.add_argument(
+        "--follow-links", action="store_true", help="follow links in folders to files and folders elsewhere"
     )
     predict.add_argument("--probabilities", action="store_true", help="add a column for each class")
     container = add("container", "write a folder to build a Docker image of the server with the model inside")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from visionpipe.data.deep import model_input
+from visionpipe.data.form import model_input
 from visionpipe.data.prepared import PREPARED, Prepared, open_prepared
 from visionpipe.errors import ConfigError, WeightsError
 from visionpipe.files import sha256_json

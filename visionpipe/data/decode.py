@@ -66,6 +66,19 @@ SIGNATURES = {
     "PPM": rb"P[1-6f]\s",
 }
 
+# Formats of pictures that are not accepted, by the names that people know → how their files begin.
+UNREAD = {
+    "HEIC": rb"(?s).{4}ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)",
+    "AVIF": rb"(?s).{4}ftypavi[fs]",
+    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
+    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+    "PSD": rb"8BPS",
+    "SVG": rb"(?s)\s*(<\?xml.{,500}?)?<svg",
+    "PDF": rb"%PDF",
+    "OpenEXR": rb"\x76\x2f\x31\x01",
+    "an icon (ICO)": rb"\0\0\x01\0",
+}
+
 # Pillow's readers. They are called directly, because Image.open refuses images of more than 179 million pixels.
 READERS = {
     "JPEG": JpegImagePlugin.jpeg_factory,
@@ -143,12 +156,21 @@ def read_image(
         raise ImageError("broken", f"damaged, truncated or unusual {image_format} data") from None
 
 
+def not_read(data: bytes) -> str:
+    """Says why a file is not read that does not begin like one of the accepted formats."""
+    accepted = ", ".join(SIGNATURES)
+    name = next((name for name, start in UNREAD.items() if re.match(start, data)), None)
+    if name is None:
+        return f"{'' if data else 'empty, '}not an image in one of the formats {accepted}"
+    return f"{name} is not an image in one of the formats {accepted}: convert it, for example to JPEG"
+
+
 def format_of(data: bytes) -> str:
     """Returns the format of a file, as Pillow calls it, by its first bytes; raises ImageError for any other."""
     for name, start in SIGNATURES.items():
         if re.match(start, data):
             return name
-    raise ImageError("unsupported", f"not an image in one of the formats {', '.join(SIGNATURES)}")
+    raise ImageError("unsupported", not_read(data))
 
 
 def open_image(data: bytes, image_format: str) -> ImageFile.ImageFile:

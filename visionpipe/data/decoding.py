@@ -12,8 +12,10 @@ from tqdm import tqdm
 
 from visionpipe.data.config import PrepareConfig
 from visionpipe.data.decode import OpenLevels, frame
-from visionpipe.data.deep import PixelFormat, read_pixels
+from visionpipe.data.deep import read_pixels
+from visionpipe.data.form import PixelFormat
 from visionpipe.data.listing import Listing, Record, Rejected
+from visionpipe.data.measures import measure
 from visionpipe.errors import ImageError
 
 DECODED_AHEAD = 64
@@ -40,25 +42,30 @@ class Usable:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoded and resized image. `pixels`: uint8 or uint16 (height, width, channels)."""
+    """A decoded and resized image.
+
+    `pixels`: uint8 or uint16 (height, width, channels); `measured`: a RECORD of `measures`.
+    """
 
     image: Usable
     pixels: np.ndarray
+    measured: bytes
 
 
 def decode_into(
-    spool: Path, listing: Listing, config: PrepareConfig, threads: int | None
+    spool: Path, measured: Path, listing: Listing, config: PrepareConfig, threads: int | None
 ) -> tuple[list[Usable], list[Rejected]]:
-    """Writes the pixels of all usable images to the file `spool`, in the order of the listing."""
+    """Writes the pixels of all usable images to `spool` and their measures to `measured`, in the listing's order."""
     usable: list[Usable] = []
     quarantined: list[Rejected] = []
     decoded = decode_all(listing.entries, config, threads)
-    with spool.open("wb") as file:
+    with spool.open("wb") as file, measured.open("wb") as records:
         for image in tqdm(decoded, "prepare", listing.total, unit=" images", disable=None):
             if isinstance(image, Rejected):
                 quarantined.append(image)
             else:
                 file.write(image.pixels.data)
+                records.write(image.measured)
                 usable.append(image.image)
     return usable, quarantined
 
@@ -82,9 +89,10 @@ def decode(entry: Record | Rejected, config: PrepareConfig) -> Decoded | Rejecte
     if isinstance(entry, Rejected):
         return entry
     try:
-        image, open_levels = read_pixels(entry.read(), PixelFormat(**config.decode_options))
+        data = entry.read()
+        image, open_levels = read_pixels(data, PixelFormat(**config.decode_options))
     except ImageError as error:
-        return Rejected(entry.file, error.reason)
+        return Rejected(entry.file, error.reason, entry.class_name)
     digest = hashlib.sha256(str(image.shape).encode())
     digest.update(image.data)
     usable = Usable(
@@ -98,4 +106,4 @@ def decode(entry: Record | Rejected, config: PrepareConfig) -> Decoded | Rejecte
         entry.weight,
         entry.metadata,
     )
-    return Decoded(usable, frame(image, **config.frame_options))
+    return Decoded(usable, frame(image, **config.frame_options), measure(image, data))

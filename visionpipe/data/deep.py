@@ -26,42 +26,12 @@ from visionpipe.data.decode import (
     sixteen_bits,
     to_bytes,
 )
+from visionpipe.data.form import PixelFormat
 from visionpipe.data.headers import MAX_CHANNELS, MAX_PIXELS, check_size
 from visionpipe.errors import ImageError
 
 MAX_NPY_HEADER = 10_000  # bytes
 ARRAY, DICOM = "NPY", "DICOM"
-
-
-@dataclass(frozen=True)
-class PixelFormat:
-    """Describes the pixels of a model's images.
-
-    Attributes:
-        levels: the levels that become 0 and the largest in images of more than 8 bits; "file": the least and the
-            largest of each image; None: those that the file or its type states.
-        channels: 1 is grey, 3 is RGB; of another number, the files must have exactly so many.
-        depth: the bits of a value, 8 or 16.
-    """
-
-    levels: Literal["file"] | tuple[float, float] | None = None
-    channels: int = 3
-    depth: int = 8
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The type of prepared pixels: uint8 or uint16."""
-        return np.dtype(f"u{self.depth // 8}")
-
-    @property
-    def most(self) -> int:
-        """The largest value of a prepared pixel."""
-        return int(2**self.depth - 1)
-
-    @property
-    def is_rgb(self) -> bool:
-        """Whether this is 8-bit RGB."""
-        return (self.channels, self.depth) == (3, 8)
 
 
 @dataclass(frozen=True)
@@ -120,7 +90,8 @@ def read_pixels(
 
 def open_levels_of(samples: Samples, form: PixelFormat) -> OpenLevels | None:
     """Returns the levels of 16-bit values, whose type states a white that they may not reach; else None."""
-    if form.levels is not None or samples.stated or samples.limits != (0, 65535):
+    integers = samples.values.dtype.kind in "ui"  # a window of DICOM makes floats
+    if form.levels is not None or samples.stated or samples.limits != (0, 65535) or not integers:
         return None
     return OpenLevels(int(samples.values.min()), int(samples.values.max()), False)
 
@@ -356,22 +327,6 @@ def on_white(pixels: np.ndarray, opacity: np.ndarray, most: int) -> np.ndarray:
     opacity, white = opacity.astype(np.uint64), np.uint64(most)
     blended = (pixels * opacity + white * (white - opacity) + white // np.uint64(2)) // white
     return blended.astype(pixels.dtype)
-
-
-def model_input(images: np.ndarray) -> np.ndarray:
-    """Converts prepared images to the model's input, float32 in [0, 255]; uint16 are divided by 257."""
-    floats = np.asarray(images, np.float32)
-    return floats / np.float32(257) if images.dtype == np.uint16 else floats
-
-
-def as_rgb(pixels: np.ndarray) -> np.ndarray:
-    """Converts prepared pixels (…, height, width, channels) to 8-bit RGB for pictures.
-
-    Three or more channels show the first three, fewer show the first as grey.
-    """
-    if pixels.dtype == np.uint16:
-        pixels = np.rint(pixels / 257).astype(np.uint8)
-    return pixels[..., :3] if pixels.shape[-1] >= 3 else np.repeat(pixels[..., :1], 3, axis=-1)
 
 
 def encoded(pixels: np.ndarray, form: PixelFormat) -> bytes:

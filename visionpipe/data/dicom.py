@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from visionpipe.data.decode import warnings_ignored
-from visionpipe.data.deep import PixelFormat, Samples, check_dimensions
+from visionpipe.data.deep import Samples, check_dimensions
+from visionpipe.data.form import PixelFormat
 from visionpipe.errors import ImageError
 
 DEFLATED = b"1.2.840.10008.1.2.1.99"  # a transfer syntax

@@ -3,14 +3,38 @@
 images-SPLIT.npy   uint8 or uint16 (n, height, width, channels); three channels are RGB
 labels-SPLIT.npy   int32 (n,), positions in the manifest's `classes`
 files-SPLIT.jsonl  n lines, each the name of a source file as a JSON string
+measures-SPLIT.npz what was measured on the original pictures; `content_sha256` does not count it
+thumbnails-SPLIT.raw uint8 (n, 32, 32), grey thumbnails of the original pictures, if one of them has 64 pixels a side
+
+Only where the source has them:
+metadata-SPLIT.jsonl  n lines, each the values of the manifest's `columns` as a JSON list of strings
+weights-train.npy     float32 (n,), factors of the training loss
+folds.json            the parts for cross-validation: split → fold of each image
+
 manifest.json      the identity of the data (`content_sha256`), counts, quarantined files and warnings
+
+The arrays of measures-SPLIT.npz:
+
+hash          uint8 (n, 32): 256 bits of a perceptual hash
+colour        uint8 (n, 8, 8, 3): the mean colours of 8 × 8 parts
+brightness    float32 (n,): the mean of the grey levels, [0, 255]
+contrast      float32 (n,): their standard deviation
+sharpness     float32 (n,): the variance of the Laplacian at 129 to 256 pixels, or fewer in small pictures
+border        float32 (n, 3): the mean colour of the outer eighth
+corners       float32 (n, 4, 3): the mean colours of the four corners, each an eighth of the sides
+quantisation  float32 (n,): the mean of a JPEG file's first quantisation table, which says its quality; or 0
+height, width int32 (n,): of the original picture
+bytes         int64 (n,): the size of the file
+format        uint8 (n,): the position of the file's format in `measures.FORMATS`
+digest        uint8 (n, 32): sha256 of the original pixels
+copies        int32 (n,): images of one number, in all splits, are copies; -1 for an image without a copy
 """
 
 import contextlib
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +48,7 @@ from visionpipe.files import flush_to_disk, sha256_file, sha256_json
 PREPARED = Path("data/prepared")
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation", "test")
+FOLDED = ("train", "validation")
 CHUNK_BYTES = 8 * 2**20
 
 
@@ -70,10 +95,43 @@ class Prepared:
         """Returns the labels of a split, int32 (n,)."""
         return np.load(self.folder / f"labels-{split}.npy")
 
+    def measures(self, split: str) -> dict[str, np.ndarray] | None:
+        """Returns the measures of a split; None for data that an older version has prepared."""
+        try:
+            with np.load(self.folder / f"measures-{split}.npz") as arrays:
+                measures = dict(arrays)
+        except FileNotFoundError:
+            return None
+        thumbnails = self.folder / f"thumbnails-{split}.raw"
+        if thumbnails.exists():
+            measures["thumbnail"] = np.memmap(thumbnails, np.uint8, "r").reshape(-1, 32, 32)
+        return measures
+
     def files(self, split: str) -> list[str]:
         """Returns the name of the source file of every image of a split."""
         with (self.folder / f"files-{split}.jsonl").open(encoding="utf-8") as lines:
             return [json.loads(line) for line in lines]
+
+    def metadata(self, split: str) -> dict[str, list[str]]:
+        """Returns column → the value of every image of a split; empty where the source has no further columns."""
+        columns = self.manifest.get("columns", [])
+        if not columns:
+            return {}
+        with (self.folder / f"metadata-{split}.jsonl").open(encoding="utf-8") as lines:
+            values = [json.loads(line) for line in lines]
+        return {column: [row[place] for row in values] for place, column in enumerate(columns)}
+
+    def weights(self) -> np.ndarray | None:
+        """Returns the factors of the training images' loss, float32 (n,); None where the source has none."""
+        name = "weights-train.npy"
+        return np.load(self.folder / name) if name in self.manifest["sha256"] else None
+
+    def folds(self) -> dict[str, np.ndarray] | None:
+        """Returns split → the fold of each image, int64 (n,), of train and validation; None without `prepare.folds`."""
+        if "folds.json" not in self.manifest["sha256"]:
+            return None
+        content = json.loads((self.folder / "folds.json").read_text(encoding="utf-8"))
+        return {split: np.array(content[split]) for split in FOLDED}
 
 
 def open_prepared(folder: Path, verify: bool = True) -> Prepared:
@@ -149,6 +207,36 @@ def write_split(
         lines.writelines(json.dumps(name, ensure_ascii=False) + "\n" for name in files)
 
 
+def write_metadata(folder: Path, split: str, rows: list[tuple[str, ...]]) -> None:
+    """Writes the metadata of the images of a split."""
+    with (folder / f"metadata-{split}.jsonl").open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_weights(folder: Path, weights: list[float]) -> None:
+    """Writes the factors of the training loss, unless all are 1; raises DataError where all are 0."""
+    if not any(weights):
+        raise DataError("prepare.table.weight: the weights of all training images are 0")
+    if any(weight != 1 for weight in weights):
+        np.save(folder / "weights-train.npy", np.array(weights, np.float32))
+
+
+def write_folds(folder: Path, splits: dict[str, list[int]], folds: dict[int, int]) -> None:
+    """Writes the fold of each training and validation image; `folds` maps the rows of `splits` to theirs."""
+    content = {split: [folds[row] for row in splits[split]] for split in FOLDED}
+    (folder / "folds.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def write_measures(folder: Path, split: str, measures: dict[str, np.ndarray], rows: list[int]) -> None:
+    """Writes measures-SPLIT.npz and, if there are thumbnails, thumbnails-SPLIT.raw, of `rows` of all images."""
+    small = {name: values[rows] for name, values in measures.items() if name != "thumbnail"}
+    np.savez(folder / f"measures-{split}.npz", **small)  # type: ignore[arg-type]
+    if "thumbnail" in measures:
+        with (folder / f"thumbnails-{split}.raw").open("wb") as file:
+            for chunk in chunks(measures["thumbnail"], rows):
+                file.write(chunk.data)
+
+
 def write_manifest(
     folder: Path,
     *,
@@ -165,6 +253,9 @@ def write_manifest(
     channel_std: list[float],
     quarantined: list[dict[str, str]],
     warnings: list[str],
+    columns: Sequence[str] = (),
+    decisions: Sequence[dict[str, str]] = (),
+    findings: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes and returns the manifest of the splits in `folder`.
 
@@ -179,6 +270,9 @@ def write_manifest(
     Args:
         channel_mean, channel_std: statistics of the training split per channel, in [0, 255].
         quarantined: `path` and `reason` of each file that could not be used.
+        columns: the names of the metadata; the key is left out where there are none, and so is `decisions`.
+        decisions: `file`, `finding` and `decision` of each row of decisions.csv that changed something.
+        findings: counts of copies, pictures of bad quality and shortcuts, from `doctor.checkup`.
     """
     labels = {split: np.load(folder / f"labels-{split}.npy") for split in SPLITS}
     counts = {split: np.bincount(labels[split], minlength=len(classes)).tolist() for split in SPLITS}
@@ -200,6 +294,9 @@ def write_manifest(
         "kept": total,
         "quarantined": quarantined,
         "warnings": warnings,
+        **({"columns": list(columns)} if columns else {}),
+        **({"decisions": list(decisions)} if decisions else {}),
+        "findings": findings or {},
         "sha256": {path.name: sha256_file(path) for path in sorted(folder.iterdir())},
     }
     manifest = {"content_sha256": content_sha256(manifest), **manifest}

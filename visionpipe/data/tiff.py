@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from visionpipe.data.decode import MAX_SAMPLE_VALUE, UPRIGHT, load, one_large, open_checked, read_image
-from visionpipe.data.deep import PixelFormat, Samples, check_dimensions, turned, type_limits
+from visionpipe.data.deep import Samples, check_dimensions, turned, type_limits
+from visionpipe.data.form import PixelFormat
 from visionpipe.data.headers import check_tiff
 from visionpipe.errors import ImageError
 

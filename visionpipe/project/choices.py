@@ -61,7 +61,9 @@ def choose(survey: Survey, machine: Machine, backend: str, pretrained: bool) -> 
         "backend": backend,
         "seed": 0,
         "threads": None,
-        "prepare": {"source": survey.source, "path": survey.path, "size": list(size)}
+        "prepare": {"source": survey.source, "path": survey.path}
+        | (survey.guess.params() if survey.guess else {})
+        | {"size": list(size)}
         | framing
         | survey.form
         | splits,
@@ -75,8 +77,9 @@ def choose(survey: Survey, machine: Machine, backend: str, pretrained: bool) -> 
     reasons = {
         "backend": "tensorflow | jax | torch",
         "threads": "null: the number of physical cores",
-        "prepare.source": "zip | folder (one folder per class) | tfds | idx",
+        "prepare.source": "zip | folder (one folder per class) | table | huggingface | tfds | idx",
         "prepare.path": "the images stay where they are; a relative path starts at this file",
+        **(survey.guess.reasons if survey.guess else {}),
         "prepare.size": size_reason(survey, size, enough, budget),
         "prepare.framing": f"crop | pad | stretch; pad shows all of the image: {survey.elongated:.0%} are more than "
         f"{ELONGATED} times as long as wide",
@@ -119,7 +122,7 @@ def fraction_reasons(survey: Survey) -> dict[str, str]:
         of = "training" if split == "validation" else "all"
         reason = f"of {of} images"
         if split in survey.splits:
-            reason = f"not used: the images come with a {split} folder"
+            reason = f"not used: the images come with a {split} {'split' if survey.guess else 'folder'}"
         elif split == "validation" and survey.images < 2000:
             reason += ": fewer would make the choice of the best model a matter of luck"
         reasons[f"prepare.{split}_fraction"] = reason
@@ -322,7 +325,11 @@ def written(name: str, value: Any, key: str, indent: str, reasons: dict[str, str
     reason = f" # {reasons[key]}" if key in reasons else ""
     if key == "train.augmentation":
         return [f"{indent}{name}:{reason}", *(f"{indent}  - {in_one_line(item)}" for item in value)]
-    if key in SECTIONS or key == "register.gate" or (key.startswith("models.") and key.count(".") == 1):
+    if (
+        key in SECTIONS
+        or key in ("register.gate", "prepare.table")
+        or (key.startswith("models.") and key.count(".") == 1)
+    ):
         lines = [f"{indent}{name}:{reason}"]
         for inner, content in value.items():
             lines += written(inner, content, f"{key}.{inner}", f"{indent}  ", reasons)

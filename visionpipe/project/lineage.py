@@ -12,7 +12,7 @@ from visionpipe.project.sections import ModelConfig
 from visionpipe.training.recipe import TrainConfig
 
 Pixels = dict[str, tuple[float, ...]]
-OLDER = ("interpolation", "crop_ratio")  # keyword-only keys of prepare that every train key covers
+LISTED = ("follow_links",)  # which files are found: the hash of the data says that
 CHECKPOINTS = ("checkpoint_minutes", "checkpoint_steps")  # the weights do not depend on them
 
 
@@ -48,14 +48,20 @@ def training_params(name: str, params: Params, recipe: TrainConfig, spec: ModelS
             **asdict(spec),
         },
         "train": {key: value for key, value in asdict(recipe).items() if key not in CHECKPOINTS},
-        "prepare": preparation(params.prepare),
+        "prepare": prepare_params(params.prepare),
     }
 
 
-def preparation(config: PrepareConfig) -> dict[str, Any]:
-    """Returns the section `prepare:` without newer keys that have their default, so that older keys stay the same."""
-    newer = {f.name: f.default for f in fields(config) if f.kw_only and f.name not in OLDER}
-    return {key: value for key, value in asdict(config).items() if key not in newer or value != newer[key]}
+def prepare_params(config: PrepareConfig) -> dict[str, Any]:
+    """Returns the section `prepare:`, without newer keys that have their default: these never change a key."""
+    values = {key: value for key, value in asdict(config).items() if key not in LISTED}
+    newer = [
+        f for f in fields(config) if f.kw_only and f.name not in ("interpolation", "crop_ratio", *LISTED)
+    ]
+    for f in newer:
+        if values[f.name] == f.default:
+            del values[f.name]
+    return values
 
 
 def written_pixels(model: ModelConfig) -> Pixels:

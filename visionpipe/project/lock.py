@@ -21,6 +21,7 @@ import yaml
 from packaging.version import Version
 
 from visionpipe import __version__
+from visionpipe.data.config import DECISIONS, DECISIONS_HEADER
 from visionpipe.errors import LockError
 from visionpipe.files import write_bytes
 from visionpipe.project.paths import STAGES
@@ -81,7 +82,7 @@ LIBRARIES = {
 
 
 def write_lock(folder: Path = Path()) -> list[str]:
-    """Writes `folder/code.lock` for the installed package and libraries.
+    """Writes `folder/code.lock` for the installed package and libraries, and decisions.csv where dvc.yaml misses it.
 
     The section of a backend that is not installed does not change.
 
@@ -105,9 +106,16 @@ def write_lock(folder: Path = Path()) -> list[str]:
     }
     if now != old:
         write_bytes(folder / LOCK, (HEADER + yaml.safe_dump(now, sort_keys=False)).encode())
-    if old is None:
-        return [f"{LOCK} written, for visionpipe {__version__}"]
-    return list(changes(before, now))
+    lines = [f"{LOCK} written, for visionpipe {__version__}"] if old is None else list(changes(before, now))
+    dvc_yaml, decisions = folder / "dvc.yaml", folder / DECISIONS
+    if (
+        not decisions.exists()
+        and dvc_yaml.is_file()
+        and decisions.name in dvc_yaml.read_text(encoding="utf-8")
+    ):
+        write_bytes(decisions, DECISIONS_HEADER)
+        lines.append(f"{DECISIONS} was missing: it is written without decisions; commit it with {LOCK}")
+    return lines
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:

@@ -13,7 +13,7 @@ import yaml
 
 from visionpipe.artifact.canonical import check_parameters
 from visionpipe.data.augmentation import AUGMENTATIONS, RGB_ONLY, Mixing, OutOfRange
-from visionpipe.data.config import PrepareConfig
+from visionpipe.data.config import PrepareConfig, group_pattern
 from visionpipe.data.draws import MOST_ENTRIES
 from visionpipe.data.headers import MAX_CHANNELS
 from visionpipe.errors import ConfigError, did_you_mean
@@ -188,6 +188,7 @@ def check(params: Params) -> None:
         "export.include_preprocessing",
         "is for models of 8-bit RGB images: leave it out with another prepare.channels or prepare.depth",
     )
+    check_groups(prepare)
     require(0 <= params.seed < 2**31, "seed", "must lie between 0 and 2147483647")
     require(params.threads is None or params.threads >= 1, "threads", "must be at least 1, or null")
     for name, value in dataclasses.asdict(gate).items():
@@ -249,6 +250,24 @@ def check(params: Params) -> None:
         with named(f"{where}."):
             check_rates(recipe, known)
     check_needs(params)
+
+
+def check_groups(prepare: PrepareConfig) -> None:
+    """Checks the keys that say what a table's columns mean, which images belong together, and folds."""
+    table, tabular = prepare.table, prepare.source in ("table", "huggingface")
+    require(tabular or not table, "prepare.table", "names the columns of a table: give it with source: table")
+    require(
+        prepare.group is None or tabular or group_pattern(prepare.group),
+        "prepare.group",
+        f"must be a regular expression with one group in parentheses, such as (patient\\d+)_; received "
+        f"{prepare.group!r}",
+    )
+    require(
+        prepare.group is None or not (table and table.group),
+        "prepare.group",
+        "and table.group: give one of the two",
+    )
+    require(prepare.folds is None or prepare.folds >= 2, "prepare.folds", "must be at least 2, or null")
 
 
 def check_augmentation(entries: tuple[dict[str, Any], ...], key: str) -> None:

@@ -21,12 +21,14 @@ from tqdm import tqdm
 
 from visionpipe.data.config import PrepareConfig
 from visionpipe.data.decode import format_of, has_two_bytes, open_image
-from visionpipe.data.deep import ARRAY, DICOM, PixelFormat, kind_of, stored_form
+from visionpipe.data.deep import ARRAY, DICOM, kind_of, stored_form
+from visionpipe.data.form import PixelFormat
 from visionpipe.data.headers import MAX_PIXELS, check_size, check_tiff
 from visionpipe.data.listing import Listing, Record, Rejected
 from visionpipe.data.sources import SOURCES
 from visionpipe.errors import DataError, ImageError
 from visionpipe.escape import visible
+from visionpipe.project.table_survey import Guess
 
 BEGINNING = 64 * 2**10  # bytes: the size of a JPEG stands behind its thumbnail and its colour profile
 TOGETHER = 64  # files that a thread looks at in one go
@@ -36,7 +38,7 @@ ELONGATED = 1.6  # times as long as wide; a square in the middle is less than tw
 MANY = 0.2  # of the images
 SHOWN = 8  # classes or files that are named
 
-Source = Literal["zip", "folder", "idx"]
+Source = Literal["zip", "folder", "table", "idx"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Survey:
     than ELONGATED times the other;
     `one_size`: (height, width) where all images have the same, else None; `pixels`: of all images together;
     `form`: the keys of `prepare` for arrays, DICOM files and TIFFs of many channels, else empty; `odd`: sentences about
-    what may be a mistake.
+    what may be a mistake; `guess`: what the columns of a table say.
     """
 
     source: Source
@@ -80,10 +82,16 @@ class Survey:
     transparent: int
     odd: tuple[str, ...] = ()
     form: dict[str, Any] = field(default_factory=dict)
+    guess: Guess | None = None
 
     @property
     def images(self) -> int:
         return sum(self.classes.values())
+
+    @property
+    def lacks(self) -> str:
+        """What could have named the splits."""
+        return "table" if self.guess else "folders"
 
     @property
     def majority(self) -> float:
@@ -112,18 +120,23 @@ class Survey:
         on_white = f"; {self.transparent:,} with transparency, shown on white" if self.transparent else ""
         yield f"  channels  {stored}{on_white}"
         given = ", ".join(f"{name} {count:,}" for name, count in self.splits.items())
-        yield f"  splits    {given or 'none in the folders: prepare draws them'}"
+        yield f"  splits    {given or f'none in the {self.lacks}: prepare draws them'}"
         yield from (f"  note      {sentence}" for sentence in self.odd)
 
 
-def survey(path: Path, shown_path: str | None = None) -> Survey:
+def survey(
+    path: Path, shown_path: str | None = None, guess: Guess | None = None, follow_links: bool = False
+) -> Survey:
     """Looks at the beginning of every file below `path`: a zip archive, a folder, or a folder of IDX files.
+
+    With a `guess` it looks at the files that its table names. With `follow_links` links in a folder are followed to
+    files and folders outside of it.
 
     Raises DataError where no training can follow.
     """
     name = visible(shown_path or str(path))
-    source = source_of(path, name)
-    listing = SOURCES[source](PrepareConfig(source=source, path=str(path)))
+    source: Source = "table" if guess else source_of(path, name)
+    listing = listing_of(source, path, guess, follow_links)
     seen: list[tuple[Record, Header]] = []
     unusable: list[Rejected] = []
     for entry, header in look_at_all(listing):
@@ -154,9 +167,25 @@ def survey(path: Path, shown_path: str | None = None) -> Survey:
         form=form_of([header for _, header in seen]),
         odd=(
             *listing.notes,
+            *(guess.odd if guess else ()),
             *deep_pictures([header for _, header in seen]),
             *oddities(classes, elongated, short, unusable),
         ),
+        guess=guess,
+    )
+
+
+def listing_of(source: Source, path: Path, guess: Guess | None = None, follow_links: bool = False) -> Listing:
+    """Lists the images as `prepare` will."""
+    columns = guess.columns if guess else None
+    return SOURCES[source](
+        PrepareConfig(
+            source,
+            str(path),
+            table=columns,
+            group=guess.group if guess else None,
+            follow_links=follow_links,
+        )
     )
 
 
@@ -207,9 +236,9 @@ def header_of(record: Record) -> Header | Rejected:
             header = read_header(record.read(), kind)  # a TIFF file may have its directory at its end
         check_size(header.width, header.height, MAX_PIXELS, MAX_PIXELS)  # the size of the file is not known
     except ImageError as error:
-        return Rejected(record.file, error.reason)
+        return Rejected(record.file, error.reason, record.class_name)
     except Exception:
-        return Rejected(record.file, "damaged header")
+        return Rejected(record.file, "damaged header", record.class_name)
     return header
 
 

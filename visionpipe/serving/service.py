@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from visionpipe.artifact.versions import Version, load
-from visionpipe.data.deep import as_rgb
+from visionpipe.data.form import as_rgb
 from visionpipe.errors import ImageError
 from visionpipe.serving.batching import Batcher, Job, Queue
 from visionpipe.serving.bodies import Refusal

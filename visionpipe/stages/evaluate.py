@@ -13,6 +13,7 @@ from visionpipe.errors import ArtifactError
 from visionpipe.escape import csv_line, script_data, visible
 from visionpipe.evaluation import metrics, pictures
 from visionpipe.evaluation.metrics import Answers
+from visionpipe.evaluation.slices import slices
 from visionpipe.files import replacing_file, write_json
 from visionpipe.project.backend import thread_count
 from visionpipe.project.params import Params
@@ -96,26 +97,31 @@ def write_predictions(
 ) -> None:
     """Writes one line per image of both splits: its label, the predicted class, and probabilities.
 
-    With more than MOST_COLUMNS classes the line has the probabilities of the label and of the five most probable.
+    With more than MOST_COLUMNS classes the line has the probabilities of the label and of the five most probable. The
+    metadata come last.
     """
     classes = prepared.classes
     few = len(classes) <= MOST_COLUMNS
     columns = [f"p({name})" for name in classes] if few else ["p(label)", *NEXT]
+    columns = ["split", "file", "label", "predicted", "confidence", *columns]
+    further = prepared.manifest.get("columns", [])
+    further_names = [f"metadata {name}" if name in columns else name for name in further]
     with replacing_file(path) as file:
-        file.write(csv_line(["split", "file", "label", "predicted", "confidence", *columns]))
+        file.write(csv_line([*columns, *further_names]))
         for split, of_split in answers.items():
             files, labels, table = prepared.files(split), prepared.labels(split), tables[split]
+            metadata = prepared.metadata(split)
             for row, (name, label) in enumerate(zip(files, labels, strict=True)):
                 ranking = zip(of_split.best[row], of_split.shares[row], strict=True)
                 (best, confidence), *others = [(classes[index], f"{share:.6f}") for index, share in ranking]
                 numbers = [of_split.likelihood[row]] if table is None else table[row]
                 rest = [cell for other in others for cell in other] if table is None else []
                 line = [split, name, classes[label], best, confidence, *(f"{p:.6f}" for p in numbers), *rest]
-                file.write(csv_line(line))
+                file.write(csv_line([*line, *(metadata[name][row] for name in further)]))
 
 
 def write_test_report(report: Path, prepared: Prepared, answers: Answers, params: Params) -> None:
-    """Writes confusion.csv (which DVC plots), per_class.json and the pictures of the test split."""
+    """Writes confusion.csv (which DVC plots), per_class.json, slices.json and the pictures of the test split."""
     classes, labels, images = prepared.classes, prepared.labels("test"), prepared.images("test")
     confusion = metrics.pairs(labels, answers.predicted)
     shown = set(metrics.most_confused(confusion, len(classes), pictures.MOST_SHOWN).tolist())
@@ -127,6 +133,7 @@ def write_test_report(report: Path, prepared: Prepared, answers: Answers, params
                 file.write(csv_line([script_data(classes[actual]), script_data(said)]))
     table = metrics.per_class(confusion, classes)
     write_json(report / "per_class.json", table)
+    write_json(report / "slices.json", slices(answers.predicted == labels, prepared.metadata("test")))
 
     bins = metrics.calibration(answers, labels, params.evaluate.calibration_bins)
     most = params.evaluate.worst_mistakes

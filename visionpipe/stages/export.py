@@ -13,7 +13,7 @@ from visionpipe.artifact.digest import WITH_PREPROCESSING, artifact_sha256
 from visionpipe.artifact.preprocessing import with_preprocessing
 from visionpipe.artifact.quantization import Decision, accuracy, calibration_images, decision_path, quantize
 from visionpipe.artifact.speed import measure
-from visionpipe.data.deep import model_input
+from visionpipe.data.form import model_input
 from visionpipe.data.prepared import PREPARED, Prepared, open_prepared
 from visionpipe.errors import ArtifactError
 from visionpipe.files import write_bytes, write_json

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from visionpipe.data.deep import model_input
+from visionpipe.data.form import model_input
 from visionpipe.data.prepared import Prepared
 from visionpipe.errors import TrainingError
 from visionpipe.files import replacing_file
