@@ -14,6 +14,7 @@ from PIL import Image
 from visionpipe.data.decode import decode_image, frame
 from visionpipe.data.deep import decode_pixels, encoded, read_pixels
 from visionpipe.data.form import PixelFormat, as_rgb, model_input
+from visionpipe.data.measures import as_picture
 from visionpipe.data.prepared import channel_statistics
 from visionpipe.errors import ImageError
 
@@ -199,6 +200,15 @@ def test_statistics_are_those_of_what_the_model_sees():
 def test_pictures_show_the_first_three_channels_or_grey():
     np.testing.assert_array_equal(as_rgb(DEEP), np.rint(DEEP[..., :3] / 257))
     np.testing.assert_array_equal(as_rgb(DEEP[..., :2]), np.rint(DEEP[..., [0, 0, 0]] / 257))
+
+
+def test_copies_are_sought_in_pictures_of_all_channels_and_levels():
+    dark = (DEEP >> 8).astype(np.uint16)
+    np.testing.assert_array_equal(as_picture(dark), as_picture(dark * 200))
+    thirds = [DEEP[..., :2].mean(-1), DEEP[..., 2:4].mean(-1), DEEP[..., 4].astype(float)]
+    low, high = min(part.min() for part in thirds), max(part.max() for part in thirds)
+    expected = np.rint(255 * (np.stack(thirds, -1) - low) / (high - low))
+    assert np.abs(as_picture(DEEP) - expected).max() <= 1
 
 
 # Refusals ------------------------------------------------------------------------------------------------
