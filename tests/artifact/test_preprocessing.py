@@ -80,8 +80,10 @@ def test_onnx_s_own_resize_gives_other_pixels():
     image = photo(300, 400)
     nodes = [
         helper.make_node("Transpose", ["image"], ["planes"], perm=[2, 0, 1]),
-        helper.make_node("Resize", ["planes", "", "", "size"], ["resized"], mode="cubic", cubic_coeff_a=-0.5, antialias=1),
-    ]  # fmt: skip
+        helper.make_node(
+            "Resize", ["planes", "", "", "size"], ["resized"], mode="cubic", cubic_coeff_a=-0.5, antialias=1
+        ),
+    ]
     inputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["height", "width", 3])]
     outputs = [helper.make_tensor_value_info("resized", TensorProto.UINT8, None)]
     size = helper.make_tensor("size", TensorProto.INT64, [3], [3, 64, 64])
