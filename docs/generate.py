@@ -62,7 +62,7 @@ def params_page() -> str:
         fields_table(params.Params, required=written_keys(params.Params) | keys_of_dvc()),
         "\n## prepare\n\n",
         section_table(PrepareConfig),
-        "\n### table\n\n",
+        "\n### prepare.table\n\n",
         section_table(TableConfig),
         "\n## models\n\n`models:` maps names to entries. Each entry is one training.\n\n",
         section_table(sections.ModelConfig),

@@ -16,6 +16,7 @@ from PIL import Image
 
 from visionpipe.data.config import PrepareConfig
 from visionpipe.data.decode import decode_image, frame
+from visionpipe.data.headers import PADDING
 from visionpipe.data.prepared import CHUNK_BYTES, PREPARED, SPLITS, channel_statistics, open_prepared
 from visionpipe.data.understood import class_table, left_out_lines
 from visionpipe.errors import DataError
@@ -73,13 +74,22 @@ def split_of_picture(prepared):
     return {image.tobytes(): split for split in SPLITS for image in prepared.images(split)}
 
 
-@pytest.mark.parametrize("framing", [{}, {"interpolation": "bilinear", "crop_ratio": 0.7}])
+@pytest.mark.parametrize(
+    "framing",
+    [
+        {},
+        {"interpolation": "bilinear", "crop_ratio": 0.7},
+        {"framing": "pad", "pad_color": (9, 8, 7)},
+        {"framing": "stretch"},
+    ],
+)
 def test_what_is_prepared_is_what_serving_sees(framing):
     root = write_images(
         {f"{split}/{name}": 4 for split in ("train", "val", "test") for name in ("cat", "dog")}
     )
     prepared = run(size=(6, 5), **framing)
-    assert prepared.framing == {"size": (6, 5), "interpolation": "bicubic", "crop_ratio": 1.0} | framing
+    defaults = {"interpolation": "bicubic", "crop_ratio": 1.0, "framing": "crop", "pad_color": PADDING}
+    assert prepared.framing == {"size": (6, 5)} | defaults | framing
     for split in SPLITS:
         files, labels, images = prepared.files(split), prepared.labels(split), prepared.images(split)
         assert len(files) == len(labels) == len(images) == 8

@@ -74,10 +74,12 @@ def left_out_rows(rejected: Iterable[Rejected]) -> list[dict[str, Any]]:
 def summary(manifest: dict[str, Any]) -> str:
     """Describes a prepared data set for people, from its manifest."""
     height, width = manifest["size"]
+    channels, depth = manifest["channels"], manifest["depth"]
+    form = "" if (channels, depth) == (3, 8) else f", {counted(channels, 'channel')} of {depth} bits"
     splits = ", ".join(f"{sum(counts.values()):,} {split}" for split, counts in manifest["counts"].items())
     lines = [
         f"prepared {manifest['kept']:,} of {counted(manifest['found'], 'file')}: {splits} images, "
-        f"{counted(len(manifest['classes']), 'class', 'classes')}, {height} × {width} pixels",
+        f"{counted(len(manifest['classes']), 'class', 'classes')}, {height} × {width} pixels{form}",
         *class_table(manifest["counts"]),
     ]
     left_out = list(left_out_lines(manifest["quarantined"]))

@@ -29,7 +29,7 @@ COUNTED = 10_000  # entries of a folder that is left out; beyond, its images are
 NAMES_SHOWN = 3
 
 PICTURE = re.compile(
-    r".*\.(a?png|jpe?g?|jpe|jfif|gif|bmp|dib|tiff?|webp|p[bfgnp]m|avif|hei[cf])", re.I | re.S
+    r".*\.(a?png|jpe?g?|jpe|jfif|gif|bmp|dib|tiff?|webp|p[bfgnp]m|avif|hei[cf]|npy|dcm)", re.I | re.S
 )
 # Stores of files by their content, which programs link the files of a folder to: DVC (the md5 is the name),
 # git-annex, and the hub of Hugging Face.

@@ -72,7 +72,7 @@ WITH_EFFECT = {
 
 # Libraries that change the numbers that a stage writes. The stage train has one section for each backend.
 LIBRARIES = {
-    "prepare": ("numpy", "pillow"),
+    "prepare": ("numpy", "pillow", "tifffile"),
     "tensorflow": ("keras", "keras-cv", "numpy", "tensorflow"),
     "jax": ("jax", "jaxlib", "keras", "keras-cv", "numpy", "tensorflow"),
     "torch": ("keras", "keras-cv", "numpy", "tensorflow", "torch"),

@@ -12,15 +12,17 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from tqdm import tqdm
 
 from visionpipe.data.config import PrepareConfig
-from visionpipe.data.decode import format_of, open_image
+from visionpipe.data.decode import format_of, has_two_bytes, open_image
+from visionpipe.data.deep import ARRAY, DICOM, kind_of, stored_form
+from visionpipe.data.form import PixelFormat
 from visionpipe.data.headers import MAX_PIXELS, check_size, check_tiff
 from visionpipe.data.huggingface import MARKS
 from visionpipe.data.layout import counted
@@ -45,13 +47,17 @@ Source = Literal["zip", "folder", "table", "huggingface", "idx"]
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says about its picture. `grey` and `transparent` are as stored, whatever the pixels hold."""
+    """What a file says about its picture. `grey` and `transparent` are as stored, whatever the pixels hold.
+
+    `form`: the format of the values, where it is not that of a picture of 8 bits.
+    """
 
     width: int
     height: int
     format: str
     grey: bool
     transparent: bool
+    form: PixelFormat | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,8 @@ class Survey:
     splits; `short_sides`, `long_sides`: percentile → pixels; `elongated`: share of the images of which a side is more
     than ELONGATED times the other;
     `one_size`: (height, width) where all images have the same, else None; `pixels`: of all images together;
-    `odd`: sentences about what may be a mistake; `guess`: what the columns of a table say.
+    `form`: the keys of `prepare` for arrays, DICOM files and TIFFs of many channels, else empty; `odd`: sentences about
+    what may be a mistake; `guess`: what the columns of a table say.
     """
 
     source: Source
@@ -78,6 +85,7 @@ class Survey:
     grey: int
     transparent: int
     odd: tuple[str, ...] = ()
+    form: dict[str, Any] = field(default_factory=dict)
     guess: Guess | None = None
 
     @property
@@ -160,7 +168,13 @@ def survey(
         formats=dict(Counter(header.format for _, header in seen).most_common()),
         grey=sum(header.grey for _, header in seen),
         transparent=sum(header.transparent for _, header in seen),
-        odd=(*listing.notes, *(guess.odd if guess else ()), *oddities(classes, elongated, short, unusable)),
+        form=form_of([header for _, header in seen]),
+        odd=(
+            *listing.notes,
+            *(guess.odd if guess else ()),
+            *deep_pictures([header for _, header in seen]),
+            *oddities(classes, elongated, short, unusable),
+        ),
         guess=guess,
     )
 
@@ -217,7 +231,7 @@ def header_of(record: Record) -> Header | Rejected:
     """Reads a file's header; returns why not where the file is no image that `prepare` takes."""
     try:
         begins = record.read(BEGINNING)
-        kind = format_of(begins)
+        kind = kind_of(begins) or format_of(begins)
         try:
             header = read_header(begins, kind)
         except ImageError:
@@ -238,11 +252,22 @@ def read_header(begins: bytes, kind: str) -> Header:
     """Reads the header of a file of the format `kind`, as Pillow calls it. Raises any error of a parser."""
     if kind == "WEBP":  # Pillow would need the whole file
         return webp_header(begins)
+    if kind in (ARRAY, DICOM):
+        height, width, form = stored_form(begins, kind)
+        return Header(width, height, kind, form.channels == 1, False, form)
     if kind == "TIFF":
         check_tiff(begins)
-    image = open_image(begins, kind)
+    try:
+        image = open_image(begins, kind)
+    except Exception:  # Pillow reads no TIFF of many channels
+        if kind != "TIFF":
+            raise
+        height, width, form = stored_form(begins, kind)
+        return Header(width, height, kind, form.channels == 1, False, form)
     grey = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
-    return Header(image.width, image.height, kind, grey, image.has_transparency_data)
+    deep = image.mode.startswith("I") or has_two_bytes(image, begins)
+    form = PixelFormat(None, 1 if grey else 3, 16)
+    return Header(image.width, image.height, kind, grey, image.has_transparency_data, form if deep else None)
 
 
 def webp_header(begins: bytes) -> Header:
@@ -291,6 +316,32 @@ def check(name: str, listing: Listing, seen: list[tuple[Record, Header]], unusab
     drawn = sum(split not in listing.splits for split in ("validation", "test"))
     if max(counts.values()) < 1 + drawn:
         raise DataError(f"{name} has too few images to draw splits from: no class has {1 + drawn}")
+
+
+def form_of(headers: list[Header]) -> dict[str, Any]:
+    """Returns the keys of `prepare` that keep the values of most files, if these are no pictures; else nothing."""
+    forms = Counter(header.form for header in headers if is_beyond(header))
+    if sum(forms.values()) < len(headers) / 2:
+        return {}
+    ((form, _),) = forms.most_common(1)
+    assert form is not None
+    keys = {"levels": form.levels, "channels": form.channels, "depth": form.depth}
+    return {key: value for key, value in keys.items() if value != getattr(PixelFormat(), key)}
+
+
+def is_beyond(header: Header) -> bool:
+    """Whether a file is an array or a DICOM file, or has a number of channels that no picture has."""
+    return header.form is not None and (header.format in (ARRAY, DICOM) or header.form.channels not in (1, 3))
+
+
+def deep_pictures(headers: list[Header]) -> Iterator[str]:
+    """Says how many pictures have 16 bits, and the key that keeps them."""
+    deep = [header for header in headers if header.form and not is_beyond(header)]
+    if deep:
+        grey = ", and prepare.channels: 1 one channel" if all(header.grey for header in headers) else ""
+        yield (
+            f"{len(deep):,} image{'s' if len(deep) > 1 else ''} of 16 bits become 8: prepare.depth: 16 keeps all{grey}"
+        )
 
 
 def oddities(
