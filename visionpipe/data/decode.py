@@ -251,7 +251,7 @@ def _decode(
                 image.load()
         image.load()
         if data.endswith(bytes(512)) and _ends_within_a_row(image):
-            raise ImageError("broken", f"a {image_format} whose pixels are partly missing: the rest is zeros")
+            raise ImageError("broken", f"a {image_format} with zeros in the place of pixels")
         with _pillow_warnings_ignored():
             orientation = _orientation(image)
         eight_bits, open_levels = _eight_bits(image, data, levels, white)
