@@ -255,8 +255,8 @@ def test_splits_have_the_usual_names_and_others_are_refused():
     found = listing(split="set")
     assert [entry.split for entry in found.entries] == ["train", "validation", "test", None]
     assert found.notes == ("rows of labels.csv without a split, whose images are training images: 1",)
-    write("file,label,set\na.png,x,train\nb.png,y,holdout\n", "a.png", "b.png", root="other")
-    with pytest.raises(DataError, match=r"prepare.table.split: labels.csv, line 3: 'holdout' is no split"):
+    write("file,label,set\na.png,x,train\nb.png,y,third\n", "a.png", "b.png", root="other")
+    with pytest.raises(DataError, match=r"prepare.table.split: labels.csv, line 3: 'third' is no split"):
         listing("other", split="set")
 
 

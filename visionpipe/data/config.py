@@ -45,15 +45,15 @@ class PrepareConfig:
 
     Args:
         source: The kind of the source.
-        path: The folder or file with the images; for `table` the folder or
-            zip archive that holds the table and the images, for `tfds` the data folder of TensorFlow Datasets.
+        path: The folder or file with the images; for `table` the folder or zip archive that holds the table and the
+            images, for `huggingface` a folder of `save_to_disk`, for `tfds` the data folder of TensorFlow Datasets.
         name: The data set of TensorFlow Datasets; for other sources null.
         size: Height and width of the prepared images in pixels.
         interpolation: How images are resized; the artifact uses it too.
         crop_ratio: The side of the central crop, relative to the short side of the resized image; the artifact uses it
             too.
         follow_links: Whether links in a folder are followed to files and folders outside of it, for `folder` only.
-        table: With `source: table`, which columns of the table say what.
+        table: With `source: table` and `huggingface`, which columns say what.
         group: What images that belong together have in common, such as a patient, so that they are never in two splits:
             a column of a table, or a regular expression with one group in parentheses, which is searched in the path of
             each image. The fractions are then approximate.
@@ -74,7 +74,7 @@ class PrepareConfig:
             `drop` leaves out all but one, `error` stops; null only warns. Splits of the source stay as they are.
     """
 
-    source: Literal["zip", "folder", "table", "tfds", "idx"]
+    source: Literal["zip", "folder", "table", "huggingface", "tfds", "idx"]
     path: str
     name: str | None = None
     size: tuple[int, int] = (64, 64)

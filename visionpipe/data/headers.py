@@ -68,7 +68,7 @@ def check_jpeg(data: bytes) -> None:
     """
     if data.count(b"\xff\xda") > MAX_SCANS:
         raise ImageError("too_large", f"a JPEG with more than {MAX_SCANS} scans")
-    position, sequential, zeros_are_data = 2, False, False
+    position, sequential, zeros_are_coefficients = 2, False, False
     while marker := JPEG_MARKER.search(data, position):
         kind, start = marker[0][1], marker.end()
         if kind == 0xD9:  # the end of the image
@@ -80,8 +80,8 @@ def check_jpeg(data: bytes) -> None:
         if kind in (0xC0, 0xC1):
             sequential = True
         elif kind == 0xC4:
-            zeros_are_data |= not any(first_ac_symbols(data[start + 2 : position]))
-        elif kind == 0xDA and sequential and not zeros_are_data:
+            zeros_are_coefficients |= any(first_ac_symbols(data[start + 2 : position]))
+        elif kind == 0xDA and sequential and zeros_are_coefficients:
             end = JPEG_MARKER.search(data, position)
             if data.find(JPEG_ZEROS, position, end.start() if end else len(data)) >= 0:
                 break
@@ -195,15 +195,16 @@ def colour_table_size(flags: bytes) -> int:
 
 
 def check_png(data: bytes, max_pixels: int) -> None:
-    """Raises ImageError for a PNG with a wrong checksum, missing or extra rows, or texts that inflate to too much.
+    """Raises ImageError for a PNG with a wrong checksum, missing or extra rows, or too large pixels or texts.
 
-    A file that is refused later passes: one with an unknown header, or with more pixels than `max_pixels`.
+    A file with an unknown header passes, which is refused later.
     """
     texts, rows = 0, RowCounter()
     for kind, content in chunks(memoryview(data)):
         if kind == b"IHDR":
             header = struct.unpack_from(">IIBBBBB", bytes(content).ljust(13, b"\0"))
-            if header[3] not in CHANNELS or header[0] * header[1] > max_pixels:
+            check_size(header[0], header[1], max_pixels, len(data))
+            if header[3] not in CHANNELS:
                 return
             rows.expected = rows_size(header)
         elif kind == b"IDAT":

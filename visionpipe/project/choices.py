@@ -66,7 +66,8 @@ def choose(survey: Survey, machine: Machine, backend: str, pretrained: bool) -> 
         | {"size": list(size)}
         | framing
         | survey.form
-        | splits,
+        | splits
+        | ({"duplicates": "keep"} if survey.images <= MOST_ALIGNED else {}),
         "models": entries,
         "train": recipe,
         "export": {"precision": "fp32", "opset": 18, "max_logit_difference": 0.001},
@@ -87,6 +88,7 @@ def choose(survey: Survey, machine: Machine, backend: str, pretrained: bool) -> 
         "prepare.depth": "8 | 16 bits of a value are kept",
         "prepare.levels": "file: the extremes of each; [low, high] for one scale, if you know the values of all",
         **fraction_reasons(survey),
+        "prepare.duplicates": "copies are drawn into one split; or drop | error; null only warns",
         "models": f"three families, to compare: {minutes_text(seconds / 60)} of training together on {machine}",
         **{f"models.{name}": model_reason(model, size) for name, model in models.items()},
         **recipe_reasons,
@@ -278,7 +280,7 @@ def choose_gate(survey: Survey) -> tuple[float, str]:
     """Returns `register.gate.over_majority`: at most a quarter of what the most frequent class leaves to gain."""
     gate = min(LARGEST_GATE, math.floor(250 * (1 - survey.majority)) / 1000)
     return gate, (
-        f"a model must beat always answering the most frequent class, {survey.majority:.0%} of these images, by this"
+        f"the accuracy must lie this much above {survey.majority:.0%}, the share of the most frequent class"
     )
 
 
@@ -307,6 +309,7 @@ def minutes_text(minutes: float) -> str:
 
 # params.yaml -------------------------------------------------------------------------------------------
 
+MOST_ALIGNED = 20_000  # images whose copies are found within minutes, crops and rotations included
 SECTIONS = ("prepare", "models", "train", "export", "evaluate", "register", "tracking")
 
 

@@ -165,6 +165,11 @@ def check(params: Params) -> None:
     require(0 < prepare.validation_fraction < 1, "prepare.validation_fraction", "must lie between 0 and 1")
     require(0 < prepare.crop_ratio <= 1, "prepare.crop_ratio", "must be above 0 and at most 1")
     require(
+        prepare.source == "folder" or not prepare.follow_links,
+        "prepare.follow_links",
+        "is for prepare.source: folder",
+    )
+    require(
         all(0 <= level <= 255 for level in prepare.pad_color),
         "prepare.pad_color",
         "must be three numbers from 0 to 255",
@@ -192,7 +197,7 @@ def check(params: Params) -> None:
     require(0 <= params.seed < 2**31, "seed", "must lie between 0 and 2147483647")
     require(params.threads is None or params.threads >= 1, "threads", "must be at least 1, or null")
     for name, value in dataclasses.asdict(gate).items():
-        require(0 <= value <= 1, f"register.gate.{name}", "must lie between 0 and 1")
+        require(value is None or 0 <= value <= 1, f"register.gate.{name}", "must lie between 0 and 1")
     evaluate, export = params.evaluate, params.export
     require(evaluate.calibration_bins >= 1, "evaluate.calibration_bins", "must be at least 1")
     require(evaluate.worst_mistakes >= 0, "evaluate.worst_mistakes", "must not be negative")

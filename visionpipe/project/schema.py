@@ -34,11 +34,17 @@ def build(kind: type, content: Any, key: str) -> Any:
     """
     values = converted(kind, content, key)
     for f in dataclasses.fields(kind):
-        # The file is the whole experiment: only keys that may be null or empty, or are keyword-only, may be left out.
-        optional = f.default is None or f.default_factory is not dataclasses.MISSING or f.kw_only
-        if f.name not in content and not optional:
+        if f.name not in content and not may_be_left_out(f):
             raise ConfigError(f"params.yaml: {key}{'.' if key else ''}{f.name} is missing")
     return kind(**values)
+
+
+def may_be_left_out(key: "dataclasses.Field[Any]") -> bool:
+    """Whether a section of params.yaml is valid without this key.
+
+    The file is the whole experiment: only a key that may be null or empty, or that is keyword-only, may be left out.
+    """
+    return key.default is None or key.default_factory is not dataclasses.MISSING or bool(key.kw_only)
 
 
 def converted(kind: type, content: Any, key: str) -> dict[str, Any]:

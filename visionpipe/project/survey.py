@@ -24,8 +24,11 @@ from visionpipe.data.decode import format_of, has_two_bytes, open_image
 from visionpipe.data.deep import ARRAY, DICOM, kind_of, stored_form
 from visionpipe.data.form import PixelFormat
 from visionpipe.data.headers import MAX_PIXELS, check_size, check_tiff
-from visionpipe.data.listing import Listing, Record, Rejected
+from visionpipe.data.huggingface import MARKS
+from visionpipe.data.layout import counted
+from visionpipe.data.listing import NOT_IN_A_CLASS, Listing, Record, Rejected
 from visionpipe.data.sources import SOURCES
+from visionpipe.data.splits import LOST_SHOWN, first_reason
 from visionpipe.errors import DataError, ImageError
 from visionpipe.escape import visible
 from visionpipe.project.table_survey import Guess
@@ -38,7 +41,7 @@ ELONGATED = 1.6  # times as long as wide; a square in the middle is less than tw
 MANY = 0.2  # of the images
 SHOWN = 8  # classes or files that are named
 
-Source = Literal["zip", "folder", "table", "idx"]
+Source = Literal["zip", "folder", "table", "huggingface", "idx"]
 
 
 @dataclass(frozen=True)
@@ -197,6 +200,8 @@ def source_of(path: Path, name: str) -> Source:
         if not zipfile.is_zipfile(path):
             raise DataError(f"{name} is neither a folder nor a zip archive")
         return "zip"
+    if any((path / mark).is_file() for mark in MARKS):
+        return "huggingface"
     first = "train-images-idx3-ubyte"
     return "idx" if any((path / file).is_file() for file in (first, f"{first}.gz")) else "folder"
 
@@ -281,28 +286,29 @@ def webp_header(begins: bytes) -> Header:
 
 def check(name: str, listing: Listing, seen: list[tuple[Record, Header]], unusable: list[Rejected]) -> None:
     """Raises DataError where `prepare` would: no images, one class, a class without images, too few to split."""
-    loose = sum(item.reason == "not in a class folder" for item in unusable)
+    loose = sum(item.reason == NOT_IN_A_CLASS for item in unusable)
+    lost = "".join(f"; {sentence}" for sentence in listing.lost[:LOST_SHOWN])
     if not listing.classes:
-        if loose:
+        if loose and not lost:
             raise DataError(
-                f"{name} holds {loose:,} files that lie in no folder of a class: make a folder for each class, named "
-                "like it, and move them there"
+                f"{name} holds {counted(loose, 'file that lies', 'files that lie')} in no folder of a class: make a "
+                f"folder for each class, named like it, and move {'it' if loose == 1 else 'them'} there"
             )
-        raise DataError(f"{name} holds no images: expected a folder of images for each class")
+        raise DataError(f"{name} holds no images: expected a folder of images for each class{lost}")
     if not seen:
-        first = f"; the first, {visible(unusable[0].file)}: {unusable[0].reason}" if unusable else ""
-        raise DataError(f"{name} holds no usable image in its folders{first}")
+        raise DataError(f"{name} holds no usable image in its folders{first_reason(unusable)}")
     if len(listing.classes) < 2:
         raise DataError(
             f"{name} holds only the class {listing.classes[0]!r}: a classifier needs a folder of images for each of "
-            "at least two classes"
+            f"at least two classes{lost}"
         )
     counts = Counter(record.class_name for record, _ in seen if record.split in (None, "train"))
     for class_name in listing.classes:
         if not counts[class_name]:
+            refused = [item for item in unusable if item.class_name == class_name]
             raise DataError(
                 f"{name}: the class {class_name!r} has no usable image to train on: put some into its folder, or "
-                "remove it"
+                f"remove it{first_reason(refused)}"
             )
     drawn = sum(split not in listing.splits for split in ("validation", "test"))
     if max(counts.values()) < 1 + drawn:
@@ -359,7 +365,7 @@ def oddities(
     reasons = Counter(item.reason for item in unusable)
     for reason, count in reasons.most_common():
         example = visible(next(item.file for item in unusable if item.reason == reason))
-        yield f"{count:,} file{'s' if count > 1 else ''} left out, such as {example}: {reason}"
+        yield f"{counted(count, 'file')} left out, such as {example}: {reason}"
 
 
 def percentiles(values: np.ndarray) -> dict[int, int]:

@@ -20,7 +20,8 @@ from visionpipe.data.duplicates import (
     superfluous,
 )
 from visionpipe.data.form import PixelFormat
-from visionpipe.data.listing import Listing, Rejected
+from visionpipe.data.groups import group_notes, join_groups, with_groups
+from visionpipe.data.listing import Listing, Rejected, UnclearFolders
 from visionpipe.data.losses import losses
 from visionpipe.data.measures import read_measured
 from visionpipe.data.prepared import (
@@ -40,9 +41,6 @@ from visionpipe.data.splits import (
     check_splits,
     draw_folds,
     draw_splits,
-    group_notes,
-    join_groups,
-    with_groups,
 )
 from visionpipe.data.understood import left_out_rows, summary, suspicions
 from visionpipe.doctor.checkup import checkup
@@ -76,6 +74,8 @@ def prepare(params: Params) -> None:
     try:
         manifest = write_prepared(params, content)
     except DataError as error:
+        if isinstance(error, UnclearFolders):
+            content.listing = error.listing
         if content.listing is None:
             raise
         write_refusal(refused, str(error), content)
@@ -193,10 +193,13 @@ def write_refusal(file: Path, error: str, content: Content) -> None:
     counts = dict.fromkeys(content.listing.classes, 0)
     for image in content.usable:
         counts[image.class_name] += 1
+    quarantined = content.quarantined
+    if not quarantined and isinstance(content.listing.entries, list):  # refused before anything was decoded
+        quarantined = [entry for entry in content.listing.entries if isinstance(entry, Rejected)]
     refusal = {
         "error": error,
         "usable": counts,
-        "quarantined": left_out_rows(content.quarantined),
+        "quarantined": left_out_rows(quarantined),
         "warnings": list(content.listing.notes),
     }
     write_json(file, refusal)

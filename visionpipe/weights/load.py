@@ -12,7 +12,7 @@ from visionpipe.models.variants import VARIANTS, fields, override, shown
 from visionpipe.weights.channels import fitted_pixels
 from visionpipe.weights.checkpoint import OWN, PretrainedCheckpoint
 from visionpipe.weights.options import is_option, options_of
-from visionpipe.weights.plan import Contents, Plan
+from visionpipe.weights.plan import Contents, ImportPlan
 from visionpipe.weights.report import Report
 from visionpipe.weights.sources import resolve
 from visionpipe.weights.visionpipe_keras import OwnModel, copy_fixed_positions, layer_differences, open_own
@@ -62,7 +62,7 @@ def load_weights(
     contents = contents_of_own(own) if own else contents_of(checkpoint)
     contents = replace(contents, options=fitted_options(contents.options, model.input.shape[-1]))
     built = options_of(model)
-    plan = Plan(model, contents, checkpoint.source, grid, zero_head=head == "zero")
+    plan = ImportPlan(model, contents, checkpoint.source, grid, zero_head=head == "zero")
     differing = differences(contents.options, built)
     if own and not differing and not plan.wrong:
         differing = layer_differences(own.model, model)
@@ -141,7 +141,7 @@ def differences(options: Mapping[str, Any], built: Mapping[str, Any]) -> dict[st
 def refusal(
     model: "keras.Model",
     contents: Contents,
-    plan: Plan,
+    plan: ImportPlan,
     differing: Mapping[str, str],
     refused: Collection[str],
 ) -> str:

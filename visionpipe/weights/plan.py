@@ -44,7 +44,7 @@ class Contents:
     resized: dict[str, str] = field(default_factory=dict)
 
 
-class Plan:
+class ImportPlan:
     """Plans an import without changing the model.
 
     `values` lists the variables with the arrays to assign. `used`, `unused`, `missing`, `resized` and `head` are those
