@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 GREY = 127.5
 COLOURS = (0.0, 255.0)
+ALIGNMENT = 64  # bytes
 LARGE = 160 * 160 * 3  # values of an image: a group of such images leaves the processor's cache
 
 
@@ -50,24 +51,43 @@ def moved(images: Any, place: Place) -> Any:
     """
     import tensorflow as tf
 
-    result = tf.numpy_function(windows, [images, *place], images.dtype, stateful=False)
+    result = tf.numpy_function(copied, [images, *place], images.dtype, stateful=False)
     return tf.ensure_shape(result, images.shape)
 
 
-def windows(images: Any, tops: Any, lefts: Any, mirrored: Any) -> Any:
+def copied(images: Any, tops: Any, lefts: Any, mirrored: Any) -> Any:
     """Computes `moved` for NumPy arrays."""
+    height, width, channels = images.shape[1:]
+    results = aligned(images.shape, images.dtype)
+    numbers = zip(tops.tolist(), lefts.tolist(), mirrored.tolist(), strict=True)
+    for image, result, (top, left, mirror) in zip(images, results, numbers, strict=True):
+        to_rows, from_rows = overlap(top, height)
+        if mirror:
+            to_columns, from_columns = overlap(width - 1 - left, width)  # in the mirror image
+            source, target = image[:, ::-1][from_rows, from_columns], result[to_rows, to_columns]
+            for channel in range(channels):  # NumPy is slow where it copies three values at a time
+                target[..., channel] = source[..., channel]
+        else:
+            to_columns, from_columns = overlap(left, width)
+            result[to_rows, to_columns] = image[from_rows, from_columns]
+    return results
+
+
+def overlap(first: int, side: int) -> tuple[slice, slice]:
+    """Returns which places of a side are filled, and from where, if place 0 is filled from place `first`."""
+    first = min(max(first, -side), side)
+    after, before = max(first, 0), max(-first, 0)
+    return slice(before, side - after), slice(after, side - before)
+
+
+def aligned(shape: tuple[int, ...], dtype: Any) -> Any:
+    """Returns a NumPy array of zeros that TensorFlow uses as it is. It copies those that begin at another address."""
     import numpy as np
 
-    height, width = images.shape[1:3]
-    lefts = np.where(mirrored, width - 1 - lefts, lefts)  # in the mirrored image
-    tops, lefts = np.clip(tops, -height, height), np.clip(lefts, -width, width)
-    y, x = (int(np.abs(firsts).max()) for firsts in (tops, lefts))
-    padded = np.pad(images, ((0, 0), (y, y), (x, x), (0, 0)))
-    for index in np.flatnonzero(mirrored):
-        for channel in range(images.shape[3]):  # NumPy is slow where it copies three values at a time
-            padded[index, y : y + height, x : x + width, channel] = images[index, :, ::-1, channel]
-    places = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(1, 2))
-    return np.moveaxis(places, 3, 5)[np.arange(len(images)), y + tops, x + lefts]
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def inside(images: Any, top: Any, left: Any, height: Any, width: Any) -> Any:
