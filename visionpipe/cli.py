@@ -186,12 +186,31 @@ def run(options: argparse.Namespace) -> None:
     if options.command == "predict":
         from visionpipe.commands.predict import predict
 
-        predict(options.paths, options.output, options.model or champion(), options.probabilities)
+        predict(
+            options.paths,
+            options.output,
+            options.model or champion(),
+            options.probabilities,
+            options.follow_links,
+        )
         return
     if options.command == "init":
         from visionpipe.commands.init import init
 
-        init(options.folder, options.images, options.copy, options.pretrained, options.backend)
+        init(
+            options.folder,
+            options.images,
+            options.copy,
+            options.pretrained,
+            options.backend,
+            options.follow_links,
+            options.label,
+        )
+        return
+    if options.command == "download":
+        from visionpipe.commands.download import download
+
+        download(options.name, options.path)
         return
     from visionpipe.project.paths import enter_project
 
@@ -205,9 +224,12 @@ def run(options: argparse.Namespace) -> None:
     ):
         options.target = str(here / options.target)
     if options.command == "lock":
+        from visionpipe.project.hashing import unhashable_of_project
         from visionpipe.project.lock import write_lock
 
         print(*write_lock(), sep="\n")
+        if problem := unhashable_of_project():
+            print(f"WARNING: {problem}")
         return
     from visionpipe.project.params import load_params
 
@@ -240,6 +262,10 @@ def run(options: argparse.Namespace) -> None:
             from visionpipe.stages.register import register
 
             register(params)
+        case "doctor":
+            from visionpipe.commands.doctor import doctor
+
+            doctor(params)
         case "probe":
             from visionpipe.commands.probe import probe
 

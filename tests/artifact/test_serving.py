@@ -23,7 +23,7 @@ from PIL import Image
 
 from visionpipe.artifact.classifier import BATCH, Classifier
 from visionpipe.artifact.package import pyfunc_arguments
-from visionpipe.data.decode import resize_and_crop
+from visionpipe.data.decode import frame
 from visionpipe.errors import ArtifactError
 
 CLASSES = ["cat", "dog", "owl", "fox", "hen", "bee", "ant"]
@@ -157,7 +157,7 @@ def test_images_are_resized_as_the_artifact_says(artifact, tmp_path):
     image = np.random.default_rng(3).integers(0, 256, (50, 60, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
-    expected = resize_and_crop(image, SIZE, "bilinear", 0.8)
+    expected = frame(image, SIZE, "bilinear", 0.8)
     np.testing.assert_array_equal(Classifier(tmp_path / "artifact").preprocess(buffer.getvalue()), expected)
     assert (Classifier(artifact).preprocess(buffer.getvalue()) != expected).any()
 

@@ -63,6 +63,30 @@ def test_batches_from_the_middle_are_those_of_the_whole_stream():
         np.testing.assert_array_equal(labels, labels_again)
 
 
+def test_a_mixed_image_has_the_weights_of_both_by_their_shares():
+    labels = np.arange(64, dtype=np.int32)  # a class for each image, so that a target names the images in it
+    weights = np.random.default_rng(1).uniform(0, 3, 64).astype(np.float32)
+    weights[::2] = 0
+    mixing = [{"name": "mixup", "probability": 0.5}, {"name": "cutmix", "probability": 0.5}]
+    batches = [
+        list(
+            training_batches(
+                IMAGES, labels, classes=64, batch_size=20, seed=9, steps=range(4), weights=given,
+                augment=make_augmentation(mixing, 9, 3),
+            ).as_numpy_iterator()
+        )
+        for given in (None, weights)
+    ]  # fmt: skip
+    for (images, targets), (same_images, weighted, factors) in zip(*batches, strict=True):
+        np.testing.assert_array_equal(images, same_images)
+        np.testing.assert_allclose(factors, targets @ weights, rtol=1e-5)
+        shares = np.where(
+            factors[:, None] > 0, targets * weights / np.maximum(factors, 1e-9)[:, None], targets
+        )
+        np.testing.assert_allclose(weighted, shares, atol=1e-6)
+    assert (factors == 0).any()
+
+
 def test_labels_belong_to_their_images():
     images = np.broadcast_to(np.arange(50, dtype=np.uint8)[:, None, None, None], (50, 4, 4, 3))
     labels, augment = np.arange(50, dtype=np.int32) % 7, make_augmentation((), 0, 1)

@@ -14,7 +14,8 @@ import pytest
 from hostile import TURNS
 from PIL import Image, ImageDraw, ImageFile
 
-from visionpipe.data.decode import MAX_PIXELS, RESAMPLING, decode_image, resize_and_crop
+from visionpipe.data.decode import RESAMPLING, decode_image, frame, open_image
+from visionpipe.data.headers import CLIENT_PIXELS, MAX_PIXELS, check_size
 from visionpipe.errors import ImageError
 
 ORIENTATION = 0x0112
@@ -314,6 +315,16 @@ def test_an_image_one_row_over_the_limit_is_refused():
     assert code_of(b"P5 10000 %d 255\n" % (MAX_PIXELS // 10_000 + 1)) == "too_large"
 
 
+def test_a_photo_of_any_camera_has_no_more_pixels_than_the_limit():
+    """200 million pixels; Image.open refuses more than 179 million. Only the header is read here."""
+    width, height = 16_320, 12_240
+    data = encode(Image.new("L", (width, height)), "JPEG")
+    check_size(width, height, MAX_PIXELS, len(data))
+    assert open_image(data, "JPEG").size == (width, height)
+    with pytest.raises(ImageError, match=r"visionpipe serve --max-pixels"):
+        decode_image(data, CLIENT_PIXELS)
+
+
 MEASURE_DECODING = r"""
 import re, sys
 from pathlib import Path
@@ -375,27 +386,27 @@ def test_threads_decode_side_by_side_and_leave_the_warning_filters_alone():
 
 
 def test_an_image_of_the_wanted_size_comes_back_unchanged():
-    np.testing.assert_array_equal(resize_and_crop(PICTURE, (5, 7)), PICTURE)
+    np.testing.assert_array_equal(frame(PICTURE, (5, 7)), PICTURE)
 
 
 def test_the_middle_of_a_flat_block_keeps_its_colour_when_shrunk():
     blocks = PICTURE.repeat(60, axis=0).repeat(60, axis=1)
-    shrunk = resize_and_crop(blocks, (15, 21))  # three pixels for each block; the filter blurs the outer ones
+    shrunk = frame(blocks, (15, 21))  # three pixels for each block; the filter blurs the outer ones
     np.testing.assert_allclose(shrunk[1::3, 1::3].astype(int), PICTURE, atol=12)
 
 
 def test_the_middle_is_kept_and_the_sides_are_cut():
     wide = np.zeros((10, 30, 3), np.uint8)
     wide[:, 10:20] = PICTURE[0, 0]
-    np.testing.assert_array_equal(resize_and_crop(wide, (10, 10)), wide[:, 10:20])
+    np.testing.assert_array_equal(frame(wide, (10, 10)), wide[:, 10:20])
     tall = wide.swapaxes(0, 1)
-    np.testing.assert_array_equal(resize_and_crop(tall, (10, 10)), tall[10:20])
+    np.testing.assert_array_equal(frame(tall, (10, 10)), tall[10:20])
 
 
 def test_the_aspect_ratio_is_kept():
     disc = Image.new("L", (300, 200))
     ImageDraw.Draw(disc).ellipse((110, 60, 190, 140), fill=255)
-    resized = resize_and_crop(decode_image(encode(disc, "PNG")), (50, 50))[..., 0] > 127
+    resized = frame(decode_image(encode(disc, "PNG")), (50, 50))[..., 0] > 127
     assert abs(int(resized.any(axis=0).sum()) - 20) <= 1
     assert abs(int(resized.any(axis=1).sum()) - 20) <= 1
 
@@ -403,7 +414,7 @@ def test_the_aspect_ratio_is_kept():
 def test_resizing_agrees_with_resizing_everything_and_cutting_afterwards():
     image = np.random.default_rng(5).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     everything = np.asarray(Image.fromarray(image).resize((40, 30), Image.Resampling.BICUBIC))
-    np.testing.assert_allclose(resize_and_crop(image, (30, 30)).astype(int), everything[:, 5:35], atol=1)
+    np.testing.assert_allclose(frame(image, (30, 30)).astype(int), everything[:, 5:35], atol=1)
 
 
 @pytest.mark.parametrize("interpolation", RESAMPLING)
@@ -416,19 +427,19 @@ def test_a_crop_of_a_ratio_is_the_middle_of_a_larger_resize(interpolation, crop_
     everything = np.asarray(Image.fromarray(image).resize((width, height), resampling))
     top, left = (height - 30) // 2, (width - 30) // 2
     expected = everything[top : top + 30, left : left + 30]
-    received = resize_and_crop(image, (30, 30), interpolation, crop_ratio)
+    received = frame(image, (30, 30), interpolation, crop_ratio)
     np.testing.assert_allclose(received.astype(int), expected, atol=1)
 
 
 def test_an_image_of_the_wanted_size_is_cropped_where_that_is_asked_for():
-    assert (resize_and_crop(PICTURE, (5, 7), crop_ratio=0.8) != PICTURE).any()
+    assert (frame(PICTURE, (5, 7), crop_ratio=0.8) != PICTURE).any()
 
 
 def test_a_very_long_strip_is_resized_without_becoming_huge():
     strip = np.zeros((1, 1_000_000, 3), np.uint8)
     tracemalloc.start()
     try:
-        assert resize_and_crop(strip, (64, 64)).shape == (64, 64, 3)
+        assert frame(strip, (64, 64)).shape == (64, 64, 3)
         assert tracemalloc.get_traced_memory()[1] < 20_000_000
     finally:
         tracemalloc.stop()

@@ -22,7 +22,7 @@ from hostile_sets import (
 from servers import form
 
 from visionpipe.data.config import PrepareConfig
-from visionpipe.data.decode import decode_image, resize_and_crop
+from visionpipe.data.decode import decode_image, frame
 from visionpipe.data.sources import list_zip
 from visionpipe.errors import DataError, ImageError
 from visionpipe.serving.service import STATUS
@@ -78,7 +78,7 @@ def test_its_view_shows_the_right_pixels_or_is_refused_with_the_same_code(server
     if isinstance(case.expected, str):
         assert (answer.status, answer.json["code"]) == (STATUS[case.expected], case.expected)
     else:
-        seen = resize_and_crop(case.expected, classifier.size)
+        seen = frame(case.expected, classifier.size)
         np.testing.assert_array_equal(decode_image(answer.body), seen)
 
 

@@ -29,7 +29,7 @@ def images(count: int, classes: int, side: int, **changes) -> Survey:
     sides = dict.fromkeys(PERCENTILES, side)
     names = {f"class {number:04}": count // classes for number in range(classes)}
     found = Survey(
-        source="folder", path="/photos", classes=names, splits={}, short_sides=sides, long_sides=sides, side_ratio=1.0,
+        source="folder", path="/photos", classes=names, splits={}, short_sides=sides, long_sides=sides, elongated=0.0,
         one_size=None, pixels=count * side * side, formats={"PNG": count}, grey=0, transparent=0,
     )  # fmt: skip
     return dataclasses.replace(found, **changes)
@@ -71,6 +71,16 @@ def test_every_choice_has_its_reason_beside_it(name):
                 "learning_rate", "augmentation", "over_majority", "backend"):  # fmt: skip
         (line,) = [line for line in text.splitlines() if line.lstrip().startswith(f"{key}:")]
         assert " # " in line, line
+
+
+@pytest.mark.parametrize(("elongated", "framing"), [(0.2, None), (0.21, "pad"), (1.0, "pad")])
+def test_many_long_images_are_padded_and_the_reason_says_how_many(elongated, framing):
+    chosen = choose(images(3000, 15, 350, elongated=elongated), LAPTOP, "tensorflow", False)
+    assert chosen.params["prepare"].get("framing") == framing
+    lines = [line for line in params_yaml(chosen, []).splitlines() if "framing:" in line]
+    assert len(lines) == (framing is not None)
+    for line in lines:
+        assert f"{elongated:.0%} are more than 1.6 times as long as wide" in line
 
 
 @pytest.mark.parametrize("pretrained", [False, True])

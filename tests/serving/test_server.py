@@ -22,7 +22,7 @@ from servers import CHECKOUT, CLASSES, SIZE, artifact_folder, big_jpeg, form, pi
 
 from visionpipe.artifact.versions import version_in
 from visionpipe.commands.options import parser, settings
-from visionpipe.data.decode import decode_image, resize_and_crop
+from visionpipe.data.decode import decode_image, frame
 from visionpipe.errors import ConfigError
 from visionpipe.serving.app import prediction, write_answer
 from visionpipe.serving.bodies import Question, Refusal
@@ -137,7 +137,7 @@ def test_the_view_follows_the_artifacts_interpolation_and_crop(tmp_path):
     with running(folder) as server:
         view = decode_image(server.request("POST", "/view", PICTURES["jpeg"]).body)
         model = server.get("/model").json
-    np.testing.assert_array_equal(view, resize_and_crop(decode_image(PICTURES["jpeg"]), **framing))
+    np.testing.assert_array_equal(view, frame(decode_image(PICTURES["jpeg"]), **framing))
     assert (model["interpolation"], model["crop_ratio"]) == ("bilinear", 0.5)
 
 

@@ -13,7 +13,7 @@ from onnx_models import write_artifact
 from visionpipe.artifact.digest import artifact_sha256
 from visionpipe.artifact.speed import measure, measurement_path
 from visionpipe.data.config import PrepareConfig
-from visionpipe.data.prepared import SPLITS, write_manifest, write_split
+from visionpipe.data.prepared import SPLITS, write_manifest, write_metadata, write_split
 from visionpipe.errors import ArtifactError
 from visionpipe.escape import visible
 from visionpipe.evaluation import metrics
@@ -119,7 +119,7 @@ def test_two_runs_write_the_same_bytes(project):
     assert written[0] == written[1]
     assert sorted(written[0]) == [
         "calibration.png", "confusion.csv", "confusion.png", "metrics.json", "mistakes.png",
-        "per_class.json", "per_class.png", "predictions.csv",
+        "per_class.json", "per_class.png", "predictions.csv", "slices.json",
     ]  # fmt: skip
 
 
@@ -134,6 +134,36 @@ def test_metrics_are_those_of_the_model_computed_directly(evaluated):
         assert found[split] == pytest.approx(expected, rel=1e-4)
         assert 0.6 < found[split]["accuracy"] < 0.9
     assert list(found["test"])[:4] == ["accuracy", "top5_accuracy", "macro_f1", "worst_recall"]
+
+
+def test_metadata_are_in_the_predictions_and_make_slices(project):
+    folder = project / "data/prepared"
+    sites = {
+        split: ["left" if index % 4 else "" for index in range(len(split_data(split)[0]))] for split in SPLITS
+    }
+    for split, values in sites.items():
+        write_metadata(folder, split, [(value, f"={index}", "x") for index, value in enumerate(values)])
+    written = json.loads((folder / "manifest.json").read_text())
+    keys = ("size", "classes", "channel_mean", "channel_std", "quarantined", "warnings")
+    (folder / "manifest.json").unlink()
+    again = write_manifest(folder, **{key: written[key] for key in keys}, columns=["site", "number", "label"])
+    assert again["content_sha256"] == written["content_sha256"]
+    evaluate("linear", PARAMS)
+    predictions = rows(REPORT / "predictions.csv")
+    assert [row["site"] for row in predictions] == sites["validation"] + sites["test"]
+    assert (predictions[1]["number"], predictions[1]["metadata label"]) == ("'=1", "x")
+    assert list(predictions[0])[-4:] == ["p(bee)", "site", "number", "metadata label"]
+    test = [row for row in predictions if row["split"] == "test"]
+    for found in json.loads((REPORT / "slices.json").read_text()):
+        right = [row["label"] == row["predicted"] for row in test if row["site"] == found["value"]]
+        low, high = metrics.wilson_interval(sum(right), len(right))
+        assert found == {
+            "column": "site", "value": found["value"], "images": len(right), "accuracy": np.mean(right),
+            "accuracy_low": low, "accuracy_high": high,
+        }  # fmt: skip
+    assert (
+        len(json.loads((REPORT / "slices.json").read_text())) == 2
+    )  # of no column with one or with many values
 
 
 def test_the_tables_agree_with_the_metrics_and_with_each_other(evaluated):
@@ -310,7 +340,7 @@ def test_a_report_takes_the_place_of_links_and_does_not_write_through_them(proje
     cached = Path("cached")
     cached.write_text("in the cache")
     names = ["calibration.png", "confusion.csv", "confusion.png", "metrics.json"]
-    names += ["mistakes.png", "per_class.json", "per_class.png", "predictions.csv"]
+    names += ["mistakes.png", "per_class.json", "per_class.png", "predictions.csv", "slices.json"]
     for place, name in enumerate(names):
         (REPORT / name).symlink_to(cached.absolute()) if place % 2 else (REPORT / name).hardlink_to(cached)
     evaluate("linear", PARAMS)

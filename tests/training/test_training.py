@@ -327,6 +327,22 @@ def test_balanced_weights_are_inverse_to_the_classes_and_one_on_average():
         class_weights({"a": 1.0, "b": 1.0}, ["a", "b", "c"], labels)
 
 
+def test_a_weight_multiplies_the_loss_of_its_image_and_no_metric(data, checkpoint, monkeypatch):
+    weights = np.float32([0.0, 0.5, 1.0, 3.0] * 10)
+    monkeypatch.setattr(type(data), "weights", lambda self: weights)
+    images = keras.Input((*SIZE, 3))
+    model = keras.Model(images, keras.layers.Dense(4, name="logits")(keras.layers.Flatten()(images)))
+    logits = np.asarray(model(data.images("train").astype(np.float32)))
+    losses = torch.nn.functional.cross_entropy(
+        torch.tensor(logits), torch.tensor(data.labels("train"), dtype=torch.long), reduction="none"
+    ).numpy()
+    (row,) = fit(
+        model, data, recipe(epochs=1, batch_size=40, learning_rate=1e-9), 0, checkpoint, lambda row: None
+    )
+    assert row["loss"] == pytest.approx((weights * losses).mean(), rel=1e-4)
+    assert row["accuracy"] == pytest.approx((logits.argmax(1) == data.labels("train")).mean())
+
+
 # The moving average
 
 

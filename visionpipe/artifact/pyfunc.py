@@ -13,6 +13,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from visionpipe.artifact.classifier import Classifier
+from visionpipe.data.headers import CLIENT_PIXELS
 from visionpipe.errors import ImageError
 
 MAX_ENCODED_LENGTH = 28_000_000  # base64 characters: an image file of 21 MB
@@ -55,7 +56,7 @@ class ImageClassifier(PythonModel):
         ]
 
     def _image(self, row: int, text: object) -> np.ndarray:
-        """Decodes the base64 of an image file to the model's input, uint8 (height, width, 3)."""
+        """Decodes the base64 of an image file to the model's input, (height, width, channels)."""
         if not isinstance(text, str):  # MLflow accepts null and numbers in a column of strings
             raise InvalidImage(row, "the image is not a base64 string")
         if len(text) > MAX_ENCODED_LENGTH:
@@ -67,7 +68,7 @@ class ImageClassifier(PythonModel):
         except ValueError:
             raise InvalidImage(row, "not plain base64: remove line breaks and any data: prefix") from None
         try:
-            return self._classifier.preprocess(data)
+            return self._classifier.preprocess(data, CLIENT_PIXELS)
         except ImageError as error:
             raise InvalidImage(row, error.reason) from None
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from visionpipe.artifact.classifier import Classifier, read_json
-from visionpipe.artifact.digest import ARTIFACT_FILES, artifact_sha256
+from visionpipe.artifact.digest import ARTIFACT_FILES, WITH_PREPROCESSING, artifact_sha256
 from visionpipe.errors import ArtifactError
 
 RECORD = "version.json"  # describes the version beside an artifact that was packed for a container
 QUICK = 0.005  # seconds of a prediction; threads of faster models must not spin: decoding needs the cores
-KNOWN_FILES = {*ARTIFACT_FILES, "parity.json", RECORD}
+KNOWN_FILES = {*ARTIFACT_FILES, WITH_PREPROCESSING, "parity.json", RECORD}
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,7 @@ def load(version: Version, threads: int = 0) -> Classifier:
             f"{expected[:12]}… was registered; run visionpipe register in the project that holds its model"
         )
     classifier = Classifier(version.folder, threads or None, spinning="within")
-    height, width = classifier.size
-    noise = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
+    noise = classifier.noise(1)
     try:
         finite = np.isfinite(classifier.logits(noise)).all()
     except Exception as error:  # ONNX Runtime's exceptions have no base class of their own

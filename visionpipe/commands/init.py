@@ -13,18 +13,19 @@ from pathlib import Path
 from tqdm import tqdm
 
 from visionpipe import __version__
-from visionpipe.data.config import PrepareConfig
+from visionpipe.data.config import DECISIONS, DECISIONS_HEADER
 from visionpipe.data.listing import Record
-from visionpipe.data.sources import SOURCES
 from visionpipe.errors import ConfigError, DataError
 from visionpipe.escape import markdown, visible
 from visionpipe.files import write_bytes
 from visionpipe.project.backend import PACKAGES
 from visionpipe.project.choices import Choices, choose, minutes_text, params_yaml
+from visionpipe.project.hashing import unhashable
 from visionpipe.project.lock import LOCK, write_lock
 from visionpipe.project.machine import this_machine
 from visionpipe.project.params import PARAMS_FILE
-from visionpipe.project.survey import Survey, source_of, survey
+from visionpipe.project.survey import Survey, listing_of, source_of, survey
+from visionpipe.project.table_survey import Guess, guess_columns, is_table
 
 TEMPLATE = Path(__file__).parents[1] / "project" / "template"
 SAMPLE = Path("data/fashion-mini.zip")
@@ -32,7 +33,7 @@ COPIES = Path("data/images")
 PREPARED = Path("data/prepared")
 IDX_PARTS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 CHUNK = 2**20  # bytes that are copied at once
-FILES = ("params.yaml", "dvc.yaml", ".gitignore", ".dvcignore", "README.md")
+FILES = ("params.yaml", "dvc.yaml", str(DECISIONS), ".gitignore", ".dvcignore", "README.md")
 COMMITTED = (*FILES, str(LOCK), ".dvc/config", ".dvc/.gitignore")
 
 
@@ -54,8 +55,19 @@ class Project:
             self.made.append(str(name))
 
 
-def init(folder: Path, images: Path | None, copy: bool, pretrained: bool, backend: str) -> None:
+def init(
+    folder: Path,
+    images: Path | None,
+    copy: bool,
+    pretrained: bool,
+    backend: str,
+    follow_links: bool = False,
+    label: str | None = None,
+) -> None:
     """Makes `folder` a project on `images`, or on the sample where none are given.
+
+    With `follow_links` also on what links in the folder of the images lead to; copies need no links. `images` may be a
+    table of images; `label` then names the column of the labels, where it is not clear.
 
     Nothing is overwritten. What an interrupted call has left out is added by the next one.
 
@@ -63,6 +75,12 @@ def init(folder: Path, images: Path | None, copy: bool, pretrained: bool, backen
         ConfigError: the folder cannot become a project.
         DataError: there are no images to train on.
     """
+    guess = None
+    if images is not None and is_table(images):
+        guess = guess_columns(images, label)
+        images = guess.folder
+    elif label is not None:
+        raise ConfigError("--label names a column of the table that --images names: give both")
     check_arguments(folder, images, copy)
     project = Project(folder)
     has_params = os.path.lexists(folder / PARAMS_FILE)
@@ -72,8 +90,10 @@ def init(folder: Path, images: Path | None, copy: bool, pretrained: bool, backen
     elif not has_params:
         source = images or TEMPLATE / SAMPLE.name
         path = SAMPLE.as_posix() if images is None else path_in_params(folder, source, copy)
-        found = survey(source, path)
+        found = survey(source, path, guess, follow_links)
         chosen = choose(found, this_machine(backend), backend, pretrained)
+        if follow_links and not copy:
+            chosen.params["prepare"]["follow_links"] = True
         params = params_yaml(chosen, heading(found, chosen)).encode()
         print(*found.lines(), "", *described(chosen), "", sep="\n")
     if not has_params:  # the images first: params.yaml is what says that they are complete
@@ -81,12 +101,13 @@ def init(folder: Path, images: Path | None, copy: bool, pretrained: bool, backen
         if images is None:
             project.add(SAMPLE, (TEMPLATE / SAMPLE.name).read_bytes())
         elif copy:
-            copy_images(images, folder)
+            copy_images(images, folder, guess, follow_links)
         project.add(PARAMS_FILE, params)
     else:
         project.left.append(str(PARAMS_FILE))
     for name in ("dvc.yaml", ".gitignore", ".dvcignore"):
         project.add(name, (TEMPLATE / name.removeprefix(".")).read_bytes())
+    project.add(DECISIONS, DECISIONS_HEADER)
     project.add("README.md", readme(folder))
     initialise_git_and_dvc(project)
     if os.path.lexists(folder / LOCK):
@@ -173,6 +194,11 @@ def described(chosen: Choices) -> Iterator[str]:
     recipe = params["train"]
     height, width = params["prepare"]["size"]
     yield f"chosen for these images and for {chosen.machine}"
+    if table := params["prepare"].get("table"):
+        columns = ", ".join(f"{key} {visible(str(value))}" for key, value in table.items())
+        yield f"  columns       {columns}"
+    if group := params["prepare"].get("group"):
+        yield f"  groups        {visible(group)}: {reasons['prepare.group']}"
     yield f"  image size    {width} × {height}: {reasons['prepare.size'].removeprefix('height, width: ')}"
     for name, model in params["models"].items():
         yield f"  {name:12}  {model['variant']}: {reasons[f'models.{name}']}"
@@ -192,12 +218,12 @@ def described(chosen: Choices) -> Iterator[str]:
 # Copies ------------------------------------------------------------------------------------------------
 
 
-def copy_images(images: Path, folder: Path) -> None:
+def copy_images(images: Path, folder: Path, guess: Guess | None, follow_links: bool) -> None:
     """Copies the images into the project; goes on where an earlier copy was interrupted."""
     target = folder / copy_of(images)
     if images.resolve().is_relative_to(folder.resolve()):
         return
-    names = files_of(images) if images.is_dir() else []
+    names = files_of(images, guess, follow_links) if images.is_dir() else []
     pairs = [(images / name, target / name) for name in names] or [(images, target)]
     total = sum(source.stat().st_size for source, _ in pairs)
     with tqdm(desc="copying", total=total, unit="B", unit_scale=True, disable=None, leave=False) as bar:
@@ -205,14 +231,20 @@ def copy_images(images: Path, folder: Path) -> None:
             copy_file(source, copied, bar)
 
 
-def files_of(images: Path) -> list[str]:
-    """Returns the files in class folders, or the IDX files."""
+def files_of(images: Path, guess: Guess | None, follow_links: bool) -> list[str]:
+    """Returns the files in class folders, the table with the files that it names, or the IDX files."""
+    if guess:
+        entries = listing_of("table", images, guess, follow_links).entries
+        return [str(guess.columns.path), *(entry.file for entry in entries if isinstance(entry, Record))]
     source = source_of(images, str(images))
     if source == "idx":
         names = [f"{part}-ubyte{end}" for part in IDX_PARTS for end in ("", ".gz")]
         return [name for name in (*names, "classes.txt") if (images / name).is_file()]
-    listing = SOURCES[source](PrepareConfig(source=source, path=str(images)))
-    return [entry.file for entry in listing.entries if isinstance(entry, Record)]
+    return [
+        entry.file
+        for entry in listing_of(source, images, None, follow_links).entries
+        if isinstance(entry, Record)
+    ]
 
 
 def copy_file(source: Path, target: Path, bar: tqdm) -> None:
@@ -305,13 +337,15 @@ def report(
         and (folder / "dvc.yaml").read_bytes() != (TEMPLATE / "dvc.yaml").read_bytes()
     ):
         yield "dvc.yaml is not that of this version: move it away, and give the same command again for the new one"
+    copied = copy_of(images) if images is not None else SAMPLE
+    if images is not None and not (folder / copied).exists() and (problem := unhashable(images, folder)):
+        yield f"WARNING: {problem}"
     if importlib.util.find_spec(PACKAGES[backend]) is None:
         yield f"{backend} is not installed here: pip install 'visionpipe[{backend}]'"
     yield "next:"
     enter = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(str(folder))} && "
     yield f"  {enter}dvc repro && mlflow ui" + (f"   # {minutes_text(chosen.minutes)}" if chosen else "")
     yield "  visionpipe serve"
-    copied = copy_of(images) if images is not None else SAMPLE
     if copied != SAMPLE and (folder / copied).exists():
         yield f"  dvc add {shlex.quote(copied.as_posix())}   # dvc push and dvc pull share the images; git ignores them"
     committed = [name for name in COMMITTED if (folder / name).exists()]

@@ -35,7 +35,9 @@ Row = dict[str, Any]  # of the journal
 Values = list[Any]  # of the table, in the order of its columns
 
 
-def predict(paths: list[str], output: Path, target: str, probabilities: bool) -> None:
+def predict(
+    paths: list[str], output: Path, target: str, probabilities: bool, follow_links: bool = False
+) -> None:
     """Writes one row per file to `output`: file, label, probability, error.
 
     Args:
@@ -44,6 +46,7 @@ def predict(paths: list[str], output: Path, target: str, probabilities: bool) ->
             `output`.partial, from which the same command continues after an interruption.
         target: `models:/NAME@ALIAS`, `models:/NAME/NUMBER` or a folder.
         probabilities: adds a column `p(CLASS)` for each class.
+        follow_links: follows links in folders to files and folders outside of them.
 
     Raises:
         ConfigError: `output` cannot be written.
@@ -56,7 +59,7 @@ def predict(paths: list[str], output: Path, target: str, probabilities: bool) ->
     columns = ["file", "label", "probability"]
     columns += [f"p({label})" for label in classifier.labels] if probabilities else []
     columns.append("error")
-    files = list(find_files(paths))
+    files = list(find_files(paths, follow_links))
     journal = Path(f"{output}.partial")
     output.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(Path(f"{journal}.lock"), f"waiting for another process that writes {output}"):

@@ -7,8 +7,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from visionpipe.data.augmentation import make_augmentation
+from visionpipe.data.form import as_rgb, model_input
 from visionpipe.data.prepared import PREPARED, open_prepared
-from visionpipe.evaluation.pictures import STYLE, save, short
+from visionpipe.evaluation.labels import drawable
+from visionpipe.evaluation.pictures import STYLE, save
 from visionpipe.project.backend import check_backend, start_backend
 from visionpipe.project.params import Params
 from visionpipe.project.paths import state_folder
@@ -37,13 +39,13 @@ def preview(name: str | None, params: Params) -> Path:
     rows = one_of_each_class(labels)
     images, targets = data.images("train")[rows], one_hot(labels[rows], len(data.classes))
     augment = make_augmentation(entries, params.seed, steps_per_epoch=VERSIONS)
-    columns = [(images.astype(np.float32), targets)]
+    columns = [(model_input(images), targets)]
     for step in range(VERSIONS):
         augmented = augment(tf.constant(images), tf.constant(targets), tf.constant(step, tf.int64))
         columns.append(tuple(tensor.numpy() for tensor in augmented))
     kinds = ", ".join(entry["name"] for entry in entries) or "no augmentation"
     path = state_folder() / "previews" / f"{name}.png"
-    save(contact_sheet(columns, data.classes, f"{short(name)}: {kinds}"), path)
+    save(contact_sheet(columns, data.classes, f"{drawable([name])[0][0]}: {kinds}"), path)
     print(path)
     return path
 
@@ -62,30 +64,32 @@ def one_of_each_class(labels: np.ndarray) -> np.ndarray:
 def contact_sheet(columns: list[tuple[np.ndarray, np.ndarray]], classes: list[str], title: str) -> Figure:
     """Draws one row per image: the original and its versions, with their labels.
 
-    `columns`: images float32 (rows, height, width, 3) in [0, 255], and targets float32 (rows, classes).
+    `columns`: images float32 (rows, height, width, channels) in [0, 255], and targets float32 (rows, classes).
     """
     rows, height, width = columns[0][0].shape[:3]
+    texts, font = drawable(classes)
     cell = 1.35
     figure = Figure(figsize=(len(columns) * cell, rows * (cell * height / width + 0.38) + 0.6))
-    figure.suptitle(title, x=0.005, ha="left", fontsize=11)
+    figure.suptitle(title, x=0.005, ha="left", fontsize=11, fontfamily=drawable([title])[1])
     panels = figure.subplots(rows, len(columns), squeeze=False)
     for column, (images, targets) in enumerate(columns):
         for axes, image, target in zip(panels[:, column], images, targets, strict=True):
             axes.imshow(
-                image.round().astype(np.uint8), interpolation="nearest" if width < 100 else "antialiased"
+                as_rgb(image.round().astype(np.uint8)),
+                interpolation="nearest" if width < 100 else "antialiased",
             )
             axes.set_axis_off()
             # `described` always returns two lines, so that all rows have the same height.
-            axes.set_title(described(target, classes), fontsize=6.5, pad=2, loc="center")
-    panels[0, 0].set_title(
-        f"original:\n{described(columns[0][1][0], classes).strip()}", fontsize=6.5, pad=2, loc="center"
-    )
+            text = described(target, texts)
+            axes.set_title(text, fontsize=6.5, fontfamily=font, pad=2, loc="center")
+    text = f"original:\n{described(columns[0][1][0], texts).strip()}"
+    panels[0, 0].set_title(text, fontsize=6.5, fontfamily=font, pad=2, loc="center")
     return figure
 
 
-def described(target: np.ndarray, classes: list[str]) -> str:
+def described(target: np.ndarray, texts: list[str]) -> str:
     """Names the one or two classes of a label, with their shares if there are two."""
     most = [index for index in np.argsort(-target, kind="stable")[:2] if target[index] >= 0.005]
     if len(most) == 1:
-        return f"\n{short(classes[most[0]])}"
-    return "\n".join(f"{short(classes[index])} {target[index]:.0%}" for index in most)
+        return f"\n{texts[most[0]]}"
+    return "\n".join(f"{texts[index]} {target[index]:.0%}" for index in most)

@@ -47,8 +47,8 @@ def promote(params: Params, new_data: bool = False) -> None:
     The challenger's files are verified first.
 
     Args:
-        new_data: promote even if the champion cannot be compared: it has other classes or another image size, or its
-            files are lost.
+        new_data: promote even if the champion cannot be compared: it has other classes, or prepares images in another
+            way, or its files are lost.
 
     Raises:
         RegistryError: there is no challenger, it is not better, it cannot be compared, or its files are damaged.
@@ -102,7 +102,7 @@ def champion_accuracy(store: Store, champion: Any, data: Prepared, new_data: boo
 
 
 def other_images(number: str) -> str:
-    return f"version {number} has other classes or another image size than {PREPARED}"
+    return f"version {number} has other classes than {PREPARED}, or prepares images in another way"
 
 
 def rollback(params: Params) -> None:
@@ -132,11 +132,12 @@ def rollback(params: Params) -> None:
 def test_accuracy(store: Store, version: Any, data: Prepared) -> float | None:
     """Measures a registered version's accuracy on the prepared test split, in [0, 1].
 
-    Returns None if the version has other classes, or takes images of another size, crop or interpolation.
+    Returns None if the version has other classes, or takes images of another size, or prepares them in another way.
     """
     with temporary_folder() as folder:
         classifier = Classifier(download_classifier(store, version, folder))
-    if classifier.labels != data.classes or classifier.framing != data.framing:
+    same = (classifier.framing, classifier.decoding) == (data.framing, data.decoding)
+    if classifier.labels != data.classes or not same:
         return None
     answers = classifier.logits(data.images("test")).argmax(axis=1)
     return float((answers == data.labels("test")).mean())

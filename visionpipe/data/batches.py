@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from visionpipe.data.augmentation import Augment
+from visionpipe.data.form import model_input
 from visionpipe.data.pixels import aligned
 from visionpipe.errors import ConfigError
 
@@ -55,24 +56,27 @@ def training_batches(
     steps: range,
     repeated_augmentation: int = 1,
     teacher_logits: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
     workers: int = WORKERS,
     prefetch: int = PREFETCH,
 ) -> Any:
     """Returns the augmented batches of the global `steps`, which are prepared ahead on the CPU.
 
     Args:
-        images: uint8 (all, height, width, 3); may be a memory map.
+        images: uint8 or uint16 (all, height, width, channels); may be a memory map.
         labels: int32 (all,).
         steps: the numbers of the batches.
         repeated_augmentation: how often each image appears in its batch, each time with other random draws (Hoffer et
             al. 2020, arXiv:1901.09335). A batch then has fewer different images; an epoch has the same steps.
         teacher_logits: float32 (all, classes), appended to the labels, which are then (batch, 2·classes).
+        weights: float32 (all,), factors of the images' losses. That of a mixed image is the mean of both, by their
+            shares, and each of its labels counts by its own image's weight.
         workers: how many batches are made at the same time. Changes no batch.
         prefetch: how many finished batches may wait. Changes no batch.
 
     Returns:
-        A `tf.data.Dataset` of images float32 (batch, height, width, 3) in [0, 255] and labels float32
-        (batch, classes): one-hot, or soft where images were mixed.
+        A `tf.data.Dataset` of images float32 (batch, height, width, channels) in [0, 255] and labels float32
+        (batch, classes): one-hot, or soft where images were mixed; with `weights` also the weights float32 (batch,).
 
     Raises:
         ConfigError: the batch size is not a multiple of `repeated_augmentation`.
@@ -85,20 +89,30 @@ def training_batches(
         )
     stored = np.asarray(images)  # indexing np.memmap itself costs more than the copy of the pixels
     taught = np.empty((len(labels), 0), np.float32) if teacher_logits is None else teacher_logits
+    factors = np.ones(len(labels), np.float32) if weights is None else weights
 
-    def read(step: np.int64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def read(step: np.int64) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         indices = batch_indices(seed, int(step), batch_size, len(labels), repeated_augmentation)
-        chosen = aligned((batch_size, *images.shape[1:]), np.uint8)
+        chosen = aligned((batch_size, *images.shape[1:]), images.dtype)
         stored.take(indices, axis=0, out=chosen, mode="clip")  # the default mode copies twice
-        return chosen, labels[indices], taught[indices]
+        return chosen, labels[indices], taught[indices], factors[indices]
 
-    def batch(step: Any) -> tuple[Any, Any]:
-        dtypes = [tf.uint8, tf.int32, tf.float32]
-        chosen, chosen_labels, logits = tf.numpy_function(read, [step], dtypes, stateful=False)
+    def batch(step: Any) -> tuple[Any, ...]:
+        dtypes = [tf.as_dtype(images.dtype), tf.int32, tf.float32, tf.float32]
+        chosen, chosen_labels, logits, factor = tf.numpy_function(read, [step], dtypes, stateful=False)
         chosen = tf.ensure_shape(chosen, (batch_size, *images.shape[1:]))
         targets = tf.one_hot(tf.ensure_shape(chosen_labels, (batch_size,)), classes)
-        augmented, targets = augment(chosen, targets, step)
-        return augmented, tf.concat([targets, tf.ensure_shape(logits, (batch_size, taught.shape[1]))], 1)
+        logits = tf.ensure_shape(logits, (batch_size, taught.shape[1]))
+        if weights is None:
+            augmented, targets = augment(chosen, targets, step)
+            return augmented, tf.concat([targets, logits], 1)
+        # Mixing is linear in the targets, so weighted ones beside them become the weighted shares of both labels.
+        weighted = targets * tf.ensure_shape(factor, (batch_size,))[:, None]
+        augmented, targets = augment(chosen, tf.concat([targets, weighted], 1), step)
+        targets, weighted = tf.split(targets, 2, axis=1)
+        factor = tf.reduce_sum(weighted, 1)
+        targets = tf.where(factor[:, None] > 0, tf.math.divide_no_nan(weighted, factor[:, None]), targets)
+        return augmented, tf.concat([targets, logits], 1), factor
 
     numbers = tf.data.Dataset.range(steps.start, steps.stop)
     batches = numbers.map(batch, num_parallel_calls=workers, deterministic=True).prefetch(prefetch)
@@ -114,7 +128,7 @@ def evaluation_batches(
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for start in range(0, len(labels), batch_size):
             part = slice(start, start + batch_size)
-            yield images[part].astype(np.float32), one_hot(labels[part], classes)
+            yield model_input(images[part]), one_hot(labels[part], classes)
 
     shapes = (None, *images.shape[1:]), (None, classes)
     signature = tuple(tf.TensorSpec(shape, tf.float32) for shape in shapes)

@@ -11,8 +11,11 @@ import numpy as np
 from tqdm import tqdm
 
 from visionpipe.data.config import PrepareConfig
-from visionpipe.data.decode import decode_image, resize_and_crop
+from visionpipe.data.decode import OpenLevels, frame
+from visionpipe.data.deep import read_pixels
+from visionpipe.data.form import PixelFormat
 from visionpipe.data.listing import Listing, Record, Rejected
+from visionpipe.data.measures import measure
 from visionpipe.errors import ImageError
 
 DECODED_AHEAD = 64
@@ -22,13 +25,16 @@ DECODED_AHEAD = 64
 class Usable:
     """An image that was decoded, without its pixels.
 
-    `digest` is the sha256 of the picture before resizing. The other fields are those of its `Record`.
+    `digest` is the sha256 of the picture before resizing, `size` its height and width, and `open_levels` its levels
+    where nothing says which is white. The other fields are those of its `Record`.
     """
 
     split: str | None
     class_name: str
     file: str
     digest: bytes
+    size: tuple[int, int]
+    open_levels: OpenLevels | None
     group: str | None = None
     weight: float = 1.0
     metadata: tuple[str, ...] = ()
@@ -36,25 +42,30 @@ class Usable:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoded and resized image. `pixels`: uint8 (height, width, 3)."""
+    """A decoded and resized image.
+
+    `pixels`: uint8 or uint16 (height, width, channels); `measured`: a RECORD of `measures`.
+    """
 
     image: Usable
     pixels: np.ndarray
+    measured: bytes
 
 
 def decode_into(
-    spool: Path, listing: Listing, config: PrepareConfig, threads: int | None
+    spool: Path, measured: Path, listing: Listing, config: PrepareConfig, threads: int | None
 ) -> tuple[list[Usable], list[Rejected]]:
-    """Writes the pixels of all usable images to the file `spool`, in the order of the listing."""
+    """Writes the pixels of all usable images to `spool` and their measures to `measured`, in the listing's order."""
     usable: list[Usable] = []
     quarantined: list[Rejected] = []
     decoded = decode_all(listing.entries, config, threads)
-    with spool.open("wb") as file:
+    with spool.open("wb") as file, measured.open("wb") as records:
         for image in tqdm(decoded, "prepare", listing.total, unit=" images", disable=None):
             if isinstance(image, Rejected):
                 quarantined.append(image)
             else:
                 file.write(image.pixels.data)
+                records.write(image.measured)
                 usable.append(image.image)
     return usable, quarantined
 
@@ -78,12 +89,21 @@ def decode(entry: Record | Rejected, config: PrepareConfig) -> Decoded | Rejecte
     if isinstance(entry, Rejected):
         return entry
     try:
-        image = decode_image(entry.read())
+        data = entry.read()
+        image, open_levels = read_pixels(data, PixelFormat(**config.decode_options))
     except ImageError as error:
-        return Rejected(entry.file, error.reason)
+        return Rejected(entry.file, error.reason, entry.class_name)
     digest = hashlib.sha256(str(image.shape).encode())
     digest.update(image.data)
     usable = Usable(
-        entry.split, entry.class_name, entry.file, digest.digest(), entry.group, entry.weight, entry.metadata
+        entry.split,
+        entry.class_name,
+        entry.file,
+        digest.digest(),
+        image.shape[:2],
+        open_levels,
+        entry.group,
+        entry.weight,
+        entry.metadata,
     )
-    return Decoded(usable, resize_and_crop(image, config.size, config.interpolation, config.crop_ratio))
+    return Decoded(usable, frame(image, **config.frame_options), measure(image, data))

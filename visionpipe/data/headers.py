@@ -1,16 +1,28 @@
-"""Checks PNG, JPEG and GIF files for damage and decompression bombs that Pillow lets pass.
+"""Checks image files for damage, decompression bombs and thumbnails that Pillow lets pass.
 
 Pillow decodes missing PNG rows as black, ignores the checksums of pixels, stores up to 64 MB of inflated texts, and
-decodes any number of scans of a JPEG. Like decode.py, this module is copied into the served artifact.
+decodes any number of scans of a JPEG. It decodes zeros that stand where a download ended, and takes the thumbnail in a
+camera's raw file for the picture. Like decode.py, this module is copied into the served artifact.
 """
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator
 
 from visionpipe.errors import ImageError
 
-MAX_PIXELS = 50_000_000  # pixels of an image: width times height
+MAX_PIXELS = 300_000_000  # pixels of an image, width times height; cameras have up to 200 million
+CLIENT_PIXELS = 50_000_000  # pixels of an image that a client sends to a server
+PADDING = (
+    114,
+    114,
+    114,
+)  # around an image; the mean grey of photographs, as in YOLO, is near 0 after normalisation
+MOST_PIXELS_OF_A_BYTE = (
+    2_000  # of an image of more than CLIENT_PIXELS; a flat picture of 8 bits has half of it as PNG
+)
+MAX_CHANNELS = 64  # channels of an image
 MAX_TEXT = 2**20  # bytes of one inflated text or colour profile; Pillow has the same limit
 MAX_TEXTS = 16 * 2**20  # bytes of all inflated texts of a file
 MAX_SCANS = 100  # scans of a JPEG; each costs a pass over the whole image, and encoders make about ten
@@ -19,15 +31,145 @@ MAX_BLOCKS = (
     500_000  # data blocks of a GIF, each of up to 255 bytes; going through so many takes a tenth of a second
 )
 SLACK = 2**20  # bytes allowed behind the last row, because some encoders write a few
+JPEG_MARKER = re.compile(
+    rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL
+)  # neither stuffing nor a restart within pixels
+JPEG_ZEROS = bytes(512)  # never among compressed pixels where the code of zeros is a coefficient
+RAW_PHOTO = "a camera's raw photo: export it as JPEG, TIFF or PNG"
+MAX_IMAGES = 100  # of a TIFF that are looked at
+# Tags of TIFF, and values of PHOTOMETRIC.
+KIND_OF_IMAGE, WIDTH, HEIGHT, PHOTOMETRIC, INNER_IMAGES, DNG_VERSION = 254, 256, 257, 262, 330, 50706
+SENSOR, LINEAR_SENSOR = 32803, 34892
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # PNG's colour type → channels
 # The passes of PNG's interlacing, Adam7: first column, first row, and the steps to the next column and row.
 PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
+def check_size(width: int, height: int, max_pixels: int, size: int) -> None:
+    """Raises ImageError for an image with more than `max_pixels`, or of CLIENT_PIXELS in a file of far too few bytes.
+
+    size: bytes of the file.
+    """
+    pixels = width * height
+    if pixels > max_pixels:
+        option = ": visionpipe serve --max-pixels sets the limit" if max_pixels < MAX_PIXELS else ""
+        raise ImageError("too_large", f"{width} × {height} pixels, more than {max_pixels:,} in all{option}")
+    if pixels > CLIENT_PIXELS and pixels > MOST_PIXELS_OF_A_BYTE * size:
+        raise ImageError("too_large", f"{width} × {height} pixels in only {size:,} bytes")
+
+
 def check_jpeg(data: bytes) -> None:
-    """Raises ImageError for a JPEG with more than MAX_SCANS scans. Compressed pixels cannot contain a scan's marker."""
+    """Raises ImageError for a JPEG with more than MAX_SCANS scans, or with zeros in the place of compressed pixels.
+
+    Compressed pixels contain no marker but restarts. So the pixels of a file whose end is missing run to the end of
+    the file, and Pillow would decode any zeros there. Zeros in the middle are noticed where the Huffman code for AC
+    coefficients of zeros alone is no end of a block, as in the tables of the standard (ITU-T T.81, K.3), because then
+    no picture has many of them.
+    """
     if data.count(b"\xff\xda") > MAX_SCANS:
         raise ImageError("too_large", f"a JPEG with more than {MAX_SCANS} scans")
+    position, sequential, zeros_are_coefficients = 2, False, False
+    while marker := JPEG_MARKER.search(data, position):
+        kind, start = marker[0][1], marker.end()
+        if kind == 0xD9:  # the end of the image
+            return
+        position = start
+        if kind in (0x01, 0xD8):  # without content
+            continue
+        position += int.from_bytes(data[start : start + 2])
+        if kind in (0xC0, 0xC1):
+            sequential = True
+        elif kind == 0xC4:
+            zeros_are_coefficients |= any(first_ac_symbols(data[start + 2 : position]))
+        elif kind == 0xDA and sequential and zeros_are_coefficients:
+            end = JPEG_MARKER.search(data, position)
+            if data.find(JPEG_ZEROS, position, end.start() if end else len(data)) >= 0:
+                break
+    raise ImageError("broken", "a JPEG whose pixels are partly missing")
+
+
+def first_ac_symbols(tables: bytes) -> Iterator[int]:
+    """Yields the symbol of the shortest code, which is all zeros, of each Huffman table for AC coefficients."""
+    position = 0
+    while position + 17 < len(tables):
+        if tables[position] >= 16:  # the high digit is 1 for AC
+            yield tables[position + 17]
+        position += 17 + sum(tables[position + 1 : position + 17])
+
+
+def check_webp(data: bytes, pixels: int) -> None:
+    """Raises ImageError for a WebP with more zeros in a row than any picture of this number of pixels has.
+
+    libwebp writes a byte for about 10,000 flat pixels of a lossy picture, and for 64 of a lossless one.
+    """
+    position = 12
+    while position + 8 <= len(data):
+        kind, size = struct.unpack_from("<4sI", data, position)
+        each = {b"VP8 ": 4096, b"VP8L": 32, b"ALPH": 32, b"ANMF": 32}.get(kind)
+        if each and data.find(bytes(64 + pixels // each), position + 8, position + 8 + size) >= 0:
+            raise ImageError("broken", "a WebP whose pixels are partly missing")
+        position += 8 + size + size % 2
+
+
+def check_tiff(data: bytes) -> None:
+    """Raises ImageError for a camera's raw file, of which Pillow would decode the thumbnail.
+
+    Raw files are TIFF files whose first image is a preview. They are told by an image of a sensor's colours (TIFF/EP,
+    ISO 12234-2), by the version of DNG, or by the marks of CR2 and IIQ. Any other TIFF whose first image says that it
+    is a smaller version of another one is refused too.
+    """
+    if data[8:10] == b"CR" or data[8:12] in (b"IIII", b"MMMM"):
+        raise ImageError("unsupported", RAW_PHOTO)
+    images = list(tiff_images(data))
+    for tags in images:
+        if DNG_VERSION in tags or tags.get(PHOTOMETRIC) in (SENSOR, LINEAR_SENSOR):
+            raise ImageError("unsupported", RAW_PHOTO)
+    if images and images[0].get(KIND_OF_IMAGE, 0) & 1:
+        area = [tags.get(WIDTH, 0) * tags.get(HEIGHT, 0) for tags in images]
+        if max(area) > area[0]:
+            raise ImageError(
+                "unsupported", "a TIFF whose first image is a thumbnail: save the large one alone"
+            )
+
+
+def tiff_images(data: bytes) -> Iterator[dict[int, int]]:
+    """Yields tag → first value of each image of a TIFF, at most MAX_IMAGES, those within another one included.
+
+    Only tags of whole numbers of 2, 4 or 8 bytes are there, and DNG_VERSION. Damage ends the list.
+    """
+    order = "<" if data[:2] == b"II" else ">"
+    big = data[2:4] in (b"+\0", b"\0+")
+    entry, number, count_bytes = (20, "Q", 8) if big else (12, "I", 2)
+    waiting, seen = [struct.unpack_from(order + number, data, 8 if big else 4)[0]], set[int]()
+    while waiting and len(seen) < MAX_IMAGES:
+        offset = waiting.pop(0)
+        if offset in seen or not 0 < offset <= len(data) - count_bytes:
+            continue
+        seen.add(offset)
+        (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, offset)
+        first = offset + count_bytes
+        tags: dict[int, int] = {}
+        for place in range(first, min(first + count * entry, len(data) - entry + 1), entry):
+            tag, kind, values = struct.unpack_from(f"{order}HH{number}", data, place)
+            letter = {3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}.get(kind)
+            inline = place + (12 if big else 8)
+            if tag == DNG_VERSION:
+                tags[tag] = 1
+            if letter is None or not values:
+                continue
+            form = f"{order}{min(values, MAX_IMAGES)}{letter}"
+            if struct.calcsize(form) > (8 if big else 4):
+                (inline,) = struct.unpack_from(order + number, data, inline)
+            if inline + struct.calcsize(form) > len(data):
+                continue
+            numbers = struct.unpack_from(form, data, inline)
+            tags[tag] = numbers[0]
+            if tag == INNER_IMAGES:
+                waiting += numbers
+        yield tags
+        link = first + count * entry
+        if link + struct.calcsize(number) <= len(data):
+            waiting += struct.unpack_from(order + number, data, link)
 
 
 def check_gif(data: bytes) -> None:
@@ -53,15 +195,16 @@ def colour_table_size(flags: bytes) -> int:
 
 
 def check_png(data: bytes, max_pixels: int) -> None:
-    """Raises ImageError for a PNG with a wrong checksum, missing or extra rows, or texts that inflate to too much.
+    """Raises ImageError for a PNG with a wrong checksum, missing or extra rows, or too large pixels or texts.
 
-    A file that is refused later passes: one with an unknown header, or with more pixels than `max_pixels`.
+    A file with an unknown header passes, which is refused later.
     """
     texts, rows = 0, RowCounter()
     for kind, content in chunks(memoryview(data)):
         if kind == b"IHDR":
             header = struct.unpack_from(">IIBBBBB", bytes(content).ljust(13, b"\0"))
-            if header[3] not in CHANNELS or header[0] * header[1] > max_pixels:
+            check_size(header[0], header[1], max_pixels, len(data))
+            if header[3] not in CHANNELS:
                 return
             rows.expected = rows_size(header)
         elif kind == b"IDAT":

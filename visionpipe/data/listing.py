@@ -1,13 +1,19 @@
 """Lists the files of a source, with the class and split that the names of their folders say."""
 
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import PurePosixPath
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from visionpipe.data.layout import Folder, Layout, counted, quoted, shown, spelling, understand
+from visionpipe.data.walk import LEAVES, NOT_UTF8, UNREADABLE, is_hidden
 from visionpipe.errors import DataError
 
+HIDDEN = "hidden or system file"
+NOT_IN_A_CLASS = "not in a class folder"
+NOT_IN_A_SPLIT = "not in a train, validation or test folder"
+# The names of splits in tables and in TensorFlow Datasets; `layout` knows more names of folders.
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -17,7 +23,7 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
-SYSTEM_FILES = {"__macosx", "thumbs.db", "desktop.ini"}
+NOTES = 20  # folders that are named; a set may have any number of them
 
 
 class Reader(Protocol):
@@ -46,10 +52,16 @@ class Record:
 
 @dataclass(frozen=True)
 class Rejected:
-    """One file that cannot be used."""
+    """One file that cannot be used, or one folder that cannot be read.
+
+    `class_name` is the class that it would belong to, if one is known. `images` counts the images in a folder; None
+    for a file.
+    """
 
     file: str
     reason: str
+    class_name: str | None = None
+    images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,8 @@ class Listing:
     """The content of a source, in an order that depends on the content only.
 
     Every file is an entry, so that nothing is left out silently. `splits` are those that the source defines, `total` is
-    the number of entries, `notes` are remarks for the user, and `columns` names the metadata of every record.
+    the number of entries, `notes` are remarks for the user, and `columns` names the metadata of every record. `lost`
+    are those of the notes that say that a folder is left out.
     """
 
     classes: tuple[str, ...]
@@ -66,71 +79,102 @@ class Listing:
     entries: Iterable[Record | Rejected]
     notes: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+
+
+class UnclearFolders(DataError):
+    """Classes and splits cannot be told from the folders; `listing` has their files, all of them rejected."""
+
+    def __init__(self, message: str, listing: Listing):
+        super().__init__(message)
+        self.listing = listing
 
 
 def list_class_folders(files: dict[str, Reader], folders: set[str], rejected: list[Rejected]) -> Listing:
-    """Reads splits and classes off the paths of files and folders.
+    """Reads splits and classes off the paths of files and folders, as `layout.understand` says.
 
-    Class folders lie at the top, or in folders for the splits (train, validation or val, test). Their images may lie at
-    any depth. A single folder around everything is skipped. Class folders whose names differ only in case or Unicode
-    form are one class, and a note says so.
+    Images may lie at any depth of a class folder. Class folders whose names differ only in case or Unicode form are one
+    class, and a note says so. So does a note for each class that is lost, because its folder or none of its files can
+    be read.
 
     Args:
         files: path → function that reads the file. Paths are relative to the source and have "/" as separator.
         folders: paths of the folders; empty ones are classes, too.
-        rejected: files that are already known to be unusable.
+        rejected: files and folders that are already known to be unusable.
 
     Raises:
-        DataError: there are folders for splits, but none for training.
+        UnclearFolders: folders are named like splits, but there is none for training, or it has no classes.
     """
-    entries: list[Record | Rejected] = list(rejected)
-    entries += [Rejected(path, "hidden or system file") for path in files if is_hidden(path)]
-    visible = {path: read for path, read in files.items() if not is_hidden(path)}
-    parents = {str(parent) for path in visible for parent in PurePosixPath(path).parents} - {"."}
-    visible_folders = parents | {path for path in folders if not is_hidden(path)}
-    wrapper = wrapping_folder(visible_folders)
-    visible_folders.discard(wrapper.rstrip("/"))
-    inner_folders = [path.removeprefix(wrapper).split("/") for path in visible_folders]
-    splits = split_folders({parts[0] for parts in inner_folders})
-    depth = 1 if splits else 0  # where the class folders lie
-    names, notes = merge_spellings(
-        {parts[depth] for parts in inner_folders if len(parts) > depth and (not splits or parts[0] in splits)}
-    )
-    for path, read in visible.items():
-        parts = path.removeprefix(wrapper).split("/")
-        if not path.startswith(wrapper) or len(parts) < depth + 2:
-            entries.append(Rejected(path, "not in a class folder"))
-        elif splits and parts[0] not in splits:
-            entries.append(Rejected(path, "not in a train, validation or test folder"))
+    top = Folder()
+    for path in files:
+        if not is_hidden(path):
+            top.add(path, is_folder=False)
+    for path in folders:
+        if not is_hidden(path):
+            top.add(path, is_folder=True)
+    for item in rejected:
+        if item.images is not None and not is_hidden(item.file):
+            top.add(item.file, is_folder=True, refusal=item.reason)
+    try:
+        layout = understand(top)
+    except DataError as error:
+        unused = [Rejected(path, HIDDEN if is_hidden(path) else NOT_IN_A_CLASS) for path in files]
+        unused = sorted([*unused, *rejected], key=lambda entry: entry.file)
+        raise UnclearFolders(str(error), Listing((), frozenset(), len(unused), unused)) from None
+    names, notes = merge_spellings({name for _, name in layout.classes.values()})
+    entries: list[Record | Rejected] = []
+    for path, read in files.items():
+        if is_hidden(path):
+            entries.append(Rejected(path, HIDDEN))
+        elif place := layout.place(path):
+            entries.append(Record(place[0], names[place[1]], path, read))
         else:
-            entries.append(Record(splits.get(parts[0]), names[parts[depth]], path, read))
+            entries.append(Rejected(path, NOT_IN_A_SPLIT if layout.is_unused(path) else NOT_IN_A_CLASS))
+    entries += [with_class(item, layout, names) for item in rejected]
     entries.sort(key=lambda entry: entry.file)
     classes = tuple(sorted(set(names.values())))
-    return Listing(classes, frozenset(splits.values()), len(entries), entries, notes)
+    lost = tuple(losses(rejected, layout, classes))
+    return Listing(classes, layout.splits, len(entries), entries, (*layout.notes, *notes, *lost), lost=lost)
 
 
-def is_hidden(path: str) -> bool:
-    """Whether a file, or a folder around it, is hidden or belongs to an operating system."""
-    return any(part.startswith(".") or part.casefold() in SYSTEM_FILES for part in path.split("/"))
+def with_class(item: Rejected, layout: Layout, names: dict[str, str]) -> Rejected:
+    """Returns the rejected file with the class whose folder it lies in."""
+    place = layout.place(item.file)
+    return replace(item, class_name=names[place[1]]) if place else item
 
 
-def wrapping_folder(folders: set[str]) -> str:
-    """Returns the single folder around everything, as "name/", or "" if there is none."""
-    top = min(folders, key=len, default="")
-    is_wrapper = len(folders) > 1 and all(path.startswith(f"{top}/") for path in folders - {top})
-    return f"{top}/" if is_wrapper and top.casefold() not in SPLIT_NAMES else ""
-
-
-def split_folders(folders: set[str]) -> dict[str, str]:
-    """Maps the folders that are named like a split to that split; raises DataError if there is none for training."""
-    splits = {
-        path: SPLIT_NAMES[path.casefold()] for path in sorted(folders) if path.casefold() in SPLIT_NAMES
-    }
-    if splits and "train" not in splits.values():
-        raise DataError(
-            f"there are folders {', '.join(splits)}, but no folder train beside them: add it, or rename them"
+def losses(rejected: list[Rejected], layout: Layout, classes: tuple[str, ...]) -> list[str]:
+    """Returns a sentence for each folder that is not read, and for each class of which all files are refused."""
+    notes = []
+    lost: defaultdict[str, list[Rejected]] = defaultdict(list)
+    known = {spelling(name) for name in classes}
+    for item in rejected:
+        folder = item.file.replace("\\", "/").rpartition("/")[0].rpartition("/")[2]
+        if item.images is not None:
+            holds = f" with {counted(item.images, 'image')}" if item.images else ""
+            notes.append(f"folder {quoted(item.file)}{holds} is left out: {item.reason}{advice(item.reason)}")
+        elif not layout.place(item.file) and folder not in ("", ".", "..") and spelling(folder) not in known:
+            lost[folder].append(item)
+    for folder, items in lost.items():
+        first = items[0]
+        notes.append(
+            f"folder {quoted(folder)} is left out, because {'its only file' if len(items) == 1 else 'no file in it'} "
+            f"can be read: {counted(len(items), 'file')}, such as {quoted(first.file)}: {first.reason}"
         )
-    return splits
+    return (
+        notes
+        if len(notes) <= NOTES
+        else [*notes[:NOTES], f"{len(notes) - NOTES:,} more folders are left out"]
+    )
+
+
+def advice(reason: str) -> str:
+    """Returns what to do about a folder that is refused, or ""."""
+    if reason == LEAVES:
+        return "; to use it, set prepare.follow_links: true, or give init --follow-links"
+    if reason.startswith(UNREADABLE):
+        return "; let your user read it (chmod, chown)"
+    return "; rename it" if reason == NOT_UTF8 else ""
 
 
 def merge_spellings(folders: set[str]) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -140,11 +184,11 @@ def merge_spellings(folders: set[str]) -> tuple[dict[str, str], tuple[str, ...]]
     """
     spellings: dict[str, list[str]] = {}
     for folder in sorted(folders):
-        spellings.setdefault(unicodedata.normalize("NFC", folder).casefold(), []).append(folder)
+        spellings.setdefault(spelling(folder), []).append(folder)
     names = {folder: unicodedata.normalize("NFC", same[0]) for same in spellings.values() for folder in same}
     notes = tuple(
-        f"folders {', '.join(map(ascii, same))} are one class, {names[same[0]]!r}: for separate classes, "
-        "give them names that differ in more than case"
+        f"folders {', '.join(ascii(shown(name)) for name in same)} are one class, {names[same[0]]!r}: for separate "
+        "classes, give them names that differ in more than case"
         for same in spellings.values()
         if len(same) > 1
     )

@@ -10,16 +10,24 @@ import stat
 import sys
 import zipfile
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from visionpipe.data.decode import SIGNATURES
-from visionpipe.data.listing import is_hidden
-from visionpipe.data.sources import MAX_FILE_BYTES, member_name, member_refusal, read_member
+from visionpipe.data.encodings import text_lines
+from visionpipe.data.sources import read_member
+from visionpipe.data.walk import (
+    LEAVES,
+    MAX_FILE_BYTES,
+    is_hidden,
+    is_named_like_an_image,
+    walk_archive,
+    walk_folder,
+)
 from visionpipe.errors import DataError, ImageError
+from visionpipe.escape import visible
 
 STDIN = "-"
 SMALL = 16 * 2**10  # bytes; such an image is decoded in a fraction of a millisecond
-PICTURE = re.compile(r"\.(a?png|jpe?g?|jfif|gif|bmp|dib|tiff?|webp|p[bfgnp]m|avif|hei[cf])", re.IGNORECASE)
 State = list[int]  # of a file on disk; changes whenever its content does
 
 
@@ -32,42 +40,67 @@ class File(NamedTuple):
     refusal: str | None = None
 
 
-def find_files(paths: Iterable[str]) -> Iterator[File]:
+def find_files(paths: Iterable[str], follow_links: bool = False) -> Iterator[File]:
     """Yields every file once, in the order of the arguments, and by name within each argument.
+
+    What lies in a folder or an archive is found by the rules of `prepare`. What is named itself is read in any case.
 
     Args:
         paths: files, folders, zip archives, patterns, or `-` for paths on standard input, one a line.
+        follow_links: whether links in a folder are followed to files and folders outside of it.
 
     Raises:
         DataError: a path does not exist, matches nothing as a pattern, or is a damaged archive.
     """
     seen = set()
-    for file in itertools.chain.from_iterable(map(expand, paths)):
+    for file in itertools.chain.from_iterable(expand(path, follow_links) for path in paths):
         if file.name not in seen:
             seen.add(file.name)
             yield file
 
 
-def expand(path: str) -> Iterator[File]:
+def expand(path: str, follow_links: bool) -> Iterator[File]:
     """Yields the files that one argument names."""
     if path == STDIN:
-        for line in sys.stdin:
-            if line.rstrip("\n"):
-                yield from expand(line.rstrip("\n"))
+        for line in listed_paths():
+            yield from expand(line, follow_links)
     elif os.path.isdir(path):
-        for folder, folders, names in os.walk(path):
-            folders[:] = sorted(name for name in folders if not is_hidden(name))
-            for name in sorted(names):
-                if not is_hidden(name):
-                    yield plain_file(os.path.join(folder, name))
+        yield from files_in(path, follow_links)
     elif os.path.isfile(path) and is_archive(path):
         yield from members(path)
     elif os.path.lexists(path):
         yield plain_file(path)
     elif matches := sorted(glob.glob(path, recursive=True)):
-        yield from itertools.chain.from_iterable(map(expand, matches))
+        yield from itertools.chain.from_iterable(expand(match, follow_links) for match in matches)
     else:
-        raise DataError(f"{path}: there is no such file or folder, and as a pattern it matches nothing")
+        raise DataError(
+            f"{visible(path)}: there is no such file or folder, and as a pattern it matches nothing"
+        )
+
+
+def listed_paths() -> Iterator[str]:
+    """Yields the paths on standard input, one a line.
+
+    A line that names no file is read as Windows and its editors write it: with blanks at its end, with quotes around
+    the path, and with backslashes.
+    """
+    for line in text_lines(sys.stdin.buffer.read()):
+        stripped = line.strip()
+        if not stripped:
+            continue
+        unquoted = stripped[1:-1] if stripped[0] == stripped[-1] and stripped[0] in "\"'" else stripped
+        readings = dict.fromkeys((line, stripped, unquoted, unquoted.replace("\\", "/")))
+        yield next((path for path in readings if os.path.lexists(path)), unquoted)
+
+
+def files_in(path: str, follow_links: bool) -> Iterator[File]:
+    """Yields the files of a folder that `prepare` would look at."""
+    for found in walk_folder(path, follow_links):
+        if is_hidden(found.path) or (found.is_folder and not found.refusal):
+            continue
+        name = os.fsencode(os.path.join(path, found.path)).decode(errors="backslashreplace")
+        reason = f"{LEAVES}: give --follow-links to use it" if found.refusal == LEAVES else found.refusal
+        yield File(name.rstrip("/"), cast(str, found.place), refusal=reason)
 
 
 def is_archive(path: str) -> bool:
@@ -75,7 +108,7 @@ def is_archive(path: str) -> bool:
 
     A picture may have an archive appended to it.
     """
-    if PICTURE.fullmatch(os.path.splitext(path)[1]):
+    if is_named_like_an_image(path):
         return False
     try:
         with open(path, "rb") as file:
@@ -95,15 +128,12 @@ def members(path: str) -> Iterator[File]:
     """Yields the files of an archive, named ARCHIVE/MEMBER, without unpacking them."""
     try:
         with zipfile.ZipFile(path) as archive:
-            content = archive.infolist()
+            content, _ = walk_archive(archive)
     except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, OSError):
         raise DataError(f"{path} is a damaged zip archive: copy or download it again") from None
-    for member in sorted(content, key=lambda member: member.filename):
-        name = member_name(member) or member.filename
-        refusal = member_refusal(member)
-        if name.endswith("/") or (is_hidden(name) and not refusal):
-            continue
-        yield File(f"{path}/{name}", path, member, refusal)
+    for found in sorted(content, key=lambda found: found.path):
+        if found.refusal or not (found.is_folder or is_hidden(found.path)):
+            yield File(f"{path}/{found.path}", path, cast(zipfile.ZipInfo, found.place), found.refusal)
 
 
 def is_small(file: File) -> bool:

@@ -18,10 +18,11 @@ LARGE = 160 * 160 * 3  # values of an image: a group of such images leaves the p
 
 
 def as_float(images: Any) -> Any:
-    """Converts images to float32 without changing their range."""
+    """Converts images to float32 in [0, 255]: uint16 are divided by 257, other types stay in their range."""
     import tensorflow as tf
 
-    return tf.cast(images, tf.float32)
+    floats = tf.cast(images, tf.float32)
+    return floats / 257 if images.dtype == tf.uint16 else floats
 
 
 class Place(NamedTuple):
@@ -119,6 +120,8 @@ def resized(images: Any, top: Any, left: Any, height: Any, width: Any) -> Any:
     """
     import tensorflow as tf
 
+    if images.dtype != tf.uint8:
+        images = as_float(images)
     sides = images.shape[1:3]
     edged = tf.concat([images[:, :1], images, images[:, -1:]], axis=1)  # tf.pad is slow at it
     edged = tf.concat([edged[:, :, :1], edged, edged[:, :, -1:]], axis=2)

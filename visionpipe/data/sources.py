@@ -1,6 +1,8 @@
 """The sources of images: one function per source, which returns a Listing.
 
 zip, folder: one folder per class, laid out as `list_class_folders` says.
+table: a folder or archive with a table of its images; table.py reads it.
+huggingface: a folder that save_to_disk of the library datasets wrote; huggingface.py reads it.
 tfds: any image classification set of TensorFlow Datasets; decode.py decodes the stored bytes, as for every source.
 idx: a folder with the four files of MNIST's format (LeCun et al. 1998), gzipped or not.
 """
@@ -9,81 +11,117 @@ import contextlib
 import functools
 import gzip
 import io
-import os
-import re
-import stat
 import sys
 import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
 
 from visionpipe.data.config import PrepareConfig
+from visionpipe.data.encodings import text_lines
+from visionpipe.data.huggingface import first_bytes, list_saved
 from visionpipe.data.listing import SPLIT_NAMES, Listing, Reader, Record, Rejected, list_class_folders
+from visionpipe.data.table import list_rows
+from visionpipe.data.walk import walk_archive, walk_folder
 from visionpipe.errors import DataError, ImageError
 
-MAX_FILE_BYTES = 256 * 2**20
-DVC_CACHE_FILE = re.compile(r".*/[0-9a-f]{2}/[0-9a-f]{30}")  # its name is its md5
+
+@dataclass(frozen=True)
+class Content:
+    """What a folder or an archive holds. `rejected` cannot be used, and `notes` are remarks for the user."""
+
+    files: dict[str, Reader]
+    folders: set[str]
+    rejected: list[Rejected]
+    notes: tuple[str, ...] = ()
 
 
 def list_zip(config: PrepareConfig) -> Listing:
-    """Lists a zip archive without unpacking it. Links in the archive are never followed."""
+    """Lists a zip archive of class folders without unpacking it. Links in the archive are never followed."""
+    return class_folders(content_of_zip(config))
+
+
+def list_folder(config: PrepareConfig) -> Listing:
+    """Lists a folder of class folders, by the rules of `walk_folder`."""
+    return class_folders(content_of_folder(config))
+
+
+def class_folders(content: Content) -> Listing:
+    listing = list_class_folders(content.files, content.folders, content.rejected)
+    return replace(listing, notes=(*content.notes, *listing.notes))
+
+
+def list_table(config: PrepareConfig) -> Listing:
+    """Lists the images that a table names; both are in one folder or zip archive."""
+    path = existing(config, Path.exists, "a folder or zip archive")
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise DataError(
+            f"prepare.path: {path} is a file: set prepare.path to the folder that holds the table and the images, "
+            f"which DVC then watches, and prepare.table.path to the table, relative to it"
+        )
+    content = (content_of_folder if path.is_dir() else content_of_zip)(config)
+    listing = list_rows(config, content.files, content.rejected)
+    return replace(listing, notes=(*content.notes, *listing.notes))
+
+
+def list_huggingface(config: PrepareConfig) -> Listing:
+    """Lists a set of the library datasets that save_to_disk wrote."""
+    return list_saved(existing(config, Path.is_dir, "a folder"), config)
+
+
+def content_of_zip(config: PrepareConfig) -> Content:
+    """Reads the directory of an archive."""
     path = existing(config, Path.is_file, "a file")
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, OSError):
+    except UnicodeDecodeError:
+        raise DataError(
+            f"prepare.path: {path} has a file name that is not UTF-8, though it says so: unpack it and set "
+            "prepare.source: folder"
+        ) from None
+    except (zipfile.BadZipFile, NotImplementedError, OSError):
         raise DataError(f"prepare.path: {path} is not a zip archive, or is damaged") from None
     lock = threading.Lock()  # ZipFile is not documented to be safe for several threads
     files: dict[str, Reader] = {}
     folders: set[str] = set()
     rejected = []
-    for member in archive.infolist():
-        name = member_name(member)
-        path_in_zip = str(PurePosixPath(name or member.filename))
-        if member.filename.endswith("/"):
-            folders.add(path_in_zip)
-        elif reason := ("file name is not UTF-8" if name is None else member_refusal(member)):
-            rejected.append(Rejected(path_in_zip, reason))
-        elif path_in_zip in files:
-            rejected.append(Rejected(path_in_zip, "appears twice in the archive"))
+    members, notes = walk_archive(archive)
+    for found in members:
+        member = cast(zipfile.ZipInfo, found.place)
+        if found.refusal:
+            rejected.append(Rejected(found.path, found.refusal))
+        elif found.is_folder:
+            folders.add(found.path)
+        elif found.path in files:
+            rejected.append(Rejected(found.path, "appears twice in the archive"))
         else:
-            files[path_in_zip] = functools.partial(read_member, archive, member, lock)
-    return list_class_folders(files, folders, rejected)
+            files[found.path] = functools.partial(read_member, archive, member, lock)
+    return Content(files, folders, rejected, notes)
 
 
-def list_folder(config: PrepareConfig) -> Listing:
-    """Lists a folder.
-
-    Links are followed within the folder and into a DVC cache, because DVC may link the files that it tracks. They are
-    never followed elsewhere, nor in a circle.
-    """
-    root = Path(os.path.realpath(existing(config, Path.is_dir, "a folder")))
+def content_of_folder(config: PrepareConfig) -> Content:
+    """Reads the directories of a folder."""
+    root = existing(config, Path.is_dir, "a folder")
     files: dict[str, Reader] = {}
     folders: set[str] = set()
     rejected = []
-    unread: list[tuple[Path, str, tuple[str, ...]]] = [(root, "", (str(root),))]
-    while unread:
-        folder, prefix, ancestors = unread.pop()
-        try:
-            names = os.listdir(folder)
-        except OSError as error:
-            rejected.append(Rejected(prefix, f"cannot be read: {error.strerror}"))
-            continue
-        for name in names:
-            path, target = prefix + name, os.path.realpath(folder / name)
-            if reason := file_refusal(name, target, root, ancestors):
-                rejected.append(Rejected(os.fsencode(path).decode(errors="backslashreplace"), reason))
-            elif os.path.isdir(target):
-                folders.add(path)
-                unread.append((folder / name, f"{path}/", (*ancestors, target)))
-            else:
-                files[path] = functools.partial(read_file, folder / name)
-    return list_class_folders(files, folders, rejected)
+    for found in walk_folder(str(root), config.follow_links):
+        if found.refusal and not found.path:
+            raise DataError(f"prepare.path: {root} {found.refusal}")
+        if found.refusal:
+            images = found.images if found.is_folder else None
+            rejected.append(Rejected(found.path, found.refusal, images=images))
+        elif found.is_folder:
+            folders.add(found.path)
+        else:
+            files[found.path] = functools.partial(read_file, Path(cast(str, found.place)))
+    return Content(files, folders, rejected)
 
 
 def list_tfds(config: PrepareConfig) -> Listing:
@@ -178,10 +216,7 @@ def list_idx(config: PrepareConfig) -> Listing:
         parts[prefix, split] = images, labels
     count = 1 + max(int(labels.max(initial=0)) for _, labels in parts.values())
     names = folder / "classes.txt"
-    lines = (
-        names.read_text(encoding="utf-8").split("\n")[:count] if names.exists() else map(str, range(count))
-    )
-    classes = tuple(lines)
+    classes = tuple(read_names(names)[:count] if names.exists() else map(str, range(count)))
     if len(set(classes)) < count or "" in classes:
         raise DataError(f"prepare.path: {names} must have {count} lines, a different name on each")
     entries = (
@@ -191,6 +226,14 @@ def list_idx(config: PrepareConfig) -> Listing:
     )
     total = sum(len(labels) for _, labels in parts.values())
     return Listing(classes, frozenset({"train", "test"}), total, entries, notes=())
+
+
+def read_names(file: Path) -> list[str]:
+    """Reads a file of names, one a line, as any editor or shell writes it; blanks around a name are no part of it."""
+    lines = [line.strip() for line in text_lines(file.read_bytes())]
+    if not all(line.isprintable() for line in lines):
+        raise DataError(f"prepare.path: {file} is not a list of names in UTF-8: save it as UTF-8 text")
+    return lines
 
 
 def read_idx(folder: Path, name: str, dimensions: int) -> np.ndarray:
@@ -218,14 +261,11 @@ def as_png(pixels: np.ndarray, most: int = -1) -> bytes:
     return first_bytes(buffer.getvalue(), most)
 
 
-def first_bytes(content: bytes, most: int = -1) -> bytes:
-    """Returns the first `most` bytes, or all of them where `most` is negative."""
-    return content if most < 0 else content[:most]
-
-
 SOURCES: dict[str, Callable[[PrepareConfig], Listing]] = {
     "zip": list_zip,
     "folder": list_folder,
+    "table": list_table,
+    "huggingface": list_huggingface,
     "tfds": list_tfds,
     "idx": list_idx,
 }
@@ -241,46 +281,6 @@ def existing(config: PrepareConfig, has_kind: Callable[[Path], bool], kind: str)
     if not has_kind(path):
         raise DataError(f"prepare.path: {path} is not {kind}, as prepare.source: {config.source} needs")
     return path
-
-
-def member_name(member: zipfile.ZipInfo) -> str | None:
-    """Returns the name of an archive's member, or None if it is not UTF-8; archives need not declare the encoding."""
-    if member.filename.isascii() or member.flag_bits & 0x800:
-        return member.filename
-    try:
-        return member.filename.encode("cp437").decode()
-    except UnicodeDecodeError:
-        return None
-
-
-def member_refusal(member: zipfile.ZipInfo) -> str | None:
-    """Returns the reason why a member of an archive is not read, or None."""
-    if ".." in member.filename.split("/") or re.match(r"/|[A-Za-z]:", member.filename):
-        return "path leads out of the archive"
-    if stat.S_ISLNK(member.external_attr >> 16):
-        return "symbolic link"
-    if member.flag_bits & 0x1:
-        return "encrypted"
-    return "larger than 256 MiB" if member.file_size > MAX_FILE_BYTES else None
-
-
-def file_refusal(name: str, target: str, root: Path, ancestors: tuple[str, ...]) -> str | None:
-    """Returns the reason why an entry of a folder is not read, or None; `target` is its path with links resolved."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return "file name is not UTF-8"
-    if not Path(target).is_relative_to(root) and not DVC_CACHE_FILE.fullmatch(target):
-        return "symbolic link that leaves the folder"
-    if target in ancestors:
-        return "symbolic link that leads in a circle"
-    if os.path.isdir(target):
-        return None
-    if not os.path.exists(target) and DVC_CACHE_FILE.fullmatch(target):
-        return "not in DVC's cache: run dvc pull"
-    if not os.path.isfile(target):
-        return "neither a file nor a folder"
-    return "larger than 256 MiB" if os.path.getsize(target) > MAX_FILE_BYTES else None
 
 
 def read_member(

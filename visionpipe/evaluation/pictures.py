@@ -4,17 +4,16 @@
 MOST_SHOWN classes a picture shows the worst of them, and says so in its title.
 """
 
-import functools
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from visionpipe.escape import visible
+from visionpipe.data.form import as_rgb
+from visionpipe.evaluation.labels import drawable
 from visionpipe.evaluation.metrics import Answers, Calibration, Pairs, answers, most_confused, nonzero
 from visionpipe.files import replacing_file
 
@@ -32,7 +31,6 @@ STYLE: Any = {
 MOST_SHOWN = 100  # classes; drawing a matrix of 1,000 classes takes 11 GiB, and nobody could read it
 OTHERS = "(other classes)"
 MOST_ANNOTATED = 30  # classes; with more, the numbers would be too small to read
-MOST_LETTERS = 22  # of a class name; the rest is cut off
 
 
 @matplotlib.rc_context(STYLE)
@@ -41,9 +39,10 @@ def confusion(matrix: np.ndarray | Pairs, classes: list[str]) -> Figure:
     entries = nonzero(matrix)
     shown = most_confused(entries, len(classes), MOST_SHOWN)
     title = f"Confusion matrix of {entries.counts.sum():,} images"
-    cells, names = gathered(entries, shown, len(classes)), [*(classes[index] for index in shown), OTHERS]
+    texts, font = drawable([*classes, OTHERS])
+    cells, names = gathered(entries, shown, len(classes)), [*(texts[index] for index in shown), texts[-1]]
     if len(shown) == len(classes):
-        cells, names = cells[:, :-1], classes
+        cells, names = cells[:, :-1], texts[:-1]
     else:
         title += f": the {len(shown)} of {len(classes):,} classes with the most frequent mistakes"
     count = len(names)
@@ -53,8 +52,8 @@ def confusion(matrix: np.ndarray | Pairs, classes: list[str]) -> Figure:
     shares = cells / np.maximum(cells.sum(axis=1, keepdims=True), 1)
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     size = max(5.5, min(10.0, cell * 26))
-    axes.set_xticks(range(count), [short(name) for name in names], rotation=90, fontsize=size)
-    axes.set_yticks(range(len(cells)), [short(name) for name in names[: len(cells)]], fontsize=size)
+    axes.set_xticks(range(count), names, rotation=90, fontsize=size, fontfamily=font)
+    axes.set_yticks(range(len(cells)), names[: len(cells)], fontsize=size, fontfamily=font)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("predicted")
@@ -96,6 +95,8 @@ def per_class(table: dict[str, dict[str, Any]]) -> Figure:
     tested = [name for name, row in table.items() if row["f1"] is not None]
     worst = sorted(tested, key=lambda name: table[name]["f1"])[:MOST_SHOWN]
     shown = list(table) if len(table) <= MOST_SHOWN else worst
+    texts, font = drawable(list(table))
+    text_of = dict(zip(table, texts, strict=True))
     count = len(shown)
     height = max(0.16, min(0.34, 14 / count))
     figure = Figure(figsize=(11, count * height + 1.3))
@@ -119,7 +120,8 @@ def per_class(table: dict[str, dict[str, Any]]) -> Figure:
                 axes.text(
                     0.015, place, text, va="center", fontsize=8, color="grey" if not value > 0.1 else "white"
                 )
-    panels[0].set_yticks(places, [short(name) for name in shown], fontsize=min(9.0, height * 34))
+    size = min(9.0, height * 34)
+    panels[0].set_yticks(places, [text_of[name] for name in shown], fontsize=size, fontfamily=font)
     panels[0].set_ylim(count - 0.4, -0.6)
     return figure
 
@@ -154,7 +156,7 @@ def mistakes(
 ) -> Figure:
     """Draws the wrong predictions with the highest confidence, at most `most` of them, the most confident first.
 
-    images: uint8 (n, height, width, 3).
+    images: uint8 or uint16 (n, height, width, channels).
     labels: int (n,).
     probabilities: float (n, classes), or Answers.
     """
@@ -162,6 +164,7 @@ def mistakes(
     predicted, confidence = predictions.predicted, predictions.confidence
     wrong = np.flatnonzero(predicted != labels)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
+    texts, font = drawable(classes)
     columns = max(3, int(np.ceil(np.sqrt(len(worst)))))
     rows = max(1, -(-len(worst) // columns))
     figure = Figure(figsize=(columns * 1.9, rows * 2.25 + 0.5))
@@ -177,26 +180,16 @@ def mistakes(
     for axes in panels:
         axes.set_axis_off()
     for axes, index in zip(panels, worst, strict=False):
-        axes.imshow(images[index], interpolation="nearest" if max(images.shape[1:3]) < 100 else "antialiased")
+        axes.imshow(
+            as_rgb(images[index]), interpolation="nearest" if max(images.shape[1:3]) < 100 else "antialiased"
+        )
         axes.set_title(
-            f"is {short(classes[labels[index]])}\n"
-            f"predicted {short(classes[predicted[index]])}, {confidence[index]:.0%}",
+            f"is {texts[labels[index]]}\npredicted {texts[predicted[index]]}, {confidence[index]:.0%}",
             fontsize=7.5,
+            fontfamily=font,
             pad=4,
         )
     return figure
-
-
-def short(name: str) -> str:
-    """Shortens a name for a label. Escapes characters that the font lacks, which would all be the same box."""
-    text = "".join(c if ord(c) in glyphs() else ascii(c)[1:-1] for c in visible(name))
-    return text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…"
-
-
-@functools.cache
-def glyphs() -> frozenset[int]:
-    """Returns the code points of the font that matplotlib ships, which is the same on every machine."""
-    return frozenset(font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap())
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # matplotlib makes some labels only when it draws them

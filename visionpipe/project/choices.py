@@ -13,7 +13,7 @@ import yaml
 
 from visionpipe.project.ladder import FROM_SCRATCH, Choice, Ladder, Models, Size, from_published
 from visionpipe.project.machine import Machine
-from visionpipe.project.survey import Survey
+from visionpipe.project.survey import ELONGATED, MANY, Survey
 
 EFFICIENCY = 0.5  # of a product's rate that small models reach in training on CPUs: 0.49 a ViT, 0.67 a ResNet
 GPU_EFFICIENCY = 0.03  # a small model leaves most of a GPU idle
@@ -46,7 +46,7 @@ class Choices:
 
 def choose(survey: Survey, machine: Machine, backend: str, pretrained: bool) -> Choices:
     """Decides on every value of params.yaml that depends on the images or the machine."""
-    splits = fractions(survey)
+    splits, framing = fractions(survey), choose_framing(survey)
     training, validation = split_sizes(survey, splits)
     budget = budget_minutes(survey.images)
     size, models, epochs = fitting(survey, machine, training, validation, budget, pretrained)
@@ -61,7 +61,13 @@ def choose(survey: Survey, machine: Machine, backend: str, pretrained: bool) -> 
         "backend": backend,
         "seed": 0,
         "threads": None,
-        "prepare": {"source": survey.source, "path": survey.path, "size": list(size)} | splits,
+        "prepare": {"source": survey.source, "path": survey.path}
+        | (survey.guess.params() if survey.guess else {})
+        | {"size": list(size)}
+        | framing
+        | survey.form
+        | splits
+        | ({"duplicates": "keep"} if survey.images <= MOST_ALIGNED else {}),
         "models": entries,
         "train": recipe,
         "export": {"precision": "fp32", "opset": 18, "max_logit_difference": 0.001},
@@ -72,10 +78,17 @@ def choose(survey: Survey, machine: Machine, backend: str, pretrained: bool) -> 
     reasons = {
         "backend": "tensorflow | jax | torch",
         "threads": "null: the number of physical cores",
-        "prepare.source": "zip | folder (one folder per class) | tfds | idx",
+        "prepare.source": "zip | folder (one folder per class) | table | huggingface | tfds | idx",
         "prepare.path": "the images stay where they are; a relative path starts at this file",
+        **(survey.guess.reasons if survey.guess else {}),
         "prepare.size": size_reason(survey, size, enough, budget),
+        "prepare.framing": f"crop | pad | stretch; pad shows all of the image: {survey.elongated:.0%} are more than "
+        f"{ELONGATED} times as long as wide",
+        "prepare.channels": "as the files have them: 1 for grey, 3 for RGB",
+        "prepare.depth": "8 | 16 bits of a value are kept",
+        "prepare.levels": "file: the extremes of each; [low, high] for one scale, if you know the values of all",
         **fraction_reasons(survey),
+        "prepare.duplicates": "copies are drawn into one split; or drop | error; null only warns",
         "models": f"three families, to compare: {minutes_text(seconds / 60)} of training together on {machine}",
         **{f"models.{name}": model_reason(model, size) for name, model in models.items()},
         **recipe_reasons,
@@ -93,6 +106,11 @@ def budget_minutes(images: int) -> float:
     return 15 * min(6.0, max(1.0, images / 10_000))
 
 
+def choose_framing(survey: Survey) -> dict[str, str]:
+    """Returns `framing: pad` where a crop would cut off too much of many images; the default is to crop."""
+    return {"framing": "pad"} if survey.elongated > MANY else {}
+
+
 def fractions(survey: Survey) -> dict[str, float]:
     return {
         "validation_fraction": 0.2 if survey.images < 2000 else 0.1,
@@ -106,7 +124,7 @@ def fraction_reasons(survey: Survey) -> dict[str, str]:
         of = "training" if split == "validation" else "all"
         reason = f"of {of} images"
         if split in survey.splits:
-            reason = f"not used: the images come with a {split} folder"
+            reason = f"not used: the images come with a {split} {'split' if survey.guess else 'folder'}"
         elif split == "validation" and survey.images < 2000:
             reason += ": fewer would make the choice of the best model a matter of luck"
         reasons[f"prepare.{split}_fraction"] = reason
@@ -262,7 +280,7 @@ def choose_gate(survey: Survey) -> tuple[float, str]:
     """Returns `register.gate.over_majority`: at most a quarter of what the most frequent class leaves to gain."""
     gate = min(LARGEST_GATE, math.floor(250 * (1 - survey.majority)) / 1000)
     return gate, (
-        f"a model must beat always answering the most frequent class, {survey.majority:.0%} of these images, by this"
+        f"the accuracy must lie this much above {survey.majority:.0%}, the share of the most frequent class"
     )
 
 
@@ -291,6 +309,7 @@ def minutes_text(minutes: float) -> str:
 
 # params.yaml -------------------------------------------------------------------------------------------
 
+MOST_ALIGNED = 20_000  # images whose copies are found within minutes, crops and rotations included
 SECTIONS = ("prepare", "models", "train", "export", "evaluate", "register", "tracking")
 
 
@@ -309,7 +328,11 @@ def written(name: str, value: Any, key: str, indent: str, reasons: dict[str, str
     reason = f" # {reasons[key]}" if key in reasons else ""
     if key == "train.augmentation":
         return [f"{indent}{name}:{reason}", *(f"{indent}  - {in_one_line(item)}" for item in value)]
-    if key in SECTIONS or key == "register.gate" or (key.startswith("models.") and key.count(".") == 1):
+    if (
+        key in SECTIONS
+        or key in ("register.gate", "prepare.table")
+        or (key.startswith("models.") and key.count(".") == 1)
+    ):
         lines = [f"{indent}{name}:{reason}"]
         for inner, content in value.items():
             lines += written(inner, content, f"{key}.{inner}", f"{indent}  ", reasons)

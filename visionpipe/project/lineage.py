@@ -1,8 +1,9 @@
 """The identity of a model: two equal keys mean the same data, code, parameters and library versions."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
+from visionpipe.data.config import PrepareConfig
 from visionpipe.files import sha256_json
 from visionpipe.models.specs import ModelSpec
 from visionpipe.project.backend import thread_count
@@ -11,6 +12,7 @@ from visionpipe.project.sections import ModelConfig
 from visionpipe.training.recipe import TrainConfig
 
 Pixels = dict[str, tuple[float, ...]]
+LISTED = ("follow_links",)  # which files are found: the hash of the data says that
 CHECKPOINTS = ("checkpoint_minutes", "checkpoint_steps")  # the weights do not depend on them
 
 
@@ -46,8 +48,20 @@ def training_params(name: str, params: Params, recipe: TrainConfig, spec: ModelS
             **asdict(spec),
         },
         "train": {key: value for key, value in asdict(recipe).items() if key not in CHECKPOINTS},
-        "prepare": asdict(params.prepare),
+        "prepare": prepare_params(params.prepare),
     }
+
+
+def prepare_params(config: PrepareConfig) -> dict[str, Any]:
+    """Returns the section `prepare:`, without newer keys that have their default: these never change a key."""
+    values = {key: value for key, value in asdict(config).items() if key not in LISTED}
+    newer = [
+        f for f in fields(config) if f.kw_only and f.name not in ("interpolation", "crop_ratio", *LISTED)
+    ]
+    for f in newer:
+        if values[f.name] == f.default:
+            del values[f.name]
+    return values
 
 
 def written_pixels(model: ModelConfig) -> Pixels:

@@ -1,6 +1,7 @@
 """params.yaml as frozen dataclasses. This module imports no framework, so that mistakes are reported at once."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +12,10 @@ from typing import Any, Literal
 import yaml
 
 from visionpipe.artifact.canonical import check_parameters
-from visionpipe.data.augmentation import AUGMENTATIONS, Mixing, OutOfRange
-from visionpipe.data.config import PrepareConfig
+from visionpipe.data.augmentation import AUGMENTATIONS, RGB_ONLY, Mixing, OutOfRange
+from visionpipe.data.config import PrepareConfig, group_pattern
 from visionpipe.data.draws import MOST_ENTRIES
+from visionpipe.data.headers import MAX_CHANNELS
 from visionpipe.errors import ConfigError, did_you_mean
 from visionpipe.models.names import layer_names
 from visionpipe.models.specs import Encoder, ModelSpec
@@ -162,16 +164,40 @@ def check(params: Params) -> None:
     require(all(side >= 8 for side in prepare.size), "prepare.size", "sides must be at least 8 pixels")
     require(0 < prepare.validation_fraction < 1, "prepare.validation_fraction", "must lie between 0 and 1")
     require(0 < prepare.crop_ratio <= 1, "prepare.crop_ratio", "must be above 0 and at most 1")
+    require(
+        prepare.source == "folder" or not prepare.follow_links,
+        "prepare.follow_links",
+        "is for prepare.source: folder",
+    )
+    require(
+        all(0 <= level <= 255 for level in prepare.pad_color),
+        "prepare.pad_color",
+        "must be three numbers from 0 to 255",
+    )
+    require(
+        not isinstance(prepare.levels, tuple) or -math.inf < prepare.levels[0] < prepare.levels[1] < math.inf,
+        "prepare.levels",
+        "must be a smaller and a larger number",
+    )
     require(0 < prepare.test_fraction < 1, "prepare.test_fraction", "must lie between 0 and 1")
     require(
         bool(prepare.name) == (prepare.source == "tfds"),
         "prepare.name",
         "is the name of a set of TensorFlow Datasets: give it with source: tfds, and only with that",
     )
+    require(
+        1 <= prepare.channels <= MAX_CHANNELS, "prepare.channels", f"must lie between 1 and {MAX_CHANNELS}"
+    )
+    require(
+        not params.export.include_preprocessing or (prepare.channels, prepare.depth) == (3, 8),
+        "export.include_preprocessing",
+        "is for models of 8-bit RGB images: leave it out with another prepare.channels or prepare.depth",
+    )
+    check_groups(prepare)
     require(0 <= params.seed < 2**31, "seed", "must lie between 0 and 2147483647")
     require(params.threads is None or params.threads >= 1, "threads", "must be at least 1, or null")
     for name, value in dataclasses.asdict(gate).items():
-        require(0 <= value <= 1, f"register.gate.{name}", "must lie between 0 and 1")
+        require(value is None or 0 <= value <= 1, f"register.gate.{name}", "must lie between 0 and 1")
     evaluate, export = params.evaluate, params.export
     require(evaluate.calibration_bins >= 1, "evaluate.calibration_bins", "must be at least 1")
     require(evaluate.worst_mistakes >= 0, "evaluate.worst_mistakes", "must not be negative")
@@ -196,15 +222,20 @@ def check(params: Params) -> None:
         )
         recipe, where = params.train_config(name), f"models.{name}.train"
         check_augmentation(recipe.augmentation, f"{where}.augmentation")
+        check_colours(recipe.augmentation, prepare, f"{where}.augmentation")
         params.model_spec(name)
         require(
             params.model(name).init or not params.model(name).init_sha256,
             f"models.{name}.init_sha256", "has no effect without init: give both",
         )  # fmt: skip
         for key, least in (("pixel_mean", 0), ("pixel_std", 1)):
-            numbers = getattr(params.model(name), key) or ()
+            numbers = getattr(params.model(name), key)
             require(
-                all(least <= number <= 255 for number in numbers),
+                numbers is None or len(numbers) == prepare.channels,
+                f"models.{name}.{key}", f"expected a list of {prepare.channels}, received {list(numbers or ())}",
+            )  # fmt: skip
+            require(
+                all(least <= number <= 255 for number in numbers or ()),
                 f"models.{name}.{key}",
                 f"must lie between {least} and 255, the range of pixels",
             )
@@ -224,6 +255,24 @@ def check(params: Params) -> None:
         with named(f"{where}."):
             check_rates(recipe, known)
     check_needs(params)
+
+
+def check_groups(prepare: PrepareConfig) -> None:
+    """Checks the keys that say what a table's columns mean, which images belong together, and folds."""
+    table, tabular = prepare.table, prepare.source in ("table", "huggingface")
+    require(tabular or not table, "prepare.table", "names the columns of a table: give it with source: table")
+    require(
+        prepare.group is None or tabular or group_pattern(prepare.group),
+        "prepare.group",
+        f"must be a regular expression with one group in parentheses, such as (patient\\d+)_; received "
+        f"{prepare.group!r}",
+    )
+    require(
+        prepare.group is None or not (table and table.group),
+        "prepare.group",
+        "and table.group: give one of the two",
+    )
+    require(prepare.folds is None or prepare.folds >= 2, "prepare.folds", "must be at least 2, or null")
 
 
 def check_augmentation(entries: tuple[dict[str, Any], ...], key: str) -> None:
@@ -247,3 +296,17 @@ def check_augmentation(entries: tuple[dict[str, Any], ...], key: str) -> None:
         mixes = issubclass(kind, Mixing)
         require(mixes or not mixed, where, f"{name} must come before mixup and cutmix, which mix images")
         mixed = mixes
+
+
+def check_colours(entries: tuple[dict[str, Any], ...], prepare: PrepareConfig, key: str) -> None:
+    """Refuses augmentations that only 8-bit RGB images can have."""
+    if (prepare.channels, prepare.depth) == (3, 8):
+        return
+    others = ", ".join(name for name in AUGMENTATIONS if name not in RGB_ONLY)
+    for position, entry in enumerate(entries):
+        require(
+            entry["name"] not in RGB_ONLY,
+            f"{key}[{position}].name",
+            f"{entry['name']} changes 8-bit RGB colours, which images of prepare.channels {prepare.channels} and depth "
+            f"{prepare.depth} do not have: use some of {others}",
+        )

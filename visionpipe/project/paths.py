@@ -60,7 +60,7 @@ def model_folder(name: str) -> Path:
 
 
 def artifact_folder(name: str) -> Path:
-    """Returns the folder of an exported model: model.onnx, labels.json, preprocessing.json, parity.json."""
+    """Returns the folder of an exported model: model.onnx, labels.json, preprocessing.json, parity.json and others."""
     return Path("artifacts") / name
 
 

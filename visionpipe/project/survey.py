@@ -5,51 +5,58 @@ Only the beginning of each file is read, and no pixel is decoded. Files are list
 that lie in two splits.
 """
 
-import io
 import itertools
-import re
 import struct
 import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from visionpipe.data.config import PrepareConfig
-from visionpipe.data.decode import SIGNATURES
-from visionpipe.data.headers import MAX_PIXELS
-from visionpipe.data.listing import Listing, Record, Rejected
+from visionpipe.data.decode import format_of, has_two_bytes, open_image
+from visionpipe.data.deep import ARRAY, DICOM, kind_of, stored_form
+from visionpipe.data.form import PixelFormat
+from visionpipe.data.headers import MAX_PIXELS, check_size, check_tiff
+from visionpipe.data.huggingface import MARKS
+from visionpipe.data.layout import counted
+from visionpipe.data.listing import NOT_IN_A_CLASS, Listing, Record, Rejected
 from visionpipe.data.sources import SOURCES
+from visionpipe.data.splits import LOST_SHOWN, first_reason
 from visionpipe.errors import DataError, ImageError
 from visionpipe.escape import visible
+from visionpipe.project.table_survey import Guess
 
 BEGINNING = 64 * 2**10  # bytes: the size of a JPEG stands behind its thumbnail and its colour profile
 TOGETHER = 64  # files that a thread looks at in one go
 PERCENTILES = (0, 5, 50, 95, 100)
 IMBALANCE = 10  # times as many images of the largest class as of the smallest
-ELONGATED = 1.5  # times as long as wide
-TOO_LARGE = f"more than {MAX_PIXELS:,} pixels"
+ELONGATED = 1.6  # times as long as wide; a square in the middle is less than two thirds of such an image
+MANY = 0.2  # of the images
 SHOWN = 8  # classes or files that are named
 
-Source = Literal["zip", "folder", "idx"]
+Source = Literal["zip", "folder", "table", "huggingface", "idx"]
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says about its picture. `grey` and `transparent` are as stored, whatever the pixels hold."""
+    """What a file says about its picture. `grey` and `transparent` are as stored, whatever the pixels hold.
+
+    `form`: the format of the values, where it is not that of a picture of 8 bits.
+    """
 
     width: int
     height: int
     format: str
     grey: bool
     transparent: bool
+    form: PixelFormat | None = None
 
 
 @dataclass(frozen=True)
@@ -57,9 +64,11 @@ class Survey:
     """What a source holds.
 
     `classes`: class → images of all splits; `splits`: split → images, empty where the source has no folders for
-    splits; `short_sides`, `long_sides`: percentile → pixels; `side_ratio`: median of the long side / the short one;
+    splits; `short_sides`, `long_sides`: percentile → pixels; `elongated`: share of the images of which a side is more
+    than ELONGATED times the other;
     `one_size`: (height, width) where all images have the same, else None; `pixels`: of all images together;
-    `odd`: sentences about what may be a mistake.
+    `form`: the keys of `prepare` for arrays, DICOM files and TIFFs of many channels, else empty; `odd`: sentences about
+    what may be a mistake; `guess`: what the columns of a table say.
     """
 
     source: Source
@@ -68,17 +77,24 @@ class Survey:
     splits: dict[str, int]
     short_sides: dict[int, int]
     long_sides: dict[int, int]
-    side_ratio: float
+    elongated: float
     one_size: tuple[int, int] | None
     pixels: int
     formats: dict[str, int]
     grey: int
     transparent: int
     odd: tuple[str, ...] = ()
+    form: dict[str, Any] = field(default_factory=dict)
+    guess: Guess | None = None
 
     @property
     def images(self) -> int:
         return sum(self.classes.values())
+
+    @property
+    def lacks(self) -> str:
+        """What could have named the splits."""
+        return "table" if self.guess else "folders"
 
     @property
     def majority(self) -> float:
@@ -107,18 +123,23 @@ class Survey:
         on_white = f"; {self.transparent:,} with transparency, shown on white" if self.transparent else ""
         yield f"  channels  {stored}{on_white}"
         given = ", ".join(f"{name} {count:,}" for name, count in self.splits.items())
-        yield f"  splits    {given or 'none in the folders: prepare draws them'}"
+        yield f"  splits    {given or f'none in the {self.lacks}: prepare draws them'}"
         yield from (f"  note      {sentence}" for sentence in self.odd)
 
 
-def survey(path: Path, shown_path: str | None = None) -> Survey:
+def survey(
+    path: Path, shown_path: str | None = None, guess: Guess | None = None, follow_links: bool = False
+) -> Survey:
     """Looks at the beginning of every file below `path`: a zip archive, a folder, or a folder of IDX files.
+
+    With a `guess` it looks at the files that its table names. With `follow_links` links in a folder are followed to
+    files and folders outside of it.
 
     Raises DataError where no training can follow.
     """
     name = visible(shown_path or str(path))
-    source = source_of(path, name)
-    listing = SOURCES[source](PrepareConfig(source=source, path=str(path)))
+    source: Source = "table" if guess else source_of(path, name)
+    listing = listing_of(source, path, guess, follow_links)
     seen: list[tuple[Record, Header]] = []
     unusable: list[Rejected] = []
     for entry, header in look_at_all(listing):
@@ -132,7 +153,7 @@ def survey(path: Path, shown_path: str | None = None) -> Survey:
     classes.update(record.class_name for record, _ in seen)
     splits = Counter(record.split or "train" for record, _ in seen) if listing.splits else {}
     short, long = sides.min(axis=1), sides.max(axis=1)
-    side_ratio = float(np.median(long / short))
+    elongated = float((long > ELONGATED * short).mean())
     return Survey(
         source=source,
         path=shown_path or str(path),
@@ -140,13 +161,34 @@ def survey(path: Path, shown_path: str | None = None) -> Survey:
         splits=dict(splits),
         short_sides=percentiles(short),
         long_sides=percentiles(long),
-        side_ratio=side_ratio,
+        elongated=elongated,
         one_size=(int(sides[0, 0]), int(sides[0, 1])) if (sides == sides[0]).all() else None,
         pixels=int(sides.prod(axis=1, dtype=np.int64).sum()),
         formats=dict(Counter(header.format for _, header in seen).most_common()),
         grey=sum(header.grey for _, header in seen),
         transparent=sum(header.transparent for _, header in seen),
-        odd=(*listing.notes, *oddities(classes, side_ratio, short, unusable)),
+        form=form_of([header for _, header in seen]),
+        odd=(
+            *listing.notes,
+            *(guess.odd if guess else ()),
+            *deep_pictures([header for _, header in seen]),
+            *oddities(classes, elongated, short, unusable),
+        ),
+        guess=guess,
+    )
+
+
+def listing_of(source: Source, path: Path, guess: Guess | None = None, follow_links: bool = False) -> Listing:
+    """Lists the images as `prepare` will."""
+    columns = guess.columns if guess else None
+    return SOURCES[source](
+        PrepareConfig(
+            source,
+            str(path),
+            table=columns,
+            group=guess.group if guess else None,
+            follow_links=follow_links,
+        )
     )
 
 
@@ -158,6 +200,8 @@ def source_of(path: Path, name: str) -> Source:
         if not zipfile.is_zipfile(path):
             raise DataError(f"{name} is neither a folder nor a zip archive")
         return "zip"
+    if any((path / mark).is_file() for mark in MARKS):
+        return "huggingface"
     first = "train-images-idx3-ubyte"
     return "idx" if any((path / file).is_file() for file in (first, f"{first}.gz")) else "folder"
 
@@ -186,31 +230,43 @@ def header_of(record: Record) -> Header | Rejected:
     """Reads a file's header; returns why not where the file is no image that `prepare` takes."""
     try:
         begins = record.read(BEGINNING)
-        kind = next((name for name, start in SIGNATURES.items() if re.match(start, begins)), None)
-        if kind is None:
-            return Rejected(record.file, f"not an image in one of the formats {', '.join(SIGNATURES)}")
+        kind = kind_of(begins) or format_of(begins)
         try:
             header = read_header(begins, kind)
+        except ImageError:
+            raise
         except Exception:  # the parsers fail in many ways, also where the header goes on behind the beginning
             if len(begins) < BEGINNING:
                 raise
             header = read_header(record.read(), kind)  # a TIFF file may have its directory at its end
+        check_size(header.width, header.height, MAX_PIXELS, MAX_PIXELS)  # the size of the file is not known
     except ImageError as error:
-        return Rejected(record.file, error.reason)
-    except Image.DecompressionBombError:
-        return Rejected(record.file, TOO_LARGE)
+        return Rejected(record.file, error.reason, record.class_name)
     except Exception:
-        return Rejected(record.file, "damaged header")
-    return Rejected(record.file, TOO_LARGE) if header.width * header.height > MAX_PIXELS else header
+        return Rejected(record.file, "damaged header", record.class_name)
+    return header
 
 
 def read_header(begins: bytes, kind: str) -> Header:
     """Reads the header of a file of the format `kind`, as Pillow calls it. Raises any error of a parser."""
     if kind == "WEBP":  # Pillow would need the whole file
         return webp_header(begins)
-    image = Image.open(io.BytesIO(begins), formats=[kind])
+    if kind in (ARRAY, DICOM):
+        height, width, form = stored_form(begins, kind)
+        return Header(width, height, kind, form.channels == 1, False, form)
+    if kind == "TIFF":
+        check_tiff(begins)
+    try:
+        image = open_image(begins, kind)
+    except Exception:  # Pillow reads no TIFF of many channels
+        if kind != "TIFF":
+            raise
+        height, width, form = stored_form(begins, kind)
+        return Header(width, height, kind, form.channels == 1, False, form)
     grey = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
-    return Header(image.width, image.height, kind, grey, image.has_transparency_data)
+    deep = image.mode.startswith("I") or has_two_bytes(image, begins)
+    form = PixelFormat(None, 1 if grey else 3, 16)
+    return Header(image.width, image.height, kind, grey, image.has_transparency_data, form if deep else None)
 
 
 def webp_header(begins: bytes) -> Header:
@@ -230,36 +286,63 @@ def webp_header(begins: bytes) -> Header:
 
 def check(name: str, listing: Listing, seen: list[tuple[Record, Header]], unusable: list[Rejected]) -> None:
     """Raises DataError where `prepare` would: no images, one class, a class without images, too few to split."""
-    loose = sum(item.reason == "not in a class folder" for item in unusable)
+    loose = sum(item.reason == NOT_IN_A_CLASS for item in unusable)
+    lost = "".join(f"; {sentence}" for sentence in listing.lost[:LOST_SHOWN])
     if not listing.classes:
-        if loose:
+        if loose and not lost:
             raise DataError(
-                f"{name} holds {loose:,} files that lie in no folder of a class: make a folder for each class, named "
-                "like it, and move them there"
+                f"{name} holds {counted(loose, 'file that lies', 'files that lie')} in no folder of a class: make a "
+                f"folder for each class, named like it, and move {'it' if loose == 1 else 'them'} there"
             )
-        raise DataError(f"{name} holds no images: expected a folder of images for each class")
+        raise DataError(f"{name} holds no images: expected a folder of images for each class{lost}")
     if not seen:
-        first = f"; the first, {visible(unusable[0].file)}: {unusable[0].reason}" if unusable else ""
-        raise DataError(f"{name} holds no usable image in its folders{first}")
+        raise DataError(f"{name} holds no usable image in its folders{first_reason(unusable)}")
     if len(listing.classes) < 2:
         raise DataError(
             f"{name} holds only the class {listing.classes[0]!r}: a classifier needs a folder of images for each of "
-            "at least two classes"
+            f"at least two classes{lost}"
         )
     counts = Counter(record.class_name for record, _ in seen if record.split in (None, "train"))
     for class_name in listing.classes:
         if not counts[class_name]:
+            refused = [item for item in unusable if item.class_name == class_name]
             raise DataError(
                 f"{name}: the class {class_name!r} has no usable image to train on: put some into its folder, or "
-                "remove it"
+                f"remove it{first_reason(refused)}"
             )
     drawn = sum(split not in listing.splits for split in ("validation", "test"))
     if max(counts.values()) < 1 + drawn:
         raise DataError(f"{name} has too few images to draw splits from: no class has {1 + drawn}")
 
 
+def form_of(headers: list[Header]) -> dict[str, Any]:
+    """Returns the keys of `prepare` that keep the values of most files, if these are no pictures; else nothing."""
+    forms = Counter(header.form for header in headers if is_beyond(header))
+    if sum(forms.values()) < len(headers) / 2:
+        return {}
+    ((form, _),) = forms.most_common(1)
+    assert form is not None
+    keys = {"levels": form.levels, "channels": form.channels, "depth": form.depth}
+    return {key: value for key, value in keys.items() if value != getattr(PixelFormat(), key)}
+
+
+def is_beyond(header: Header) -> bool:
+    """Whether a file is an array or a DICOM file, or has a number of channels that no picture has."""
+    return header.form is not None and (header.format in (ARRAY, DICOM) or header.form.channels not in (1, 3))
+
+
+def deep_pictures(headers: list[Header]) -> Iterator[str]:
+    """Says how many pictures have 16 bits, and the key that keeps them."""
+    deep = [header for header in headers if header.form and not is_beyond(header)]
+    if deep:
+        grey = ", and prepare.channels: 1 one channel" if all(header.grey for header in headers) else ""
+        yield (
+            f"{len(deep):,} image{'s' if len(deep) > 1 else ''} of 16 bits become 8: prepare.depth: 16 keeps all{grey}"
+        )
+
+
 def oddities(
-    classes: Counter[str], side_ratio: float, short: np.ndarray, unusable: list[Rejected]
+    classes: Counter[str], elongated: float, short: np.ndarray, unusable: list[Rejected]
 ) -> Iterator[str]:
     """Says what may be a mistake, and what to do about it."""
     (largest, most), *_, (smallest, least) = classes.most_common()
@@ -272,17 +355,17 @@ def oddities(
     if few:
         others = " and others" if len(few) > SHOWN else ""
         yield f"fewer than 10 images of {', '.join(map(visible, few[:SHOWN]))}{others}: too few to learn from"
-    if side_ratio > ELONGATED:
+    if elongated > MANY:
         yield (
-            f"most images are {side_ratio:.1f} times as long as wide: the square in their middle is used; "
-            "prepare.size can be another rectangle"
+            f"{elongated:.0%} of the images are more than {ELONGATED} times as long as wide: prepare.framing says how "
+            "they fit, and prepare.size can be another rectangle"
         )
     if short.min() < 8:
         yield f"{int((short < 8).sum()):,} images have a side of fewer than 8 pixels"
     reasons = Counter(item.reason for item in unusable)
     for reason, count in reasons.most_common():
         example = visible(next(item.file for item in unusable if item.reason == reason))
-        yield f"{count:,} file{'s' if count > 1 else ''} left out, such as {example}: {reason}"
+        yield f"{counted(count, 'file')} left out, such as {example}: {reason}"
 
 
 def percentiles(values: np.ndarray) -> dict[int, int]:

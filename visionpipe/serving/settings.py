@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from visionpipe.data.headers import MAX_PIXELS
+from visionpipe.data.headers import CLIENT_PIXELS
 from visionpipe.errors import ConfigError
 
 # The environment variable with the bearer token. It is not an option: other users can see the options of a process.
@@ -66,7 +66,7 @@ class Settings:
         128, "maximum images that wait for an answer, fewer if answers are slow; more get status 503"
     )
     max_body: int = option(20 * 2**20, "maximum bytes of a request's body; larger ones get status 413")
-    max_pixels: int = option(MAX_PIXELS, "maximum pixels of an image; larger ones get status 413")
+    max_pixels: int = option(CLIENT_PIXELS, "maximum pixels of an image; larger ones get status 413")
     max_images: int = option(64, "maximum images of a request; more get status 413")
     request_seconds: float = option(
         10.0, "maximum seconds from the end of a request to its answer; then status 504"

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from visionpipe.artifact.canonical import canonical_onnx, check_parameters
-from visionpipe.artifact.classifier import Classifier
-from visionpipe.artifact.digest import artifact_sha256
+from visionpipe.artifact.classifier import Classifier, preprocessing
+from visionpipe.artifact.digest import WITH_PREPROCESSING, artifact_sha256
+from visionpipe.artifact.preprocessing import with_preprocessing
 from visionpipe.artifact.quantization import Decision, accuracy, calibration_images, decision_path, quantize
 from visionpipe.artifact.speed import measure
+from visionpipe.data.form import model_input
 from visionpipe.data.prepared import PREPARED, Prepared, open_prepared
 from visionpipe.errors import ArtifactError
 from visionpipe.files import write_bytes, write_json
@@ -28,6 +30,8 @@ PARITY_IMAGES = 64
 def export(name: str, params: Params) -> None:
     """Writes `artifacts/NAME/`: model.onnx, labels.json, preprocessing.json, parity.json.
 
+    With `export.include_preprocessing` model-with-preprocessing.onnx too, which resizes its picture itself.
+
     Exports with the TensorFlow backend, whichever backend trained, because its export is exact for all families.
 
     Raises:
@@ -42,10 +46,10 @@ def export(name: str, params: Params) -> None:
     folder = artifact_folder(name)
     model = load_trained(model_folder(name) / "model.keras")
     images = data.images("validation")[:PARITY_IMAGES]
-    expected = np.asarray(model(images.astype(np.float32)))  # Keras exports only a model that has been called
-    write_bytes(folder / "model.onnx", onnx_bytes(model, params.export.opset))
+    expected = np.asarray(model(model_input(images)))  # Keras exports only a model that has been called
+    write_model(folder, onnx_bytes(model, params.export.opset), data, params)
     write_json(folder / "labels.json", data.classes)
-    write_json(folder / "preprocessing.json", data.framing)
+    write_json(folder / "preprocessing.json", preprocessing(data.framing, data.decoding))
 
     received = Classifier(folder).logits(images)
     difference = float(np.abs(received - expected).max() / np.abs(expected).max())
@@ -64,6 +68,14 @@ def export(name: str, params: Params) -> None:
         print(f"{name}: {decision}")
     size = (folder / "model.onnx").stat().st_size / 2**20
     print(f"{name}: exported, {size:.1f} MiB, logits within {difference:.1g} of Keras's")
+
+
+def write_model(folder: Path, model: bytes, data: Prepared, params: Params) -> None:
+    """Writes a serialised ONNX model, and once more with the resizing in front of it where that is asked for."""
+    write_bytes(folder / "model.onnx", model)
+    (folder / WITH_PREPROCESSING).unlink(missing_ok=True)
+    if params.export.include_preprocessing:
+        write_bytes(folder / WITH_PREPROCESSING, with_preprocessing(model, data.framing))
 
 
 def choose_precision(folder: Path, data: Prepared, params: Params) -> Decision:
@@ -87,7 +99,7 @@ def choose_precision(folder: Path, data: Prepared, params: Params) -> Decision:
             speeds.append(measure(model, artifact_sha256(model), threads, state)["images_per_second"])
     decision = Decision(params.export.precision, *accuracies, *speeds)
     if decision.precision == "int8":
-        write_bytes(folder / "model.onnx", int8)
+        write_model(folder, int8, data, params)
     write_json(decision_path(artifact_sha256(folder), state), decision.measured())
     return decision
 

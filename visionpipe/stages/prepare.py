@@ -1,56 +1,205 @@
-"""Stage `prepare`: decodes the images of a source into RGB arrays of one size, in data/prepared/."""
+"""Stage `prepare`: decodes the images of a source into arrays of one size, in data/prepared/."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from visionpipe.data.decoding import decode_into
+from visionpipe.data.config import PrepareConfig
+from visionpipe.data.decisions import decided_lines, read_decisions
+from visionpipe.data.decoding import Usable, decode_into
+from visionpipe.data.duplicates import (
+    AFFORDABLE,
+    PLAIN,
+    TURNS,
+    equal_copies,
+    find_copies,
+    refuse_copies,
+    superfluous,
+)
+from visionpipe.data.form import PixelFormat
+from visionpipe.data.groups import group_notes, join_groups, with_groups
+from visionpipe.data.listing import Listing, Rejected, UnclearFolders
+from visionpipe.data.losses import losses
+from visionpipe.data.measures import read_measured
 from visionpipe.data.prepared import (
     PREPARED,
     channel_statistics,
     replacing_folder,
+    write_folds,
     write_manifest,
+    write_measures,
+    write_metadata,
     write_split,
+    write_weights,
 )
 from visionpipe.data.sources import SOURCES
-from visionpipe.data.splits import check_splits, draw_splits
-from visionpipe.data.understood import summary, suspicions
+from visionpipe.data.splits import (
+    check_classes,
+    check_splits,
+    draw_folds,
+    draw_splits,
+)
+from visionpipe.data.understood import left_out_rows, summary, suspicions
+from visionpipe.doctor.checkup import checkup
 from visionpipe.errors import DataError
+from visionpipe.files import write_json
 from visionpipe.project.params import Params
+from visionpipe.project.paths import state_folder
+
+REFUSED = "refused-manifest.json"
+
+
+@dataclass
+class Content:
+    """What `prepare` has found in the source so far."""
+
+    listing: Listing | None = None
+    usable: list[Usable] = field(default_factory=list)
+    quarantined: list[Rejected] = field(default_factory=list)
 
 
 def prepare(params: Params) -> None:
     """Reads, decodes, splits and writes the images of `params.prepare`, and prints a summary.
 
-    Only the pixels of a few images are in memory at a time; each image takes some 300 bytes more.
+    Only the pixels of a few images are in memory at a time; each image takes some 700 bytes more.
 
     Raises:
-        DataError: no images, a single class, a class without a training image, or an empty split.
+        DataError: no images, a single class, a class without a training image, or an empty split. What was found is
+            written to `.visionpipe/refused-manifest.json`.
     """
+    content, refused = Content(), state_folder() / REFUSED
+    try:
+        manifest = write_prepared(params, content)
+    except DataError as error:
+        if isinstance(error, UnclearFolders):
+            content.listing = error.listing
+        if content.listing is None:
+            raise
+        write_refusal(refused, str(error), content)
+        raise DataError(f"{error}; all files and reasons: {os.path.relpath(refused)}") from None
+    refused.unlink(missing_ok=True)
+    print(summary(manifest), *decided_lines(manifest), sep="\n")
+
+
+def write_prepared(params: Params, content: Content) -> dict[str, Any]:
+    """Writes the prepared data and returns their manifest; fills `content` on the way."""
     config = params.prepare
-    listing = SOURCES[config.source](config)
-    if len(listing.classes) < 2:
-        classes = f"only the class {listing.classes[0]!r}" if listing.classes else "no class"
-        raise DataError(f"{config.path} holds {classes}: expected one folder of images for each class")
+    form = PixelFormat(**config.decode_options)
+    decisions = read_decisions()
+    listing = content.listing = decisions.applied_to(with_groups(SOURCES[config.source](config), config))
+    check_classes(listing, config.path)
     with replacing_folder(PREPARED) as folder:
-        spool = folder / "decoded"
-        usable, quarantined = decode_into(spool, listing, config, params.threads)
+        spool, measured, thumbnails = (folder / name for name in ("decoded", "measured", "thumbnails"))
+        usable, quarantined = decode_into(spool, measured, listing, config, params.threads)
+        usable = decisions.with_groups(usable)
+        measures = measure_copies(usable, measured, thumbnails, config)
+        usable, rows_of, left_out = decide_on_copies(usable, measures["copies"], listing.splits, params)
+        quarantined += left_out
+        content.usable, content.quarantined = usable, quarantined
         splits = draw_splits(usable, listing.splits, config, params.seed)
-        check_splits(splits, usable, quarantined, listing)
-        images = np.memmap(spool, np.uint8, "r", shape=(len(usable), *config.size, 3))
+        check_splits(splits, usable, quarantined, listing, config.has_groups)
+        images = np.memmap(
+            spool, form.dtype, "r", shape=(len(measures["copies"]), *config.size, form.channels)
+        )
         positions = {name: position for position, name in enumerate(listing.classes)}
-        for split, rows in splits.items():
-            labels = [positions[usable[row].class_name] for row in rows]
-            write_split(folder, split, images, rows, labels, [usable[row].file for row in rows])
-        channel_mean, channel_std = channel_statistics(images, splits["train"])
-        spool.unlink()
-        manifest = write_manifest(
+        for split, chosen in splits.items():
+            labels = [positions[usable[row].class_name] for row in chosen]
+            rows = [rows_of[row] for row in chosen]
+            write_split(folder, split, images, rows, labels, [usable[row].file for row in chosen])
+            write_measures(folder, split, measures, rows)
+            if listing.columns:
+                write_metadata(folder, split, [usable[row].metadata for row in chosen])
+        write_weights(folder, [usable[row].weight for row in splits["train"]])
+        if config.folds:
+            write_folds(folder, splits, draw_folds(usable, splits, config.folds, params.seed))
+        channel_mean, channel_std = channel_statistics(images, [rows_of[row] for row in splits["train"]])
+        for path in (spool, measured, thumbnails):
+            path.unlink(missing_ok=True)
+        findings, remarks = checkup(folder, list(listing.classes))
+        return write_manifest(
             folder,
-            size=config.size,
-            interpolation=config.interpolation,
-            crop_ratio=config.crop_ratio,
+            **config.frame_options,
+            **config.decode_options,
             classes=list(listing.classes),
             channel_mean=channel_mean,
             channel_std=channel_std,
-            quarantined=[{"path": item.file, "reason": item.reason} for item in quarantined],
-            warnings=[*listing.notes, *suspicions(splits, usable, listing.classes)],
+            quarantined=left_out_rows(quarantined),
+            warnings=[
+                *listing.notes,
+                *group_notes(usable, splits, listing.splits, config, params.seed),
+                *decisions.warnings(usable, quarantined),
+                *suspicions(splits, usable, listing.classes),
+                *losses(usable, config),
+                *remarks,
+            ],
+            findings=findings,
+            columns=list(listing.columns),
+            decisions=decisions.applied(usable, quarantined),
         )
-    print(summary(manifest))
+
+
+def measure_copies(
+    usable: list[Usable], measured: Path, thumbnails: Path, config: PrepareConfig
+) -> dict[str, np.ndarray]:
+    """Returns the measures of all images, with `digest`, and with the numbers of their groups of copies in `copies`.
+
+    Where nothing depends on the copies, nearly the same pictures are sought in up to AFFORDABLE images only, and those
+    that are cropped or turned in none.
+    """
+    measures = read_measured(measured, thumbnails)
+    digests = np.frombuffer(b"".join(image.digest for image in usable), np.uint8).reshape(-1, 32)
+    if config.duplicates is not None:
+        copies = find_copies(digests, measures, PLAIN + TURNS, align=True)
+    elif len(usable) <= AFFORDABLE:
+        copies = find_copies(digests, measures)
+    else:
+        copies = equal_copies(digests)
+    return measures | {"digest": digests, "copies": copies}
+
+
+def decide_on_copies(
+    usable: list[Usable], copies: np.ndarray, given: frozenset[str], params: Params
+) -> tuple[list[Usable], list[int], list[Rejected]]:
+    """Does what `prepare.duplicates` says.
+
+    Args:
+        copies: int (n,), the number of each image's group of copies, or -1.
+        given: the splits that the source has.
+
+    Returns:
+        The images that stay, with the groups that they belong to; their rows among all images; and those left out.
+    """
+    reasons: dict[int, str] = {}
+    match params.prepare.duplicates:
+        case "error":
+            refuse_copies(usable, copies)
+        case "keep":
+            order = np.argsort(copies, kind="stable")[np.count_nonzero(copies < 0) :]
+            sets = [part.tolist() for part in np.split(order, np.flatnonzero(np.diff(copies[order])) + 1)]
+            usable, reasons = join_groups(usable, sets, given, params.prepare, params.seed)
+        case "drop":
+            reasons = superfluous(usable, copies)
+    stay = [row for row in range(len(usable)) if row not in reasons]
+    left_out = [Rejected(usable[row].file, reason) for row, reason in sorted(reasons.items())]
+    return [usable[row] for row in stay], stay, left_out
+
+
+def write_refusal(file: Path, error: str, content: Content) -> None:
+    """Writes what was found in data that were refused: `error`, classes and their usable images, files and reasons."""
+    assert content.listing
+    counts = dict.fromkeys(content.listing.classes, 0)
+    for image in content.usable:
+        counts[image.class_name] += 1
+    quarantined = content.quarantined
+    if not quarantined and isinstance(content.listing.entries, list):  # refused before anything was decoded
+        quarantined = [entry for entry in content.listing.entries if isinstance(entry, Rejected)]
+    refusal = {
+        "error": error,
+        "usable": counts,
+        "quarantined": left_out_rows(quarantined),
+        "warnings": list(content.listing.notes),
+    }
+    write_json(file, refusal)

@@ -10,6 +10,8 @@ from visionpipe.project.paths import model_folder, report_folder
 
 MOST_SHOWN = 100  # classes; with more, the card lists the first by name and the metrics of the worst
 
+SLICES_SHOWN = 20
+
 
 def model_card(name: str, params: Params, precision: dict[str, Any]) -> str:
     """Writes the card as Markdown: what the model is, how good it is, how to call it and how it was made."""
@@ -34,6 +36,8 @@ def model_card(name: str, params: Params, precision: dict[str, Any]) -> str:
     if not few:
         names += f" and {len(table) - MOST_SHOWN:,} more"
         per_class += f"\n\nThe table shows the {MOST_SHOWN} of {len(table):,} classes with the lowest F1."
+    slices = report_folder(name) / "slices.json"
+    per_slice = slice_table(json.loads(slices.read_text(encoding="utf-8")) if slices.exists() else [])
     init = lineage["params"]["model"].get("init")
     started = f"| started from | {markdown(init)}, sha256 `{lineage['init_sha256']}` |\n" if init else ""
     versions = ", ".join(f"{package} {version}" for package, version in lineage["versions"].items())
@@ -57,7 +61,7 @@ The 95 % interval of the test accuracy is {test["accuracy_low"]:.4f} to {test["a
 | class | precision | recall | F1 | test images |
 | --- | ---: | ---: | ---: | ---: |
 {per_class}
-
+{per_slice}
 ## How to call it
 
 Input: one column `image`, in which each value is an image file as base64. Output: `label` and `probabilities`.
@@ -77,6 +81,32 @@ The model decodes, resizes and normalises the images itself.
 
 The model answers with one of its {len(data.classes):,} classes for every image, even if the image shows none of
 them. It was evaluated on images from the source of its training images; expect a lower accuracy on other images.
+"""
+
+
+def slice_table(slices: list[dict[str, Any]]) -> str:
+    """Formats the slices with the lowest accuracy as Markdown; "" where there are no metadata."""
+    if not slices:
+        return ""
+    worst = sorted(slices, key=lambda row: row["accuracy"])[:SLICES_SHOWN]
+    rows = "\n".join(
+        f"| {markdown(row['column'])} | {markdown(row['value']) or '–'} | {row['accuracy']:.4f} "
+        f"({row['accuracy_low']:.4f} to {row['accuracy_high']:.4f}) | {row['images']} |"
+        for row in worst
+    )
+    some = (
+        f"The {len(worst)} of {len(slices):,} slices with the lowest accuracy. "
+        if len(slices) > len(worst)
+        else ""
+    )
+    return f"""
+## On which images
+
+{some}The interval is that of 95 %.
+
+| column | value | accuracy | test images |
+| --- | --- | ---: | ---: |
+{rows}
 """
 
 

@@ -78,6 +78,7 @@ class Training:
         self.model = model = accelerate(model)
         self.data, self.recipe, self.seed, self.checkpoint = data, recipe, seed, checkpoint
         self.images, self.labels = data.images("train"), data.labels("train")
+        self.weights = data.weights()
         self.plan = Plan(recipe, len(self.labels))
         self.check_plan()
         self.batch_size, self.epoch_steps = self.plan.batch_size, self.plan.epoch_steps
@@ -175,6 +176,7 @@ class Training:
             steps=steps,
             repeated_augmentation=self.recipe.repeated_augmentation,
             teacher_logits=self.teacher.logits,
+            weights=self.weights,
         )
 
     def finish_epoch(self, epoch: int, logs: dict[str, float]) -> Row:

@@ -20,7 +20,8 @@ from visionpipe.training.recipe import DistillConfig, TrainConfig
 class Objective(keras.losses.Loss):
     """Computes the recipe's cross-entropy, with class weights and a teacher if the recipe has them.
 
-    Keras takes the mean over the batch.
+    Keras multiplies each image's loss by its weight, where the source has weights, and takes the mean over the batch.
+    The weights are not normalised: an image of weight 2 counts like two of weight 1.
     """
 
     def __init__(self, recipe: TrainConfig, class_weights: np.ndarray | None, classes: int, heads: int):

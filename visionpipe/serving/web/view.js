@@ -23,10 +23,14 @@ export async function modelView(file) {
   return { pixels: Uint8Array.from({ length: width * height * 3 }, (_, i) => rgba[i + Math.floor(i / 3)]), png };
 }
 
-/** Returns the central rectangle of an upright picture that the model sees, in fractions of the picture's size. */
-export function shownPart(image, { size, crop_ratio }) {
-  const scale = Math.max(size.height / image.height, size.width / image.width) / crop_ratio;
-  const width = Math.min(1, size.width / scale / image.width);
-  const height = Math.min(1, size.height / scale / image.height);
+/** Returns the central rectangle that the model sees of an upright picture, in fractions of the picture's size.
+ *
+ * With margins around the picture it is larger than the picture.
+ */
+export function shownPart(image, { size, crop_ratio, framing }) {
+  const [down, across] = [size.height / image.height, size.width / image.width];
+  const scale = { crop: Math.max(down, across), pad: Math.min(down, across) }[framing];
+  const width = (across / (scale ?? across)) * crop_ratio;
+  const height = (down / (scale ?? down)) * crop_ratio;
   return { left: (1 - width) / 2, top: (1 - height) / 2, width, height };
 }

@@ -1,0 +1,187 @@
+"""Measures the pictures of a source while `prepare` has their original pixels: what copies, quality and shortcuts show.
+
+`measure` makes one fixed-size record of each image, which is spooled to a file. `derive` computes everything else from
+the thumbnails of many records at once. measures-SPLIT.npz holds the result, see data/prepared.py.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from visionpipe.data.decode import SIGNATURES, to_bytes
+from visionpipe.data.form import as_rgb
+
+THUMBNAIL = 32  # height and width
+SHARPNESS_SIDE = 256  # a larger picture is shrunk until its longer side has this length
+HASH_SIDE = (
+    16  # frequencies per axis; 16 × 16 without the mean are the 255 bits of a hash, and one bit that is 0
+)
+COLOUR_SIDE = 8
+EDGE = 4  # thickness of the border, and side of the corners, in pixels of a thumbnail
+FORMATS = tuple(SIGNATURES)
+CHUNK = 256  # records that are worked on together
+ALIGNABLE = 64  # pixels; the thumbnails of smaller pictures show too little to be aligned
+GREY = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue (ITU-R BT.601)
+
+RECORD = np.dtype(
+    [
+        ("height", "<i4"),
+        ("width", "<i4"),
+        ("bytes", "<i8"),
+        ("format", "u1"),
+        ("quantisation", "<f4"),
+        ("sharpness", "<f4"),
+        ("thumbnail", "u1", (THUMBNAIL, THUMBNAIL, 3)),
+    ]
+)
+
+
+def measure(image: np.ndarray, data: bytes) -> bytes:
+    """Measures one picture; returns a RECORD as bytes.
+
+    Args:
+        image: uint8 or uint16 (height, width, channels), before framing; `as_picture` says what is measured.
+        data: the file that it was decoded from.
+    """
+    # Pixels are left out, not averaged: that is an aliased picture, but costs a twentieth of decoding it.
+    image = as_picture(image)
+    step = -(-max(image.shape) // SHARPNESS_SIDE)
+    height, width = image.shape[:2]
+    picture = Image.fromarray(image[::step])
+    if step > 1:
+        picture = picture.resize((-(-width // step), picture.height), Image.Resampling.NEAREST)
+    grey = np.asarray(picture.convert("L"))
+    averaged = picture.reduce(max(1, min(picture.size) // THUMBNAIL))
+    thumbnail = averaged.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
+    kind = FORMATS.index(image_format(data) or FORMATS[0])
+    return np.array(
+        (height, width, len(data), kind, quantisation(data), sharpness(grey), np.asarray(thumbnail)), RECORD
+    ).tobytes()
+
+
+def as_picture(image: np.ndarray) -> np.ndarray:
+    """Converts pixels of any number of channels and 8 or 16 bits to 8-bit RGB, in which copies look alike.
+
+    Other images than 8-bit RGB are stretched to their extremes, because many use a few of their 16 bits only. More
+    than three channels are averaged to three, and two to one.
+    """
+    channels = image.shape[2]
+    if channels == 3 and image.dtype == np.uint8:
+        return image
+    if channels not in (1, 3):
+        parts = np.array_split(image, 3 if channels > 3 else 1, axis=2)
+        image = np.stack([part.mean(axis=2) for part in parts], axis=2)
+    return as_rgb(to_bytes(image, float(image.min()), float(image.max())))
+
+
+def image_format(data: bytes) -> str | None:
+    """Names the format of a file by its first bytes; None for one that is not accepted."""
+    return next((name for name, start in SIGNATURES.items() if re.match(start, data)), None)
+
+
+def sharpness(grey: np.ndarray) -> float:
+    """Computes the variance of the Laplacian of uint8 (height, width); 0 for less than 3 pixels a side."""
+    if min(grey.shape) < 3:
+        return 0.0
+    levels = grey.astype(np.int16)
+    laplacian = levels[1:-1, :-2] + levels[1:-1, 2:] + levels[:-2, 1:-1] + levels[2:, 1:-1]
+    laplacian -= 4 * levels[1:-1, 1:-1]
+    values = laplacian.astype(np.float32).ravel()
+    return float(values @ values / values.size - values.mean() ** 2)
+
+
+def quantisation(data: bytes) -> float:
+    """Returns the mean of a JPEG file's first quantisation table, which follows from its quality; 0 for other files."""
+    if not data.startswith(b"\xff\xd8"):
+        return 0.0
+    place = 2
+    while place + 4 <= len(data) and data[place] == 0xFF:
+        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4])
+        if marker == 0xDB:  # DQT: a byte with precision and number, and 64 values
+            deep = data[place + 4] >> 4 if length > 2 else 0
+            table = np.frombuffer(
+                data[place + 5 : place + 5 + (128 if deep else 64)], ">u2" if deep else "u1"
+            )
+            return float(table.mean()) if table.size == 64 else 0.0
+        if marker == 0xDA:  # SOS: the pixels begin
+            break
+        place += 2 + length
+    return 0.0
+
+
+def cosines() -> np.ndarray:
+    """Returns the first HASH_SIDE rows of the discrete cosine transform of THUMBNAIL values, float32."""
+    frequency, place = np.arange(HASH_SIDE)[:, None], np.arange(THUMBNAIL)[None]
+    return np.cos(np.pi * frequency * (2 * place + 1) / (2 * THUMBNAIL)).astype(np.float32)
+
+
+def hashes(thumbnails: np.ndarray) -> np.ndarray:
+    """Computes perceptual hashes, uint8 (n, 32), of grey thumbnails, float32 (n, THUMBNAIL, THUMBNAIL).
+
+    A bit is the sign of one frequency of the cosine transform. The usual hash (Zauner 2010, pHash) compares with the
+    median instead; with the sign, the hash of the mirrored or turned picture follows from the bits alone.
+    """
+    basis = cosines()
+    bits = np.matmul(np.matmul(basis, thumbnails), basis.T) > 0
+    bits[:, 0, 0] = False
+    return np.packbits(bits.reshape(len(bits), HASH_SIDE**2), axis=1)
+
+
+def derive(records: np.ndarray) -> dict[str, np.ndarray]:
+    """Computes the stored measures of RECORD (n,); data/prepared.py lists them."""
+    thumbnails = records["thumbnail"].astype(np.float32)
+    grey = thumbnails @ GREY
+    step = THUMBNAIL // COLOUR_SIDE
+    rows = thumbnails.reshape(-1, COLOUR_SIDE, step, THUMBNAIL * 3).sum(axis=2)
+    blocks = rows.reshape(-1, COLOUR_SIDE, COLOUR_SIDE, step, 3).sum(axis=3) / step**2
+    edges = (edge_weights() @ thumbnails.reshape(-1, THUMBNAIL**2, 3)).reshape(-1, 5, 3)
+    numbers = {
+        "brightness": grey.mean(axis=(1, 2)),
+        "contrast": grey.std(axis=(1, 2)),
+        "border": edges[:, 0],
+        "corners": edges[:, 1:],
+        "sharpness": records["sharpness"],
+        "quantisation": records["quantisation"],
+    }
+    return {
+        "hash": hashes(grey),
+        "colour": np.rint(blocks).astype(np.uint8),
+        **{name: np.round(values, 3).astype(np.float32) for name, values in numbers.items()},
+        **{name: records[name] for name in ("height", "width", "bytes", "format")},
+    }
+
+
+def edge_weights() -> np.ndarray:
+    """Returns the shares of a thumbnail's pixels in the means of the border and of the corners: float32 (5, pixels)."""
+    weights = np.zeros((5, THUMBNAIL, THUMBNAIL), np.float32)
+    weights[0] = 1
+    weights[0, EDGE:-EDGE, EDGE:-EDGE] = 0
+    ends = (slice(None, EDGE), slice(-EDGE, None))
+    for index, (y, x) in enumerate((y, x) for y in ends for x in ends):
+        weights[1 + index, y, x] = 1
+    return (weights / weights.sum(axis=(1, 2), keepdims=True)).reshape(5, -1)
+
+
+def read_measured(measured: Path, thumbnails: Path) -> dict[str, np.ndarray]:
+    """Derives the measures of all records in the file `measured`.
+
+    Writes the grey thumbnails to the file `thumbnails`, and adds them to the measures as a memory map `thumbnail`,
+    unless all pictures are too small to be aligned.
+    """
+    records = np.memmap(measured, RECORD, "r") if measured.stat().st_size else np.zeros(0, RECORD)
+    parts = [derive(records[start : start + CHUNK]) for start in range(0, max(len(records), 1), CHUNK)]
+    measures = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if alignable(measures).any():
+        with thumbnails.open("wb") as file:
+            for start in range(0, len(records), CHUNK):
+                grey = records["thumbnail"][start : start + CHUNK] @ GREY
+                file.write(np.rint(grey).astype(np.uint8).data)
+        measures["thumbnail"] = np.memmap(thumbnails, np.uint8, "r", shape=(len(records), *[THUMBNAIL] * 2))
+    return measures
+
+
+def alignable(measures: dict[str, np.ndarray]) -> np.ndarray:
+    """Whether pictures are large enough to be aligned, bool (n,)."""
+    return np.minimum(measures["height"], measures["width"]) >= ALIGNABLE

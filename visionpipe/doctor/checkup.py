@@ -1,0 +1,89 @@
+"""The cheap part of the doctor, which `prepare` runs: copies, quality, and shortcuts of the files alone."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visionpipe.data.duplicates import copies_between
+from visionpipe.data.prepared import SPLITS, Prepared
+from visionpipe.doctor.quality import find_quality
+from visionpipe.doctor.shortcuts import metadata_shortcuts
+
+LEAK_SHARE = 0.01  # of a split; fewer copies are counted in the manifest, and no warning
+
+
+def checkup(folder: Path, classes: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Looks at the measures of the splits in `folder`.
+
+    Returns:
+        The findings for the manifest, and warnings.
+    """
+    data = Prepared(folder, {"classes": classes})
+    measures = {split: data.measures(split) or {} for split in SPLITS}
+    labels = {split: data.labels(split) for split in SPLITS}
+    files = {split: data.files(split) for split in SPLITS}
+    warnings = []
+    copies = {split: measures[split]["copies"] for split in SPLITS}
+    every = np.concatenate(list(copies.values()))
+    findings: dict[str, Any] = {
+        "copies": {
+            "groups": len(np.unique(every[every >= 0])),
+            "images": int((every >= 0).sum()),
+            "in_several_classes": len(contradicting(copies, labels)),
+            "leaking": {},
+        }
+    }
+    for split in ("validation", "test"):
+        earlier = SPLITS[: SPLITS.index(split)]
+        leaking = copies_between(copies, split, earlier)
+        findings["copies"]["leaking"][split] = int(leaking.sum())
+        exact = np.isin(
+            keys(measures[split]["digest"]), np.concatenate([keys(measures[s]["digest"]) for s in earlier])
+        )
+        near = np.flatnonzero(leaking & ~exact)
+        if len(near) > LEAK_SHARE * len(leaking):
+            first = near[0]
+            other, row = next(
+                (s, int(rows[0]))
+                for s in earlier
+                if len(rows := np.flatnonzero(copies[s] == copies[split][first]))
+            )
+            warnings.append(
+                f"{split} images that are nearly the same as images of {' or '.join(earlier)}: {len(near):,}, such as "
+                f"{files[split][first]!r} and {files[other][row]!r}; set prepare.duplicates to keep, or run visionpipe "
+                "doctor to see them"
+            )
+    joined = {
+        name: np.concatenate([measures[split][name] for split in SPLITS])
+        for name in measures["train"]
+        if name != "thumbnail"
+    }
+    quality = find_quality(joined)
+    findings["quality"] = {kind: len(rows) for kind, rows in quality.items()}
+    names = [name for split in SPLITS for name in files[split]]
+    if "blank" in quality:
+        rows = quality["blank"]
+        warnings.append(f"pictures of one colour only: {len(rows):,}, such as {names[rows[0]]!r}")
+    shortcuts, largest = metadata_shortcuts(measures["train"], labels["train"], classes)
+    findings["shortcuts"] = {"largest": largest, "found": [asdict(shortcut) for shortcut in shortcuts]}
+    warnings += [
+        f"the {found.source} alone recognises the class {found.class_name!r} with an F1 of {found.f1:.2f} (chance "
+        f"{found.chance:.2f}): {found.detail}; a model may learn that instead of the picture"
+        for found in shortcuts[:3]
+    ]
+    return findings, warnings
+
+
+def keys(digests: np.ndarray) -> np.ndarray:
+    """Returns uint8 (n, bytes) as values that can be compared, (n,)."""
+    return np.ascontiguousarray(digests).view(f"S{digests.shape[1]}").ravel()
+
+
+def contradicting(copies: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns the numbers of the groups of copies whose images have several classes."""
+    groups, classes = (np.concatenate(list(values.values())) for values in (copies, labels))
+    pairs = np.unique(np.stack([groups, classes], axis=1)[groups >= 0], axis=0)
+    numbers, counts = np.unique(pairs[:, 0], return_counts=True)
+    return numbers[counts > 1]

@@ -1,0 +1,205 @@
+"""Guesses what the columns of a table of images say, for `visionpipe init`."""
+
+import os
+import posixpath
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from visionpipe.data.config import PrepareConfig, TableConfig
+from visionpipe.data.layout import splits_named
+from visionpipe.data.sources import content_of_folder
+from visionpipe.data.spreadsheet import ENDINGS, read_sheet
+from visionpipe.data.table_files import Files, Unusable, guessed_root
+from visionpipe.errors import DataError, did_you_mean
+from visionpipe.escape import visible
+
+SAMPLED = 200  # rows
+LABELS = (
+    "label", "labels", "class", "class_name", "category", "target", "species", "diagnosis", "dx", "breed", "kind", "y",
+)  # fmt: skip
+SPLITS = ("split", "set", "subset", "partition", "usage", "phase")
+GROUPS = (
+    "patient", "subject", "participant", "person", "individual", "animal", "lesion", "case", "group", "video", "scene",
+    "sequence", "session", "location", "site", "camera",
+)  # fmt: skip
+WEIGHTS = ("weight", "sample_weight", "weights")
+MOST_CLASSES = 1000
+LEAST_GROUPS = 5
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What a table says. `folder` becomes `prepare.path`; `reasons`: key of `prepare:` → why; `odd`: remarks."""
+
+    folder: Path
+    columns: TableConfig
+    group: str | None
+    reasons: dict[str, str]
+    odd: tuple[str, ...] = ()
+
+    def params(self) -> dict[str, object]:
+        """Returns the keys of `prepare:`; those with their defaults are left out, apart from the three that matter."""
+        written = {f.name: getattr(self.columns, f.name) for f in fields(self.columns)}
+        always = ("path", "file", "label")
+        table = {f: v for f, v in written.items() if f in always or v is not None}
+        return {"table": table} | ({"group": self.group} if self.group else {})
+
+
+def is_table(path: Path) -> bool:
+    """Whether a path is that of a table, by its ending."""
+    return path.is_file() and path.name.casefold().endswith(ENDINGS)
+
+
+def guess_columns(table: Path, label: str | None = None) -> Guess:
+    """Finds the columns of the files, the labels, the splits and the groups.
+
+    Args:
+        label: the column of the labels, where it is known.
+
+    Raises:
+        DataError: no column names files, or it is not clear which one holds the labels.
+    """
+    name = visible(table.name)
+    sheet = read_sheet(table.read_bytes(), str(table))
+    values = {
+        column: [cells[place].strip() if place < len(cells) else "" for _, cells in sheet.rows]
+        for place, column in enumerate(sheet.columns)
+    }
+    if label is not None and label not in values:
+        raise DataError(
+            f"--label: {name} has no column {label!r}{did_you_mean(label, values)}; it has {', '.join(values)}"
+        )
+    folder = folder_around(table, values)
+    files = content_of_folder(PrepareConfig("table", str(folder))).files
+    path = table.resolve().relative_to(folder).as_posix()
+    file, root = file_column(values, files, folder, posixpath.dirname(path), name)
+    rest = {column: cells for column, cells in values.items() if column != file}
+    odd = []
+    split = named(rest, SPLITS, lambda cells: len(splits_named(set(cells))) == len(set(cells) - {""}))
+    weight = named(rest, WEIGHTS, lambda cells: all(is_weight(cell) for cell in cells))
+    chosen = label or label_column(rest, {split, weight}, name)
+    group = group_column({c: v for c, v in rest.items() if c not in (chosen, split, weight)})
+    if group and split and (torn := torn_groups(values[group], values[split])):
+        odd.append(
+            f"the column {group} has values in two splits, such as {visible(torn)}: images that belong together may be "
+            f"learned and tested"
+        )
+        group = None
+    columns = TableConfig(path=path, file=file, label=chosen, split=split, weight=weight, root=root)
+    reasons = {
+        "prepare.table.file": f"its values are files{f' in {root}' if root else ''}",
+        "prepare.table.label": f"{len(set(values[chosen]) - {''}):,} classes",
+    }
+    if group:
+        count = len(set(values[group]) - {""})
+        reasons["prepare.group"] = (
+            f"{count:,} groups: images of one {group} are never in two splits, so the fractions are approximate"
+        )
+    if weight:
+        reasons["prepare.table.weight"] = "multiplies the training loss; metrics are not weighted"
+    return Guess(folder, columns, group, reasons, tuple(odd))
+
+
+def folder_around(table: Path, values: dict[str, list[str]]) -> Path:
+    """Returns the folder of the table, or the one around it and the files that it names elsewhere."""
+    here = table.resolve().parent
+    for cells in values.values():
+        for cell in cells[:SAMPLED]:
+            outside = cell.startswith(("../", "..\\")) or os.path.isabs(cell)
+            path = Path(os.path.normpath(here / cell.replace("\\", "/"))) if outside else None
+            if path is not None and path.is_file():
+                here = Path(os.path.commonpath([here, path.parent]))
+    return here
+
+
+def file_column(
+    values: dict[str, list[str]], files: Iterable[str], folder: Path, base: str, name: str
+) -> tuple[str, str | None]:
+    """Returns the column whose values are files most often, and `prepare.table.root` where it is needed."""
+    best: tuple[int, str, str | None] = (0, "", None)
+    found = Files(files, {}, str(folder))
+    for column, cells in values.items():
+        sample = [cell for cell in cells[:SAMPLED] if cell]
+        for root in dict.fromkeys((base, guessed_root(sample, files))):
+            if root is None:
+                continue
+            count = sum(exists(found, root, cell) for cell in sample)
+            if count > best[0]:
+                best = count, column, None if root == base else root
+    if not best[1]:
+        raise DataError(
+            f"{name}: no column names files in {visible(str(folder))}: put the table into the folder of the images"
+        )
+    return best[1], best[2]
+
+
+def exists(found: Files, root: str, cell: str) -> bool:
+    try:
+        return bool(found.resolve(root, cell))
+    except Unusable:
+        return False
+
+
+def named(
+    values: dict[str, list[str]], names: tuple[str, ...], fits: Callable[[list[str]], bool]
+) -> str | None:
+    """Returns the first column of one of these names whose values fit."""
+    for name in names:
+        for column, cells in values.items():
+            if words(column) == words(name) and any(cells) and fits(cells):
+                return column
+    return None
+
+
+def words(name: str) -> str:
+    return "_".join(re.findall(r"[a-z0-9]+", name.casefold()))
+
+
+def is_weight(cell: str) -> bool:
+    return not cell or re.fullmatch(r"\d+([.,]\d+)?", cell) is not None
+
+
+def label_column(values: dict[str, list[str]], used: set[str | None], name: str) -> str:
+    """Returns the column of the labels: by its name, or else the only one with few values."""
+
+    def fits(cells: list[str]) -> bool:
+        return 2 <= len(set(cells) - {""}) <= min(MOST_CLASSES, max(2, len(cells) // 2))
+
+    by_name = named({c: v for c, v in values.items() if c not in used}, LABELS, fits)
+    if by_name:
+        return by_name
+    few = [c for c, cells in values.items() if c not in used and fits(cells) and not group_word(c)]
+    if len(few) == 1:
+        return few[0]
+    which = f"it may be any of {', '.join(few)}" if few else f"the columns are {', '.join(values)}"
+    raise DataError(f"{visible(name)}: which column holds the labels? {which}: name it with --label COLUMN")
+
+
+def group_word(column: str) -> str | None:
+    """Returns the word of GROUPS that names a column, such as patient for PatientID."""
+    plain = words(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", column))
+    return next(
+        (word for word in GROUPS if re.fullmatch(rf"{word}s?(_?(id|no|nr|number|name|code))?", plain)), None
+    )
+
+
+def group_column(values: dict[str, list[str]]) -> str | None:
+    """Returns the column of what must not be in two splits: enough values, and some of them several times."""
+    ranked = sorted((c for c in values if group_word(c)), key=lambda c: GROUPS.index(group_word(c) or ""))
+    for column in ranked:
+        counts = Counter(cell for cell in values[column] if cell)
+        if len(counts) >= LEAST_GROUPS and max(counts.values()) > 1:
+            return column
+    return None
+
+
+def torn_groups(groups: list[str], splits: list[str]) -> str | None:
+    """Returns a group that has images in two splits; None if there is none."""
+    seen: dict[str, set[str]] = defaultdict(set)
+    names = splits_named(set(splits))
+    for group, split in zip(groups, splits, strict=True):
+        seen[group].add(names.get(split, "train"))
+    return next((group for group, of_group in seen.items() if group and len(of_group) > 1), None)
