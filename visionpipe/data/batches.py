@@ -11,6 +11,7 @@ import numpy as np
 
 from visionpipe.data.augmentation import Augment
 from visionpipe.data.form import model_input
+from visionpipe.data.pixels import aligned
 from visionpipe.errors import ConfigError
 
 WORKERS, PREFETCH = 2, 4
@@ -86,14 +87,15 @@ def training_batches(
         raise ConfigError(
             f"batch_size {batch_size} is not a multiple of repeated_augmentation {repeated_augmentation}"
         )
-    pixels = np.asarray(images)  # indexing np.memmap itself costs more than the copy of the pixels
+    stored = np.asarray(images)  # indexing np.memmap itself costs more than the copy of the pixels
     taught = np.empty((len(labels), 0), np.float32) if teacher_logits is None else teacher_logits
-
     factors = np.ones(len(labels), np.float32) if weights is None else weights
 
     def read(step: np.int64) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         indices = batch_indices(seed, int(step), batch_size, len(labels), repeated_augmentation)
-        return pixels.take(indices, axis=0), labels[indices], taught[indices], factors[indices]
+        chosen = aligned((batch_size, *images.shape[1:]), images.dtype)
+        stored.take(indices, axis=0, out=chosen, mode="clip")  # the default mode copies twice
+        return chosen, labels[indices], taught[indices], factors[indices]
 
     def batch(step: Any) -> tuple[Any, ...]:
         dtypes = [tf.as_dtype(images.dtype), tf.int32, tf.float32, tf.float32]
