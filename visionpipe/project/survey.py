@@ -25,11 +25,11 @@ from visionpipe.data.deep import ARRAY, DICOM, kind_of, stored_form
 from visionpipe.data.form import PixelFormat
 from visionpipe.data.headers import MAX_PIXELS, check_size, check_tiff
 from visionpipe.data.huggingface import MARKS
-from visionpipe.data.layout import counted
 from visionpipe.data.listing import NOT_IN_A_CLASS, Listing, Record, Rejected
 from visionpipe.data.sources import SOURCES
 from visionpipe.data.splits import LOST_SHOWN, first_reason
 from visionpipe.data.spreadsheet import ENDINGS
+from visionpipe.data.wording import counted
 from visionpipe.errors import DataError, ImageError
 from visionpipe.escape import visible
 from visionpipe.project.table_survey import Guess
