@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
+from deep_images import dicom, npy, png16
 from PIL import Image, ImageFile
 
 from visionpipe.data.decode import decode_image
@@ -197,7 +199,7 @@ MISTAKES: list[tuple[Callable[[Path], object], str]] = [
     (lambda folder: folder.write_text("text"), "is neither a folder nor a zip archive"),
     (lambda folder: write(folder, icons({".": 3})), "holds 3 files that lie in no folder of a class"),
     (lambda folder: write(folder, icons({"cat": 3})), "holds only the class 'cat'"),
-    (lambda folder: write(folder, {"a/1.txt": b"x", "b/2.txt": b"y"}), "no usable image in its folders; the first, a"),
+    (lambda folder: write(folder, {"a/1.txt": b"x", "b/2.txt": b"y"}), "no usable image in its folders; the first, 'a"),
     (lambda folder: write(folder, icons({"a": 4}) | {"b/1.txt": b"x"}), "the class 'b' has no usable image"),
     (lambda folder: write(folder, icons({"train/a": 4, "test/b": 4})), "the class 'b' has no usable image to train"),
     (lambda folder: write(folder, icons({"test/a": 4, "val/b": 4})), "but no folder train beside them"),
@@ -223,3 +225,31 @@ def test_five_thousand_files_take_a_second_or_two(tmp_path):
     started = time.process_time()
     assert survey(tmp_path / "many.zip").images == 5000
     assert time.process_time() - started < 5
+
+
+def tiff(values) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, photometric="minisblack", planarconfig="contig")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "form"),
+    [
+        (npy(np.ones((12, 10, 5), np.uint16)), {"channels": 5, "depth": 16}),
+        (npy(np.ones((12, 10), np.float32)), {"levels": "file", "channels": 1, "depth": 16}),
+        (npy(np.ones((12, 10, 3), np.uint8)), {}),
+        (dicom(np.ones((12, 10), np.uint16), bits=12), {"channels": 1, "depth": 16}),
+        (tiff(np.ones((12, 10, 5), np.uint8)), {"channels": 5}),
+        (png16(np.ones((12, 10, 1), np.uint16)), {}),
+    ],
+)
+def test_the_keys_of_images_that_are_no_pictures_follow_from_their_headers(content, form, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for index in range(4):
+            (tmp_path / name / f"{index}").write_bytes(content)
+    found = survey(tmp_path)
+    assert (found.form, found.one_size) == (form, (12, 10))
+    note = "8 images of 16 bits become 8: prepare.depth: 16 keeps all, and prepare.channels: 1 one channel"
+    assert (note in found.odd) == content.startswith(b"\x89PNG")

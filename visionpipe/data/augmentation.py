@@ -16,7 +16,8 @@ from visionpipe.data import pixels
 from visionpipe.data.draws import MOST_STREAMS, Draws, Range, Sides
 from visionpipe.errors import ConfigError
 
-# images uint8 (batch, height, width, 3), targets float32 (batch, classes), step int64 () → both float32
+# images uint8 or uint16 (batch, height, width, channels), targets float32 (batch, classes), step int64 ()
+# → both float32
 Augment = Callable[[Any, Any, Any], tuple[Any, Any]]
 Fraction = Annotated[float, (0, 1)]
 Ratio = Annotated[Range, (0.01, 100)]
@@ -303,6 +304,8 @@ AUGMENTATIONS: dict[str, type[Augmentation]] = {
     "cutmix": CutMix,
 }
 
+RGB_ONLY = ("rand_augment", "color_jitter")  # the others move, mix or cover pixels of any kind
+
 
 def make_augmentation(entries: Sequence[dict[str, Any]], seed: int, steps_per_epoch: int) -> Augment:
     """Returns a function that augments a batch, given its global step.
@@ -313,9 +316,9 @@ def make_augmentation(entries: Sequence[dict[str, Any]], seed: int, steps_per_ep
         steps_per_epoch: converts the epochs of `off_epoch` to steps.
 
     Returns:
-        A TensorFlow graph function for a `tf.data` pipeline. It takes images uint8 (batch, height, width, 3), targets
-        float32 (batch, classes) and the step int64 (). It returns images float32 of the same shape in [0, 255], and
-        targets float32, soft where images were mixed.
+        A TensorFlow graph function for a `tf.data` pipeline. It takes images uint8 or uint16 (batch, height, width,
+        channels), targets float32 (batch, classes) and the step int64 (). It returns images float32 of the same shape
+        in [0, 255], and targets float32, soft where images were mixed.
     """
     import tensorflow as tf
 

@@ -11,7 +11,7 @@ Time grows with the square of the number of images, memory does not.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -297,7 +297,7 @@ def refuse_copies(usable: list[Usable], copies: np.ndarray) -> None:
         )
 
 
-def copies_between(copies: dict[str, np.ndarray], split: str, others: tuple[str, ...]) -> np.ndarray:
+def copies_between(copies: dict[str, np.ndarray], split: str, others: Sequence[str]) -> np.ndarray:
     """Whether an image of `split` has a copy in one of the `others`, bool (n,).
 
     `copies`: split → the numbers of the images' groups, -1 for images without a copy.

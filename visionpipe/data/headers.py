@@ -22,6 +22,7 @@ PADDING = (
 MOST_PIXELS_OF_A_BYTE = (
     2_000  # of an image of more than CLIENT_PIXELS; a flat picture of 8 bits has half of it as PNG
 )
+MAX_CHANNELS = 64  # channels of an image
 MAX_TEXT = 2**20  # bytes of one inflated text or colour profile; Pillow has the same limit
 MAX_TEXTS = 16 * 2**20  # bytes of all inflated texts of a file
 MAX_SCANS = 100  # scans of a JPEG; each costs a pass over the whole image, and encoders make about ten

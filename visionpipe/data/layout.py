@@ -394,6 +394,17 @@ def resolved(candidates: dict[str, SplitName]) -> dict[str, str]:
     return {name: held_out if one.split == "evaluation" else one.split for name, one in candidates.items()}
 
 
+def splits_named(names: Iterable[str]) -> dict[str, str]:
+    """Maps the names of splits in a table or a data set to splits; a name that says none is left out."""
+    return resolved({name: parsed for name in sorted(names) if (parsed := split_name(name))})
+
+
+def split_notes(splits: dict[str, str]) -> list[str]:
+    """Says how the names of splits were read that are not the usual ones; `splits`: what `splits_named` returns."""
+    unusual = [f"{quoted(name)} as {split}" for name, split in splits.items() if name.casefold() not in PLAIN]
+    return [f"names that were taken as splits: {', '.join(unusual)}"] if unusual else []
+
+
 def path_of_unwrapped(name: str, folder: Folder) -> tuple[str, Folder]:
     """Returns what `unwrapped` returns, with its path from the folder around the splits."""
     path, goal = name, unwrapped(name, folder)

@@ -15,10 +15,11 @@ COLOURS = (0.0, 255.0)
 
 
 def as_float(images: Any) -> Any:
-    """Converts images to float32 without changing their range."""
+    """Converts images to float32 in [0, 255]: uint16 are divided by 257, other types stay in their range."""
     import tensorflow as tf
 
-    return tf.cast(images, tf.float32)
+    floats = tf.cast(images, tf.float32)
+    return floats / 257 if images.dtype == tf.uint16 else floats
 
 
 def positions(images: Any) -> tuple[Any, Any]:
@@ -33,7 +34,7 @@ def positions(images: Any) -> tuple[Any, Any]:
 def moved(images: Any, rows: Any, columns: Any) -> Any:
     """Returns the pixels at `rows` and `columns`, of any dtype, unchanged; black where these lie outside the image.
 
-    This is a single gather, of uint8 pixels. keras-cv's flip alone makes five passes over four times the bytes.
+    This is a single gather, of integers. keras-cv's flip alone makes five passes over four times the bytes.
     """
     import tensorflow as tf
 

@@ -4,6 +4,7 @@ A score is the F1 of one class, out of fold, on a scale from 0 for what the clas
 right. A score over all classes would not see a shortcut of one class.
 """
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,11 @@ import numpy as np
 from visionpipe.data.measures import FORMATS
 
 STRONG = 0.4  # of what knows nothing of the picture: its size, its format, its compression
+CORNER, AHEAD = 0.4, 0.2  # of one corner, and how far it is ahead of the corner on its other side
+BORDER, COLOUR = 0.6, 0.75  # of what may well belong to a class
+DENSITY = 0.75  # of bytes per pixel, which say how much there is to see
+DEPTH, LEAST_LEAF = 6, 5  # of a decision tree
+CORNERS = ("top left corner", "top right corner", "bottom left corner", "bottom right corner")
 MOST_VALUES = 64  # bins of a measure
 LEAST_HITS = 10  # images that a shortcut gets right; fewer are chance
 
@@ -25,6 +31,15 @@ class Shortcut:
     f1: float
     chance: float
     detail: str = ""
+
+
+def rounded(
+    source: str, class_name: str, score: float, f1: float, chance: float, detail: str = ""
+) -> Shortcut:
+    """Returns a shortcut with its numbers rounded to four digits."""
+    return Shortcut(
+        source, class_name, round(float(score), 4), round(float(f1), 4), round(float(chance), 4), detail
+    )
 
 
 def class_scores(predicted: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.ndarray, ...]:
@@ -104,15 +119,77 @@ def metadata_shortcuts(
         largest = max(largest, float(scores.max()))
         for index in np.flatnonzero(scores >= STRONG).tolist():
             if index not in best or scores[index] > best[index].score:
-                best[index] = Shortcut(
-                    source,
-                    classes[index],
-                    round(float(scores[index]), 4),
-                    round(float(f1[index]), 4),
-                    round(float(chance[index]), 4),
-                    typical(source, measures, labels == index),
-                )
+                numbers = scores[index], f1[index], chance[index]
+                detail = typical(source, measures, labels == index)
+                best[index] = rounded(source, classes[index], *numbers, detail)
     return sorted(best.values(), key=lambda found: (-found.score, found.class_name)), round(largest, 4)
+
+
+def by_tree(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Predicts each image's class by a decision tree on `values`, (n, numbers), fitted to the other half, (n,)."""
+    from sklearn.tree import DecisionTreeClassifier
+
+    half = halves(labels)
+    predicted = np.zeros(len(labels), np.int64)
+    for fold in (0, 1):
+        if (half == fold).any() and (half != fold).any():
+            tree = DecisionTreeClassifier(max_depth=DEPTH, min_samples_leaf=LEAST_LEAF, random_state=0)
+            tree.fit(values[half != fold], labels[half != fold])
+            predicted[half == fold] = tree.predict(values[half == fold])
+    return predicted
+
+
+def picture_shortcuts(
+    measures: dict[str, np.ndarray], labels: np.ndarray, classes: list[str]
+) -> list[Shortcut]:
+    """Finds classes that one corner, the border, the mean colour or the size of the file recognise."""
+    count = len(classes)
+    colours = measures["colour"].reshape(len(labels), -1, 3).mean(axis=1)
+    pixels = measures["height"].astype(np.float64) * measures["width"]
+    sources = {name: (measures["corners"][:, index], CORNER) for index, name in enumerate(CORNERS)}
+    sources |= {
+        "border": (measures["border"], BORDER),
+        "mean colour": (colours, COLOUR),
+        "bytes per pixel": ((measures["bytes"] / pixels)[:, None], DENSITY),
+    }
+    results = {
+        name: class_scores(by_tree(values.astype(np.float32), labels), labels, count)
+        for name, (values, _) in sources.items()
+    }
+    best: dict[int, Shortcut] = {}
+    for name, (_, least) in sources.items():
+        scores, f1, chance, hits = results[name]
+        strong = (scores >= least) & (hits >= LEAST_HITS)
+        if name in CORNERS:
+            opposite = CORNERS[CORNERS.index(name) ^ 1]
+            strong &= scores >= results[opposite][0] + AHEAD
+        for index in np.flatnonzero(strong).tolist():
+            if index not in best or scores[index] > best[index].score + 0.05:  # corners come first
+                best[index] = rounded(name, classes[index], scores[index], f1[index], chance[index])
+    return sorted(best.values(), key=lambda found: (-found.score, found.class_name))
+
+
+def name_shortcuts(files: list[str], labels: np.ndarray, classes: list[str]) -> list[Shortcut]:
+    """Finds classes that the letters before the first digit of the file names recognise.
+
+    Beginnings that have a word in common with a class name say what the picture shows, and are no finding.
+    """
+    stems = [file.rsplit("/", 1)[-1].rsplit(".", 1)[0].casefold() for file in files]
+    starts = np.array([re.split(r"\d", stem, maxsplit=1)[0].strip(" _-()[]") for stem in stems])
+    words = {word for name in classes for word in re.split(r"\W+|_", name.casefold()) if len(word) > 1}
+    names, codes = np.unique(starts, return_inverse=True)
+    if not 1 < len(names) <= max(MOST_VALUES, len(classes)):
+        return []
+    scores, f1, chance, hits = class_scores(by_majority(codes, labels, len(classes)), labels, len(classes))
+    found = []
+    for index in np.flatnonzero((scores >= STRONG) & (hits >= LEAST_HITS)).tolist():
+        of_class = np.bincount(codes[labels == index], minlength=len(names))
+        start = str(names[int(of_class.argmax())])
+        if not words & set(re.split(r"\W+|_", start)) and not any(word in start for word in words):
+            detail = f"{of_class.max() / of_class.sum():.0%} of its names begin with {start!r}"
+            numbers = scores[index], f1[index], chance[index]
+            found.append(rounded("file name", classes[index], *numbers, detail))
+    return sorted(found, key=lambda item: (-item.score, item.class_name))
 
 
 def typical(source: str, measures: dict[str, np.ndarray], of_class: np.ndarray) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from visionpipe.artifact.classifier import BATCH, Classifier
 from visionpipe.artifact.digest import artifact_sha256
 from visionpipe.artifact.speed import measure
+from visionpipe.data.duplicates import copies_between
 from visionpipe.data.prepared import PREPARED, Prepared, open_prepared
 from visionpipe.errors import ArtifactError
 from visionpipe.escape import csv_line, script_data, visible
@@ -48,6 +49,8 @@ def evaluate(name: str, params: Params) -> None:
         split: metrics.classification_metrics(answers[split], labels[split], prepared.classes, bins)
         for split in SPLITS
     }
+    for split in SPLITS:
+        headline[split] |= data_metrics(prepared, split, answers[split].predicted == labels[split])
     write_json(report / "metrics.json", headline)
     write_test_report(report, prepared, answers["test"], params)
 
@@ -62,9 +65,9 @@ def check_agreement(artifact: Path, classifier: Classifier, prepared: Prepared) 
         )
     expected, received = (one.framing | one.decoding for one in (classifier, prepared))
     if expected != received:
+        different = [key for key in expected if expected[key] != received[key]]
         theirs, ours = (
-            ", ".join(f"{key} {options[key]}" for key in expected if expected[key] != received[key])
-            for options in (expected, received)
+            ", ".join(f"{key} {options[key]}" for key in different) for options in (expected, received)
         )
         raise ArtifactError(
             f"{artifact} expects images of {theirs}, {PREPARED} has {ours}: train and export it again with dvc repro"
@@ -91,6 +94,28 @@ def predict(
         if len(classifier.labels) <= MOST_COLUMNS:
             tables.append(probabilities)
     return metrics.joined(parts), np.concatenate(tables) if tables else None
+
+
+def data_metrics(prepared: Prepared, split: str, right: np.ndarray) -> dict[str, Any]:
+    """Returns what the data make of a split's accuracy: copies of images of earlier splits, and shortcuts.
+
+    Empty for data that an older version has prepared.
+
+    Args:
+        right: whether each answer is right, bool (n,).
+    """
+    earlier = prepared.splits[: prepared.splits.index(split)]
+    measures = {name: prepared.measures(name) for name in (*earlier, split)}
+    copies = {name: values["copies"] for name, values in measures.items() if values is not None}
+    if len(copies) < len(measures):
+        return {}
+    leaking = copies_between(copies, split, earlier)
+    rest = right[~leaking]
+    return {
+        "leaking_images": int(leaking.sum()),
+        "accuracy_without_leaking": float(rest.mean()) if len(rest) else 0.0,
+        "shortcut": prepared.manifest["findings"]["shortcuts"]["largest"],
+    }
 
 
 def write_predictions(
@@ -146,8 +171,15 @@ def write_test_report(report: Path, prepared: Prepared, answers: Answers, params
 
 def summary(name: str, test: dict[str, Any], speed: dict[str, float]) -> str:
     interval = f"{test['accuracy_low']:.4f}–{test['accuracy_high']:.4f}"
+    leaking = test.get("leaking_images", 0)
+    without = (
+        f"\n{name}: without the {leaking:,} test images that have copies in train or validation, test accuracy "
+        f"{test['accuracy_without_leaking']:.4f}"
+        if leaking
+        else ""
+    )
     return (
         f"{name}: test accuracy {test['accuracy']:.4f} ({interval}), macro F1 {test['macro_f1']:.4f}, "
         f"worst recall {test['worst_recall']:.4f} ({visible(test['worst_class'])}), "
-        f"{speed['latency_p50_ms']:.2f} ms per image, {speed['images_per_second']:,.0f} images/s"
+        f"{speed['latency_p50_ms']:.2f} ms per image, {speed['images_per_second']:,.0f} images/s" + without
     )

@@ -13,6 +13,7 @@ from visionpipe.artifact.digest import WITH_PREPROCESSING, artifact_sha256
 from visionpipe.artifact.preprocessing import with_preprocessing
 from visionpipe.artifact.quantization import Decision, accuracy, calibration_images, decision_path, quantize
 from visionpipe.artifact.speed import measure
+from visionpipe.data.form import model_input
 from visionpipe.data.prepared import PREPARED, Prepared, open_prepared
 from visionpipe.errors import ArtifactError
 from visionpipe.files import write_bytes, write_json
@@ -45,7 +46,7 @@ def export(name: str, params: Params) -> None:
     folder = artifact_folder(name)
     model = load_trained(model_folder(name) / "model.keras")
     images = data.images("validation")[:PARITY_IMAGES]
-    expected = np.asarray(model(images.astype(np.float32)))  # Keras exports only a model that has been called
+    expected = np.asarray(model(model_input(images)))  # Keras exports only a model that has been called
     write_model(folder, onnx_bytes(model, params.export.opset), data, params)
     write_json(folder / "labels.json", data.classes)
     write_json(folder / "preprocessing.json", preprocessing(data.framing, data.decoding))

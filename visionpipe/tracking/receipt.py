@@ -45,9 +45,11 @@ def judge(params: Params) -> dict[str, Any]:
     images = read_output(PREPARED / MANIFEST)["counts"]["validation"].values()
     majority = max(images) / sum(images)
     for name in params.models:
-        validation = read_output(report_folder(name) / "metrics.json")["validation"]
+        metrics = read_output(report_folder(name) / "metrics.json")
+        validation = metrics["validation"]
         lineage = read_output(model_folder(name) / "lineage.json")
         failures = gate_failures(params.register.gate, validation, majority)
+        failures += data_failures(params.register.gate, metrics)
         models[name] = {
             "lineage_id": lineage["lineage_id"],
             "artifact_sha256": artifact_sha256(artifact_folder(name)),
@@ -78,4 +80,30 @@ def gate_failures(gate: GateConfig, validation: dict[str, Any], majority: float)
             f"validation accuracy {validation['accuracy']:.4f} is below {least:.4f}, the share {majority:.4f} of the "
             f"most frequent class plus over_majority {gate.over_majority:g}"
         )
+    return failures
+
+
+def data_failures(gate: GateConfig, metrics: dict[str, Any]) -> list[str]:
+    """Returns one sentence for each limit on the data that the metrics of a report exceed."""
+    failures = []
+    for split in ("validation", "test"):
+        if gate.max_leak is not None:
+            of_split = metrics[split]
+            if "leaking_images" not in of_split:
+                return ["the data were prepared without a search for copies: run dvc repro --force prepare"]
+            share = of_split["leaking_images"] / max(of_split["images"], 1)
+            if share > gate.max_leak:
+                failures.append(
+                    f"{of_split['leaking_images']:,} of {of_split['images']:,} {split} images have a copy in an "
+                    f"earlier split, more than max_leak {gate.max_leak:g}"
+                )
+    if gate.max_shortcut is not None:
+        shortcut = metrics["validation"].get("shortcut")
+        if shortcut is None:
+            return ["the data were prepared without a search for shortcuts: run dvc repro --force prepare"]
+        if shortcut > gate.max_shortcut:
+            failures.append(
+                f"the files alone give a class away with a score of {shortcut:.4f}, more than max_shortcut "
+                f"{gate.max_shortcut:g}"
+            )
     return failures

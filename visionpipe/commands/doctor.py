@@ -1,0 +1,46 @@
+"""`visionpipe doctor`: looks for what is wrong with the prepared images, and writes a page of findings."""
+
+from visionpipe.data.config import DECISIONS
+from visionpipe.data.decisions import append_undecided
+from visionpipe.data.prepared import PREPARED, open_prepared
+from visionpipe.doctor.diagnosis import as_json, diagnose
+from visionpipe.doctor.findings import Finding, Images
+from visionpipe.doctor.page import page
+from visionpipe.files import write_bytes, write_json
+from visionpipe.project.params import Params
+from visionpipe.project.paths import state_folder
+
+MOST_ROWS = 500  # that one finding adds to decisions.csv
+
+
+def doctor(params: Params) -> None:
+    """Writes .visionpipe/doctor/index.html and doctor.json, appends undecided rows to decisions.csv, and prints counts.
+
+    Raises:
+        DataError: the prepared data are missing, damaged, or have no measures.
+    """
+    folder = state_folder() / "doctor"
+    diagnosis = diagnose(open_prepared(PREPARED), folder, list(params.models), params.threads)
+    rows = {finding.key: suggested(diagnosis.images, finding) for finding in diagnosis.findings}
+    added = append_undecided([row for of_finding in rows.values() for row in of_finding])
+    write_json(folder / "doctor.json", as_json(diagnosis))
+    write_bytes(
+        folder / "index.html",
+        page(diagnosis, {key: len(of_finding) for key, of_finding in rows.items()}).encode(),
+    )
+    for finding in diagnosis.findings:
+        print(f"{finding.count:>7,} {finding.kind.unit}: {finding.kind.title.lower()}")
+    if not diagnosis.findings:
+        print("nothing was found")
+    print(f"rows added to {DECISIONS}, without a decision: {added:,}")
+    print(folder / "index.html")
+
+
+def suggested(images: Images, finding: Finding) -> list[tuple[str, str, str]]:
+    """Returns (file, finding, suggestion) for the first MOST_ROWS images that a finding asks a decision for."""
+    rows = [
+        (images.files[row], finding.key, suggestion)
+        for item in finding.items
+        for row, suggestion in item.suggestions.items()
+    ]
+    return rows[:MOST_ROWS]

@@ -1,0 +1,337 @@
+"""Puts the findings together, in the order of what they cost."""
+
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visionpipe.data.duplicates import PLAIN, TURNS, copies_between, find_copies
+from visionpipe.data.measures import ALIGNABLE
+from visionpipe.data.prepared import SPLITS, Prepared
+from visionpipe.doctor.checkup import contradicting
+from visionpipe.doctor.drift import find_drift
+from visionpipe.doctor.features import features
+from visionpipe.doctor.findings import KINDS, Finding, Images, Item, all_images
+from visionpipe.doctor.labels import (
+    Predictions,
+    confidently_wrong,
+    indistinguishable,
+    predict_out_of_fold,
+)
+from visionpipe.doctor.models import best_model, model_probabilities
+from visionpipe.doctor.outliers import find_outliers
+from visionpipe.doctor.quality import ADVICE, find_quality
+from visionpipe.doctor.shortcuts import Shortcut, metadata_shortcuts, name_shortcuts, picture_shortcuts
+from visionpipe.files import replacing_file, sha256_json
+
+IMBALANCE = 10
+SHOWN_TOGETHER = 4  # images of a group or of a class
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The images, what was found, and remarks on how it was looked for."""
+
+    images: Images
+    findings: list[Finding]
+    notes: list[str]
+
+
+def diagnose(data: Prepared, folder: Path, models: list[str], threads: int | None) -> Diagnosis:
+    """Looks at prepared data; keeps what takes long in `folder`, so that an interrupted look continues."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images = all_images(data)
+    classes = len(data.classes)
+    copies = all_copies(images, folder)
+    described = features(data, folder)
+    notes, tables = [], []
+    if (name := best_model(data, models)) is not None:
+        table, note = model_probabilities(data, name, folder, threads)
+        notes.append(note)
+        tables = [table] if len(table) else []
+    if "thumbnail" not in images.measures:
+        notes.append(
+            f"Crops and small rotations are sought from {ALIGNABLE} pixels a side on: these pictures are smaller."
+        )
+    predictions = predict_out_of_fold(described, images.labels, classes, tables)
+    findings = [
+        *copy_findings(images, copies, predictions),
+        *label_findings(images, predictions),
+        *shortcut_findings(images),
+        *outlier_findings(images, predictions),
+        *quality_findings(images),
+        *class_findings(images, predictions),
+        *drift_findings(images),
+    ]
+    order = list(KINDS)
+    return Diagnosis(images, sorted(findings, key=lambda finding: order.index(finding.key)), notes)
+
+
+def all_copies(images: Images, folder: Path) -> np.ndarray:
+    """Returns the number of each image's group of copies, -1 for an image without one, (n,); kept in `folder`."""
+    key = sha256_json(images.data.manifest["sha256"])[:16]
+    path = folder / f"copies-{key}.npy"
+    if not path.exists():
+        for old in folder.glob("copies-*.npy"):
+            old.unlink()
+        copies = find_copies(images.measures["digest"], images.measures, PLAIN + TURNS, align=True)
+        with replacing_file(path) as file:
+            np.save(file, copies)
+    return np.load(path)
+
+
+# Copies ----------------------------------------------------------------------------------------------------
+
+
+def copy_findings(images: Images, copies: np.ndarray, predictions: Predictions) -> list[Finding]:
+    by_split = {split: copies[images.split == number] for number, split in enumerate(SPLITS)}
+    labels = {split: images.labels[images.split == number] for number, split in enumerate(SPLITS)}
+    torn = {int(number) for number in contradicting(by_split, labels)}
+    leaking: set[int] = set()
+    for split in SPLITS[1:]:
+        leaks = copies_between(by_split, split, SPLITS[: SPLITS.index(split)])
+        leaking |= set(by_split[split][leaks].tolist())
+    groups: dict[int, list[int]] = defaultdict(list)
+    for row in np.flatnonzero(copies >= 0).tolist():
+        groups[int(copies[row])].append(row)
+    margins = predictions.margin(images.labels)
+    two_labels, across, within = [], [], []
+    for number, rows in groups.items():
+        if number in torn:
+            two_labels.append(contradiction(images, rows, margins))
+        elif number in leaking:
+            first = min(rows, key=lambda row: (-int(images.split[row]), row))
+            rest = [row for row in rows if images.split[row] != images.split[first]]
+            rest += [row for row in rows if images.split[row] == images.split[first] and row != first]
+            across.append(copy_item(images, [first, *rest], group=True))
+        else:
+            within.append(copy_item(images, rows, group=False))
+    found = []
+    if two_labels:
+        found.append(
+            Finding(
+                "label-conflict",
+                sum(len(item.rows) for item in two_labels),
+                sorted(two_labels, key=lambda item: item.rows),
+            )
+        )
+    if across:
+        found.append(
+            Finding(
+                "leak", sum(len(item.rows) for item in across), sorted(across, key=lambda item: item.rows)
+            )
+        )
+    if within:
+        found.append(
+            Finding(
+                "copy", sum(len(item.rows) - 1 for item in within), sorted(within, key=lambda item: item.rows)
+            )
+        )
+    return found
+
+
+def contradiction(images: Images, rows: list[int], margins: np.ndarray) -> Item:
+    """Describes copies of several classes; suggests the most frequent one, or that of the image that fits best."""
+    labels = images.labels[rows]
+    counts = np.bincount(labels)
+    best = max(range(len(rows)), key=lambda i: (counts[labels[i]], margins[rows[i]], -i))
+    right = images.class_name(rows[best])
+    wrong = [row for row in rows if images.class_name(row) != right]
+    agreeing = [row for row in rows if images.class_name(row) == right]
+    return Item(
+        [wrong[0], *agreeing, *wrong[1:]],
+        f"{how_equal(images, wrong[0], agreeing[0])}, {count_of(len(rows), 'copy', 'copies')} in "
+        f"{count_of(len(set(labels.tolist())), 'class', 'classes')}",
+        dict.fromkeys(wrong, right),
+        difference=True,
+    )
+
+
+def copy_item(images: Images, rows: list[int], group: bool) -> Item:
+    digest = min(bytes(images.measures["digest"][row]) for row in rows).hex()[:12]
+    key = f"copies-{digest}" if group else ""
+    suggested = rows if group else rows[1:]
+    return Item(
+        rows,
+        f"{how_equal(images, rows[0], rows[1])}, {count_of(len(rows), 'image')}",
+        dict.fromkeys(suggested, key),
+        difference=True,
+    )
+
+
+def how_equal(images: Images, one: int, other: int) -> str:
+    digests = images.measures["digest"]
+    return "equal pixels" if np.array_equal(digests[one], digests[other]) else "nearly equal"
+
+
+def count_of(number: int, singular: str, plural: str = "") -> str:
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
+
+
+# Labels and classes ------------------------------------------------------------------------------------------
+
+
+def label_findings(images: Images, predictions: Predictions) -> list[Finding]:
+    labels, classes = images.labels, images.data.classes
+    suspects = np.flatnonzero(confidently_wrong(predictions, labels, len(classes)))
+    margins = predictions.margin(labels)
+    suspects = suspects[margins[suspects] < 0]
+    if not len(suspects):
+        return []
+    others, shares = predictions.other(labels)
+    items = [
+        Item(
+            [row, *examples(images, predictions, int(others[row]), 2)],
+            f"labelled {classes[labels[row]]!r} ({predictions.given[row]:.0%}), looks like {classes[others[row]]!r} "
+            f"({shares[row]:.0%})",
+            {row: classes[others[row]]},
+        )
+        for row in suspects[np.argsort(margins[suspects], kind="stable")].tolist()
+    ]
+    return [Finding("label", len(items), items)]
+
+
+def examples(images: Images, predictions: Predictions, index: int, count: int) -> list[int]:
+    """Returns the images of a class that fit it best."""
+    rows = np.flatnonzero(images.labels == index)
+    order = np.argsort(-np.round(predictions.given[rows], 4), kind="stable")
+    return rows[order[:count]].tolist()
+
+
+def class_findings(images: Images, predictions: Predictions) -> list[Finding]:
+    classes = images.data.classes
+    found = []
+    pairs = indistinguishable(predictions, images.labels, len(classes))
+    if pairs:
+        items = [
+            Item(
+                [*examples(images, predictions, one, 2), *examples(images, predictions, other, 2)],
+                f"{classes[one]!r} and {classes[other]!r}: {share:.0%} of their images are taken for the other",
+            )
+            for one, other, share in pairs
+        ]
+        found.append(Finding("similar-classes", len(pairs), items))
+    counts = np.bincount(images.labels[images.split == 0], minlength=len(classes))
+    if counts.max() > IMBALANCE * max(counts.min(), 1):
+        rare = np.flatnonzero(counts * IMBALANCE < counts.max())
+        rare = rare[np.argsort(counts[rare], kind="stable")]
+        items = [
+            Item(
+                np.flatnonzero((images.labels == index) & (images.split == 0))[:SHOWN_TOGETHER].tolist(),
+                f"{classes[index]!r} has {count_of(int(counts[index]), 'training image')}, the largest class "
+                f"{counts.max():,}",
+            )
+            for index in rare.tolist()
+        ]
+        found.append(Finding("imbalance", len(items), items))
+    return found
+
+
+# Shortcuts, pictures, splits ------------------------------------------------------------------------------
+
+
+def shortcut_findings(images: Images) -> list[Finding]:
+    train = np.flatnonzero(images.split == 0)
+    measures = {name: values[train] for name, values in images.measures.items() if name != "thumbnail"}
+    labels, classes = images.labels[train], images.data.classes
+    seen = {shortcut.class_name: shortcut for shortcut in picture_shortcuts(measures, labels, classes)}
+    files = {shortcut.class_name: shortcut for shortcut in metadata_shortcuts(measures, labels, classes)[0]}
+    shortcuts = sorted([*seen.values(), *files.values()], key=lambda item: (-item.score, item.class_name))
+    found = []
+    if shortcuts:
+        found.append(
+            Finding(
+                "shortcut", len(shortcuts), [shortcut_item(images, train, shortcut) for shortcut in shortcuts]
+            )
+        )
+    names = name_shortcuts([images.files[row] for row in train.tolist()], labels, classes)
+    if names:
+        found.append(
+            Finding("file-names", len(names), [shortcut_item(images, train, shortcut) for shortcut in names])
+        )
+    return found
+
+
+def shortcut_item(images: Images, train: np.ndarray, shortcut: Shortcut) -> Item:
+    index = images.data.classes.index(shortcut.class_name)
+    rows = train[images.labels[train] == index]
+    others = train[images.labels[train] != index]
+    detail = f"; {shortcut.detail}" if shortcut.detail else ""
+    return Item(
+        spread(rows, SHOWN_TOGETHER) + spread(others, 2),
+        f"the {shortcut.source} recognises {shortcut.class_name!r} with an F1 of {shortcut.f1:.2f}, chance "
+        f"{shortcut.chance:.2f}{detail}",
+    )
+
+
+def spread(rows: np.ndarray, count: int) -> list[int]:
+    """Returns `count` rows at equal distances, or all if there are fewer."""
+    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)].tolist()
+
+
+def outlier_findings(images: Images, predictions: Predictions) -> list[Finding]:
+    rows = find_outliers(predictions, len(images.data.classes))
+    if not len(rows):
+        return []
+    items = [
+        Item([row], f"labelled {images.class_name(row)!r}, unlike all others", {row: ""})
+        for row in rows.tolist()
+    ]
+    return [Finding("outlier", len(items), items)]
+
+
+def quality_findings(images: Images) -> list[Finding]:
+    measures = images.measures
+    items = []
+    for kind, rows in find_quality(measures).items():
+        for row in rows.tolist():
+            shape = f"{measures['height'][row]} × {measures['width'][row]} pixels"
+            items.append(Item([row], f"{kind}: {ADVICE[kind]} ({shape})", {row: ""}))
+    if not items:
+        return []
+    return [Finding("quality", len(items), items)]
+
+
+def drift_findings(images: Images) -> list[Finding]:
+    drifts = find_drift(images)
+    if not drifts:
+        return []
+    items = []
+    for split, sentence, size in drifts:
+        number = images.data.splits.index(split)
+        rows = [row for other in (0, number) for row in spread(np.flatnonzero(images.split == other), 3)]
+        items.append(Item(rows, f"{sentence} (distance {size:.2f} of 1)"))
+    return [Finding("drift", len(items), items)]
+
+
+def as_json(diagnosis: Diagnosis) -> dict[str, Any]:
+    """Returns all findings as JSON values."""
+    images = diagnosis.images
+    result = []
+    for finding in diagnosis.findings:
+        content = {"key": finding.key, "count": finding.count} | asdict(finding.kind)
+        content["items"] = [
+            {
+                "note": item.note,
+                "images": [
+                    {
+                        "file": images.files[row],
+                        "split": images.split_name(row),
+                        "label": images.class_name(row),
+                        **({"suggestion": item.suggestions[row]} if row in item.suggestions else {}),
+                    }
+                    for row in item.rows
+                ],
+            }
+            for item in finding.items
+        ]
+        result.append(content)
+    return {
+        "content_sha256": images.data.manifest["content_sha256"],
+        "images": len(images.labels),
+        "classes": len(images.data.classes),
+        "notes": diagnosis.notes,
+        "findings": result,
+    }

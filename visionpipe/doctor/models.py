@@ -1,0 +1,88 @@
+"""Asks a trained model about all prepared images, unless it has memorised their labels."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from visionpipe.artifact.classifier import Classifier
+from visionpipe.artifact.digest import artifact_sha256
+from visionpipe.data.prepared import Prepared
+from visionpipe.doctor.labels import MEMORISED
+from visionpipe.errors import ArtifactError
+from visionpipe.files import replacing_file, sha256_json
+from visionpipe.project.paths import artifact_folder, report_folder
+
+CHUNK = 256
+
+
+def best_model(data: Prepared, names: Iterable[str]) -> str | None:
+    """Returns the exported model of these classes and images with the best validation accuracy; None without one."""
+    best: tuple[float, str] | None = None
+    for name in names:
+        try:
+            metrics = json.loads((report_folder(name) / "metrics.json").read_bytes())
+            accuracy = float(metrics["validation"]["accuracy"])
+            preprocessing = json.loads((artifact_folder(name) / "preprocessing.json").read_bytes())
+            labels = json.loads((artifact_folder(name) / "labels.json").read_bytes())
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+        fits = labels == data.classes and tuple(preprocessing.get("size", ())) == tuple(data.manifest["size"])
+        if fits and (best is None or accuracy > best[0]):
+            best = accuracy, name
+    return best[1] if best else None
+
+
+def model_probabilities(
+    data: Prepared, name: str, folder: Path, threads: int | None
+) -> tuple[np.ndarray, str]:
+    """Returns the probabilities of all images, float32 (n, classes), as a memory map, and a sentence about the model.
+
+    They are kept in `folder`. There are 0 rows if the model cannot be used.
+    """
+    artifact = artifact_folder(name)
+    none = np.zeros((0, len(data.classes)), np.float32)
+    try:
+        key = sha256_json([artifact_sha256(artifact), data.manifest["content_sha256"]])[:16]
+        path = folder / f"probabilities-{key}.npy"
+        if not path.exists():
+            for old in folder.glob("probabilities-*.npy"):
+                old.unlink()
+            write_probabilities(Classifier(artifact, threads), data, path)
+    except ArtifactError as error:
+        return none, f"The model {name} was not asked: {error}."
+    table = np.load(path, mmap_mode="r")
+    labels = data.labels("train")
+    right = 0
+    for start in range(0, len(labels), CHUNK):  # train is the first split
+        right += int(
+            (
+                table[start : start + CHUNK][: len(labels) - start].argmax(axis=1)
+                == labels[start : start + CHUNK]
+            ).sum()
+        )
+    accuracy = right / max(len(labels), 1)
+    if accuracy > MEMORISED:
+        return (
+            none,
+            f"The model {name} has memorised {accuracy:.1%} of the training labels, so it was not asked.",
+        )
+    return table, f"The predictions of the model {name} are averaged with those of the features."
+
+
+def write_probabilities(classifier: Classifier, data: Prepared, path: Path) -> None:
+    total = sum(len(data.images(split)) for split in data.splits)
+    header = {"descr": "<f4", "fortran_order": False, "shape": (total, len(data.classes))}
+    with (
+        replacing_file(path) as file,
+        tqdm(total=total, desc="model", unit=" images", disable=None) as progress,
+    ):
+        np.lib.format.write_array_header_1_0(file, header)
+        for split in data.splits:
+            images = data.images(split)
+            for start in range(0, len(images), CHUNK):
+                part = classifier.probabilities(images[start : start + CHUNK])
+                file.write(np.nan_to_num(part).astype("<f4").tobytes())
+                progress.update(len(part))
