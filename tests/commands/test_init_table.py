@@ -97,6 +97,12 @@ def test_a_table_without_its_images_is_one_line(capsys):
     assert "t.csv: no column names files in" in one_line(capsys, "set/t.csv")
 
 
+def test_a_folder_with_a_table_and_without_folders_of_classes_hints_at_the_table(capsys):
+    write_images(Path("set/images"))
+    write_table(Path("set/t.csv"), "file,label", lambda n: f"i{n}.png,{n % 2}")
+    assert "; if t.csv names the classes of the images, give --images that table" in one_line(capsys, "set")
+
+
 def test_a_table_beside_the_folder_of_its_images_and_a_copy():
     write_images(Path("set/images"))
     write_table(Path("set/tables/t.csv"), "file,label", lambda n: f"../images/i{n}.png,{n % 2}", 30)

@@ -78,7 +78,7 @@ def framing_of(folder, **content):
 def test_an_artifact_without_the_new_keys_crops(tmp_path):
     framing, decoding = framing_of(tmp_path, size=[8, 9], interpolation="bilinear", crop_ratio=0.9)
     assert framing["framing"] == "crop"
-    assert decoding == {"levels": None}
+    assert decoding == {"levels": None, "channels": 3, "depth": 8}
     assert preprocessing(framing, decoding) == {
         "size": (8, 9),
         "interpolation": "bilinear",
@@ -104,7 +104,7 @@ def test_a_manifest_without_the_new_keys_crops(tmp_path):
     assert prepared.framing == {
         "size": (8, 9), "interpolation": "bicubic", "crop_ratio": 1.0, "framing": "crop", "pad_color": PADDING
     }  # fmt: skip
-    assert prepared.decoding == {"levels": None}
+    assert prepared.decoding == {"levels": None, "channels": 3, "depth": 8}
 
 
 def test_the_classifier_sees_what_prepare_saw(tmp_path):

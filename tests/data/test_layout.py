@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from visionpipe.data.layout import Folder, split_name, understand
+from visionpipe.data.layout import Folder, understand
+from visionpipe.data.split_names import split_name
 from visionpipe.errors import DataError
 
 

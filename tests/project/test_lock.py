@@ -115,7 +115,7 @@ def package(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def project(tmp_path) -> Path:
-    for name in ("params.yaml", "dvc.yaml", "code.lock"):
+    for name in ("params.yaml", "dvc.yaml", "code.lock", "decisions.csv"):
         shutil.copy(CHECKOUT / name, tmp_path)
     return tmp_path
 

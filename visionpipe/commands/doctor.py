@@ -29,7 +29,7 @@ def doctor(params: Params) -> None:
         page(diagnosis, {key: len(of_finding) for key, of_finding in rows.items()}).encode(),
     )
     for finding in diagnosis.findings:
-        print(f"{finding.count:>7,} {finding.kind.unit}: {finding.kind.title.lower()}")
+        print(f"{finding.count:>7,} {finding.unit}: {finding.kind.title.lower()}")
     if not diagnosis.findings:
         print("nothing was found")
     print(f"rows added to {DECISIONS}, without a decision: {added:,}")

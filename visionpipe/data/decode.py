@@ -321,7 +321,7 @@ def load(image: ImageFile.ImageFile, data: bytes) -> tuple[int | None, Image.Tra
             image.load()
     image.load()
     if data.endswith(bytes(512)) and _ends_within_a_row(image):
-        raise ImageError("broken", f"a {image.format} whose pixels are partly missing: the rest is zeros")
+        raise ImageError("broken", f"a {image.format} with zeros in the place of pixels")
     with warnings_ignored():
         return white, UPRIGHT.get(_orientation(image))
 

@@ -297,6 +297,13 @@ def refuse_copies(usable: list[Usable], copies: np.ndarray) -> None:
         )
 
 
+def still_copies(copies: np.ndarray, stay: list[int]) -> np.ndarray:
+    """Returns the groups, (n,), with -1 for images that have no copy among the rows that stay."""
+    numbers = copies[stay]
+    sizes = np.bincount(numbers[numbers >= 0], minlength=int(copies.max(initial=-1)) + 1)
+    return np.where((copies >= 0) & (np.append(sizes, 0)[copies] > 1), copies, -1).astype(np.int32)
+
+
 def copies_between(copies: dict[str, np.ndarray], split: str, others: Sequence[str]) -> np.ndarray:
     """Whether an image of `split` has a copy in one of the `others`, bool (n,).
 

@@ -84,8 +84,9 @@ def check_jpeg(data: bytes) -> None:
         elif kind == 0xDA and sequential and zeros_are_coefficients:
             end = JPEG_MARKER.search(data, position)
             if data.find(JPEG_ZEROS, position, end.start() if end else len(data)) >= 0:
-                break
-    raise ImageError("broken", "a JPEG whose pixels are partly missing")
+                raise ImageError("broken", "a JPEG with zeros in the place of pixels")
+    rest = "has zeros in the place of its end" if data.endswith(bytes(16)) else "is cut off"
+    raise ImageError("broken", f"a JPEG that {rest}")
 
 
 def first_ac_symbols(tables: bytes) -> Iterator[int]:
@@ -107,7 +108,7 @@ def check_webp(data: bytes, pixels: int) -> None:
         kind, size = struct.unpack_from("<4sI", data, position)
         each = {b"VP8 ": 4096, b"VP8L": 32, b"ALPH": 32, b"ANMF": 32}.get(kind)
         if each and data.find(bytes(64 + pixels // each), position + 8, position + 8 + size) >= 0:
-            raise ImageError("broken", "a WebP whose pixels are partly missing")
+            raise ImageError("broken", "a WebP with zeros in the place of pixels")
         position += 8 + size + size % 2
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from visionpipe.data.layout import Folder, Layout, counted, quoted, shown, spelling, understand
+from visionpipe.data.layout import Folder, Layout, spelling, understand
 from visionpipe.data.walk import LEAVES, NOT_UTF8, UNREADABLE, is_hidden
+from visionpipe.data.wording import counted, quoted, shown
 from visionpipe.errors import DataError
 
 HIDDEN = "hidden or system file"

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from visionpipe.data.config import PrepareConfig
 from visionpipe.data.decoding import Usable
 from visionpipe.data.groups import Splits, check_groups, draw_key, group_key, missing_splits, split_of
-from visionpipe.data.layout import counted, quoted
 from visionpipe.data.listing import HIDDEN, Listing, Rejected
 from visionpipe.data.prepared import SPLITS
+from visionpipe.data.wording import counted, quoted
 from visionpipe.errors import DataError
 
 LOST_SHOWN = 2

@@ -89,6 +89,11 @@ def list_rows(config: PrepareConfig, files: dict[str, Reader], rejected: list[Re
     entries.sort(key=lambda entry: entry.file)
     seen = {entry.class_name for entry in entries if isinstance(entry, Record)}
     known = class_list(options, files, config.path) or sorted(seen, key=natural)
+    if len(seen) == 1:
+        raise DataError(
+            f"prepare.table.label: the column {options.label!r} of {visible(table)} holds only the class "
+            f"{next(iter(seen))!r}: a classifier needs at least two"
+        )
     absent = [name for name in known if name not in seen]
     if absent:
         label_notes.append(f"classes of {options.classes} without an image are left out: {', '.join(absent)}")

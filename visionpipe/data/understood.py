@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from visionpipe.data.decoding import Usable
-from visionpipe.data.layout import counted, quoted, shown
 from visionpipe.data.listing import HIDDEN, Rejected
 from visionpipe.data.prepared import MANIFEST, PREPARED, SPLITS
 from visionpipe.data.walk import is_named_like_an_image
+from visionpipe.data.wording import counted, quoted, shown
 
 IMBALANCE = 10
 CLASSES_SHOWN = 30

@@ -47,7 +47,7 @@ def diagnose(data: Prepared, folder: Path, models: list[str], threads: int | Non
     copies = all_copies(images, folder)
     described = features(data, folder)
     notes, tables = [], []
-    if (name := best_model(data, models)) is not None:
+    if (name := best_model(models)) is not None:
         table, note = model_probabilities(data, name, folder, threads)
         notes.append(note)
         tables = [table] if len(table) else []
@@ -311,7 +311,7 @@ def as_json(diagnosis: Diagnosis) -> dict[str, Any]:
     images = diagnosis.images
     result = []
     for finding in diagnosis.findings:
-        content = {"key": finding.key, "count": finding.count} | asdict(finding.kind)
+        content = {"key": finding.key, "count": finding.count} | asdict(finding.kind) | {"unit": finding.unit}
         content["items"] = [
             {
                 "note": item.note,

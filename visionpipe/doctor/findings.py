@@ -82,7 +82,7 @@ class Kind:
 
     Attributes:
         title: what it is.
-        unit: what is counted, in plural.
+        unit: what is counted, one and several.
         sure: how sure a finding is.
         what: what it means.
         advice: what to do.
@@ -90,7 +90,7 @@ class Kind:
     """
 
     title: str
-    unit: str
+    unit: tuple[str, str]
     sure: str
     what: str
     advice: str
@@ -102,7 +102,7 @@ LOOK = "look at them, the first is the most suspicious"
 KINDS = {  # the word in the column `finding` of decisions.csv → what the page says; the page has this order
     "label-conflict": Kind(
         "One picture, several labels",
-        "images",
+        ("image", "images"),
         EQUAL,
         "These copies of one picture have different labels. At most one label can be right.",
         "In decisions.csv write relabel into the row of the wrong one (it takes the suggestion), or drop where none "
@@ -111,7 +111,7 @@ KINDS = {  # the word in the column `finding` of decisions.csv → what the page
     ),
     "leak": Kind(
         "Copies in two splits",
-        "images",
+        ("image", "images"),
         EQUAL,
         "Validation and test images with a copy in an earlier split can be answered from memory, so the measured "
         "accuracy is too high. reports/NAME/metrics.json has the accuracy without them.",
@@ -121,7 +121,7 @@ KINDS = {  # the word in the column `finding` of decisions.csv → what the page
     ),
     "shortcut": Kind(
         "Shortcuts",
-        "classes",
+        ("class", "classes"),
         "the F1 is measured out of fold; whether a model uses it is open",
         "Something that should not matter gives these classes away. A model may learn that instead of the picture, "
         "and fail on images from elsewhere.",
@@ -131,7 +131,7 @@ KINDS = {  # the word in the column `finding` of decisions.csv → what the page
     ),
     "label": Kind(
         "Labels to look at",
-        "images",
+        ("image", "images"),
         LOOK,
         "These images look more like another class; beside each are two clear examples of it. In a set with many "
         "wrong labels most of these are wrong. In a clean set they are its hardest images.",
@@ -139,21 +139,21 @@ KINDS = {  # the word in the column `finding` of decisions.csv → what the page
     ),
     "outlier": Kind(
         "Images unlike all others",
-        "images",
+        ("image", "images"),
         LOOK,
         "They are far from every other image, or look like no class: foreign pictures, screenshots, rare views.",
         "In decisions.csv write drop, or keep if the model will meet such images.",
     ),
     "quality": Kind(
         "Dark, bright, blurred, blank, tiny and odd pictures",
-        "images",
+        ("image", "images"),
         "measured, relative to the rest of the set",
         "They teach a model little, and count as mistakes in the test.",
         "In decisions.csv write drop, or keep if the model will meet such images.",
     ),
     "copy": Kind(
         "Copies within a split",
-        "superfluous images",
+        ("superfluous image", "superfluous images"),
         EQUAL,
         "A picture that is there several times counts several times.",
         "Write drop into the rows of the superfluous ones, or set prepare.duplicates to drop. Keeping them is fine "
@@ -161,7 +161,7 @@ KINDS = {  # the word in the column `finding` of decisions.csv → what the page
     ),
     "similar-classes": Kind(
         "Classes that look alike",
-        "pairs of classes",
+        ("pair of classes", "pairs of classes"),
         "by simple features; a trained model may tell them apart",
         "Their difference may be too fine for these images, or nobody labelled them consistently.",
         "Look at both folders. Merge them if they are one class for you. If the difference is fine, prepare larger "
@@ -169,14 +169,14 @@ KINDS = {  # the word in the column `finding` of decisions.csv → what the page
     ),
     "imbalance": Kind(
         "Rare classes",
-        "classes",
+        ("class", "classes"),
         "counted",
         "A model may ignore them without losing much accuracy.",
         "Set train.class_weights to balanced, look at the macro F1, set register.gate.worst_recall, and add images.",
     ),
     "drift": Kind(
         "Splits that differ",
-        "differences",
+        ("difference", "differences"),
         "larger than chance allows",
         "Validation or test images are of another kind than the training images, so the measured accuracy is that of "
         "another task.",
@@ -185,7 +185,7 @@ KINDS = {  # the word in the column `finding` of decisions.csv → what the page
     ),
     "file-names": Kind(
         "File names that give classes away",
-        "classes",
+        ("class", "classes"),
         "the F1 is measured out of fold",
         "A model never sees names. But names of another camera, place or day may come with pictures that show it.",
         "Find out why the names differ. If the pictures come from different sources, mix the sources in each class.",
@@ -211,3 +211,8 @@ class Finding:
     def kind(self) -> Kind:
         """What the page says about this kind."""
         return KINDS[self.key]
+
+    @property
+    def unit(self) -> str:
+        """What is counted, in singular or plural."""
+        return self.kind.unit[self.count != 1]

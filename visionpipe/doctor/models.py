@@ -1,5 +1,6 @@
 """Asks a trained model about all prepared images, unless it has memorised their labels."""
 
+import contextlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,21 +19,14 @@ from visionpipe.project.paths import artifact_folder, report_folder
 CHUNK = 256
 
 
-def best_model(data: Prepared, names: Iterable[str]) -> str | None:
-    """Returns the exported model of these classes and images with the best validation accuracy; None without one."""
-    best: tuple[float, str] | None = None
+def best_model(names: Iterable[str]) -> str | None:
+    """Returns the evaluated model with the best validation accuracy; None without one."""
+    accuracies = {}
     for name in names:
-        try:
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             metrics = json.loads((report_folder(name) / "metrics.json").read_bytes())
-            accuracy = float(metrics["validation"]["accuracy"])
-            preprocessing = json.loads((artifact_folder(name) / "preprocessing.json").read_bytes())
-            labels = json.loads((artifact_folder(name) / "labels.json").read_bytes())
-        except (OSError, ValueError, LookupError, TypeError):
-            continue
-        fits = labels == data.classes and tuple(preprocessing.get("size", ())) == tuple(data.manifest["size"])
-        if fits and (best is None or accuracy > best[0]):
-            best = accuracy, name
-    return best[1] if best else None
+            accuracies[name] = float(metrics["validation"]["accuracy"])
+    return max(accuracies, key=accuracies.__getitem__, default=None)
 
 
 def model_probabilities(
@@ -50,24 +44,23 @@ def model_probabilities(
         if not path.exists():
             for old in folder.glob("probabilities-*.npy"):
                 old.unlink()
-            write_probabilities(Classifier(artifact, threads), data, path)
+            classifier = Classifier(artifact, threads)
+            expected, received = (one.framing | one.decoding for one in (classifier, data))
+            if classifier.labels != data.classes or expected != received:
+                return none, f"The model {name} was not asked: it was made for other classes or images."
+            write_probabilities(classifier, data, path)
     except ArtifactError as error:
         return none, f"The model {name} was not asked: {error}."
     table = np.load(path, mmap_mode="r")
-    labels = data.labels("train")
-    right = 0
-    for start in range(0, len(labels), CHUNK):  # train is the first split
-        right += int(
-            (
-                table[start : start + CHUNK][: len(labels) - start].argmax(axis=1)
-                == labels[start : start + CHUNK]
-            ).sum()
-        )
+    labels, right = data.labels("train"), 0  # the first split
+    for start in range(0, len(labels), CHUNK):
+        rows = slice(start, min(start + CHUNK, len(labels)))
+        right += int((table[rows].argmax(axis=1) == labels[rows]).sum())
     accuracy = right / max(len(labels), 1)
     if accuracy > MEMORISED:
         return (
             none,
-            f"The model {name} has memorised {accuracy:.1%} of the training labels, so it was not asked.",
+            f"The model {name} has memorised {accuracy:.1%} of the training labels: it was not asked.",
         )
     return table, f"The predictions of the model {name} are averaged with those of the features."
 

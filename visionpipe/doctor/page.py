@@ -34,12 +34,12 @@ def page(diagnosis: Diagnosis, decisions: dict[str, int]) -> str:
         f"{int((images.split == number).sum()):,} {split}" for number, split in enumerate(images.data.splits)
     )
     severe = sum(finding.kind.severe for finding in findings)
+    kinds = "1 kind of finding" if len(findings) == 1 else f"{len(findings)} kinds of findings"
+    bad = f"{severe} of them {'makes' if severe == 1 else 'make'} numbers false or hide{'s' * (severe == 1)} mistakes"
     verdict = (
-        "Nothing was found."
-        if not findings
-        else f"{len(findings)} kinds of findings, {severe} of them make numbers false or hide mistakes."
-        if severe
-        else f"{len(findings)} kinds of findings, none of them makes numbers false."
+        f"{kinds}, {bad if severe else 'none of them makes numbers false'}."
+        if findings
+        else "Nothing was found."
     )
     return "\n".join(
         [
@@ -89,7 +89,7 @@ def card(finding: Finding) -> str:
     kind = "severe" if finding.kind.severe else "mild"
     return (
         f'<a class="{kind}" href="#{finding.key}"><strong>{finding.count:,}</strong> '
-        f"<span>{text(finding.kind.unit)}</span><em>{text(finding.kind.title)}</em></a>"
+        f"<span>{text(finding.unit)}</span><em>{text(finding.kind.title)}</em></a>"
     )
 
 
@@ -99,7 +99,7 @@ def section(images: Images, finding: Finding, rows: int, place: int) -> str:
     kind = finding.kind
     lines = [
         f'<details id="{finding.key}"{" open" if place < 3 else ""}>',
-        f"<summary><h2>{text(kind.title)}</h2> <span>{finding.count:,} {text(kind.unit)}</span></summary>",
+        f"<summary><h2>{text(kind.title)}</h2> <span>{finding.count:,} {text(finding.unit)}</span></summary>",
         f'<p>{text(kind.what)} <span class="sure">How sure: {text(kind.sure)}.</span></p>',
         f'<p class="advice"><strong>What to do:</strong> {text(kind.advice)}</p>',
     ]

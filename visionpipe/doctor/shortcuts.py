@@ -14,7 +14,6 @@ from visionpipe.data.measures import FORMATS
 STRONG = 0.4  # of what knows nothing of the picture: its size, its format, its compression
 CORNER, AHEAD = 0.4, 0.2  # of one corner, and how far it is ahead of the corner on its other side
 BORDER, COLOUR = 0.6, 0.75  # of what may well belong to a class
-DENSITY = 0.75  # of bytes per pixel, which say how much there is to see
 DEPTH, LEAST_LEAF = 6, 5  # of a decision tree
 CORNERS = ("top left corner", "top right corner", "bottom left corner", "bottom right corner")
 MOST_VALUES = 64  # bins of a measure
@@ -142,15 +141,13 @@ def by_tree(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def picture_shortcuts(
     measures: dict[str, np.ndarray], labels: np.ndarray, classes: list[str]
 ) -> list[Shortcut]:
-    """Finds classes that one corner, the border, the mean colour or the size of the file recognise."""
+    """Finds classes that one corner, the border or the mean colour recognise."""
     count = len(classes)
     colours = measures["colour"].reshape(len(labels), -1, 3).mean(axis=1)
-    pixels = measures["height"].astype(np.float64) * measures["width"]
     sources = {name: (measures["corners"][:, index], CORNER) for index, name in enumerate(CORNERS)}
     sources |= {
         "border": (measures["border"], BORDER),
         "mean colour": (colours, COLOUR),
-        "bytes per pixel": ((measures["bytes"] / pixels)[:, None], DENSITY),
     }
     results = {
         name: class_scores(by_tree(values.astype(np.float32), labels), labels, count)
@@ -164,7 +161,8 @@ def picture_shortcuts(
             opposite = CORNERS[CORNERS.index(name) ^ 1]
             strong &= scores >= results[opposite][0] + AHEAD
         for index in np.flatnonzero(strong).tolist():
-            if index not in best or scores[index] > best[index].score + 0.05:  # corners come first
+            weaker = index in best and best[index].score < scores[index]
+            if index not in best or (weaker and (best[index].source in CORNERS) == (name in CORNERS)):
                 best[index] = rounded(name, classes[index], scores[index], f1[index], chance[index])
     return sorted(best.values(), key=lambda found: (-found.score, found.class_name))
 

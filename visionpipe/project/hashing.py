@@ -10,8 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from visionpipe.data.layout import counted, quoted
 from visionpipe.data.walk import NOT_UTF8, ODD, UNREADABLE, Found, walk_folder
+from visionpipe.data.wording import counted, quoted
 from visionpipe.project.params import PARAMS_FILE
 
 SIMPLE = re.compile(r"[\w./-]+")  # a path that means itself in .dvcignore

@@ -25,10 +25,11 @@ from visionpipe.data.deep import ARRAY, DICOM, kind_of, stored_form
 from visionpipe.data.form import PixelFormat
 from visionpipe.data.headers import MAX_PIXELS, check_size, check_tiff
 from visionpipe.data.huggingface import MARKS
-from visionpipe.data.layout import counted
 from visionpipe.data.listing import NOT_IN_A_CLASS, Listing, Record, Rejected
 from visionpipe.data.sources import SOURCES
 from visionpipe.data.splits import LOST_SHOWN, first_reason
+from visionpipe.data.spreadsheet import ENDINGS
+from visionpipe.data.wording import counted
 from visionpipe.errors import DataError, ImageError
 from visionpipe.escape import visible
 from visionpipe.project.table_survey import Guess
@@ -288,19 +289,21 @@ def check(name: str, listing: Listing, seen: list[tuple[Record, Header]], unusab
     """Raises DataError where `prepare` would: no images, one class, a class without images, too few to split."""
     loose = sum(item.reason == NOT_IN_A_CLASS for item in unusable)
     lost = "".join(f"; {sentence}" for sentence in listing.lost[:LOST_SHOWN])
+    table = next((item.file for item in unusable if item.file.casefold().endswith(ENDINGS)), None)
+    hint = f"; if {visible(table)} names the classes of the images, give --images that table" if table else ""
     if not listing.classes:
         if loose and not lost:
             raise DataError(
                 f"{name} holds {counted(loose, 'file that lies', 'files that lie')} in no folder of a class: make a "
-                f"folder for each class, named like it, and move {'it' if loose == 1 else 'them'} there"
+                f"folder for each class, named like it, and move {'it' if loose == 1 else 'them'} there{hint}"
             )
-        raise DataError(f"{name} holds no images: expected a folder of images for each class{lost}")
+        raise DataError(f"{name} holds no images: expected a folder of images for each class{lost}{hint}")
     if not seen:
         raise DataError(f"{name} holds no usable image in its folders{first_reason(unusable)}")
     if len(listing.classes) < 2:
         raise DataError(
             f"{name} holds only the class {listing.classes[0]!r}: a classifier needs a folder of images for each of "
-            f"at least two classes{lost}"
+            f"at least two classes{lost}{hint}"
         )
     counts = Counter(record.class_name for record, _ in seen if record.split in (None, "train"))
     for class_name in listing.classes:

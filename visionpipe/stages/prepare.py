@@ -17,6 +17,7 @@ from visionpipe.data.duplicates import (
     equal_copies,
     find_copies,
     refuse_copies,
+    still_copies,
     superfluous,
 )
 from visionpipe.data.form import PixelFormat
@@ -97,6 +98,7 @@ def write_prepared(params: Params, content: Content) -> dict[str, Any]:
         usable = decisions.with_groups(usable)
         measures = measure_copies(usable, measured, thumbnails, config)
         usable, rows_of, left_out = decide_on_copies(usable, measures["copies"], listing.splits, params)
+        measures["copies"] = still_copies(measures["copies"], rows_of)
         quarantined += left_out
         content.usable, content.quarantined = usable, quarantined
         splits = draw_splits(usable, listing.splits, config, params.seed)
