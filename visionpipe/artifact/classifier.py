@@ -21,6 +21,7 @@ DEFAULTS: dict[str, Any] = {
     "levels": None,
     "channels": 3,
     "depth": 8,
+    "reduced_to": None,
 }
 ALWAYS = ("size", "interpolation", "crop_ratio")  # the keys of preprocessing.json that older versions know
 BATCH = 32  # images per run: larger batches need more memory and are no faster on a CPU
@@ -41,7 +42,7 @@ class Classifier:
         labels: class names in the order of the logits.
         size: (height, width) in pixels of the model's input.
         framing: the keyword arguments of `frame`, `size` among them.
-        decoding: `levels`, `channels` and `depth`, the arguments of the PixelFormat `form`.
+        decoding: `levels`, `channels`, `depth` and `reduced_to`, the arguments of the PixelFormat `form`.
 
     Raises:
         ArtifactError: a file is missing or damaged, or the files contradict each other.
@@ -127,11 +128,12 @@ def read_preprocessing(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             "levels": None | "file" | [int() | float(), int() | float()] as levels,
             "channels": int(channels),
             "depth": 8 | 16 as depth,
+            "reduced_to": None | int() as reduced_to,
             **rest,
         } if name in RESAMPLING and 0 < ratio <= 1 and rest.keys() == {"size"}:
             filled["pad_color"] = (red, green, blue)
             span = tuple(levels) if isinstance(levels, list) else levels
-            decoding = {"levels": span, "channels": channels, "depth": depth}
+            decoding = {"levels": span, "channels": channels, "depth": depth, "reduced_to": reduced_to}
             return {key: value for key, value in filled.items() if key not in decoding}, decoding
     raise ArtifactError(
         f"{path} has an unknown interpolation, crop_ratio or key: it was damaged, or exported by a newer visionpipe"

@@ -1,5 +1,6 @@
 """The section `prepare:` of params.yaml."""
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, Literal
 
 from visionpipe.data.headers import PADDING
 
+OVERSAMPLING = 2  # pixels of a reduced JPEG for each of the result; resizing averages them
 DECISIONS = Path("decisions.csv")  # what the user has decided about single images; decisions.py reads it
 DECISIONS_HEADER = b"file,finding,suggestion,decision\n"
 
@@ -67,6 +69,8 @@ class PrepareConfig:
         channels: The channels of the prepared images: 1 for grey, 3 for RGB, or as many as the files have; the artifact
             uses it too.
         depth: The bits of a prepared pixel's value, 8 or 16; the artifact uses it too.
+        reduced_decode: Whether JPEG files are decoded at a half, a quarter or an eighth of their sides where these then
+            still have twice as many pixels as `size`, which is faster; the artifact does the same.
         test_fraction: The share of all images that becomes the test split, if the source has none. It is drawn first.
         validation_fraction: The share of the remaining training images that becomes the validation split, if the
             source has none.
@@ -91,6 +95,7 @@ class PrepareConfig:
     levels: Literal["file"] | tuple[float, float] | None = field(default=None, kw_only=True)
     channels: int = field(default=3, kw_only=True)
     depth: Literal[8, 16] = field(default=8, kw_only=True)
+    reduced_decode: bool = field(default=False, kw_only=True)
     validation_fraction: float = 0.2
     test_fraction: float = 0.2
     duplicates: Literal["keep", "drop", "error"] | None = field(default=None, kw_only=True)
@@ -103,7 +108,15 @@ class PrepareConfig:
     @property
     def decode_options(self) -> dict[str, Any]:
         """The arguments of PixelFormat, which the artifact shares."""
-        return {"levels": self.levels, "channels": self.channels, "depth": self.depth}
+        reduced_to = (
+            math.ceil(OVERSAMPLING * max(self.size) / self.crop_ratio) if self.reduced_decode else None
+        )
+        return {
+            "levels": self.levels,
+            "channels": self.channels,
+            "depth": self.depth,
+            "reduced_to": reduced_to,
+        }
 
     @property
     def frame_options(self) -> dict[str, Any]:

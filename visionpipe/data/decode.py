@@ -138,16 +138,24 @@ def decode_image(
 
 
 def read_image(
-    data: bytes, max_pixels: int = MAX_PIXELS, levels: tuple[float, float] | None = None
+    data: bytes,
+    max_pixels: int = MAX_PIXELS,
+    levels: tuple[float, float] | None = None,
+    reduced_to: int | None = None,
 ) -> tuple[NDArray[np.uint8], OpenLevels | None]:
     """Decodes an image as `decode_image` does, and returns its levels too where neither file nor `levels` say white.
+
+    Args:
+        data, max_pixels, levels: as for `decode_image`.
+        reduced_to: JPEG files are decoded at a half, a quarter or an eighth of their sides, the smallest at which both
+            have at least so many pixels.
 
     Raises:
         ImageError: the bytes cannot be decoded.
     """
     image_format = format_of(data)
     try:
-        return _decode(data, image_format, max_pixels, levels)
+        return _decode(data, image_format, max_pixels, levels, reduced_to)
     except ImageError:
         raise
     except (Image.DecompressionBombError, MemoryError):
@@ -261,9 +269,15 @@ def luma(pixels: np.ndarray) -> np.ndarray:
 
 
 def _decode(
-    data: bytes, image_format: str, max_pixels: int, levels: tuple[float, float] | None
+    data: bytes,
+    image_format: str,
+    max_pixels: int,
+    levels: tuple[float, float] | None,
+    reduced_to: int | None,
 ) -> tuple[NDArray[np.uint8], OpenLevels | None]:
     image = open_checked(data, image_format, max_pixels)
+    if reduced_to is not None:
+        image.draft(None, (reduced_to, reduced_to))  # libjpeg leaves out frequencies; other formats ignore it
     with one_large(image):
         white, turn = load(image, data)
         eight_bits, open_levels = _eight_bits(image, data, levels, white)

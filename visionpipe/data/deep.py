@@ -72,7 +72,7 @@ def read_pixels(
     """
     kind = kind_of(data)
     if kind not in (ARRAY, DICOM) and form.depth == 8 and form.channels in (1, 3) and form.levels != "file":
-        image, open_levels = read_image(data, max_pixels, form.levels)
+        image, open_levels = read_image(data, max_pixels, form.levels, form.reduced_to)
         return image if form.channels == 3 else luma(image), open_levels
     if kind is None:
         formats = ", ".join([*SIGNATURES, ARRAY, DICOM])

@@ -19,11 +19,14 @@ class PixelFormat:
             largest of each image; None: those that the file or its type states.
         channels: 1 is grey, 3 is RGB; of another number, the files must have exactly so many.
         depth: the bits of a value, 8 or 16.
+        reduced_to: JPEG pictures of 8 bits are decoded at a half, a quarter or an eighth of their sides, the smallest
+            at which both have at least so many pixels; None: at their full size.
     """
 
     levels: Literal["file"] | tuple[float, float] | None = None
     channels: int = 3
     depth: int = 8
+    reduced_to: int | None = None
 
     @property
     def dtype(self) -> np.dtype[Any]:

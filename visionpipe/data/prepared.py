@@ -80,6 +80,7 @@ class Prepared:
             "levels": tuple(levels) if isinstance(levels, list) else levels,
             "channels": self.manifest.get("channels", 3),
             "depth": self.manifest.get("depth", 8),
+            "reduced_to": self.manifest.get("reduced_to"),
         }
 
     @property
@@ -248,6 +249,7 @@ def write_manifest(
     levels: Literal["file"] | tuple[float, float] | None = None,
     channels: int = 3,
     depth: int = 8,
+    reduced_to: int | None = None,
     classes: list[str],
     channel_mean: list[float],
     channel_std: list[float],
@@ -286,6 +288,7 @@ def write_manifest(
         "levels": list(levels) if isinstance(levels, tuple) else levels,
         "channels": channels,
         "depth": depth,
+        "reduced_to": reduced_to,
         "classes": classes,
         "counts": {split: dict(zip(classes, counts[split], strict=True)) for split in SPLITS},
         "channel_mean": channel_mean,

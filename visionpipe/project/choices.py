@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from visionpipe.data.config import OVERSAMPLING
 from visionpipe.project.ladder import FROM_SCRATCH, Choice, Ladder, Models, Size, from_published
 from visionpipe.project.machine import Machine
 from visionpipe.project.survey import ELONGATED, MANY, Survey
@@ -66,6 +67,7 @@ def choose(survey: Survey, machine: Machine, backend: str, pretrained: bool) -> 
         | {"size": list(size)}
         | framing
         | survey.form
+        | choose_decoding(survey, size)
         | splits
         | ({"duplicates": "keep"} if survey.images <= MOST_ALIGNED else {}),
         "models": entries,
@@ -87,6 +89,8 @@ def choose(survey: Survey, machine: Machine, backend: str, pretrained: bool) -> 
         "prepare.channels": "as the files have them: 1 for grey, 3 for RGB",
         "prepare.depth": "8 | 16 bits of a value are kept",
         "prepare.levels": "file: the extremes of each; [low, high] for one scale, if you know the values of all",
+        "prepare.reduced_decode": "most photos are far larger: decoding at half their sides or less is faster, "
+        "with almost the same pixels",
         **fraction_reasons(survey),
         "prepare.duplicates": "copies are drawn into one split; or drop | error; null only warns",
         "models": f"three families, to compare: {minutes_text(seconds / 60)} of training together on {machine}",
@@ -109,6 +113,12 @@ def budget_minutes(images: int) -> float:
 def choose_framing(survey: Survey) -> dict[str, str]:
     """Returns `framing: pad` where a crop would cut off too much of many images; the default is to crop."""
     return {"framing": "pad"} if survey.elongated > MANY else {}
+
+
+def choose_decoding(survey: Survey, size: tuple[int, int]) -> dict[str, bool]:
+    """Returns `reduced_decode: true` where most images are JPEG files large enough for it; the default is not to."""
+    large = survey.short_sides[50] >= 2 * OVERSAMPLING * max(size)
+    return {"reduced_decode": True} if large and survey.formats.get("JPEG", 0) > survey.images / 2 else {}
 
 
 def fractions(survey: Survey) -> dict[str, float]:
