@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed tests/requirements.txt
-	$(PIP) --editable '.[dev,jax,torch]'
+	$(PIP) --editable '.[dev,jax,torch,medical]'
 	$(PIP) --no-deps --requirement tests/requirements.txt
 	@touch $@
 

@@ -133,9 +133,22 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
-def fields_table(kind: type, only: Iterable[str] | None = None) -> str:
-    """Returns a row for each field of a dataclass."""
-    hints, said = typing.get_type_hints(kind, include_extras=True), meanings(kind)
-    names = [field for field in dataclasses.fields(kind) if only is None or field.name in only]
-    rows = [[f"`{f.name}`", kind_of(hints[f.name]), default_of(f), said.get(f.name, "")] for f in names]
+def fields_table(kind: type, only: Iterable[str] | None = None, required: Iterable[str] = ()) -> str:
+    """Returns a row for each field of a dataclass.
+
+    Args:
+        only: the fields that have a row; None for all.
+        required: the fields that have no default in params.yaml, although the dataclass may have one.
+    """
+    hints, said, required = typing.get_type_hints(kind, include_extras=True), meanings(kind), set(required)
+    rows = [
+        [
+            f"`{f.name}`",
+            kind_of(hints[f.name]),
+            "required" if f.name in required else default_of(f),
+            said.get(f.name, ""),
+        ]
+        for f in dataclasses.fields(kind)
+        if only is None or f.name in only
+    ]
     return table(["key", "value", "default", "meaning"], rows)

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 sys.path[:0] = [str(ROOT), str(DOCS)]
@@ -25,9 +27,10 @@ from docstrings import capitalised, fields_table, summary, table  # noqa: E402
 
 from visionpipe.commands import options  # noqa: E402
 from visionpipe.data import augmentation  # noqa: E402
-from visionpipe.data.config import PrepareConfig  # noqa: E402
+from visionpipe.data.config import PrepareConfig, TableConfig  # noqa: E402
 from visionpipe.models import known, list_models, specs  # noqa: E402
 from visionpipe.project import params, sections  # noqa: E402
+from visionpipe.project.schema import may_be_left_out  # noqa: E402
 from visionpipe.serving.settings import Settings  # noqa: E402
 from visionpipe.training import recipe  # noqa: E402
 from visionpipe.training.presets import PRESETS  # noqa: E402
@@ -53,15 +56,19 @@ def params_page() -> str:
         "This file is the whole experiment. A key that is not listed here, a value of another type or an impossible\n"
         "combination is refused with one line that names the key. Change a value for one run without touching the\n"
         "file: `dvc exp run -S train.epochs=20`. `visionpipe params` checks the file and prints the plan of each\n"
-        "training.\n\n## The top level\n\n",
-        fields_table(params.Params),
+        "training.\n\n"
+        "A key with *required* in the column *default* must be in the file. `visionpipe init` writes all of them. Any\n"
+        "other key may be left out and then has its default.\n\n## The top level\n\n",
+        fields_table(params.Params, required=written_keys(params.Params) | keys_of_dvc()),
         "\n## prepare\n\n",
-        fields_table(PrepareConfig),
+        section_table(PrepareConfig),
+        "\n### prepare.table\n\n",
+        section_table(TableConfig),
         "\n## models\n\n`models:` maps names to entries. Each entry is one training.\n\n",
-        fields_table(sections.ModelConfig),
+        section_table(sections.ModelConfig),
         "\nThe fields that `overrides` may set are on the page [Models](models.md).\n",
         "\n## train\n\nThe keys of the common recipe and of the `train` of an entry. `preset` beside them names a\n"
-        "[preset](#presets).\n\n",
+        "[preset](#presets). Each recipe has exactly one of `epochs`, `steps` and `minutes`.\n\n",
         fields_table(recipe.TrainConfig),
         "\n### distill\n\n",
         fields_table(recipe.DistillConfig),
@@ -72,10 +79,10 @@ def params_page() -> str:
     ]
     for name, kind in augmentation.AUGMENTATIONS.items():
         parts.append(f"\n### {name}\n\n{summary(kind)}\n\n{fields_table(kind)}")
-    parts.append("\n## export\n\n" + fields_table(sections.ExportConfig))
-    parts.append("\n## evaluate\n\n" + fields_table(sections.EvaluateConfig))
-    parts.append("\n## register.gate\n\n" + fields_table(sections.GateConfig))
-    parts.append("\n## tracking\n\n" + fields_table(sections.TrackingConfig))
+    parts.append("\n## export\n\n" + section_table(sections.ExportConfig))
+    parts.append("\n## evaluate\n\n" + section_table(sections.EvaluateConfig))
+    parts.append("\n## register.gate\n\n" + section_table(sections.GateConfig))
+    parts.append("\n## tracking\n\n" + section_table(sections.TrackingConfig))
     parts.append(
         "\n## Presets\n\nA preset stands for these values. A key that is written beside `preset` wins.\n"
     )
@@ -83,6 +90,22 @@ def params_page() -> str:
         rows = [[f"`{key}`", f"`{json.dumps(value)}`"] for key, value in values.items()]
         parts.append(f"\n### {name}\n\n{table(['key', 'value'], rows)}")
     return "".join(parts)
+
+
+def section_table(kind: type) -> str:
+    return fields_table(kind, required=written_keys(kind))
+
+
+def written_keys(kind: type) -> set[str]:
+    """Returns the keys of a section that must be in params.yaml."""
+    return {field.name for field in dataclasses.fields(kind) if not may_be_left_out(field)}
+
+
+def keys_of_dvc() -> set[str]:
+    """Returns the keys that dvc.yaml names at the top level of params.yaml: DVC refuses a file without them."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()
+    listed = [name for stage in stages for name in stage.get("do", stage).get("params", [])]
+    return {name for name in listed if isinstance(name, str) and "." not in name}
 
 
 FAMILIES = (
@@ -146,7 +169,7 @@ def models_page() -> str:
 
 
 GROUPS = {
-    "A project": ("init", "lock", "params"),
+    "A project": ("init", "download", "lock", "params"),
     "The stages": ("prepare", "train", "export", "evaluate", "register"),
     "Before and after a training": ("doctor", "models", "preview", "probe", "compare"),
     "Versions": ("check", "promote", "rollback", "lineage", "prune"),

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from visionpipe.data.augmentation import AUGMENTATIONS
+from visionpipe.errors import ConfigError
 from visionpipe.evaluation.metrics import classification_metrics, per_class
 from visionpipe.project.params import load_params
 from visionpipe.serving.settings import Settings
@@ -130,6 +131,37 @@ def test_every_key_of_params_yaml_has_a_meaning():
     assert [key for key, meaning in rows if not meaning.strip()] == []
 
 
+def rows_of_the_page(heading):
+    """Key → what the column `default` says, in one section of the page of params.yaml."""
+    page = (DOCS / "reference" / "params.md").read_text()
+    section = re.split(r"\n##+ ", page.split(f"\n## {heading}\n")[1])[0]
+    return dict(re.findall(r"^\| `(\w+)` \| .*? \| (required|`[^`]*`) \| ", section, re.MULTILINE))
+
+
+@pytest.mark.parametrize("place", ["", "prepare", "export", "evaluate", "register.gate", "tracking"])
+def test_the_page_says_which_keys_may_be_left_out(place, tmp_path):
+    defaults = rows_of_the_page(place or "The top level")
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()
+    of_dvc = {
+        key for stage in stages for key in stage.get("do", stage).get("params", []) if isinstance(key, str)
+    }
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    section = content
+    for name in filter(None, place.split(".")):
+        section = section[name]
+    assert set(section) <= set(defaults)
+    for key, value in list(section.items()):
+        del section[key]
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+        try:
+            load_params(tmp_path / "params.yaml")
+            needed = not place and key in of_dvc
+        except ConfigError:
+            needed = True
+        assert needed == (defaults[key] == "required"), key
+        section[key] = value
+
+
 def test_the_page_names_every_limit_of_the_server():
     """Every number at the top of a module of the server, or of the decoder's checks, has a row that says what it is."""
     page = (DOCS / "reference" / "http.md").read_text()
@@ -172,12 +204,12 @@ def test_the_map_of_the_acceleration_is_that_of_the_kernels():
     assert {pair for pair in shown if pair[0] in OPERATIONS} == declared
 
 
-def test_the_map_of_the_package_has_every_room_and_the_layers_that_are_checked():
+def test_the_map_of_the_code_has_every_package_and_the_layers_that_are_checked():
     page = (DOCS / "inside" / "architecture.md").read_text()
-    package = ROOT / "visionpipe"
-    rooms = {f"{path.name}/" for path in package.iterdir() if (path / "__init__.py").exists()}
-    rooms |= {path.name for path in package.glob("*.py") if not path.name.startswith("__")}
-    assert [room for room in sorted(rooms) if f"`{room}`" not in page] == []
+    root = ROOT / "visionpipe"
+    places = {f"{path.name}/" for path in root.iterdir() if (path / "__init__.py").exists()}
+    places |= {path.name for path in root.glob("*.py") if not path.name.startswith("__")}
+    assert [place for place in sorted(places) if f"`{place}`" not in page] == []
     (contract,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     shown = page.split("```text\n")[1].split("```")[0].splitlines()
     assert [line.replace(" │ ", " | ") for line in shown] == [

@@ -62,7 +62,8 @@ def test_a_project_is_made_from_the_wheel_alone(installed, tmp_path):
     run(*python, "init", "clothes", folder=tmp_path)
     project = tmp_path / "clothes"
     assert {path.name for path in project.iterdir()} == {
-        ".dvc", ".dvcignore", ".git", ".gitignore", "README.md", "code.lock", "data", "dvc.yaml", "params.yaml",
+        ".dvc", ".dvcignore", ".git", ".gitignore", "README.md", "code.lock", "data", "decisions.csv", "dvc.yaml",
+        "params.yaml",
     }  # fmt: skip
     assert "code.lock is up to date" in run(*python, "lock", folder=project)
     assert "resnet: ResNet-14 on tensorflow" in run(*python, "params", folder=project)

@@ -19,6 +19,7 @@ from PIL import Image
 
 from visionpipe.artifact import versions
 from visionpipe.artifact.classifier import Classifier
+from visionpipe.data.form import PixelFormat
 from visionpipe.errors import ConfigError, ImageError, VisionpipeError
 from visionpipe.project.params import Params, load_params
 from visionpipe.project.paths import champion, model_folder, project_root, state_folder
@@ -105,7 +106,7 @@ class Project:
         """Loads the trained Keras model of an entry of `models:`, on the backend of params.yaml.
 
         Returns:
-            A model from images (batch, height, width, 3), in [0, 255], to float32 logits (batch, classes).
+            A model from images (batch, height, width, channels), in [0, 255], to float32 logits (batch, classes).
 
         Raises:
             ArtifactError: it is not trained yet.
@@ -183,7 +184,8 @@ class Predictor:
 
         Args:
             images: a path, a PIL image, a uint8 array (height, width), (height, width, 3 or 4); or a list of such, or
-                an array (n, height, width, channels). Channels are RGB, in [0, 255].
+                an array (n, height, width, channels). Channels are RGB, in [0, 255]. For a model of other images than
+                8-bit RGB, an array is read as a .npy file is.
             top_k: how many classes each answer lists.
 
         Returns:
@@ -197,7 +199,8 @@ class Predictor:
         several = isinstance(images, list | tuple) or (isinstance(images, np.ndarray) and images.ndim == 4)
         answers: list[Prediction] = []
         for batch in batches(list(images) if several else [images]):
-            pixels = np.stack([self.classifier.preprocess(encoded(image)) for image in batch])
+            files = [encoded(image, self.classifier.form) for image in batch]
+            pixels = np.stack([self.classifier.preprocess(file) for file in files])
             for row in self.classifier.probabilities(pixels):
                 best = [
                     (self.labels[place], float(row[place])) for place in (-row).argsort(kind="stable")[:top_k]
@@ -211,13 +214,20 @@ def batches(images: list[Any], size: int = 32) -> Iterator[list[Any]]:
         yield images[start : start + size]
 
 
-def encoded(image: Any) -> bytes:
-    """Returns the bytes of an image file: all images pass through the one decoder."""
+def encoded(image: Any, form: PixelFormat) -> bytes:
+    """Returns the bytes of an image file for a model of `form`: all images pass through the one decoder."""
     if isinstance(image, str | os.PathLike):
         try:
             return Path(image).read_bytes()
         except OSError as error:
             raise ImageError("broken", f"{image} cannot be read: {error.strerror}") from None
+    picture = (
+        isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] in ((), (3,), (4,))
+    )
+    if isinstance(image, np.ndarray) and not (form.is_rgb or (picture and form.channels in (1, 3))):
+        file = io.BytesIO()
+        np.save(file, image, allow_pickle=False)
+        return file.getvalue()
     if isinstance(image, np.ndarray):
         shape = image.shape
         if image.dtype != np.uint8 or not (len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))):

@@ -207,6 +207,11 @@ def run(options: argparse.Namespace) -> None:
             options.label,
         )
         return
+    if options.command == "download":
+        from visionpipe.commands.download import download
+
+        download(options.name, options.path)
+        return
     from visionpipe.project.paths import enter_project
 
     here = Path.cwd()
@@ -219,9 +224,12 @@ def run(options: argparse.Namespace) -> None:
     ):
         options.target = str(here / options.target)
     if options.command == "lock":
+        from visionpipe.project.hashing import unhashable_of_project
         from visionpipe.project.lock import write_lock
 
         print(*write_lock(), sep="\n")
+        if problem := unhashable_of_project():
+            print(f"WARNING: {problem}")
         return
     from visionpipe.project.params import load_params
 

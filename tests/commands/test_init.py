@@ -18,7 +18,7 @@ from visionpipe.commands import init as command
 from visionpipe.project.machine import Machine
 from visionpipe.project.params import load_params
 
-FILES = {"params.yaml", "dvc.yaml", "code.lock", ".gitignore", ".dvcignore", "README.md"}
+FILES = {"params.yaml", "dvc.yaml", "decisions.csv", "code.lock", ".gitignore", ".dvcignore", "README.md"}
 TEMPLATE = CHECKOUT / "visionpipe" / "project" / "template"
 
 
@@ -220,7 +220,7 @@ def test_a_second_call_changes_nothing(tmp_path, capsys):
     made(*arguments)
     said = capsys.readouterr().out
     assert content(tmp_path / "flowers") == before
-    assert "left as it was: params.yaml, dvc.yaml, .gitignore, .dvcignore, README.md, .dvc, code.lock" in said
+    assert "left as it was: params.yaml, dvc.yaml, .gitignore, .dvcignore, decisions.csv, README.md" in said
     assert "made in" not in said
     assert "--images had no effect" in said
 
@@ -240,7 +240,7 @@ def test_files_that_exist_stay_and_missing_ones_come(tmp_path, capsys):
     assert (folder / "code.lock").exists()
 
 
-@pytest.mark.parametrize("files", range(7))
+@pytest.mark.parametrize("files", range(8))
 def test_a_call_that_was_killed_is_completed_by_the_next_one(tmp_path, monkeypatch, files):
     """`files`: those that were written before."""
 
@@ -259,7 +259,7 @@ def test_a_call_that_was_killed_is_completed_by_the_next_one(tmp_path, monkeypat
         patch.setattr(command, "write_lock", lambda folder: write(folder / "code.lock", b"never"))
         with pytest.raises(Killed):
             main(["init", "half"])
-    if files == 6:
+    if files == 7:
         (tmp_path / "half" / ".dvc").rename(tmp_path / "away")
         (tmp_path / "half" / ".dvc").mkdir()  # as a kill leaves it at once
     made("half")
@@ -314,7 +314,7 @@ def test_a_mistake_is_one_line_and_makes_nothing(tmp_path, capsys):
         (["x", "--images", "empty"], "empty holds no images"),
         (["x", "--images", "file"], "file is neither a folder nor a zip archive"),
         (["x", "--images", "one"], "one holds only the class 'blue'"),
-        (["x", "--images", "loose"], "loose holds 1 files that lie in no folder of a class"),
+        (["x", "--images", "loose"], "loose holds 1 file that lies in no folder of a class"),
         (["file", "--images", "photos"], "file is a file: give the name of a folder"),
         (["file/x", "--images", "photos"], "file cannot be written to"),
         (["photos/x", "--images", "photos"], "photos/x is in the folder of the images"),

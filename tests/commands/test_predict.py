@@ -1,6 +1,7 @@
 """`visionpipe predict` in a process of its own: which files it finds, what it writes, and how it goes on."""
 
 import csv
+import io
 import json
 import os
 import pickle
@@ -22,7 +23,10 @@ from servers import CHECKOUT, CLASSES, picture
 
 from visionpipe.artifact.classifier import Classifier
 from visionpipe.commands.predict import WRITERS, answers, open_journal, predict
+from visionpipe.data.config import PrepareConfig
+from visionpipe.data.listing import Record
 from visionpipe.data.paths import File, find_files, state
+from visionpipe.data.sources import SOURCES
 from visionpipe.errors import ConfigError, DataError
 
 # A library that another test of the process uses may have imported JAX, which warns of every fork; nothing runs in it.
@@ -136,6 +140,56 @@ def test_globs_zips_single_files_and_lists_on_stdin(artifact, images):
     assert result.returncode == 0
     assert "6 files, linear version" in result.stdout
     assert len(read(output)) == 6
+
+
+LISTS = {
+    "CRLF": b"images/a/0.png\r\nimages/b/7.png\r\n",
+    "a byte order mark": "images/a/0.png\nimages/b/7.png".encode("utf-8-sig"),
+    "PowerShell": "images/a/0.png\r\nimages/b/7.png\r\n".encode("utf-16"),
+    "UTF-16 without a mark": "images/a/0.png\r\nimages/b/7.png\r\n".encode("utf-16-le"),
+    "quotes, blanks and backslashes": b'"images\\a\\0.png"  \n\n  images/b/7.png \t\n',
+    "print0": b"images/a/0.png\0images/b/7.png\0",
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_a_list_of_any_system_is_read(kind, images, monkeypatch):
+    monkeypatch.chdir(images.parent)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(LISTS[kind])))
+    assert [file.name for file in find_files(["-"])] == ["images/a/0.png", "images/b/7.png"]
+
+
+def test_a_name_that_looks_like_windows_is_the_file_of_that_name_if_there_is_one(images, monkeypatch):
+    names = ["a.png\r", "'b.png'", "c.png ", "d\\e.png"]
+    monkeypatch.chdir(images)
+    for name in names:
+        Path(name).write_bytes(picture())
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(names).encode())))
+    assert [file.name for file in find_files(["-"])] == names
+
+
+def test_predict_finds_what_prepare_finds(images, tmp_path):
+    (images / "a/Thumbs.db").write_bytes(b"x")
+    (images / "@eaDir").mkdir()
+    (images / "@eaDir/0.png").write_bytes(picture())
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/9.png").write_bytes(picture())
+    (images / "c").symlink_to(tmp_path / "outside")
+    (images / "a/in.png").symlink_to(images / "b/7.png")
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for path in sorted(images.rglob("*")):
+            if path.is_file() and not path.is_relative_to(images / "c"):
+                archive.write(path, str(path.relative_to(images)).replace("/", "\\"))
+    for source, path in (("folder", images), ("zip", tmp_path / "images.zip")):
+        for follow in (False, True) if source == "folder" else (False,):
+            listing = SOURCES[source](PrepareConfig(source, str(path), follow_links=follow))
+            wanted = {entry.file for entry in listing.entries if isinstance(entry, Record)}
+            found = list(find_files([str(path)], follow))
+            assert {file.name.removeprefix(f"{path}/") for file in found if not file.refusal} == wanted
+            refused = {"c": "symbolic link that leaves the folder: give --follow-links to use it"}
+            assert {file.name.removeprefix(f"{path}/"): file.refusal for file in found if file.refusal} == (
+                {} if follow or source == "zip" else refused
+            )
 
 
 def test_a_mistake_is_one_line(artifact, images):

@@ -285,7 +285,7 @@ PICTURE = np.asarray(
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
-        (lambda x: pixels.layer("AutoContrast", pixels.COLOURS)(x), ImageOps.autocontrast),
+        (pixels.auto_contrast, ImageOps.autocontrast),
         (pixels.equalize, ImageOps.equalize),
         (lambda x: pixels.solarize(x, numbers(100)), lambda image: ImageOps.solarize(image, 100)),
         (lambda x: pixels.posterize(x, numbers(0.75)), lambda image: ImageOps.posterize(image, 5)),

@@ -14,7 +14,8 @@ import pytest
 from hostile import TURNS
 from PIL import Image, ImageDraw, ImageFile
 
-from visionpipe.data.decode import MAX_PIXELS, RESAMPLING, decode_image, frame
+from visionpipe.data.decode import RESAMPLING, decode_image, frame, open_image
+from visionpipe.data.headers import CLIENT_PIXELS, MAX_PIXELS, check_size
 from visionpipe.errors import ImageError
 
 ORIENTATION = 0x0112
@@ -312,6 +313,16 @@ def test_a_bomb_is_refused_from_its_header(image_format):
 
 def test_an_image_one_row_over_the_limit_is_refused():
     assert code_of(b"P5 10000 %d 255\n" % (MAX_PIXELS // 10_000 + 1)) == "too_large"
+
+
+def test_a_photo_of_any_camera_has_no_more_pixels_than_the_limit():
+    """200 million pixels; Image.open refuses more than 179 million. Only the header is read here."""
+    width, height = 16_320, 12_240
+    data = encode(Image.new("L", (width, height)), "JPEG")
+    check_size(width, height, MAX_PIXELS, len(data))
+    assert open_image(data, "JPEG").size == (width, height)
+    with pytest.raises(ImageError, match=r"visionpipe serve --max-pixels"):
+        decode_image(data, CLIENT_PIXELS)
 
 
 MEASURE_DECODING = r"""

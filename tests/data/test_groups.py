@@ -14,8 +14,9 @@ from PIL import Image
 from visionpipe.data.config import DECISIONS_HEADER, PrepareConfig, TableConfig
 from visionpipe.data.decisions import append_undecided, read_decisions
 from visionpipe.data.decoding import Usable
+from visionpipe.data.groups import join_groups, united
 from visionpipe.data.prepared import PREPARED, SPLITS, open_prepared
-from visionpipe.data.splits import draw_folds, draw_splits, join_groups, united
+from visionpipe.data.splits import draw_folds, draw_splits
 from visionpipe.errors import DataError
 from visionpipe.project.lineage import prepare_params
 from visionpipe.project.params import Params
@@ -31,7 +32,7 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
 
 
 def image(number, group=None, name="a", split=None):
-    return Usable(split, name, f"{name}/{number}.png", f"{number:032d}".encode(), group)
+    return Usable(split, name, f"{name}/{number}.png", f"{number:032d}".encode(), (9, 9), None, group)
 
 
 def places(usable, config=GROUPED, seed=0, given=frozenset()):

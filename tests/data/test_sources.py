@@ -3,10 +3,14 @@
 import gzip
 import io
 import os
+import shutil
+import struct
 import subprocess
 import sys
+import tracemalloc
 import unicodedata
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -135,23 +139,39 @@ def test_files_outside_class_folders_are_rejected(tmp_path):
     assert split.classes == ("cat",)
 
 
+BY_PRODUCTS = [
+    "cat/.DS_Store",
+    "cat/Thumbs.db",
+    "__MACOSX/cat/._1.png",
+    ".git/config",
+    "@eaDir/cat/SYNOPHOTO_THUMB_M.jpg",
+    "cat/@eaDir/1.png/SYNOFILE_THUMB_S.png",
+    "#recycle/cat/9.png",
+    "$RECYCLE.BIN/1.png",
+    "System Volume Information/x",
+    "lost+found/2.png",
+    "cat/.ipynb_checkpoints/1-checkpoint.png",
+    "cat/.@__thumb/1.png",
+    "cat/1.png~",
+    "cat/.1.png.swp",
+    "cat/2.png.crdownload",
+    "cat/3.png.part",
+    "images.dvc",
+    "cat/Icon\r",
+    "cat/desktop.ini",
+    "dog/Shortcut.lnk",
+    "dog/1.png:Zone.Identifier",
+]
+
+
 def test_hidden_and_system_files_are_rejected_and_make_no_class(tmp_path):
-    names = [
-        "cat/1.png",
-        "cat/.DS_Store",
-        "cat/Thumbs.db",
-        "__MACOSX/cat/._1.png",
-        ".git/config",
-        "dog/2.png",
-    ]
+    names = ["cat/1.png", "dog/2.png", *BY_PRODUCTS]
     for listing in (
         folder_listing(write_files(tmp_path / "set", *names)),
         zip_listing(write_zip(tmp_path / "set.zip", *names)),
     ):
         assert listing.classes == ("cat", "dog")
-        assert rejections(listing) == {
-            name: "hidden or system file" for name in names if name not in ("cat/1.png", "dog/2.png")
-        }
+        assert rejections(listing) == dict.fromkeys(BY_PRODUCTS, "hidden or system file")
         assert listing.total == len(names)
 
 
@@ -230,12 +250,100 @@ def test_a_name_that_appears_twice_in_an_archive_is_used_once(tmp_path):
     assert rejections(listing) == {"cat/1.png": "appears twice in the archive"}
 
 
-def test_archive_names_need_not_be_declared_as_utf8_but_must_be(tmp_path):
-    path = write_zip(tmp_path / "set.zip", "cat/AB.png", "cat/CD.png")
-    patched(path, b"AB", "é".encode())
-    listing = zip_listing(patched(path, b"CD", b"\xe9\xff"))
-    assert records(listing) == [(None, "cat", "cat/é.png")]
-    assert list(rejections(listing).values()) == ["file name is not UTF-8"]
+def write_zip_of_bytes(path, names, field=None, system=0):
+    """Writes an archive whose names are these bytes and are not declared; `field` makes an extra field of a name."""
+    marks = {b"%%%06d" % index + b"x" * (len(raw) - 7): raw for index, raw in enumerate(names)}
+    with zipfile.ZipFile(path, "w") as archive:
+        for mark, raw in marks.items():
+            info = zipfile.ZipInfo(mark.decode())
+            info.create_system, info.extra = system, field(raw) if field else b""
+            archive.writestr(info, b"bytes")
+    content = path.read_bytes()
+    for mark, raw in marks.items():
+        assert len(mark) == len(raw)
+        content = content.replace(mark, raw)
+    path.write_bytes(content)
+    return path
+
+
+NAMES = {
+    "utf-8": ["café", "tea"],
+    "cp850": ["Äpfel", "Möhren", "Birnen"],
+    "cp437": ["Äpfel", "Möhren", "Birnen"],
+    "cp852": ["Źrebię", "Żaba", "Śliwka"],
+    "cp866": ["кошка", "собака", "брак"],
+    "cp1251": ["кошка", "собака", "брак"],
+    "gbk": ["猫", "路", "狗"],  # the first is also valid UTF-8
+    "cp932": ["良品", "不良", "表", "ひび割れ"],  # the second byte of 表 is a backslash
+    "cp949": ["고양이", "강아지", "정상"],
+    "big5": ["蘋果", "汽車", "正常"],
+}
+
+
+@pytest.mark.parametrize("encoding", NAMES)
+def test_names_that_an_archive_does_not_declare_are_read_in_the_one_encoding_that_fits_all(
+    encoding, tmp_path
+):
+    names = NAMES[encoding]
+    raw = [f"{name}/{index:05d}.png".encode(encoding) for name in names for index in range(2)]
+    listing = zip_listing(write_zip_of_bytes(tmp_path / "set.zip", raw))
+    assert listing.classes == tuple(sorted(names))
+    assert not rejections(listing)
+    if encoding == "utf-8":
+        assert listing.notes == ()
+    else:
+        (note,) = listing.notes
+        assert "the archive does not say how its names are encoded" in note
+        assert next(name for name in names if not name.isascii()) in note
+
+
+def unicode_path(name, of):
+    field = struct.pack("<BI", 1, zlib.crc32(of)) + name.encode()
+    return struct.pack("<HH", 0x7075, len(field)) + field
+
+
+def test_the_unicode_path_field_of_an_archive_is_obeyed_if_it_is_of_this_name(tmp_path):
+    raw = ["Äpfel/00000.png".encode("cp850"), b"Birnen/0000.png"]
+    right = write_zip_of_bytes(
+        tmp_path / "right.zip", raw, field=lambda name: unicode_path(name.decode("cp850"), name)
+    )
+    listing = zip_listing(right)
+    assert (listing.classes, listing.notes) == (("Birnen", "Äpfel"), ())
+    stale = write_zip_of_bytes(
+        tmp_path / "stale.zip", raw, field=lambda name: unicode_path("dog/1.png", b"x")
+    )
+    assert zip_listing(stale).classes == ("Birnen", "Äpfel")
+
+
+def test_backslashes_of_windows_separate_folders_and_those_of_unix_are_a_part_of_the_name(tmp_path):
+    windows = write_zip_of_bytes(
+        tmp_path / "windows.zip", [b"cat\\000.png", b"cat\\a\\1.png", b"dog\\001.png"]
+    )
+    assert {name for _, name, _ in records(zip_listing(windows))} == {"cat", "dog"}
+    unix = write_zip_of_bytes(tmp_path / "unix.zip", [b"cat/a\\1.png", b"dog/002.png"], system=3)
+    assert [file for *_, file in records(zip_listing(unix))] == ["cat/a\\1.png", "dog/002.png"]
+    outside = write_zip_of_bytes(
+        tmp_path / "outside.zip", [b"..\\cat\\1.png", b"C:\\dog\\1.png", b"a/1234.png"]
+    )
+    assert set(rejections(zip_listing(outside)).values()) == {"path leads out of the archive"}
+
+
+def test_a_class_of_an_archive_of_which_no_file_is_read_is_named(tmp_path):
+    path = write_zip(tmp_path / "set.zip", "cat/0.png", "dog/0.png", "/bird/1.png", "/bird/2.png")
+    (note,) = zip_listing(path).notes
+    assert "folder 'bird' is left out, because no file in it can be read: 2 files" in note
+
+
+def test_a_path_of_thousands_of_folders_costs_no_more_than_its_length(tmp_path):
+    names = ["cat/1.png", "dog/1.png", *(f"cat/{index}/" + "a/" * 30_000 + "x.png" for index in range(4))]
+    path = write_zip(tmp_path / "set.zip", *names)
+    tracemalloc.start()
+    try:
+        assert zip_listing(path).total == 6
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 * path.stat().st_size
 
 
 def test_huge_members_are_rejected_unread(tmp_path):
@@ -264,6 +372,51 @@ def test_a_link_within_the_folder_is_followed_and_one_out_of_it_rejected(tmp_pat
         "cat/outside.png": "symbolic link that leaves the folder",
         "cow": "symbolic link that leaves the folder",
     }
+    (note,) = listing.notes
+    assert note.startswith("folder 'cow' with 1 image is left out: symbolic link that leaves the folder; ")
+    followed = list_folder(PrepareConfig("folder", str(root), follow_links=True))
+    assert followed.classes == ("cat", "cow", "dog")
+    assert not rejections(followed)
+
+
+def test_folders_that_link_to_each_other_many_times_end(tmp_path):
+    for index in range(40):  # 2 ** 40 paths lead to the last one
+        folder = write_files(tmp_path / f"set/{index:02d}", "1.png")
+        for name in ("a", "b"):
+            (folder / name).symlink_to(f"../{index + 1:02d}")
+    listing = folder_listing(tmp_path / "set")
+    assert listing.total < 40 * 16 * 4
+    assert any("symbolic links lead to this folder" in reason for reason in rejections(listing).values())
+
+
+@pytest.mark.parametrize(
+    "target", ["blobs/" + "0" * 40, "annex/objects/Xx/1k/SHA256E-s5--ab.png/SHA256E-s5--ab.png"]
+)
+def test_links_into_a_store_of_files_by_their_content_are_followed(target, tmp_path):
+    write_files(tmp_path, target)
+    root = write_files(tmp_path / "set", "cat/1.png", "dog/1.png")
+    (root / "cat/2.png").symlink_to(tmp_path / target)
+    assert [file for *_, file in records(folder_listing(root))] == ["cat/1.png", "cat/2.png", "dog/1.png"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root reads every folder")
+def test_a_folder_that_may_not_be_read_is_named(tmp_path):
+    root = write_files(tmp_path / "set", "cat/1.png", "dog/1.png", "owl/1.png")
+    (root / "owl").chmod(0)
+    program = (
+        "import sys; from visionpipe.data.config import PrepareConfig; from visionpipe.data.sources import list_folder;"
+        "found = list_folder(PrepareConfig('folder', sys.argv[1])); print(found.classes, *found.notes)"
+    )
+    rights = "-dac_override,-dac_read_search"
+    without = ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}"] if os.geteuid() == 0 else []
+    run = subprocess.run(
+        [*without, sys.executable, "-c", program, str(root)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.stdout.startswith("('cat', 'dog') folder 'owl' is left out: cannot be read: Permission denied")
 
 
 def test_links_in_a_circle_end(tmp_path):
@@ -419,8 +572,11 @@ def test_idx_files_are_images_of_their_splits_pixel_for_pixel(idx_folder):
     stored = np.frombuffer((idx_folder / "t10k-images-idx3-ubyte").read_bytes(), np.uint8, offset=16)
     decoded = np.stack([decode_image(entry.read()) for entry in entries[30:]])
     np.testing.assert_array_equal(decoded, np.repeat(stored.reshape(12, 9, 8)[..., None], 3, -1))
-    (idx_folder / "classes.txt").write_text("shoe\nbag\ncoat\n")
-    assert list_idx(PrepareConfig("idx", str(idx_folder))).classes == ("shoe", "bag", "coat")
+    names = "shoe\nbag\ncoat\n"
+    of_windows = ["\r\n".join(names.split("\n")).encode(end) for end in ("utf-8-sig", "utf-16")]
+    for content in (names.encode(), b"shoe \nbag\t\ncoat", *of_windows):
+        (idx_folder / "classes.txt").write_bytes(content)
+        assert list_idx(PrepareConfig("idx", str(idx_folder))).classes == ("shoe", "bag", "coat")
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def test_files_are_found_by_what_people_write(tmp_path):
         "names in another case or Unicode form than the file",
         "absolute paths of another place, of which the end names a file here",
     ]
-    write("file,label\nx,a\ny.png,b\n", "x.png", "x.jpg", "y.png", root="other")
+    write("file,label\nx,a\ny.png,b\nz.png,a\n", "x.png", "x.jpg", "y.png", "z.png", root="other")
     assert refusals(listing("other"))["x"] == "line 2 of labels.csv: may be any of x.jpg, x.png"
 
 
@@ -200,7 +200,7 @@ def test_a_zip_archive_holds_the_table_and_the_images():
 
 def test_links_out_of_the_folder_are_refused():
     Path("secret.png").write_bytes(b"secret")
-    write(ROWS, "b.png")
+    write(ROWS + "c.png,cat\r\n", "b.png", "c.png")
     Path("set/a.png").symlink_to(Path("secret.png").resolve())
     assert refusals(listing())["a.png"] == "line 2 of labels.csv: symbolic link that leaves the folder"
 
@@ -255,8 +255,8 @@ def test_splits_have_the_usual_names_and_others_are_refused():
     found = listing(split="set")
     assert [entry.split for entry in found.entries] == ["train", "validation", "test", None]
     assert found.notes == ("rows of labels.csv without a split, whose images are training images: 1",)
-    write("file,label,set\na.png,x,train\nb.png,y,holdout\n", "a.png", "b.png", root="other")
-    with pytest.raises(DataError, match=r"prepare.table.split: labels.csv, line 3: 'holdout' is no split"):
+    write("file,label,set\na.png,x,train\nb.png,y,third\n", "a.png", "b.png", root="other")
+    with pytest.raises(DataError, match=r"prepare.table.split: labels.csv, line 3: 'third' is no split"):
         listing("other", split="set")
 
 
@@ -276,6 +276,7 @@ def test_weights_are_numbers_of_at_least_0():
     [
         ("", "is empty: its first line must name the columns"),
         ("file,label\n", "has no rows below its first line"),
+        ("file,label\na.png,cat\n", "the column 'label' of labels.csv holds only the class 'cat'"),
         ('file,label\na.png,cat\nb.png,"dog\n', "line 3: a quoted cell is never closed"),
         (b"PK\x03\x04workbook", "is a workbook: save the sheet as CSV"),
         (b"PAR1 damaged", "is a damaged Parquet file"),

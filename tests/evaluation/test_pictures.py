@@ -5,10 +5,12 @@ import warnings
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
 from visionpipe.evaluation import metrics, pictures
+from visionpipe.evaluation.labels import drawable
 
 
 def report(classes: int):
@@ -87,6 +89,42 @@ def test_any_name_is_drawn_unchanged_or_with_escaped_characters(tmp_path):
             pictures.save(figure, tmp_path / "picture.png")
         texts = figure.findobj(Text)
         assert not any(text.get_parse_math() for text in texts if "$" in text.get_text())
+
+
+LOOK_ALIKE = [
+    "cat",
+    "c\u0430t",
+    "cat ",
+    "ca\u200dt",
+    "\u732b",
+    "\\u732b",
+    "\u72ac",
+    "e\u0301",
+    "\u00e9",
+    "x" * 30 + "1",
+]
+LOOK_ALIKE += ["x" * 30 + "2", "x" * 30 + "1" + "x" * 30, "\u062f\u064a\u0643", "\u0628\u0637", "\U0001d538"]
+
+
+def test_no_two_classes_look_alike_in_any_picture(tmp_path):
+    """As the pixels say: each label is drawn alone, and no two of the pictures are equal."""
+    texts, fonts = drawable(LOOK_ALIKE)
+    assert texts[0] == "cat"
+    pictures_of = set()
+    for text in texts:
+        figure = Figure(figsize=(4, 0.4), dpi=60)
+        figure.text(0.5, 0.5, text, fontfamily=fonts, ha="center")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            pictures.save(figure, tmp_path / "text.png")
+        pictures_of.add((tmp_path / "text.png").read_bytes())
+    assert len(pictures_of) == len(LOOK_ALIKE)
+
+
+def test_the_sum_of_other_classes_is_not_taken_for_a_class_of_that_name():
+    names = [pictures.OTHERS, *(f"{index}" for index in range(100))]
+    ticks = pictures.confusion(np.eye(101, dtype=int), names).axes[0].get_xticklabels()
+    assert len({text.get_text() for text in ticks}) == len(ticks)
 
 
 def test_of_many_classes_the_most_confused_are_drawn_and_the_title_says_so():

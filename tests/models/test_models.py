@@ -332,6 +332,8 @@ def test_what_cannot_be_built_is_refused_by_name(variant, size, overrides, messa
         ({"image_size": (28, 28, 3)}, r"received \(28, 28, 3\)"),
         ({"image_size": 28.0}, r"image_size: expected .* received 28.0"),
         ({"pixel_std": (1.0,)}, r"pixel_std: expected a number for each of 3 channels, received \(1.0,\)"),
+        ({"channels": 0}, "channels: expected a positive whole number, received 0"),
+        ({"channels": 2, "pixel_std": (1.0,) * 3}, "pixel_std: expected a number for each of 2 channels"),
         ({"pixel_mean": 127.5}, r"pixel_mean: expected a number for each of 3 channels, received 127.5"),
         ({"pixel_mean": (0.0, 0.0, float("nan"))}, "pixel_mean: expected a number for each of 3 channels"),
         ({"variant": None}, "variant: no None"),
@@ -342,6 +344,24 @@ def test_what_cannot_be_built_is_refused_by_name(variant, size, overrides, messa
 def test_arguments_that_make_no_model_are_refused_by_name(arguments, message):
     with pytest.raises(ConfigError, match=message):
         build_model(**{"variant": "ViT-Mi/4", "num_classes": 5, "image_size": 28} | arguments)
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+@pytest.mark.parametrize(
+    ("variant", "rows"),
+    [("ViT-Mi/4", 4), ("ResNet-8", 3), ("ResNet-50-D", 3), ("BoTNet-50", 7), ("CoAtNet-0", 3)],
+)
+def test_only_the_first_kernel_depends_on_the_channels(variant, rows, channels):
+    with keras.StatelessScope(initialize_variables=False):
+        rgb, other = (build_model(variant, 5, 64, channels=c) for c in (3, channels))
+    assert other.input.shape[1:] == (64, 64, channels)
+    differing = [
+        (ours.shape, theirs.shape)
+        for ours, theirs in zip(other.weights, rgb.weights, strict=True)
+        if ours.shape != theirs.shape
+    ]
+    (((*sides, received, out), first),) = differing
+    assert (sides, received, (*sides, 3, out)) == ([rows, rows], channels, first)
 
 
 def test_numbers_of_numpy_are_numbers():

@@ -73,6 +73,16 @@ def test_every_choice_has_its_reason_beside_it(name):
         assert " # " in line, line
 
 
+@pytest.mark.parametrize(("elongated", "framing"), [(0.2, None), (0.21, "pad"), (1.0, "pad")])
+def test_many_long_images_are_padded_and_the_reason_says_how_many(elongated, framing):
+    chosen = choose(images(3000, 15, 350, elongated=elongated), LAPTOP, "tensorflow", False)
+    assert chosen.params["prepare"].get("framing") == framing
+    lines = [line for line in params_yaml(chosen, []).splitlines() if "framing:" in line]
+    assert len(lines) == (framing is not None)
+    for line in lines:
+        assert f"{elongated:.0%} are more than 1.6 times as long as wide" in line
+
+
 @pytest.mark.parametrize("pretrained", [False, True])
 @pytest.mark.parametrize("name", ["icons", "clipart", "photographs"])
 def test_the_trainings_fit_into_the_stated_time(name, pretrained):

@@ -115,7 +115,7 @@ def package(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def project(tmp_path) -> Path:
-    for name in ("params.yaml", "dvc.yaml", "code.lock"):
+    for name in ("params.yaml", "dvc.yaml", "code.lock", "decisions.csv"):
         shutil.copy(CHECKOUT / name, tmp_path)
     return tmp_path
 
@@ -237,3 +237,12 @@ def test_a_project_of_the_version_before_is_told_how_it_moves_over(tmp_path):
         ):
             act(tmp_path)
     assert not (tmp_path / "code.lock").exists()
+
+
+def test_decisions_csv_is_made_where_dvc_yaml_asks_for_it(tmp_path):
+    (tmp_path / "dvc.yaml").write_bytes((CHECKOUT / "dvc.yaml").read_bytes())
+    assert lock.write_lock(tmp_path)[1:] == [
+        "decisions.csv was missing: it is written without decisions; commit it with code.lock"
+    ]
+    assert (tmp_path / "decisions.csv").read_bytes() == (CHECKOUT / "decisions.csv").read_bytes()
+    assert lock.write_lock(tmp_path) == ["code.lock is up to date: no stage runs again"]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
+from deep_images import dicom, npy, png16
 from PIL import Image, ImageFile
 
 from visionpipe.data.decode import decode_image
@@ -93,7 +95,7 @@ def test_only_the_beginning_of_a_large_photograph_is_read():
         (b"\xff\xd8\xff" + bytes(100), "damaged header"),
         (b"RIFF0000WEBPVP9 " + bytes(100), "an unknown kind of WebP"),
         (b"RIFF0000WEBPVP8X", "damaged header"),
-        (b"P6 20000 20000 255\n", "more than 50,000,000 pixels"),
+        (b"P6 20000 20000 255\n", "20000 × 20000 pixels, more than 300,000,000 in all"),
     ],
 )
 def test_what_is_no_image_has_a_reason(content, reason):
@@ -172,6 +174,18 @@ def test_the_lines_say_what_was_understood(tmp_path):
     assert "1 file left out, such as cat/x.txt: not an image" in text
 
 
+def test_the_share_of_long_images_is_counted_whichever_side_is_long(tmp_path):
+    sides = [(16, 10), (17, 10), (10, 17), (10, 10), (10, 16)]
+    files = {
+        f"{name}/{index}.png": encoded(noise(*side), "PNG")
+        for name in "ab"
+        for index, side in enumerate(sides)
+    }
+    found = survey(write(tmp_path, files))
+    assert found.elongated == 0.4
+    assert any("40% of the images are more than 1.6 times as long as wide" in line for line in found.odd)
+
+
 def test_many_classes_are_not_all_named(tmp_path):
     counts = {f"class {number:02}": 4 for number in range(30)}
     (line,) = [line for line in survey(write(tmp_path, icons(counts))).lines() if "classes  " in line]
@@ -185,7 +199,7 @@ MISTAKES: list[tuple[Callable[[Path], object], str]] = [
     (lambda folder: folder.write_text("text"), "is neither a folder nor a zip archive"),
     (lambda folder: write(folder, icons({".": 3})), "holds 3 files that lie in no folder of a class"),
     (lambda folder: write(folder, icons({"cat": 3})), "holds only the class 'cat'"),
-    (lambda folder: write(folder, {"a/1.txt": b"x", "b/2.txt": b"y"}), "no usable image in its folders; the first, a"),
+    (lambda folder: write(folder, {"a/1.txt": b"x", "b/2.txt": b"y"}), "no usable image in its folders; the first, 'a"),
     (lambda folder: write(folder, icons({"a": 4}) | {"b/1.txt": b"x"}), "the class 'b' has no usable image"),
     (lambda folder: write(folder, icons({"train/a": 4, "test/b": 4})), "the class 'b' has no usable image to train"),
     (lambda folder: write(folder, icons({"test/a": 4, "val/b": 4})), "but no folder train beside them"),
@@ -211,3 +225,31 @@ def test_five_thousand_files_take_a_second_or_two(tmp_path):
     started = time.process_time()
     assert survey(tmp_path / "many.zip").images == 5000
     assert time.process_time() - started < 5
+
+
+def tiff(values) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, photometric="minisblack", planarconfig="contig")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "form"),
+    [
+        (npy(np.ones((12, 10, 5), np.uint16)), {"channels": 5, "depth": 16}),
+        (npy(np.ones((12, 10), np.float32)), {"levels": "file", "channels": 1, "depth": 16}),
+        (npy(np.ones((12, 10, 3), np.uint8)), {}),
+        (dicom(np.ones((12, 10), np.uint16), bits=12), {"channels": 1, "depth": 16}),
+        (tiff(np.ones((12, 10, 5), np.uint8)), {"channels": 5}),
+        (png16(np.ones((12, 10, 1), np.uint16)), {}),
+    ],
+)
+def test_the_keys_of_images_that_are_no_pictures_follow_from_their_headers(content, form, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for index in range(4):
+            (tmp_path / name / f"{index}").write_bytes(content)
+    found = survey(tmp_path)
+    assert (found.form, found.one_size) == (form, (12, 10))
+    note = "8 images of 16 bits become 8: prepare.depth: 16 keeps all, and prepare.channels: 1 one channel"
+    assert (note in found.odd) == content.startswith(b"\x89PNG")

@@ -513,6 +513,24 @@ def test_large_models_cropped_views_and_small_limits_have_heat_maps_too(browser,
     browser.errors()
 
 
+def test_the_heat_map_of_a_padded_picture_reaches_into_its_margins(browser, tmp_path):
+    folder = write_artifact(tmp_path / "padded", CLASSES, (40, 40))
+    (folder / "preprocessing.json").write_text(json.dumps({"size": [40, 40], "framing": "pad"}))
+    (tmp_path / "photo.png").write_bytes(picture(width=500, height=250))
+    with running(folder) as server:
+        browser.open(server.port)
+        browser.wait(lambda: browser.text("#model"), "the model")
+        browser.pick(tmp_path / "photo.png")
+        browser.wait_for_answers(1)
+        browser.find(".look").click()
+        browser.wait(lambda: browser.all("figcaption:not([hidden])"), "the heat map")
+        image, canvas = browser.find(".picture img").rect, browser.find(".picture canvas").rect
+        assert canvas["width"] == pytest.approx(image["width"], abs=1)
+        assert canvas["height"] == pytest.approx(2 * image["height"], abs=2)
+        assert canvas["y"] == pytest.approx(image["y"] - image["height"] / 2, abs=2)
+    browser.errors()
+
+
 def test_a_heat_map_can_be_hidden_and_asked_for_again(page, files):
     page.pick(files["photo.jpg"])
     page.wait_for_answers(1)

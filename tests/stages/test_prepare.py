@@ -16,7 +16,9 @@ from PIL import Image
 
 from visionpipe.data.config import PrepareConfig
 from visionpipe.data.decode import decode_image, frame
+from visionpipe.data.headers import PADDING
 from visionpipe.data.prepared import CHUNK_BYTES, PREPARED, SPLITS, channel_statistics, open_prepared
+from visionpipe.data.understood import class_table, left_out_lines
 from visionpipe.errors import DataError
 from visionpipe.project.params import Params
 from visionpipe.stages.prepare import prepare
@@ -72,13 +74,22 @@ def split_of_picture(prepared):
     return {image.tobytes(): split for split in SPLITS for image in prepared.images(split)}
 
 
-@pytest.mark.parametrize("framing", [{}, {"interpolation": "bilinear", "crop_ratio": 0.7}])
+@pytest.mark.parametrize(
+    "framing",
+    [
+        {},
+        {"interpolation": "bilinear", "crop_ratio": 0.7},
+        {"framing": "pad", "pad_color": (9, 8, 7)},
+        {"framing": "stretch"},
+    ],
+)
 def test_what_is_prepared_is_what_serving_sees(framing):
     root = write_images(
         {f"{split}/{name}": 4 for split in ("train", "val", "test") for name in ("cat", "dog")}
     )
     prepared = run(size=(6, 5), **framing)
-    assert prepared.framing == {"size": (6, 5), "interpolation": "bicubic", "crop_ratio": 1.0} | framing
+    defaults = {"interpolation": "bicubic", "crop_ratio": 1.0, "framing": "crop", "pad_color": PADDING}
+    assert prepared.framing == {"size": (6, 5)} | defaults | framing
     for split in SPLITS:
         files, labels, images = prepared.files(split), prepared.labels(split), prepared.images(split)
         assert len(files) == len(labels) == len(images) == 8
@@ -245,6 +256,19 @@ def one_class_broken():
     Path("images/c/x.png").write_text("text")
 
 
+def one_class_of_heic():
+    write_images({"a": 5, "b": 5, "c": 0})
+    for index in range(3):
+        Path(f"images/c/{index}.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
+
+
+def only_links():
+    write_images({"a": 2, "b": 2}, "elsewhere")
+    Path("images").mkdir()
+    for name in ("a", "b"):
+        Path("images", name).symlink_to(Path("elsewhere", name).absolute())
+
+
 def empty_validation_folder():
     write_images({"train/a": 5, "train/b": 5, "val/a": 0})
 
@@ -259,7 +283,19 @@ ERRORS = {
         lambda: write_images({"a": 5, "b": 5, "c": 0}),
         "class 'c' has no usable image in train",
     ),
-    "a class of bad images": (one_class_broken, "class 'c' has no usable image in train: repair its files"),
+    "a class of bad images": (
+        one_class_broken,
+        "class 'c' has no usable image in train: repair its files or remove it; 1 file cannot be used, 'c/x.png': not",
+    ),
+    "a class of HEIC": (
+        one_class_of_heic,
+        "the first, 'c/0.heic': HEIC is not an image in one of the formats",
+    ),
+    "classes that are links": (
+        only_links,
+        "images holds no class: expected one folder of images for each class; folder 'a' with 2 images is left out: "
+        "symbolic link that leaves the folder; to use it, set prepare.follow_links: true",
+    ),
     "a class of test only": (
         lambda: write_images({"train/a": 5, "train/b": 5, "test/zebra": 2}),
         "class 'zebra' has no usable image in train, only in test",
@@ -267,6 +303,10 @@ ERRORS = {
     "too few for a split": (
         lambda: write_images({"a": 1, "b": 1}),
         "the validation split is empty: too few images",
+    ),
+    "splits without classes": (
+        lambda: write_images({"train": 5, "test": 5}),
+        "the folders 'test', 'train' are named like splits, but 'train' holds no folders for classes",
     ),
     "an empty split": (
         empty_validation_folder,
@@ -284,6 +324,80 @@ def test_data_that_nothing_can_be_learned_from_are_one_clear_line(case):
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not PREPARED.exists()
+    if case != "nothing there":
+        refused = json.loads(Path(".visionpipe/refused-manifest.json").read_text())
+        assert (
+            str(caught.value)
+            == f"{refused['error']}; all files and reasons: .visionpipe/refused-manifest.json"
+        )
+
+
+def test_the_manifest_of_refused_data_has_every_file_and_goes_when_they_are_repaired():
+    write_images({"a": 5, "b": 0})
+    for index in range(3):
+        Path(f"images/b/{index}.png").write_text("text")
+    refused = Path(".visionpipe/refused-manifest.json")
+    with pytest.raises(DataError):
+        run()
+    found = json.loads(refused.read_text())
+    assert found["usable"] == {"a": 5, "b": 0}
+    assert [row["path"] for row in found["quarantined"]] == ["b/0.png", "b/1.png", "b/2.png"]
+    write_images({"b": 5}, first_seed=100)
+    run()
+    assert not refused.exists()
+
+
+def test_a_picture_in_two_classes_is_a_warning_with_an_example():
+    root = write_images({"a": 9, "b": 9, "c": 9})
+    for name, target in (("000", "b"), ("001", "b"), ("002", "c")):
+        Image.open(root / f"a/{name}.png").save(root / f"{target}/copy-{name}.bmp")
+    (warning,) = (text for text in run().manifest["warnings"] if "classes" in text)
+    assert warning == (
+        "pictures that are in several classes: 3; 2 of them in 'a' and 'b', such as 'a/000.png' and 'b/copy-000.bmp'"
+    )
+
+
+def test_of_many_classes_the_most_and_the_least_frequent_are_shown():
+    names = [f"c{index:02d}" for index in range(31)]
+    counts = {
+        "train": {name: index for index, name in enumerate(names)},
+        "validation": dict.fromkeys(names, 1),
+    }
+    head, *lines = class_table(counts)
+    assert head == "  class  train  validation"
+    assert len(lines) == 11
+    assert [line.split()[0] for line in lines[:5]] == ["c30", "c29", "c28", "c27", "c26"]
+    assert lines[5] == "  … 21 more …"
+    assert lines[-1] == "  c00        0           1"
+    short = {split: dict(list(of_class.items())[:30]) for split, of_class in counts.items()}
+    assert len(list(class_table(short))) == 31
+    wide = {"train": {"猫": 3, "dog": 12}}
+    assert list(class_table(wide)) == ["  class  train", "  猫         3", "  dog       12"]
+
+
+def test_what_is_left_out_has_a_line_for_each_reason_and_images_before_other_files():
+    def row(path, reason, **more):
+        return {"path": path, "reason": reason} | more
+
+    found = left_out_lines(
+        [
+            *(row(f"__MACOSX/a/._{index}.png", "hidden or system file") for index in range(7)),
+            *(row(f"a/{index}.txt", "not an image") for index in range(5)),
+            row("a/x.jpg", "not an image"),
+            row("a/y.png", "9000 × 9000 pixels, more than 50,000,000 in all"),
+            row("a/z.png", "8000 × 9000 pixels, more than 50,000,000 in all"),
+            row("b", "symbolic link that leaves the folder", images=1),
+            row("d/" + "x" * 500, "not in a class folder"),
+        ]
+    )
+    assert [line[:120] for line in found] == [
+        "1 folder with 1 image, 'b': symbolic link that leaves the folder",
+        "2 files, such as 'a/y.png': 9000 × 9000 pixels, more than 50,000,000 in all",
+        "1 file, 'a/x.jpg': not an image",
+        "5 files, such as 'a/0.txt': not an image",
+        f"1 file, 'd/{'x' * 28}…{'x' * 30}': not in a class folder",
+        "7 hidden or system files, such as '__MACOSX/a/._0.png'",
+    ]
 
 
 def test_strong_imbalance_is_a_warning():

@@ -90,7 +90,7 @@ def test_an_older_commit_is_named_where_it_makes_the_model_and_head_does_not(rep
     assert commit_that_makes("vit", identity()) == Made(newer)
 
 
-@pytest.mark.parametrize("what", ["parameters", "code", "libraries", "images"])
+@pytest.mark.parametrize("what", ["parameters", "code", "libraries", "images", "decisions"])
 def test_no_commit_makes_what_was_trained_with_uncommitted_changes(repository, what):
     commit("first")
     if what == "parameters":
@@ -100,11 +100,19 @@ def test_no_commit_makes_what_was_trained_with_uncommitted_changes(repository, w
         lock["stages"]["train"] = "c0de" if what == "code" else lock["stages"]["train"]
         lock["libraries"]["tensorflow"]["keras"] += "" if what == "code" else ".1"
         Path("code.lock").write_text(yaml.safe_dump(lock))
+    elif what == "decisions":
+        Path("decisions.csv").write_text("file,finding,suggestion,decision\na.png,dark,,drop\n")
     else:
         Path("data/tiny.zip").write_bytes(b"other images")
     made = commit_that_makes("vit", identity())
     assert (made.commit, "uncommitted" in made.note) == ("none", True)
     assert commit_that_makes("vit", identity()).tags()["git_dirty"] == "true"
+
+
+def test_rows_without_a_decision_make_no_other_model(repository):
+    made, head = identity(), commit("first")
+    Path("decisions.csv").write_text("file,finding,suggestion,decision\na.png,dark,,\nb.png,dark,,keep\n")
+    assert commit_that_makes("vit", made) == Made(head)
 
 
 def test_uncommitted_changes_are_named_beside_head(repository):

@@ -57,6 +57,44 @@ def refused(model, source, *parts, **arguments):
     return line
 
 
+# Other channels ----------------------------------------------------------------------------------------
+
+EQUAL = {"pixel_mean": (120.0,) * 3, "pixel_std": (60.0,) * 3}
+
+
+def test_weights_for_rgb_answer_a_grey_model_as_they_answered_grey_rgb(tmp_path):
+    stored = vit(**EQUAL)
+    save_keras(stored, tmp_path / "rgb.keras")
+    grey = vit(channels=1, pixel_mean=(120.0,), pixel_std=(60.0,))
+    report = load_weights(grey, tmp_path / "rgb.keras")
+    assert "patch_embedding/kernel, 3 → 1 input channel, summed" in str(report)
+    images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 1)).astype(np.float32)
+    expected = stored.predict(np.repeat(images, 3, axis=3), verbose=0)
+    np.testing.assert_allclose(grey.predict(images, verbose=0), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_for_rgb_are_repeated_for_more_channels_as_in_timm(tmp_path):
+    stored = vit(pixel_mean=(100.0, 120.0, 140.0), pixel_std=(60.0, 70.0, 80.0))
+    save_keras(stored, tmp_path / "rgb.keras")
+    mean, std = (100.0, 120.0, 140.0, 100.0, 120.0), (60.0, 70.0, 80.0, 60.0, 70.0)
+    five = vit(channels=5, pixel_mean=mean, pixel_std=std)
+    assert "3 → 5 input channels, repeated in turn and scaled by 3/5" in str(
+        load_weights(five, tmp_path / "rgb.keras")
+    )
+    kernel = torch.tensor(keras.ops.convert_to_numpy(stored.get_layer("patch_embedding").kernel)).permute(
+        3, 2, 0, 1
+    )
+    adapted = kernel.repeat(1, 2, 1, 1)[:, :5] * (3 / 5)  # timm's adapt_input_conv
+    received = keras.ops.convert_to_numpy(five.get_layer("patch_embedding").kernel)
+    np.testing.assert_allclose(received, adapted.permute(2, 3, 1, 0).numpy(), rtol=1e-6)
+
+
+def test_the_normalisation_of_other_channels_must_be_the_fitted_one(tmp_path):
+    save_keras(vit(pixel_mean=(100.0, 120.0, 140.0), pixel_std=(60.0, 70.0, 80.0)), tmp_path / "rgb.keras")
+    load_weights(vit(channels=1, pixel_mean=(120.0,), pixel_std=(70.0,)), tmp_path / "rgb.keras")
+    refused(vit(channels=1), tmp_path / "rgb.keras", "pixel_mean [120], the model has [127.5]")
+
+
 # The report --------------------------------------------------------------------------------------------
 
 

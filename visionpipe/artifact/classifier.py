@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from visionpipe.data.decode import RESAMPLING, decode_image, frame
+from visionpipe.data.decode import RESAMPLING, frame
+from visionpipe.data.deep import decode_pixels
+from visionpipe.data.form import PixelFormat, model_input
 from visionpipe.data.headers import MAX_PIXELS, PADDING
 from visionpipe.errors import ArtifactError
 
@@ -17,6 +19,8 @@ DEFAULTS: dict[str, Any] = {
     "framing": "crop",
     "pad_color": PADDING,
     "levels": None,
+    "channels": 3,
+    "depth": 8,
 }
 ALWAYS = ("size", "interpolation", "crop_ratio")  # the keys of preprocessing.json that older versions know
 BATCH = 32  # images per run: larger batches need more memory and are no faster on a CPU
@@ -37,7 +41,7 @@ class Classifier:
         labels: class names in the order of the logits.
         size: (height, width) in pixels of the model's input.
         framing: the keyword arguments of `frame`, `size` among them.
-        decoding: the keyword argument `levels` of `decode_image`.
+        decoding: `levels`, `channels` and `depth`, the arguments of the PixelFormat `form`.
 
     Raises:
         ArtifactError: a file is missing or damaged, or the files contradict each other.
@@ -47,16 +51,16 @@ class Classifier:
         self._arguments = (folder, threads, spinning)
         self.labels: list[str] = read_labels(folder)
         self.framing, self.decoding = read_preprocessing(folder)
+        self.form = PixelFormat(**self.decoding)
         self.size: tuple[int, int] = self.framing["size"]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning != "never")))
         options.add_session_config_entry("session.force_spinning_stop", str(int(spinning == "within")))
         model = read_bytes(folder / "model.onnx")
-        blank = np.zeros((1, *self.size, 3), np.uint8)
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-            outputs = self.logits(blank).shape[1]
+            outputs = self.logits(self.noise(1)).shape[1]
         except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
             raise ArtifactError(
                 f"{folder / 'model.onnx'} does not run: {' '.join(str(error).split())}"
@@ -69,13 +73,24 @@ class Classifier:
         return Classifier, self._arguments
 
     def preprocess(self, data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-        """Decodes and resizes an image file to the model's input, uint8 (height, width, 3); raises ImageError."""
-        return frame(decode_image(data, max_pixels, **self.decoding), **self.framing)
+        """Decodes and resizes an image file to the model's input; raises ImageError.
+
+        Returns uint8 or uint16 (height, width, channels), as `form` says.
+        """
+        return frame(decode_pixels(data, self.form, max_pixels), **self.framing)
+
+    def noise(self, count: int) -> np.ndarray:
+        """Returns `count` images of noise, of the model's size and `form`, which are the same in every process."""
+        shape = (count, *self.size, self.form.channels)
+        return np.random.default_rng(0).integers(0, self.form.most + 1, shape, self.form.dtype)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Computes float32 logits (n, classes) of `images` (n, height, width, 3), any real dtype, [0, 255], n ≥ 1."""
+        """Computes float32 logits (n, classes) of `images` (n, height, width, channels), n ≥ 1.
+
+        Images are uint16 in [0, 65535], or of any other real dtype in [0, 255].
+        """
         starts = range(0, len(images), BATCH)
-        batches = (np.asarray(images[start : start + BATCH], np.float32) for start in starts)
+        batches = (model_input(images[start : start + BATCH]) for start in starts)
         return np.concatenate([self._session.run(["logits"], {"images": batch})[0] for batch in batches])
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
@@ -94,7 +109,7 @@ def read_labels(folder: Path) -> list[str]:
 
 
 def read_preprocessing(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads the keyword arguments of `frame` and of `decode_image`, with defaults filled in; raises ArtifactError."""
+    """Reads the keyword arguments of `frame` and of PixelFormat, with defaults filled in; raises ArtifactError."""
     path, content = folder / "preprocessing.json", read_json(folder / "preprocessing.json")
     match content:
         case {"size": [int(height), int(width)]} if height > 0 and width > 0:
@@ -109,11 +124,14 @@ def read_preprocessing(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             "crop_ratio": int() | float() as ratio,
             "framing": "crop" | "pad" | "stretch",
             "pad_color": [int(red), int(green), int(blue)],
-            "levels": None | [int() | float(), int() | float()] as levels,
+            "levels": None | "file" | [int() | float(), int() | float()] as levels,
+            "channels": int(channels),
+            "depth": 8 | 16 as depth,
             **rest,
         } if name in RESAMPLING and 0 < ratio <= 1 and rest.keys() == {"size"}:
             filled["pad_color"] = (red, green, blue)
-            decoding = {"levels": tuple(levels) if levels else None}
+            span = tuple(levels) if isinstance(levels, list) else levels
+            decoding = {"levels": span, "channels": channels, "depth": depth}
             return {key: value for key, value in filled.items() if key not in decoding}, decoding
     raise ArtifactError(
         f"{path} has an unknown interpolation, crop_ratio or key: it was damaged, or exported by a newer visionpipe"

@@ -1,17 +1,21 @@
 """Lists the parts of a registered MLflow model: the artifact, the code that runs it, and pinned requirements."""
 
 import base64
-import io
 import shutil
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Map
-from PIL import Image
+
+from visionpipe.artifact.classifier import read_preprocessing
+from visionpipe.data.deep import encoded
+from visionpipe.data.form import PixelFormat
 
 PACKAGE = Path(__file__).parents[1]
 SERVING_CODE = (
@@ -20,10 +24,15 @@ SERVING_CODE = (
     "data/__init__.py",
     "data/decode.py",
     "data/headers.py",
+    "data/form.py",
+    "data/deep.py",
+    "data/tiff.py",
+    "data/dicom.py",
     "artifact/__init__.py",
     "artifact/classifier.py",
 )
-REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pillow")
+REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pillow", "tifffile")
+OPTIONAL = ("pydicom",)  # pinned where it is installed
 
 
 def pyfunc_arguments(artifact: Path, staging: Path) -> dict[str, Any]:
@@ -39,7 +48,7 @@ def pyfunc_arguments(artifact: Path, staging: Path) -> dict[str, Any]:
         "code_paths": [str(copy_code(staging))],
         "pip_requirements": pip_requirements(),
         "signature": signature(),
-        "input_example": input_example(),
+        "input_example": input_example(PixelFormat(**read_preprocessing(artifact)[1])),
     }
 
 
@@ -58,7 +67,8 @@ def copy_code(folder: Path) -> Path:
 
 def pip_requirements() -> list[str]:
     """Pins the installed versions. MLflow's inference of requirements takes ten seconds, and lists too many."""
-    return [f"{name}=={version(name)}" for name in REQUIREMENTS]
+    optional = [name for name in OPTIONAL if find_spec(name)]
+    return [f"{name}=={version(name)}" for name in (*REQUIREMENTS, *optional)]
 
 
 def signature() -> ModelSignature:
@@ -69,8 +79,7 @@ def signature() -> ModelSignature:
     )
 
 
-def input_example() -> pandas.DataFrame:
-    """Makes an example request of one small white image, which every model can answer."""
-    file = io.BytesIO()
-    Image.new("RGB", (32, 32), "white").save(file, "PNG")
-    return pandas.DataFrame({"image": [base64.b64encode(file.getvalue()).decode()]})
+def input_example(form: PixelFormat) -> pandas.DataFrame:
+    """Makes an example request of one small white image, which every model of this format can answer."""
+    white = np.full((32, 32, form.channels), form.most, form.dtype)
+    return pandas.DataFrame({"image": [base64.b64encode(encoded(white, form)).decode()]})

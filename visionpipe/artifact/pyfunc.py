@@ -56,7 +56,7 @@ class ImageClassifier(PythonModel):
         ]
 
     def _image(self, row: int, text: object) -> np.ndarray:
-        """Decodes the base64 of an image file to the model's input, uint8 (height, width, 3)."""
+        """Decodes the base64 of an image file to the model's input, (height, width, channels)."""
         if not isinstance(text, str):  # MLflow accepts null and numbers in a column of strings
             raise InvalidImage(row, "the image is not a base64 string")
         if len(text) > MAX_ENCODED_LENGTH:

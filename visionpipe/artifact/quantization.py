@@ -14,6 +14,7 @@ import numpy as np
 
 from visionpipe.artifact.canonical import canonical_onnx
 from visionpipe.artifact.classifier import BATCH, Classifier
+from visionpipe.data.form import model_input
 
 CALIBRATION_IMAGES = 256
 LEAST_SPEEDUP = 1.3  # int8 over fp32; below it `auto` chooses fp32
@@ -71,7 +72,8 @@ def quantize(model: bytes, images: np.ndarray) -> bytes:
     The same model and images always give the same bytes. Some products of transformers stay fp32: see
     `products_left_in_fp32`.
 
-    images: uint8 (n, height, width, 3), training images for the calibration, about CALIBRATION_IMAGES of them.
+    images: uint8 or uint16 (n, height, width, channels), training images for the calibration, about
+        CALIBRATION_IMAGES of them.
     """
     import onnx
     from onnxruntime.quantization import (
@@ -89,7 +91,7 @@ def quantize(model: bytes, images: np.ndarray) -> bytes:
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             batch = next(self.batches, None)
-            return None if batch is None else {"images": batch.astype(np.float32)}
+            return None if batch is None else {"images": model_input(batch)}
 
     with tempfile.TemporaryDirectory() as temporary:
         raw, folded, int8 = (Path(temporary) / f"{name}.onnx" for name in ("raw", "folded", "int8"))
@@ -132,7 +134,7 @@ def calibration_images(images: np.ndarray) -> np.ndarray:
 
 
 def accuracy(classifier: Classifier, images: np.ndarray, labels: np.ndarray) -> float:
-    """Computes the share, in [0, 1], of `images` (n, height, width, 3) whose class, int (n,), is predicted."""
+    """Computes the share, in [0, 1], of `images` (n, height, width, channels) whose class, int (n,), is predicted."""
     starts = range(0, len(images), BATCH)  # in batches: the logits of all images may not fit into memory
     right = [classifier.logits(images[i : i + BATCH]).argmax(axis=1) == labels[i : i + BATCH] for i in starts]
     return float(np.concatenate(right).mean())

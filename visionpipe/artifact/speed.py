@@ -42,7 +42,7 @@ def measurement_path(artifact_sha256: str, threads: int, state: Path) -> Path:
 
 def speed(classifier: Classifier) -> dict[str, float]:
     """Measures predictions of noise: one image at a time, and in larger batches unless these would take too long."""
-    noise = np.random.default_rng(0).integers(0, 256, (max(BATCHES), *classifier.size, 3), np.uint8)
+    noise = classifier.noise(max(BATCHES))
     latencies = run_times(classifier, noise[:1])
     median = float(np.median(latencies))
     affordable = [batch for batch in BATCHES[1:] if batch * median < SECONDS]

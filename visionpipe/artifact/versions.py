@@ -95,8 +95,7 @@ def load(version: Version, threads: int = 0) -> Classifier:
             f"{expected[:12]}… was registered; run visionpipe register in the project that holds its model"
         )
     classifier = Classifier(version.folder, threads or None, spinning="within")
-    height, width = classifier.size
-    noise = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
+    noise = classifier.noise(1)
     try:
         finite = np.isfinite(classifier.logits(noise)).all()
     except Exception as error:  # ONNX Runtime's exceptions have no base class of their own

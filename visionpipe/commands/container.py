@@ -3,6 +3,7 @@
 import shlex
 import shutil
 from importlib.metadata import distribution, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -14,7 +15,8 @@ from visionpipe.files import making_folder
 from visionpipe.tracking.lookup import looked_up
 
 PACKAGE = Path(__file__).parents[1]
-# The packages that `visionpipe serve FOLDER` imports. Their dependencies are added and pinned too.
+# The packages that `visionpipe serve FOLDER` imports. Their dependencies are added and pinned too. Those of
+# OPTIONAL are pinned where they are installed here.
 REQUIREMENTS = (
     "fastapi",
     "httptools",
@@ -25,9 +27,11 @@ REQUIREMENTS = (
     "prometheus-client",
     "python-multipart",
     "pyyaml",
+    "tifffile",
     "uvicorn",
     "uvloop",
 )
+OPTIONAL = ("pydicom",)
 COMMAND = ("python", "-m", "visionpipe", "serve", "model", "--host", "0.0.0.0", "--port", "8000")  # nosec B104
 DOCKERFILE = """\
 # docker build -t visionpipe .
@@ -76,7 +80,9 @@ def container(target: str, output: Path) -> None:
                 copy = folder / "visionpipe" / file.relative_to(PACKAGE)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, copy)
-        (folder / "requirements.txt").write_text("\n".join(pinned(REQUIREMENTS)) + "\n")
+        (folder / "requirements.txt").write_text(
+            "\n".join(pinned((*REQUIREMENTS, *filter(find_spec, OPTIONAL)))) + "\n"
+        )
         command = ", ".join(f'"{word}"' for word in COMMAND)
         (folder / "Dockerfile").write_text(DOCKERFILE.format(check=CHECK, command=command))
         (folder / ".dockerignore").write_text("**/__pycache__\n")

@@ -20,6 +20,7 @@ from visionpipe.escape import markdown, visible
 from visionpipe.files import write_bytes
 from visionpipe.project.backend import PACKAGES
 from visionpipe.project.choices import Choices, choose, minutes_text, params_yaml
+from visionpipe.project.hashing import unhashable
 from visionpipe.project.lock import LOCK, write_lock
 from visionpipe.project.machine import this_machine
 from visionpipe.project.params import PARAMS_FILE
@@ -336,13 +337,15 @@ def report(
         and (folder / "dvc.yaml").read_bytes() != (TEMPLATE / "dvc.yaml").read_bytes()
     ):
         yield "dvc.yaml is not that of this version: move it away, and give the same command again for the new one"
+    copied = copy_of(images) if images is not None else SAMPLE
+    if images is not None and not (folder / copied).exists() and (problem := unhashable(images, folder)):
+        yield f"WARNING: {problem}"
     if importlib.util.find_spec(PACKAGES[backend]) is None:
         yield f"{backend} is not installed here: pip install 'visionpipe[{backend}]'"
     yield "next:"
     enter = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(str(folder))} && "
     yield f"  {enter}dvc repro && mlflow ui" + (f"   # {minutes_text(chosen.minutes)}" if chosen else "")
     yield "  visionpipe serve"
-    copied = copy_of(images) if images is not None else SAMPLE
     if copied != SAMPLE and (folder / copied).exists():
         yield f"  dvc add {shlex.quote(copied.as_posix())}   # dvc push and dvc pull share the images; git ignores them"
     committed = [name for name in COMMITTED if (folder / name).exists()]

@@ -8,6 +8,8 @@ from typing import Any
 from visionpipe import __version__
 from visionpipe.serving.settings import Settings
 
+MODEL = "models:/NAME@ALIAS, models:/NAME/NUMBER or a folder; default: the champion of the project"
+
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
@@ -20,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     def add(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text)
 
-    init = add("init", "make a project of your images, or of the sample")
+    init = add("init", "make a project from your images, or from the sample")
     init.add_argument(
         "folder", metavar="FOLDER", type=Path, help="the project's folder, which is made if it does not exist"
     )
@@ -31,7 +33,9 @@ def parser() -> argparse.ArgumentParser:
         help="a folder or zip archive with one folder per class, or a table of images; default: the sample",
     )
     init.add_argument("--label", metavar="COLUMN", help="the column of the table that holds the classes")
-    init.add_argument("--copy", action="store_true", help="copy the images into the project")
+    init.add_argument(
+        "--copy", action="store_true", help="copy the images into the project; default: use their path"
+    )
     init.add_argument(
         "--follow-links", action="store_true", help="follow links in the folder of the images to elsewhere"
     )
@@ -46,21 +50,28 @@ def parser() -> argparse.ArgumentParser:
     )
     add("prepare", "stage: decode, resize and split the images, and write data/prepared")
     for name, text in (
-        ("train", "stage: train one entry of models:"),
+        ("train", "stage: train one entry of the section models"),
         ("export", "stage: write the ONNX artifact of a trained model"),
         ("evaluate", "stage: evaluate the exported artifact on the validation and test images"),
     ):
-        add(name, text).add_argument("name", metavar="NAME", help="an entry of models: in params.yaml")
+        add(name, text).add_argument(
+            "name", metavar="NAME", help="an entry of the section models in params.yaml"
+        )
     add("register", "stage: complete the MLflow runs, and register the best model that passes the gate")
     add("lock", "write code.lock for the installed code, and print which stages run again and why")
     add("params", "check params.yaml and that its images exist, and print the plan of each training")
+    fetch = add("download", "fetch a data set of the Hugging Face Hub, for prepare.source: huggingface")
+    fetch.add_argument("name", metavar="NAME", help="the data set, or SET:CONFIGURATION")
+    fetch.add_argument("path", metavar="PATH", type=Path, help="the folder that is made for it")
     add("models", "print the model variants, and the published checkpoints that fit them")
-    preview = add("preview", "draw augmented training images with their labels")
+    preview = add(
+        "preview", "draw augmented training images with their labels, and print the path of the picture"
+    )
     preview.add_argument(
         "name",
         metavar="NAME",
         nargs="?",
-        help="the entry of models: whose recipe is used; default: the first",
+        help="the entry of the section models whose recipe is used; default: the first",
     )
     add("doctor", "look for wrong labels, copies, shortcuts and bad pictures, and write a page of them")
     probing = add("probe", "measure how well frozen features classify the prepared images")
@@ -68,9 +79,9 @@ def parser() -> argparse.ArgumentParser:
         "target",
         nargs="?",
         metavar="NAME|SOURCE",
-        help="an entry of models:, or a source of weights; default: all trained entries",
+        help="an entry of the section models, or a source of weights; default: all trained entries",
     )
-    probing.add_argument("--variant", help="the model variant of a source that does not name it")
+    probing.add_argument("--variant", help="the model variant, for a source of weights that does not name it")
     probing.add_argument("--size", type=int, help="resize the images to this height and width")
     add("compare", "print the trained models side by side")
     add("check", "exit with 1 unless the last register accepted a model that the store still has")
@@ -78,18 +89,18 @@ def parser() -> argparse.ArgumentParser:
     promote.add_argument(
         "--new-data",
         action="store_true",
-        help="also if the champion cannot be compared, because it has other classes or prepares images in another way",
+        help="promote without a comparison if the champion has other classes or prepares images in another way",
     )
     add("rollback", "make the previous champion the champion again")
-    add("lineage", "print what made a version").add_argument(
-        "version", help="the number of a version, or an alias"
+    add("lineage", "print the commit, data, code and parameters that made a registered version").add_argument(
+        "version", metavar="VERSION", help="the number of a version, or an alias"
     )
     serve = add("serve", "answer HTTP requests with a model, and follow its alias")
     serve.add_argument(
         "target",
         nargs="?",
         metavar="MODEL",
-        help="models:/NAME@ALIAS, models:/NAME/NUMBER or a folder; default: the champion of the project",
+        help=MODEL,
     )
     add_settings(serve)
     predict = add("predict", "label image files, and write a table with one row per file")
@@ -98,9 +109,9 @@ def parser() -> argparse.ArgumentParser:
         nargs="*",
         default=["-"],
         metavar="PATH",
-        help="a folder, zip archive, image or glob pattern; - or nothing: a list of them on stdin",
+        help="a folder, zip archive, image or glob pattern; - or nothing: a list of paths on standard input",
     )
-    predict.add_argument("--model", metavar="MODEL", help="as for serve")
+    predict.add_argument("--model", metavar="MODEL", help=MODEL)
     predict.add_argument(
         "--output",
         type=Path,
@@ -111,13 +122,15 @@ def parser() -> argparse.ArgumentParser:
         "--follow-links", action="store_true", help="follow links in folders to files and folders elsewhere"
     )
     predict.add_argument("--probabilities", action="store_true", help="add a column for each class")
-    container = add("container", "write a folder to build a Docker image of the server with the model inside")
-    container.add_argument("target", nargs="?", metavar="MODEL", help="as for serve")
+    container = add(
+        "container", "write a folder from which Docker builds an image with the server and one model"
+    )
+    container.add_argument("target", nargs="?", metavar="MODEL", help=MODEL)
     container.add_argument(
         "--output", type=Path, default=Path("container"), help="a new folder; default: %(default)s"
     )
     prune = add("prune", "list runs, versions, uploads and checkpoints that nothing needs any more")
-    prune.add_argument("--delete", action="store_true", help="remove them")
+    prune.add_argument("--delete", action="store_true", help="remove what is listed")
     return top
 
 

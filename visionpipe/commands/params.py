@@ -4,8 +4,10 @@ from pathlib import Path
 
 from visionpipe.data.prepared import MANIFEST, PREPARED, open_prepared
 from visionpipe.data.sources import existing
+from visionpipe.errors import DataError
 from visionpipe.models.names import layer_names
 from visionpipe.project.backend import check_backend
+from visionpipe.project.hashing import unhashable
 from visionpipe.project.params import Params, plan_of
 from visionpipe.training.plan import plan_lines
 
@@ -16,11 +18,13 @@ def show_params(params: Params) -> None:
     Raises:
         ConfigError: a recipe does not fit the number of training images.
         BackendError: the backend is not installed.
-        DataError: the images are missing.
+        DataError: the images are missing, or DVC cannot read them all.
     """
     check_backend(params)
     if params.prepare.source != "tfds":
         existing(params.prepare, Path.exists, "a file or folder")
+    if params.prepare.source != "tfds" and (problem := unhashable(Path(params.prepare.path))):
+        raise DataError(problem)
     images = training_images(PREPARED / MANIFEST)
     for name in params.models:
         recipe = params.train_config(name)

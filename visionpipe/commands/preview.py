@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from visionpipe.data.augmentation import make_augmentation
+from visionpipe.data.form import as_rgb, model_input
 from visionpipe.data.prepared import PREPARED, open_prepared
 from visionpipe.evaluation.labels import drawable
 from visionpipe.evaluation.pictures import STYLE, save
@@ -38,7 +39,7 @@ def preview(name: str | None, params: Params) -> Path:
     rows = one_of_each_class(labels)
     images, targets = data.images("train")[rows], one_hot(labels[rows], len(data.classes))
     augment = make_augmentation(entries, params.seed, steps_per_epoch=VERSIONS)
-    columns = [(images.astype(np.float32), targets)]
+    columns = [(model_input(images), targets)]
     for step in range(VERSIONS):
         augmented = augment(tf.constant(images), tf.constant(targets), tf.constant(step, tf.int64))
         columns.append(tuple(tensor.numpy() for tensor in augmented))
@@ -63,7 +64,7 @@ def one_of_each_class(labels: np.ndarray) -> np.ndarray:
 def contact_sheet(columns: list[tuple[np.ndarray, np.ndarray]], classes: list[str], title: str) -> Figure:
     """Draws one row per image: the original and its versions, with their labels.
 
-    `columns`: images float32 (rows, height, width, 3) in [0, 255], and targets float32 (rows, classes).
+    `columns`: images float32 (rows, height, width, channels) in [0, 255], and targets float32 (rows, classes).
     """
     rows, height, width = columns[0][0].shape[:3]
     texts, font = drawable(classes)
@@ -74,7 +75,8 @@ def contact_sheet(columns: list[tuple[np.ndarray, np.ndarray]], classes: list[st
     for column, (images, targets) in enumerate(columns):
         for axes, image, target in zip(panels[:, column], images, targets, strict=True):
             axes.imshow(
-                image.round().astype(np.uint8), interpolation="nearest" if width < 100 else "antialiased"
+                as_rgb(image.round().astype(np.uint8)),
+                interpolation="nearest" if width < 100 else "antialiased",
             )
             axes.set_axis_off()
             # `described` always returns two lines, so that all rows have the same height.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from visionpipe.data.form import model_input
 from visionpipe.data.prepared import PREPARED, Prepared, open_prepared
 from visionpipe.errors import ConfigError, WeightsError
 from visionpipe.files import sha256_json
@@ -24,6 +25,7 @@ from visionpipe.project.paths import model_folder
 from visionpipe.tracking.runs import find_run, log_metrics, log_params
 from visionpipe.tracking.store import connect
 from visionpipe.weights import PretrainedCheckpoint, load_weights, resolve
+from visionpipe.weights.channels import fitted_pixels
 
 if TYPE_CHECKING:
     import keras
@@ -74,7 +76,7 @@ def probe(params: Params, target: str | None, variant: str | None, size: int | N
         raise ConfigError("no model is trained yet: run dvc repro, or name a source: visionpipe probe SOURCE")
     results = [judged("pixels", {split: pixels(data.images(split)) for split in data.splits}, data, 0.0)]
     for name in targets:
-        checkpoint, model = open_target(name, params, variant, image_size)
+        checkpoint, model = open_target(name, params, variant, image_size, data.decoding["channels"])
         start, body = time.perf_counter(), without_head(model)
         computed = {split: features(body, data.images(split), f"{name}, {split}") for split in data.splits}
         result = judged(name, computed, data, time.perf_counter() - start)
@@ -88,7 +90,7 @@ def trained(name: str) -> Path:
 
 
 def open_target(
-    name: str, params: Params, variant: str | None, image_size: tuple[int, ...]
+    name: str, params: Params, variant: str | None, image_size: tuple[int, ...], channels: int
 ) -> tuple[PretrainedCheckpoint, "keras.Model"]:
     """Returns the weights that `name` stands for, and a model with these weights."""
     if name in params.models and trained(name).exists():
@@ -103,7 +105,12 @@ def open_target(
     if checkpoint.is_own:
         from visionpipe.weights.visionpipe_keras import open_own
 
-        return checkpoint, open_own(checkpoint.path, (height, width)).model
+        model = open_own(checkpoint.path, (height, width)).model
+        if model.input.shape[-1] != channels:
+            raise WeightsError(
+                f"{name} takes images of {model.input.shape[-1]} channels, and the prepared images have {channels}"
+            )
+        return checkpoint, model
     row = known(name)
     variant = variant or (row.variant if row else None)
     if variant is None:
@@ -115,8 +122,12 @@ def open_target(
         options |= {
             key: value for key, value in checkpoint.options.items() if key in fields(VARIANTS[variant].spec)
         }
-    pixels = {key: value for key, value in checkpoint.options.items() if key.startswith("pixel_")}
-    model = build_model(variant, 1, (height, width), **pixels, **options)
+    pixels = {
+        key: fitted_pixels(value, channels)
+        for key, value in checkpoint.options.items()
+        if key.startswith("pixel_")
+    }
+    model = build_model(variant, 1, (height, width), channels=channels, **pixels, **options)
     print(load_weights(model, checkpoint, head="zero"), flush=True)
     return checkpoint, model
 
@@ -133,13 +144,13 @@ def without_head(model: "keras.Model") -> "keras.Model":
 
 
 def features(body: "keras.Model", images: np.ndarray, title: str) -> np.ndarray:
-    """Computes features, float32 (n, features), of images uint8 (n, height, width, 3)."""
+    """Computes features, float32 (n, features), of prepared images (n, height, width, channels)."""
     import keras
 
     size = body.input.shape[1:3]
     parts = []
     for start in tqdm(range(0, len(images), BATCH), desc=title, unit="batch", disable=None):
-        batch = images[start : start + BATCH].astype(np.float32)
+        batch = model_input(images[start : start + BATCH])
         count = len(batch)
         batch = np.pad(
             batch, ((0, BATCH - count), (0, 0), (0, 0), (0, 0))
@@ -155,7 +166,7 @@ def pixels(images: np.ndarray) -> np.ndarray:
     """Returns the images, averaged to about 16 × 16 pixels, as features float32 (n, features)."""
     steps = [max(1, round(side / 16)) for side in images.shape[1:3]]
     height, width = (side // step * step for side, step in zip(images.shape[1:3], steps, strict=True))
-    blocks = (len(images), height // steps[0], steps[0], width // steps[1], steps[1], 3)
+    blocks = (len(images), height // steps[0], steps[0], width // steps[1], steps[1], images.shape[3])
     means = np.asarray(images[:, :height, :width]).reshape(blocks).mean((2, 4), dtype=np.float32)
     return means.reshape(len(images), -1)
 

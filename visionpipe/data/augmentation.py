@@ -16,7 +16,8 @@ from visionpipe.data import pixels
 from visionpipe.data.draws import MOST_STREAMS, Draws, Range, Sides
 from visionpipe.errors import ConfigError
 
-# images uint8 (batch, height, width, 3), targets float32 (batch, classes), step int64 () → both float32
+# images uint8 or uint16 (batch, height, width, channels), targets float32 (batch, classes), step int64 ()
+# → both float32
 Augment = Callable[[Any, Any, Any], tuple[Any, Any]]
 Fraction = Annotated[float, (0, 1)]
 Ratio = Annotated[Range, (0.01, 100)]
@@ -52,32 +53,32 @@ Run = list[tuple[Any, Draws]]  # entries, each with its random draws
 
 
 class Moving(Augmentation):
-    """Moves whole pixels. Neighbours in the list become one gather of uint8 pixels."""
+    """Moves whole pixels. Neighbours in the list become one copy of unchanged pixels."""
 
-    def sources(self, rows: Any, columns: Any, draws: Draws, sides: Sides) -> tuple[Any, Any]:
-        """Maps positions int32 (batch, height) and (batch, width) to the positions that their pixels come from."""
+    def source(self, place: pixels.Place, draws: Draws, sides: Sides) -> pixels.Place:
+        """Composes the move with those that follow: from the `place` that these read to the one that they read then."""
         raise NotImplementedError
 
     @staticmethod
     def apply(run: Run, images: Any, targets: Any, epoch: Any) -> tuple[Any, Any]:
         sides = images.shape[1:3]
-        rows, columns = pixels.positions(images)
+        place = pixels.unmoved(images)
         for entry, draws in reversed(run):  # from where a pixel ends back to where it comes from
-            rows, columns = entry.sources(rows, columns, draws, sides)
-        return pixels.moved(images, rows, columns), targets
+            place = entry.source(place, draws, sides)
+        return pixels.moved(images, place), targets
 
 
 class Changing(Augmentation):
     """Computes new pixels for each image."""
 
     def change(self, images: Any, draws: Draws) -> Any:
-        """Changes images, float32 (batch, height, width, 3) in [0, 255], and returns the same shape and range."""
+        """Changes images (batch, height, width, 3), uint8 or float32 in [0, 255]; returns float32 of the same range."""
         raise NotImplementedError
 
     @staticmethod
     def apply(run: Run, images: Any, targets: Any, epoch: Any) -> tuple[Any, Any]:
         for entry, draws in run:
-            images = entry.change(pixels.as_float(images), draws)
+            images = entry.change(images, draws)
         return images, targets
 
 
@@ -133,11 +134,12 @@ class Flip(Moving):
 
     probability: Fraction = 0.5
 
-    def sources(self, rows: Any, columns: Any, draws: Draws, sides: Sides) -> tuple[Any, Any]:
+    def source(self, place: pixels.Place, draws: Draws, sides: Sides) -> pixels.Place:
         import tensorflow as tf
 
-        flips = draws.whether(self.probability)[:, None]
-        return rows, tf.where(flips, sides[1] - 1 - columns, columns)
+        flips, last = draws.whether(self.probability), sides[1] - 1
+        left = tf.where(flips, last - place.left, place.left)
+        return pixels.Place(place.top, left, place.mirrored ^ flips)
 
 
 @dataclass(frozen=True)
@@ -150,9 +152,9 @@ class Crop(Moving):
 
     padding: Annotated[int, (0, math.inf)] = 4
 
-    def sources(self, rows: Any, columns: Any, draws: Draws, sides: Sides) -> tuple[Any, Any]:
+    def source(self, place: pixels.Place, draws: Draws, sides: Sides) -> pixels.Place:
         down, right = draws.integers(2, -self.padding, self.padding)
-        return rows + down[:, None], columns + right[:, None]
+        return pixels.Place(place.top + down, place.left + right, place.mirrored)
 
 
 @dataclass(frozen=True)
@@ -189,11 +191,14 @@ class RandAugment(Changing):
     magnitude_std: Annotated[float, (0, 10)] = 0.5
 
     def change(self, images: Any, draws: Draws) -> Any:
+        import tensorflow as tf
+
+        rounds = []
         for turn in range(self.count):
-            operation, sign = draws.uniform(2, stream=2 * turn)
+            operation, side = draws.uniform(2, stream=2 * turn)
             magnitude = self.magnitude + self.magnitude_std * draws.normal(stream=2 * turn + 1)
-            images = pixels.operate(images, operation, magnitude / 10, sign)
-        return images
+            rounds.append((operation, magnitude / 10, side))
+        return pixels.operate(images, *(tf.stack(numbers, axis=1) for numbers in zip(*rounds, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -214,7 +219,7 @@ class ColorJitter(Changing):
 
     def change(self, images: Any, draws: Draws) -> Any:
         u, v, w, x = (2 * u - 1 for u in draws.uniform(4))
-        images = pixels.brightness(images, 1 + self.brightness * u)
+        images = pixels.brightness(pixels.as_float(images), 1 + self.brightness * u)
         images = pixels.contrast(images, 1 + self.contrast * v)
         images = pixels.saturation(images, 1 + self.saturation * w)
         return pixels.hue(images, self.hue * x)
@@ -242,7 +247,7 @@ class Erasing(Changing):
         chosen = draws.whether(self.probability, stream=1)[:, None, None, None]
         rectangles = draws.rectangles(images.shape[1:3], self.scale, self.ratio)
         fill = draws.noise(images.shape, stream=2) if self.fill == "noise" else pixels.GREY
-        return tf.where(chosen & pixels.inside(images, *rectangles), fill, images)
+        return tf.where(chosen & pixels.inside(images, *rectangles), fill, pixels.as_float(images))
 
 
 @dataclass(frozen=True)
@@ -261,7 +266,7 @@ class Cutout(Changing):
         import tensorflow as tf
 
         rectangles = draws.centred(images.shape[1:3], tf.fill((draws.count,), self.fraction))
-        return tf.where(pixels.inside(images, *rectangles), pixels.GREY, images)
+        return tf.where(pixels.inside(images, *rectangles), pixels.GREY, pixels.as_float(images))
 
 
 @dataclass(frozen=True)
@@ -303,6 +308,8 @@ AUGMENTATIONS: dict[str, type[Augmentation]] = {
     "cutmix": CutMix,
 }
 
+RGB_ONLY = ("rand_augment", "color_jitter")  # the others move, mix or cover pixels of any kind
+
 
 def make_augmentation(entries: Sequence[dict[str, Any]], seed: int, steps_per_epoch: int) -> Augment:
     """Returns a function that augments a batch, given its global step.
@@ -313,9 +320,9 @@ def make_augmentation(entries: Sequence[dict[str, Any]], seed: int, steps_per_ep
         steps_per_epoch: converts the epochs of `off_epoch` to steps.
 
     Returns:
-        A TensorFlow graph function for a `tf.data` pipeline. It takes images uint8 (batch, height, width, 3), targets
-        float32 (batch, classes) and the step int64 (). It returns images float32 of the same shape in [0, 255], and
-        targets float32, soft where images were mixed.
+        A TensorFlow graph function for a `tf.data` pipeline. It takes images uint8 or uint16 (batch, height, width,
+        channels), targets float32 (batch, classes) and the step int64 (). It returns images float32 of the same shape
+        in [0, 255], and targets float32, soft where images were mixed.
     """
     import tensorflow as tf
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from visionpipe.data.augmentation import Augment
+from visionpipe.data.form import model_input
+from visionpipe.data.pixels import aligned
 from visionpipe.errors import ConfigError
 
 WORKERS, PREFETCH = 2, 4
@@ -61,7 +63,7 @@ def training_batches(
     """Returns the augmented batches of the global `steps`, which are prepared ahead on the CPU.
 
     Args:
-        images: uint8 (all, height, width, 3); may be a memory map.
+        images: uint8 or uint16 (all, height, width, channels); may be a memory map.
         labels: int32 (all,).
         steps: the numbers of the batches.
         repeated_augmentation: how often each image appears in its batch, each time with other random draws (Hoffer et
@@ -73,7 +75,7 @@ def training_batches(
         prefetch: how many finished batches may wait. Changes no batch.
 
     Returns:
-        A `tf.data.Dataset` of images float32 (batch, height, width, 3) in [0, 255] and labels float32
+        A `tf.data.Dataset` of images float32 (batch, height, width, channels) in [0, 255] and labels float32
         (batch, classes): one-hot, or soft where images were mixed; with `weights` also the weights float32 (batch,).
 
     Raises:
@@ -85,17 +87,18 @@ def training_batches(
         raise ConfigError(
             f"batch_size {batch_size} is not a multiple of repeated_augmentation {repeated_augmentation}"
         )
-    pixels = np.asarray(images)  # indexing np.memmap itself costs more than the copy of the pixels
+    stored = np.asarray(images)  # indexing np.memmap itself costs more than the copy of the pixels
     taught = np.empty((len(labels), 0), np.float32) if teacher_logits is None else teacher_logits
-
     factors = np.ones(len(labels), np.float32) if weights is None else weights
 
     def read(step: np.int64) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         indices = batch_indices(seed, int(step), batch_size, len(labels), repeated_augmentation)
-        return pixels.take(indices, axis=0), labels[indices], taught[indices], factors[indices]
+        chosen = aligned((batch_size, *images.shape[1:]), images.dtype)
+        stored.take(indices, axis=0, out=chosen, mode="clip")  # the default mode copies twice
+        return chosen, labels[indices], taught[indices], factors[indices]
 
     def batch(step: Any) -> tuple[Any, ...]:
-        dtypes = [tf.uint8, tf.int32, tf.float32, tf.float32]
+        dtypes = [tf.as_dtype(images.dtype), tf.int32, tf.float32, tf.float32]
         chosen, chosen_labels, logits, factor = tf.numpy_function(read, [step], dtypes, stateful=False)
         chosen = tf.ensure_shape(chosen, (batch_size, *images.shape[1:]))
         targets = tf.one_hot(tf.ensure_shape(chosen_labels, (batch_size,)), classes)
@@ -125,7 +128,7 @@ def evaluation_batches(
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for start in range(0, len(labels), batch_size):
             part = slice(start, start + batch_size)
-            yield images[part].astype(np.float32), one_hot(labels[part], classes)
+            yield model_input(images[part]), one_hot(labels[part], classes)
 
     shapes = (None, *images.shape[1:]), (None, classes)
     signature = tuple(tf.TensorSpec(shape, tf.float32) for shape in shapes)

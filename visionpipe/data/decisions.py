@@ -18,8 +18,8 @@ from typing import Any
 
 from visionpipe.data.config import DECISIONS, DECISIONS_HEADER
 from visionpipe.data.decoding import Usable
+from visionpipe.data.groups import united
 from visionpipe.data.listing import Listing, Record, Rejected
-from visionpipe.data.splits import united
 from visionpipe.data.spreadsheet import Sheet, read_sheet
 from visionpipe.errors import DataError, did_you_mean
 from visionpipe.escape import FORMULA, csv_line, visible

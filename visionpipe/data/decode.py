@@ -44,6 +44,7 @@ from visionpipe.data.headers import (
 from visionpipe.errors import ImageError
 
 BACKGROUND = (255, 255, 255)
+LUMA = (19595, 38470, 7471)  # of 65536: ITU-R BT.601, as Pillow converts RGB to grey
 MAX_PROFILE = 4 * 2**20  # bytes of a colour profile; larger ones are ignored
 MAX_SAMPLE_VALUE = 281  # a tag of TIFF
 SRGB_WITHIN = 2  # levels in [0, 255] that a profile may differ from sRGB to be taken for it
@@ -178,28 +179,28 @@ def open_image(data: bytes, image_format: str) -> ImageFile.ImageFile:
 
 
 def frame(
-    image: NDArray[np.uint8],
+    image: np.ndarray,
     size: tuple[int, int],
     interpolation: str = "bicubic",
     crop_ratio: float = 1.0,
     framing: str = "crop",
     pad_color: tuple[int, int, int] = PADDING,
-) -> NDArray[np.uint8]:
+) -> np.ndarray:
     """Resizes an image onto a canvas of `size` divided by `crop_ratio`, and cuts `size` out of the centre.
 
     At crop ratio 1 an image that already has this size is returned unchanged.
 
     Args:
-        image: uint8 (h, w, 3).
+        image: uint8 or uint16 (h, w, channels).
         size: (height, width) of the result, in pixels.
         interpolation: one of RESAMPLING.
         crop_ratio: side of the crop, relative to the side of the canvas.
         framing: "crop" covers the canvas, so that the longer side is cut off on both ends; "pad" shows all of the
             image in the middle of the canvas, surrounded by `pad_color`; "stretch" changes the ratio of the sides.
-        pad_color: red, green and blue, in [0, 255].
+        pad_color: red, green and blue, in [0, 255]. Images of other channels are surrounded by its grey.
 
     Returns:
-        uint8 (height, width, 3).
+        (height, width, channels), of the type of `image`.
     """
     (height, width), (source_height, source_width) = size, image.shape[:2]
     if image.shape[:2] == (height, width) and crop_ratio == 1:
@@ -216,49 +217,99 @@ def frame(
         min(height, max(1, round(source_height * down))),
         min(width, max(1, round(source_width * across))),
     )
-    resized = np.array(Image.fromarray(image).resize(shown[::-1], RESAMPLING[interpolation], box=box))
+    resized = resize(image, shown, RESAMPLING[interpolation], box)
     if shown == (height, width):
         return resized
-    canvas = np.full((height, width, 3), pad_color, np.uint8)
+    margin = np.array(pad_color, image.dtype)[None, None]
+    if image.shape[2] != 3:
+        margin = luma(margin)
+    canvas = np.full(
+        (height, width, image.shape[2]), margin * (257 if image.dtype == np.uint16 else 1), image.dtype
+    )
     top, left = (height - shown[0]) // 2, (width - shown[1]) // 2
     canvas[top : top + shown[0], left : left + shown[1]] = resized
     return canvas
 
 
+def resize(
+    image: np.ndarray,
+    size: tuple[int, int],
+    resampling: Image.Resampling,
+    box: tuple[float, float, float, float],
+) -> np.ndarray:
+    """Resizes the part `box` (left, top, right, bottom) of an image to `size`, (height, width), in pixels.
+
+    Takes uint8 or uint16 (h, w, channels). The channels of other images than 8-bit RGB are resized one by one, those
+    of 16 bits as float32. So a grey image gets the pixels that it would get as RGB.
+    """
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        return np.array(Image.fromarray(image).resize(size[::-1], resampling, box=box))
+    result = np.empty((*size, image.shape[2]), image.dtype)
+    for channel in range(image.shape[2]):
+        values = image[..., channel] if image.dtype == np.uint8 else image[..., channel].astype(np.float32)
+        pixels = np.asarray(Image.fromarray(values).resize(size[::-1], resampling, box=box))
+        # Bicubic and Lanczos interpolation overshoot. Pillow clips 8 bits itself.
+        result[..., channel] = pixels if image.dtype == np.uint8 else np.clip(np.rint(pixels), 0, 65535)
+    return result
+
+
+def luma(pixels: np.ndarray) -> np.ndarray:
+    """Converts RGB to grey, (height, width, 1), with the weights and the rounding of Pillow. Grey stays unchanged."""
+    total = sum(pixels[..., channel].astype(np.uint32) * np.uint32(LUMA[channel]) for channel in range(3))
+    grey: np.ndarray = ((total + np.uint32(0x8000)) >> np.uint32(16)).astype(pixels.dtype)[..., None]
+    return grey
+
+
 def _decode(
     data: bytes, image_format: str, max_pixels: int, levels: tuple[float, float] | None
 ) -> tuple[NDArray[np.uint8], OpenLevels | None]:
+    image = open_checked(data, image_format, max_pixels)
+    with one_large(image):
+        white, turn = load(image, data)
+        eight_bits, open_levels = _eight_bits(image, data, levels, white)
+        upright = _rgb(eight_bits, image.info.get("icc_profile"))
+        return np.asarray(upright if turn is None else upright.transpose(turn)), open_levels
+
+
+def open_checked(data: bytes, image_format: str, max_pixels: int) -> ImageFile.ImageFile:
+    """Opens an image file after checks of its size and for damage; raises ImageError, or any error of Pillow's."""
     if image_format == "PNG":  # before Pillow inflates its texts
         check_png(data, max_pixels)
     elif image_format == "GIF":
         check_gif(data)
     elif image_format == "TIFF":
         check_tiff(data)
-    with _pillow_warnings_ignored():
+    with warnings_ignored():
         image = open_image(data, image_format)
-    pixels = image.width * image.height
     check_size(image.width, image.height, max_pixels, len(data))
     if image_format == "JPEG":
         check_jpeg(data)
     elif image_format == "WEBP":
-        check_webp(data, pixels)
-    with _large if pixels > CLIENT_PIXELS else contextlib.nullcontext():
-        with _pillow_warnings_ignored():
-            white = _stated_white(image, data)
-            if (
-                image_format == "TIFF"
-            ):  # Pillow reads a TIFF's tags, and warns about them, while it loads the pixels
-                image.load()
-        image.load()
-        if data.endswith(bytes(512)) and _ends_within_a_row(image):
-            raise ImageError("broken", f"a {image_format} whose pixels are partly missing: the rest is zeros")
-        with _pillow_warnings_ignored():
-            orientation = _orientation(image)
-        eight_bits, open_levels = _eight_bits(image, data, levels, white)
-        upright = _rgb(eight_bits, image.info.get("icc_profile"))
-        if orientation != 1:
-            upright = upright.transpose(UPRIGHT[orientation])
-        return np.asarray(upright), open_levels
+        check_webp(data, image.width * image.height)
+    return image
+
+
+def one_large(image: Image.Image) -> contextlib.AbstractContextManager[Any]:
+    """Waits while another thread decodes an image of more than CLIENT_PIXELS, if this image is one."""
+    return _large if image.width * image.height > CLIENT_PIXELS else contextlib.nullcontext()
+
+
+def load(image: ImageFile.ImageFile, data: bytes) -> tuple[int | None, Image.Transpose | None]:
+    """Loads the pixels; returns the stated white level, and the operation that turns the image upright, or None.
+
+    Raises ImageError, or any error of Pillow's parsers.
+    """
+    with warnings_ignored():
+        white = _stated_white(image, data)
+        if (
+            image.format == "TIFF"
+        ):  # Pillow reads a TIFF's tags, and warns about them, while it loads the pixels
+            image.load()
+    image.load()
+    if data.endswith(bytes(512)) and _ends_within_a_row(image):
+        raise ImageError("broken", f"a {image.format} with zeros in the place of pixels")
+    with warnings_ignored():
+        return white, UPRIGHT.get(_orientation(image))
 
 
 def _ends_within_a_row(image: ImageFile.ImageFile) -> bool:
@@ -281,14 +332,14 @@ def _ends_within_a_row(image: ImageFile.ImageFile) -> bool:
 
 
 @contextlib.contextmanager
-def _pillow_warnings_ignored() -> Iterator[None]:
-    """Ignores Pillow's warnings about odd metadata, which would be raised as errors where warnings are errors.
+def warnings_ignored(module: str = r"PIL\.") -> Iterator[None]:
+    """Ignores a module's warnings about odd metadata, which would be raised as errors where warnings are errors.
 
     Python's warning filters belong to the whole process and need a lock. It is held while headers are read, so that
     threads still decode pixels in parallel.
     """
     with _warning_filters, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
+        warnings.filterwarnings("ignore", module=module)
         yield
 
 
@@ -416,7 +467,7 @@ def _eight_bits(
             lowest, highest = 0, 1
         else:
             open_levels = OpenLevels(lowest, highest, True)
-    grey = _scaled(levels, lowest, highest)
+    grey = to_bytes(levels, lowest, highest)
     tags = _tags(image)
     if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # 0 is white
         grey = 255 - grey
@@ -431,18 +482,18 @@ def _eight_bit_colours(
     image: ImageFile.ImageFile, data: bytes, given: tuple[float, float] | None, white: int | None
 ) -> tuple[Image.Image, OpenLevels | None]:
     """Scales 16-bit colours, of which Pillow has loaded the high bytes only."""
-    if image.mode not in ("RGB", "RGBA") or not _has_two_bytes(image, data):
+    if image.mode not in ("RGB", "RGBA") or not has_two_bytes(image, data):
         return image, None
     if given is None and (image.format == "PPM" if white else _brightest(image) >= 64):
         return image, None  # Pillow has scaled a PPM file; and no camera leaves one bit of 16 unused, or two
-    colours = _sixteen_bits(data, str(image.format))
+    colours = sixteen_bits(data, str(image.format))
     if colours is None:
         return image, None
     levels, open_levels = colours[..., :3], None
     if given is None and (white is None or levels.max() > white):
         open_levels, white = OpenLevels(int(levels.min()), int(levels.max()), False), 65535
     lowest, highest = given or (0, white or 65535)
-    scaled = Image.fromarray(_scaled(levels, lowest, highest))
+    scaled = Image.fromarray(to_bytes(levels, lowest, highest))
     if image.mode == "RGBA":
         scaled.putalpha(image.getchannel("A"))
     elif "transparency" in image.info:
@@ -454,7 +505,7 @@ def _tags(image: Image.Image) -> Any:
     return getattr(image, "tag_v2", {})  # only TIFF files have them
 
 
-def _scaled(levels: NDArray[np.generic], lowest: float, highest: float) -> NDArray[np.uint8]:
+def to_bytes(levels: NDArray[np.generic], lowest: float, highest: float) -> NDArray[np.uint8]:
     """Scales levels so that `lowest` becomes 0 and `highest` 255; whole bytes of them keep their highest 8 bits."""
     span = highest - lowest
     if np.issubdtype(levels.dtype, np.integer) and (span + 1) % 256 == 0:
@@ -468,7 +519,7 @@ def _brightest(image: Image.Image) -> int:
     return max(int(high) for _, high in cast(Any, image.getextrema())[:3])
 
 
-def _has_two_bytes(image: ImageFile.ImageFile, data: bytes) -> bool:
+def has_two_bytes(image: ImageFile.ImageFile, data: bytes) -> bool:
     """Whether a colour image stores each level in two bytes."""
     if image.format == "PNG":
         return data[24] == 16
@@ -482,14 +533,14 @@ def _largest_of_ppm(data: bytes) -> int:
     return int(re.sub(rb"#[^\r\n]*", b"", data[:1024]).split(maxsplit=4)[3])
 
 
-def _sixteen_bits(data: bytes, image_format: str) -> NDArray[np.uint16] | None:
+def sixteen_bits(data: bytes, image_format: str) -> NDArray[np.uint16] | None:
     """Decodes colours of two bytes, uint16 (height, width, channels); None where Pillow cannot.
 
     Pillow takes the high bytes. Told that the two are in the other order, it takes the low ones.
     """
     halves = []
     for swapped in (False, True):
-        with _pillow_warnings_ignored():
+        with warnings_ignored():
             image = open_image(data, image_format)
             if image_format == "PPM":
                 levels = np.frombuffer(data, ">u2", image.width * image.height * 3, image.tile[0].offset)

@@ -11,7 +11,9 @@ import numpy as np
 from tqdm import tqdm
 
 from visionpipe.data.config import PrepareConfig
-from visionpipe.data.decode import OpenLevels, frame, read_image
+from visionpipe.data.decode import OpenLevels, frame
+from visionpipe.data.deep import read_pixels
+from visionpipe.data.form import PixelFormat
 from visionpipe.data.listing import Listing, Record, Rejected
 from visionpipe.data.measures import measure
 from visionpipe.errors import ImageError
@@ -40,7 +42,10 @@ class Usable:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoded and resized image. `pixels`: uint8 (height, width, 3); `measured`: a RECORD of `measures`."""
+    """A decoded and resized image.
+
+    `pixels`: uint8 or uint16 (height, width, channels); `measured`: a RECORD of `measures`.
+    """
 
     image: Usable
     pixels: np.ndarray
@@ -85,7 +90,7 @@ def decode(entry: Record | Rejected, config: PrepareConfig) -> Decoded | Rejecte
         return entry
     try:
         data = entry.read()
-        image, open_levels = read_image(data, **config.decode_options)
+        image, open_levels = read_pixels(data, PixelFormat(**config.decode_options))
     except ImageError as error:
         return Rejected(entry.file, error.reason, entry.class_name)
     digest = hashlib.sha256(str(image.shape).encode())

@@ -22,6 +22,7 @@ PADDING = (
 MOST_PIXELS_OF_A_BYTE = (
     2_000  # of an image of more than CLIENT_PIXELS; a flat picture of 8 bits has half of it as PNG
 )
+MAX_CHANNELS = 64  # channels of an image
 MAX_TEXT = 2**20  # bytes of one inflated text or colour profile; Pillow has the same limit
 MAX_TEXTS = 16 * 2**20  # bytes of all inflated texts of a file
 MAX_SCANS = 100  # scans of a JPEG; each costs a pass over the whole image, and encoders make about ten
@@ -67,7 +68,7 @@ def check_jpeg(data: bytes) -> None:
     """
     if data.count(b"\xff\xda") > MAX_SCANS:
         raise ImageError("too_large", f"a JPEG with more than {MAX_SCANS} scans")
-    position, sequential, zeros_are_data = 2, False, False
+    position, sequential, zeros_are_coefficients = 2, False, False
     while marker := JPEG_MARKER.search(data, position):
         kind, start = marker[0][1], marker.end()
         if kind == 0xD9:  # the end of the image
@@ -79,12 +80,13 @@ def check_jpeg(data: bytes) -> None:
         if kind in (0xC0, 0xC1):
             sequential = True
         elif kind == 0xC4:
-            zeros_are_data |= not any(first_ac_symbols(data[start + 2 : position]))
-        elif kind == 0xDA and sequential and not zeros_are_data:
+            zeros_are_coefficients |= any(first_ac_symbols(data[start + 2 : position]))
+        elif kind == 0xDA and sequential and zeros_are_coefficients:
             end = JPEG_MARKER.search(data, position)
             if data.find(JPEG_ZEROS, position, end.start() if end else len(data)) >= 0:
-                break
-    raise ImageError("broken", "a JPEG whose pixels are partly missing")
+                raise ImageError("broken", "a JPEG with zeros in the place of pixels")
+    rest = "has zeros in the place of its end" if data.endswith(bytes(16)) else "is cut off"
+    raise ImageError("broken", f"a JPEG that {rest}")
 
 
 def first_ac_symbols(tables: bytes) -> Iterator[int]:
@@ -106,7 +108,7 @@ def check_webp(data: bytes, pixels: int) -> None:
         kind, size = struct.unpack_from("<4sI", data, position)
         each = {b"VP8 ": 4096, b"VP8L": 32, b"ALPH": 32, b"ANMF": 32}.get(kind)
         if each and data.find(bytes(64 + pixels // each), position + 8, position + 8 + size) >= 0:
-            raise ImageError("broken", "a WebP whose pixels are partly missing")
+            raise ImageError("broken", "a WebP with zeros in the place of pixels")
         position += 8 + size + size % 2
 
 
@@ -194,15 +196,16 @@ def colour_table_size(flags: bytes) -> int:
 
 
 def check_png(data: bytes, max_pixels: int) -> None:
-    """Raises ImageError for a PNG with a wrong checksum, missing or extra rows, or texts that inflate to too much.
+    """Raises ImageError for a PNG with a wrong checksum, missing or extra rows, or too large pixels or texts.
 
-    A file that is refused later passes: one with an unknown header, or with more pixels than `max_pixels`.
+    A file with an unknown header passes, which is refused later.
     """
     texts, rows = 0, RowCounter()
     for kind, content in chunks(memoryview(data)):
         if kind == b"IHDR":
             header = struct.unpack_from(">IIBBBBB", bytes(content).ljust(13, b"\0"))
-            if header[3] not in CHANNELS or header[0] * header[1] > max_pixels:
+            check_size(header[0], header[1], max_pixels, len(data))
+            if header[3] not in CHANNELS:
                 return
             rows.expected = rows_size(header)
         elif kind == b"IDAT":

@@ -4,135 +4,17 @@ A split folder holds class folders that the other split folders hold too. A clas
 "train" of images beside "car" and "bus" is a class, and "seg_train" and "seg_test" with the same folders are splits.
 """
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from visionpipe.data.split_names import ANYTHING, PLAIN, UNLABELLED, SplitName, split_name, words_of
 from visionpipe.data.walk import is_named_like_an_image
+from visionpipe.data.wording import counted, is_are, listed, quoted, shown
 from visionpipe.errors import DataError
-from visionpipe.escape import visible
 
 LEVELS = 8  # of folders that are told apart; deeper ones count as the content of the eighth
-SHOWN = 4  # names in a remark
-LONGEST = 60  # characters of a name in a remark
-
-# Words for a split in the names of folders. Words of other languages are matched as a part of the name.
-WORDS = {
-    "train": "train",
-    "training": "train",
-    "trn": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validate": "validation",
-    "validation": "validation",
-    "validating": "validation",
-    "dev": "validation",
-    "devel": "validation",
-    "development": "validation",
-    "test": "test",
-    "testing": "test",
-    "tst": "test",
-    "eval": "evaluation",
-    "evaluation": "evaluation",
-    "evaluate": "evaluation",
-    "holdout": "evaluation",
-    "heldout": "evaluation",
-    "entrenamiento": "train",
-    "entrainement": "train",
-    "apprentissage": "train",
-    "treino": "train",
-    "treinamento": "train",
-    "addestramento": "train",
-    "trainings": "train",
-    "validierung": "validation",
-    "validierungs": "validation",
-    "validacion": "validation",
-    "validacao": "validation",
-    "prueba": "test",
-    "pruebas": "test",
-    "teste": "test",
-    "训练": "train",
-    "訓練": "train",
-    "学習": "train",
-    "обучение": "train",
-    "훈련": "train",
-    "학습": "train",
-    "验证": "validation",
-    "驗證": "validation",
-    "検証": "validation",
-    "валидация": "validation",
-    "검증": "validation",
-    "测试": "test",
-    "測試": "test",
-    "テスト": "test",
-    "тест": "test",
-    "테스트": "test",
-}
-# Words beside it that say nothing of a class.
-ANYTHING = {
-    *(
-        "set",
-        "sets",
-        "data",
-        "dataset",
-        "datasets",
-        "daten",
-        "subset",
-        "split",
-        "splits",
-        "part",
-        "partition",
-        "fold",
-    ),
-    *(
-        "image",
-        "images",
-        "img",
-        "imgs",
-        "picture",
-        "pictures",
-        "pic",
-        "pics",
-        "photo",
-        "photos",
-        "file",
-        "files",
-    ),
-    *(
-        "folder",
-        "folders",
-        "dir",
-        "jpg",
-        "jpeg",
-        "png",
-        "seg",
-        "full",
-        "all",
-        "raw",
-        "original",
-        "orig",
-        "cropped",
-    ),
-    *("resized", "final", "px", "x", "v", "of", "my", "集", "数据", "數據", "データ", "데이터"),
-}
-UNLABELLED = {
-    "pred",
-    "predict",
-    "prediction",
-    "unlabeled",
-    "unlabelled",
-    "inference",
-    "unsup",
-    "unsupervised",
-}
-ENDINGS = [
-    word for word in sorted(ANYTHING) if len(word) > 2 or not word.isascii()
-]  # "testset", but not "testa"
-SUFFIXED = re.compile(f"(?P<word>{'|'.join(WORDS)})(?:{'|'.join(ENDINGS)})+")
-PLAIN = {"train", "training", "val", "valid", "validation", "test", "testing"}  # names that need no remark
-HELD_OUT = re.compile(r"hold[-_. ]?out|held[-_. ]?out", re.IGNORECASE)
 
 
 @dataclass
@@ -206,15 +88,6 @@ def around(path: str) -> Iterator[str]:
         end = path.find("/", end + 1)
 
 
-@dataclass(frozen=True)
-class SplitName:
-    """A folder's name that has a word for a split. `rest` is what else it has; `plain` whether that says nothing."""
-
-    split: str
-    rest: str
-    plain: bool
-
-
 def understand(top: Folder) -> Layout:
     """Finds the class folders and the splits of a source; raises DataError where they cannot be told."""
     prefix, parent = skip_wrappers(top)
@@ -241,34 +114,6 @@ def skip_wrappers(top: Folder) -> tuple[str, Folder]:
             break
         prefix, parent = f"{prefix}{name}/", only
     return prefix, parent
-
-
-def split_name(name: str) -> SplitName | None:
-    """Reads a word for a split off the name of a folder: "train2017", "seg_train", "TestData", "hold-out"."""
-    rest, split = [], ""
-    for word in words_of(name):
-        found = word if word in WORDS else (match["word"] if (match := SUFFIXED.fullmatch(word)) else "")
-        if found and not split:
-            split = WORDS[found]
-        else:
-            rest.append(word)
-    if not split:
-        return None
-    plain = all(word.isdecimal() or word in ANYTHING for word in rest)
-    return SplitName(split, " ".join(rest), plain)
-
-
-def words_of(name: str) -> list[str]:
-    """Splits a name at signs, between letters and digits, and before capitals, into words in lower case."""
-    text = HELD_OUT.sub(" holdout ", unicodedata.normalize("NFKC", name))
-    text = re.sub(r"(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])|(?<=[a-z])(?=[A-Z])", " ", text)
-    return [without_accents(word) for word in re.findall(r"[^\W_]+", text.casefold())]
-
-
-def without_accents(word: str) -> str:
-    """Removes the accents of Latin letters."""
-    plain = "".join(c for c in unicodedata.normalize("NFD", word) if not unicodedata.combining(c))
-    return plain if plain.isascii() else word
 
 
 def splits_of(named: dict[str, SplitName], rest: str) -> set[str]:
@@ -394,6 +239,17 @@ def resolved(candidates: dict[str, SplitName]) -> dict[str, str]:
     return {name: held_out if one.split == "evaluation" else one.split for name, one in candidates.items()}
 
 
+def splits_named(names: Iterable[str]) -> dict[str, str]:
+    """Maps the names of splits in a table or a data set to splits; a name that says none is left out."""
+    return resolved({name: parsed for name in sorted(names) if (parsed := split_name(name))})
+
+
+def split_notes(splits: dict[str, str]) -> list[str]:
+    """Says how the names of splits were read that are not the usual ones; `splits`: what `splits_named` returns."""
+    unusual = [f"{quoted(name)} as {split}" for name, split in splits.items() if name.casefold() not in PLAIN]
+    return [f"names that were taken as splits: {', '.join(unusual)}"] if unusual else []
+
+
 def path_of_unwrapped(name: str, folder: Folder) -> tuple[str, Folder]:
     """Returns what `unwrapped` returns, with its path from the folder around the splits."""
     path, goal = name, unwrapped(name, folder)
@@ -476,32 +332,3 @@ def shared_names(parent: Folder) -> list[str]:
         return []
     shared = set.intersection(*(class_names(folder) for folder in parent.folders.values()))
     return sorted(shared) if len(shared) > 1 else []
-
-
-# Words -------------------------------------------------------------------------------------------------
-
-
-def shown(name: str) -> str:
-    """Returns a name for a sentence: without characters that do not print, and not longer than LONGEST."""
-    text = visible(name)
-    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[-LONGEST // 2 :]}"
-
-
-def quoted(name: str) -> str:
-    return f"'{shown(name)}'"
-
-
-def listed(names: Iterable[str]) -> str:
-    """Returns the first names in quotes, and how many more there are."""
-    ordered = sorted(names)
-    more = len(ordered) - SHOWN
-    return ", ".join(map(quoted, ordered[:SHOWN])) + (f" and {more:,} more" if more > 0 else "")
-
-
-def is_are(count: int) -> str:
-    return "is" if count == 1 else "are"
-
-
-def counted(count: int, one: str, several: str | None = None) -> str:
-    """Returns a number with its noun: "1 file", "2 files", "3 classes"."""
-    return f"{count:,} {one if count == 1 else several or one + 's'}"

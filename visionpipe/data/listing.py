@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from visionpipe.data.layout import Folder, Layout, counted, quoted, shown, spelling, understand
-from visionpipe.data.walk import LEAVES, NOT_UTF8, is_hidden
+from visionpipe.data.layout import Folder, Layout, spelling, understand
+from visionpipe.data.walk import LEAVES, NOT_UTF8, UNREADABLE, is_hidden
+from visionpipe.data.wording import counted, quoted, shown
+from visionpipe.errors import DataError
 
 HIDDEN = "hidden or system file"
 NOT_IN_A_CLASS = "not in a class folder"
@@ -81,6 +83,14 @@ class Listing:
     lost: tuple[str, ...] = ()
 
 
+class UnclearFolders(DataError):
+    """Classes and splits cannot be told from the folders; `listing` has their files, all of them rejected."""
+
+    def __init__(self, message: str, listing: Listing):
+        super().__init__(message)
+        self.listing = listing
+
+
 def list_class_folders(files: dict[str, Reader], folders: set[str], rejected: list[Rejected]) -> Listing:
     """Reads splits and classes off the paths of files and folders, as `layout.understand` says.
 
@@ -94,7 +104,7 @@ def list_class_folders(files: dict[str, Reader], folders: set[str], rejected: li
         rejected: files and folders that are already known to be unusable.
 
     Raises:
-        DataError: folders are named like splits, but there is none for training, or it has no classes.
+        UnclearFolders: folders are named like splits, but there is none for training, or it has no classes.
     """
     top = Folder()
     for path in files:
@@ -106,7 +116,12 @@ def list_class_folders(files: dict[str, Reader], folders: set[str], rejected: li
     for item in rejected:
         if item.images is not None and not is_hidden(item.file):
             top.add(item.file, is_folder=True, refusal=item.reason)
-    layout = understand(top)
+    try:
+        layout = understand(top)
+    except DataError as error:
+        unused = [Rejected(path, HIDDEN if is_hidden(path) else NOT_IN_A_CLASS) for path in files]
+        unused = sorted([*unused, *rejected], key=lambda entry: entry.file)
+        raise UnclearFolders(str(error), Listing((), frozenset(), len(unused), unused)) from None
     names, notes = merge_spellings({name for _, name in layout.classes.values()})
     entries: list[Record | Rejected] = []
     for path, read in files.items():
@@ -157,8 +172,8 @@ def losses(rejected: list[Rejected], layout: Layout, classes: tuple[str, ...]) -
 def advice(reason: str) -> str:
     """Returns what to do about a folder that is refused, or ""."""
     if reason == LEAVES:
-        return "; set prepare.follow_links: true to use it"
-    if reason.startswith("cannot be read"):
+        return "; to use it, set prepare.follow_links: true, or give init --follow-links"
+    if reason.startswith(UNREADABLE):
         return "; let your user read it (chmod, chown)"
     return "; rename it" if reason == NOT_UTF8 else ""
 

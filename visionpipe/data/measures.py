@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from visionpipe.data.decode import SIGNATURES
+from visionpipe.data.decode import SIGNATURES, to_bytes
+from visionpipe.data.form import as_rgb
 
 THUMBNAIL = 32  # height and width
 SHARPNESS_SIDE = 256  # a larger picture is shrunk until its longer side has this length
@@ -41,10 +42,11 @@ def measure(image: np.ndarray, data: bytes) -> bytes:
     """Measures one picture; returns a RECORD as bytes.
 
     Args:
-        image: uint8 (height, width, 3), before framing.
+        image: uint8 or uint16 (height, width, channels), before framing; `as_picture` says what is measured.
         data: the file that it was decoded from.
     """
     # Pixels are left out, not averaged: that is an aliased picture, but costs a twentieth of decoding it.
+    image = as_picture(image)
     step = -(-max(image.shape) // SHARPNESS_SIDE)
     height, width = image.shape[:2]
     picture = Image.fromarray(image[::step])
@@ -57,6 +59,21 @@ def measure(image: np.ndarray, data: bytes) -> bytes:
     return np.array(
         (height, width, len(data), kind, quantisation(data), sharpness(grey), np.asarray(thumbnail)), RECORD
     ).tobytes()
+
+
+def as_picture(image: np.ndarray) -> np.ndarray:
+    """Converts pixels of any number of channels and 8 or 16 bits to 8-bit RGB, in which copies look alike.
+
+    Other images than 8-bit RGB are stretched to their extremes, because many use a few of their 16 bits only. More
+    than three channels are averaged to three, and two to one.
+    """
+    channels = image.shape[2]
+    if channels == 3 and image.dtype == np.uint8:
+        return image
+    if channels not in (1, 3):
+        parts = np.array_split(image, 3 if channels > 3 else 1, axis=2)
+        image = np.stack([part.mean(axis=2) for part in parts], axis=2)
+    return as_rgb(to_bytes(image, float(image.min()), float(image.max())))
 
 
 def image_format(data: bytes) -> str | None:

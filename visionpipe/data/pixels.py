@@ -1,53 +1,94 @@
 """The pixel operations of augmentation: pure functions of a batch of images and one number per image.
 
-We draw the random parameters; keras-cv applies them. TensorFlow's operations replace a layer of keras-cv that differs
-from its paper, is not vectorised, or fails in a graph beside JAX and torch; each replacement states its reason.
+We draw the random parameters; keras-cv applies them. Other operations replace a layer of keras-cv that differs from its
+paper, is slow or not vectorised, or fails in a graph beside JAX and torch; each replacement states its reason.
 
 Unless stated otherwise, images are float32 (batch, height, width, 3) in [0, 255], and numbers are float32 (batch,).
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 GREY = 127.5
 COLOURS = (0.0, 255.0)
+ALIGNMENT = 64  # bytes
+LARGE = 160 * 160 * 3  # values of an image: a group of such images leaves the processor's cache
 
 
 def as_float(images: Any) -> Any:
-    """Converts images to float32 without changing their range."""
+    """Converts images to float32 in [0, 255]: uint16 are divided by 257, other types stay in their range."""
     import tensorflow as tf
 
-    return tf.cast(images, tf.float32)
+    floats = tf.cast(images, tf.float32)
+    return floats / 257 if images.dtype == tf.uint16 else floats
 
 
-def positions(images: Any) -> tuple[Any, Any]:
-    """Returns the positions of all pixels: rows int32 (batch, height) and columns int32 (batch, width)."""
+class Place(NamedTuple):
+    """Where the pixels of each image come from: row `top` + y, and column `left` + x, or - x where `mirrored`.
+
+    int32 (batch,) and bool (batch,).
+    """
+
+    top: Any
+    left: Any
+    mirrored: Any
+
+
+def unmoved(images: Any) -> Place:
+    """Returns the place at which all pixels stay where they are."""
     import tensorflow as tf
 
-    count, *sides = images.shape[:3]
-    rows, columns = (tf.tile(tf.range(side)[None], (count, 1)) for side in sides)
-    return rows, columns
+    zeros = tf.zeros((images.shape[0],), tf.int32)
+    return Place(zeros, zeros, tf.zeros((images.shape[0],), tf.bool))
 
 
-def moved(images: Any, rows: Any, columns: Any) -> Any:
-    """Returns the pixels at `rows` and `columns`, of any dtype, unchanged; black where these lie outside the image.
+def moved(images: Any, place: Place) -> Any:
+    """Returns the pixels at `place`, of any dtype, unchanged; black where it lies outside the image.
 
-    This is a single gather, of uint8 pixels. keras-cv's flip alone makes five passes over four times the bytes.
+    NumPy copies whole rows. TensorFlow can only gather pixels, which takes three times as long, and keras-cv's flip
+    alone makes five passes over four times the bytes.
     """
     import tensorflow as tf
 
-    count, height, width, channels = images.shape
-    black = count * height * width  # index of the black pixel that is appended
+    result = tf.numpy_function(copied, [images, *place], images.dtype, stateful=False)
+    return tf.ensure_shape(result, images.shape)
 
-    def offsets(places: Any, side: int, stride: int) -> Any:
-        return tf.where((places >= 0) & (places < side), places * stride, black)
 
-    first = (tf.range(count) * (height * width))[:, None]
-    from_rows = offsets(rows, height, width) + first
-    source = from_rows[:, :, None] + offsets(columns, width, 1)[:, None, :]
-    table = tf.concat([tf.reshape(images, (-1, channels)), tf.zeros((1, channels), images.dtype)], axis=0)
-    return tf.gather(table, tf.minimum(source, black))
+def copied(images: Any, tops: Any, lefts: Any, mirrored: Any) -> Any:
+    """Computes `moved` for NumPy arrays."""
+    height, width, channels = images.shape[1:]
+    results = aligned(images.shape, images.dtype)
+    numbers = zip(tops.tolist(), lefts.tolist(), mirrored.tolist(), strict=True)
+    for image, result, (top, left, mirror) in zip(images, results, numbers, strict=True):
+        to_rows, from_rows = overlap(top, height)
+        if mirror:
+            to_columns, from_columns = overlap(width - 1 - left, width)  # in the mirror image
+            source, target = image[:, ::-1][from_rows, from_columns], result[to_rows, to_columns]
+            for channel in range(channels):  # NumPy is slow where it copies three values at a time
+                target[..., channel] = source[..., channel]
+        else:
+            to_columns, from_columns = overlap(left, width)
+            result[to_rows, to_columns] = image[from_rows, from_columns]
+    return results
+
+
+def overlap(first: int, side: int) -> tuple[slice, slice]:
+    """Returns which places of a side are filled, and from where, if place 0 is filled from place `first`."""
+    first = min(max(first, -side), side)
+    after, before = max(first, 0), max(-first, 0)
+    return slice(before, side - after), slice(after, side - before)
+
+
+def aligned(shape: tuple[int, ...], dtype: Any) -> Any:
+    """Returns a NumPy array of zeros that TensorFlow uses as it is. It copies those that begin at another address."""
+    import numpy as np
+
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def inside(images: Any, top: Any, left: Any, height: Any, width: Any) -> Any:
@@ -75,15 +116,25 @@ def mixed(values: Any, share: Any) -> Any:
 def resized(images: Any, top: Any, left: Any, height: Any, width: Any) -> Any:
     """Resizes a rectangle of each image bilinearly to the whole image, as Pillow's `resize` with a `box` does.
 
-    keras-cv's RandomCropAndResize is not vectorised.
+    The images may be of any dtype. keras-cv's RandomCropAndResize is not vectorised.
     """
+    import tensorflow as tf
+
+    if images.dtype != tf.uint8:
+        images = as_float(images)
     sides = images.shape[1:3]
-    y, x = (length / side for length, side in zip((height, width), sides, strict=True))
-    # Pixel 0 has its centre at 0.5.
-    return projected(images, x, 0 * x, left + x / 2 - 0.5, 0 * y, y, top + y / 2 - 0.5, fill_mode="NEAREST")
+    edged = tf.concat([images[:, :1], images, images[:, -1:]], axis=1)  # tf.pad is slow at it
+    edged = tf.concat([edged[:, :, :1], edged, edged[:, :, -1:]], axis=2)
+    firsts, lasts = [], []
+    for first, length, side in zip((top, left), (height, width), sides, strict=True):
+        # Pixel 0 has its centre at 0.5, and its place is 1 where an edge has been added.
+        firsts.append((first + length / side / 2 + 0.5) / (side + 1))
+        lasts.append((first + length - length / side / 2 + 0.5) / (side + 1))
+    boxes = tf.stack([*firsts, *lasts], axis=1)
+    return tf.image.crop_and_resize(edged, boxes, tf.range(images.shape[0]), sides)
 
 
-def projected(images: Any, *matrix: Any, fill_mode: str = "CONSTANT") -> Any:
+def projected(images: Any, *matrix: Any) -> Any:
     """Replaces the pixel at (x, y) with the one at (a x + b y + c, d x + e y + f), interpolated bilinearly.
 
     `matrix` is a, b, c, d, e, f.
@@ -97,8 +148,49 @@ def projected(images: Any, *matrix: Any, fill_mode: str = "CONSTANT") -> Any:
         output_shape=images.shape[1:3],
         fill_value=GREY,
         interpolation="BILINEAR",
-        fill_mode=fill_mode,
+        fill_mode="CONSTANT",
     )
+
+
+def slid(images: Any, distances: Any) -> Any:
+    """Returns the rows of each image from `distances` on, interpolated linearly, and grey beyond them.
+
+    `distances` are float32 (batch, height or 1), in pixels. keras-cv's layers find the place of each pixel and channel
+    anew, and take five times as long.
+    """
+    import tensorflow as tf
+
+    count, (height, width, channels) = tf.shape(images)[0], images.shape[1:]
+    table = tf.reshape(bordered(images, 0, 1), (-1, channels))
+    whole = tf.floor(distances)
+    starts = tf.cast(tf.clip_by_value(whole, -width - 1.0, width + 1.0), tf.int32)[:, :, None]
+    columns = tf.clip_by_value(starts + tf.range(1, width + 2), 0, width + 1)
+    rows = tf.reshape(tf.range(count * height) * (width + 2), (count, height, 1))
+    pixels = tf.gather_nd(table, (rows + columns)[..., None])
+    pixels = tf.reshape(pixels, (count, height, (width + 1) * channels))
+    share = (distances - whole)[:, :, None]
+    between = pixels[:, :, :-channels] * (1 - share) + pixels[:, :, channels:] * share
+    return tf.reshape(between, (count, height, width, channels))
+
+
+def lifted(images: Any, distances: Any) -> Any:
+    """Does to columns what `slid` does to rows, with one distance for each image: float32 (batch,)."""
+    import tensorflow as tf
+
+    height = images.shape[1]
+    whole = tf.floor(distances)
+    starts = tf.cast(tf.clip_by_value(whole, -height - 1.0, height + 1.0), tf.int32)[:, None]
+    rows = tf.clip_by_value(starts + tf.range(1, height + 2), 0, height + 1)
+    pixels = tf.gather(bordered(images, 1, 0), rows, batch_dims=1)
+    share = per_image(distances - whole)
+    return pixels[:, :-1] * (1 - share) + pixels[:, 1:] * share
+
+
+def bordered(images: Any, rows: int, columns: int) -> Any:
+    """Surrounds images with grey rows and columns."""
+    import tensorflow as tf
+
+    return tf.pad(images, [[0, 0], [rows, rows], [columns, columns], [0, 0]], constant_values=GREY)
 
 
 def layer(name: str, *arguments: Any, **parameters: Any) -> Callable[..., Any]:
@@ -133,23 +225,61 @@ def contrast(images: Any, factors: Any) -> Any:
     """Scales the distance from the mean grey. keras-cv's layer takes the mean of each channel, which shifts colours."""
     import tensorflow as tf
 
-    grey = tf.reduce_mean(tf.image.rgb_to_grayscale(images), axis=(1, 2), keepdims=True)
-    return blended(images, grey, factors)
+    means = reduced(tf.reduce_mean, images)[:, None, None]
+    return blended(images, tf.image.rgb_to_grayscale(means), factors)
+
+
+def reduced(reduce: Callable[..., Any], images: Any) -> Any:
+    """Reduces images to (batch, 3): rows first, because TensorFlow is slow along axes of three values."""
+    import tensorflow as tf
+
+    height, width, channels = images.shape[1:]
+    rows = reduce(tf.reshape(images, (-1, height, width * channels)), axis=1)
+    return reduce(tf.reshape(rows, (-1, width, channels)), axis=1)
 
 
 def saturation(images: Any, factors: Any) -> Any:
-    """Scales the distance from the grey version of each image."""
-    return layer("RandomColorDegeneration", 0.5)(images, per_image(1 - factors))
+    """Scales the distance from the grey version of each image. keras-cv's layer makes many passes."""
+    import tensorflow as tf
+
+    height, width = images.shape[1:3]
+    greys = tf.image.rgb_to_grayscale(tf.eye(3)) * tf.ones(
+        (1, 3)
+    )  # colours → grey, which has three equal channels
+    matrices = factors[:, None, None] * tf.eye(3) + (1 - factors)[:, None, None] * greys
+    changed = tf.matmul(tf.reshape(images, (-1, height * width, 3)), matrices)
+    return tf.clip_by_value(tf.reshape(changed, tf.shape(images)), *COLOURS)
 
 
 def sharpness(images: Any, factors: Any) -> Any:
-    """Scales the distance from a blurred version of each image."""
-    return layer("RandomSharpness", 0.5, COLOURS)(images, per_image(1 - factors))
+    """Scales the distance from a blurred version of each image, except at its edge.
+
+    keras-cv's layer makes many passes.
+    """
+    import tensorflow as tf
+
+    kernel = tf.tile(tf.constant([1, 1, 1, 1, 5, 1, 1, 1, 1], shape=(3, 3, 1, 1)) / 13, (1, 1, 3, 1))
+    blurred = tf.nn.depthwise_conv2d(images, tf.cast(kernel, tf.float32), [1, 1, 1, 1], "VALID")
+    change = (images[:, 1:-1, 1:-1] - blurred) * per_image(factors - 1)
+    return tf.clip_by_value(images + tf.pad(change, [[0, 0], [1, 1], [1, 1], [0, 0]]), *COLOURS)
 
 
 def hue(images: Any, turns: Any) -> Any:
     """Turns the hue by fractions of the colour circle."""
     return layer("RandomHue", 0.5, COLOURS)(images, turns)
+
+
+def auto_contrast(images: Any) -> Any:
+    """Stretches each channel to the whole range. keras-cv's layer computes the same by slow reductions."""
+    import tensorflow as tf
+
+    height, width, channels = images.shape[1:]
+    low, high = reduced(tf.reduce_min, images), reduced(tf.reduce_max, images)
+    scale = tf.where(high > low, 255 / (high - low), 1)
+    offset = tf.where(high > low, -low * scale, 0)
+    scale, offset = (tf.tile(values, (1, width))[:, None] for values in (scale, offset))
+    lines = tf.reshape(images, (-1, height, width * channels))
+    return tf.reshape(tf.clip_by_value(lines * scale + offset, *COLOURS), tf.shape(images))
 
 
 def equalize(images: Any) -> Any:
@@ -159,16 +289,19 @@ def equalize(images: Any) -> Any:
     """
     import tensorflow as tf
 
-    count, (height, width) = tf.shape(images)[0], images.shape[1:3]
-    values = tf.cast(tf.reshape(tf.transpose(images, (0, 3, 1, 2)), (-1, height * width)), tf.int32)
-    bins = values + 256 * tf.range(3 * count)[:, None]
-    histogram = tf.reshape(tf.math.unsorted_segment_sum(tf.ones_like(bins), bins, 3 * 256 * count), (-1, 256))
-    last = tf.gather(histogram, tf.reduce_max(values, axis=1), batch_dims=1)[:, None]
-    step = (height * width - last) // 255
+    count, (height, width, channels) = tf.shape(images)[0], images.shape[1:]
+    values = tf.reshape(tf.cast(images, tf.int32), (count, height, width * channels))
+    bins = values + tf.tile(256 * tf.reshape(tf.range(channels * count), (count, 1, channels)), (1, 1, width))
+    bins = tf.reshape(bins, (-1, 1))
+    size = 256 * channels * count
+    histogram = tf.reshape(tf.math.bincount(bins[:, 0], minlength=size, maxlength=size), (-1, 256))
+    levels = tf.range(256)
+    last = tf.reduce_max(tf.where(histogram > 0, levels, 0), axis=1)
+    step = (height * width - tf.gather(histogram, last, batch_dims=1)[:, None]) // 255
     table = (step // 2 + tf.cumsum(histogram, axis=1, exclusive=True)) // tf.maximum(step, 1)
-    table = tf.where(step > 0, tf.minimum(table, 255), tf.range(256))
-    flat = tf.cast(tf.gather(table, values, batch_dims=1), tf.float32)
-    return tf.transpose(tf.reshape(flat, (-1, 3, height, width)), (0, 2, 3, 1))
+    table = tf.where(step > 0, tf.minimum(table, 255), levels)
+    # gather_nd is twice as fast as gather.
+    return tf.reshape(tf.gather_nd(tf.cast(tf.reshape(table, [-1]), tf.float32), bins), tf.shape(images))
 
 
 def posterize(images: Any, levels: Any) -> Any:
@@ -195,29 +328,42 @@ def rotate(images: Any, angles: Any) -> Any:
 
 def shear(images: Any, x: Any, y: Any) -> Any:
     """Shears along each axis by fractions of the side; None leaves an axis unchanged."""
-    apply = layer("RandomShear", 0.5, 0.5, fill_mode="constant", fill_value=GREY)
-    return apply(
-        images, {"shear_x": None if x is None else x[:, None], "shear_y": None if y is None else y[:, None]}
-    )
+    import tensorflow as tf
+
+    height, width = images.shape[1:3]
+    if x is not None:
+        images = slid(images, x[:, None] * tf.range(height, dtype=tf.float32))
+    return images if y is None else across(slid, images, y[:, None] * tf.range(width, dtype=tf.float32))
 
 
 def translate(images: Any, x: Any, y: Any) -> Any:
-    """Moves by fractions `x` of the width and `y` of the height."""
-    apply = layer("RandomTranslation", 1.0, 1.0, fill_mode="constant", fill_value=GREY)
-    return apply(images, {"width_translations": x[:, None], "height_translations": y[:, None]})
+    """Moves by fractions `x` of the width and `y` of the height; None leaves an axis unchanged."""
+    height, width = images.shape[1:3]
+    if x is not None:
+        images = slid(images, -width * x[:, None])
+    return images if y is None else lifted(images, -height * y)
+
+
+def across(change: Callable[..., Any], images: Any, *numbers: Any) -> Any:
+    """Applies `change` to columns instead of rows."""
+    import tensorflow as tf
+
+    return tf.transpose(change(tf.transpose(images, (0, 2, 1, 3)), *numbers), (0, 2, 1, 3))
 
 
 def solarize(images: Any, thresholds: Any) -> Any:
-    """Inverts the pixels above `thresholds`."""
-    apply = layer("Solarization", COLOURS)
-    return apply(images, {"thresholds": per_image(thresholds), "additions": 0.0})
+    """Inverts the pixels from `thresholds` on. keras-cv's layer makes many passes."""
+    import tensorflow as tf
+
+    inverted = tf.cast(images >= per_image(thresholds), tf.float32)
+    return images * (1 - inverted) + (255 - images) * inverted
 
 
 # The operations of RandAugment, each a function of images, levels in [0, 1] and signs ±1. The ranges are those of the
 # paper's code, or timm's for operations that have a sign.
 OPERATIONS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "identity": lambda images, level, sign: images,
-    "auto_contrast": lambda images, level, sign: layer("AutoContrast", COLOURS)(images),
+    "auto_contrast": lambda images, level, sign: auto_contrast(images),
     "equalize": lambda images, level, sign: equalize(images),
     "rotate": lambda images, level, sign: rotate(images, 0.5236 * level * sign),  # 30 degrees
     "solarize": lambda images, level, sign: solarize(images, 256 * (1 - level)),
@@ -228,23 +374,50 @@ OPERATIONS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "sharpness": lambda images, level, sign: sharpness(images, 1 + 0.9 * level * sign),
     "shear_x": lambda images, level, sign: shear(images, 0.3 * level * sign, None),
     "shear_y": lambda images, level, sign: shear(images, None, 0.3 * level * sign),
-    "translate_x": lambda images, level, sign: translate(images, 0.45 * level * sign, 0 * level),
-    "translate_y": lambda images, level, sign: translate(images, 0 * level, 0.45 * level * sign),
+    "translate_x": lambda images, level, sign: translate(images, 0.45 * level * sign, None),
+    "translate_y": lambda images, level, sign: translate(images, None, 0.45 * level * sign),
 }
 
 
-def operate(images: Any, choice: Any, level: Any, side: Any) -> Any:
-    """Applies one of OPERATIONS to each image: splits the batch by operation, and puts it together again.
+def operate(images: Any, choices: Any, levels: Any, sides: Any) -> Any:
+    """Applies one of OPERATIONS to each image, or several one after another, and returns float32.
+
+    Large images take turns, because the pixels of one stay in the processor's cache. Small ones are grouped by
+    operation.
 
     Args:
-        choice: uniform in [0, 1); selects the operation.
-        level: strength of the operation, clipped to [0, 1].
-        side: uniform in [0, 1); selects the sign.
+        images: of any dtype.
+        choices: uniform in [0, 1); select the operations. Float32 (batch,) or (batch, rounds), like the others.
+        levels: strengths of the operations, clipped to [0, 1].
+        sides: uniform in [0, 1); select the signs.
     """
     import tensorflow as tf
 
-    chosen = tf.cast(choice * len(OPERATIONS), tf.int32)
-    level, sign = tf.clip_by_value(level, 0, 1), tf.where(side < 0.5, -1.0, 1.0)
+    chosen = tf.cast(choices * len(OPERATIONS), tf.int32)
+    levels, signs = tf.clip_by_value(levels, 0, 1), tf.where(sides < 0.5, -1.0, 1.0)
+    rounds = [tf.reshape(numbers, (images.shape[0], -1)) for numbers in (chosen, levels, signs)]
+    if math.prod(images.shape[1:]) >= LARGE:
+        return tf.map_fn(one_by_one, (images, *rounds), fn_output_signature=tf.float32)
+    for numbers in zip(*(tf.unstack(number, axis=1) for number in rounds), strict=True):
+        images = in_groups(as_float(images), *numbers)
+    return images
+
+
+def one_by_one(parts: tuple[Any, ...]) -> Any:
+    """Applies the operations of all rounds to one image: (height, width, 3) and three times (rounds,)."""
+    import tensorflow as tf
+
+    image = as_float(parts[0])[None]
+    for chosen, level, sign in zip(*map(tf.unstack, parts[1:]), strict=True):
+        branches = [partial(change, image, level[None], sign[None]) for change in OPERATIONS.values()]
+        image = tf.ensure_shape(tf.switch_case(chosen, branches), image.shape)
+    return image[0]
+
+
+def in_groups(images: Any, chosen: Any, level: Any, sign: Any) -> Any:
+    """Splits the batch by operation, and puts it together again."""
+    import tensorflow as tf
+
     groups = [
         tf.dynamic_partition(values, chosen, len(OPERATIONS))
         for values in (images, level, sign, tf.range(images.shape[0]))

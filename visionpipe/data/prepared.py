@@ -1,6 +1,6 @@
 """Writes and reads the prepared form of a data set: a few large files that training reads without copying.
 
-images-SPLIT.npy   uint8 (n, height, width, 3), RGB
+images-SPLIT.npy   uint8 or uint16 (n, height, width, channels); three channels are RGB
 labels-SPLIT.npy   int32 (n,), positions in the manifest's `classes`
 files-SPLIT.jsonl  n lines, each the name of a source file as a JSON string
 measures-SPLIT.npz what was measured on the original pictures; `content_sha256` does not count it
@@ -37,7 +37,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -74,9 +74,13 @@ class Prepared:
 
     @property
     def decoding(self) -> dict[str, Any]:
-        """How the images were decoded: the keyword argument `levels` of `decode_image`, None in older manifests."""
+        """How the images were decoded: the arguments of PixelFormat, which older manifests lack."""
         levels = self.manifest.get("levels")
-        return {"levels": tuple(levels) if levels else None}
+        return {
+            "levels": tuple(levels) if isinstance(levels, list) else levels,
+            "channels": self.manifest.get("channels", 3),
+            "depth": self.manifest.get("depth", 8),
+        }
 
     @property
     def splits(self) -> list[str]:
@@ -84,7 +88,7 @@ class Prepared:
         return list(self.manifest["counts"])
 
     def images(self, split: str) -> np.memmap:
-        """Returns the images of a split, uint8 (n, height, width, 3), RGB, as a read-only memory map."""
+        """Returns the images of a split, uint8 or uint16 (n, height, width, channels), as a read-only memory map."""
         return np.load(self.folder / f"images-{split}.npy", mmap_mode="r")
 
     def labels(self, split: str) -> np.ndarray:
@@ -189,11 +193,11 @@ def write_split(
     """Writes the three files of a split.
 
     Args:
-        images: uint8 (all, height, width, 3); may be a memory map larger than memory.
+        images: uint8 or uint16 (all, height, width, channels); may be a memory map larger than memory.
         rows: the positions of the split's images in `images`.
         labels, files: the label and the name of the source file of each row.
     """
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows), *images.shape[1:])}
+    header = {"descr": images.dtype.str, "fortran_order": False, "shape": (len(rows), *images.shape[1:])}
     with (folder / f"images-{split}.npy").open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for chunk in chunks(images, rows):
@@ -241,7 +245,9 @@ def write_manifest(
     crop_ratio: float = 1.0,
     framing: str = "crop",
     pad_color: tuple[int, int, int] = PADDING,
-    levels: tuple[float, float] | None = None,
+    levels: Literal["file"] | tuple[float, float] | None = None,
+    channels: int = 3,
+    depth: int = 8,
     classes: list[str],
     channel_mean: list[float],
     channel_std: list[float],
@@ -277,7 +283,9 @@ def write_manifest(
         "crop_ratio": crop_ratio,
         "framing": framing,
         "pad_color": list(pad_color),
-        "levels": list(levels) if levels else None,
+        "levels": list(levels) if isinstance(levels, tuple) else levels,
+        "channels": channels,
+        "depth": depth,
         "classes": classes,
         "counts": {split: dict(zip(classes, counts[split], strict=True)) for split in SPLITS},
         "channel_mean": channel_mean,
@@ -304,21 +312,24 @@ def content_sha256(manifest: dict[str, Any]) -> str:
 
 
 def channel_statistics(images: np.ndarray, rows: list[int]) -> tuple[list[float], list[float]]:
-    """Computes the mean and standard deviation of each channel over `rows` of uint8 (n, height, width, 3).
+    """Computes the mean and standard deviation of each channel over `rows` of the images, in [0, 255].
 
-    The sums are exact integers, so the result depends neither on the machine nor on the order of the images.
+    `images` are uint8 or uint16 (n, height, width, channels). uint16 are in [0, 255] after a division by 257, as the
+    model sees them. The sums are exact integers, so the result depends neither on the machine nor on the order of the
+    images.
     """
-    histograms = np.zeros((3, 256), np.int64)
+    levels, unit = (65536, 257) if images.dtype == np.uint16 else (256, 1)
+    histograms = np.zeros((images.shape[-1], levels), np.int64)
     for chunk in chunks(images, rows):
-        for channel in range(3):
-            histograms[channel] += np.bincount(chunk[..., channel].ravel(), minlength=256)
+        for channel in range(len(histograms)):
+            histograms[channel] += np.bincount(chunk[..., channel].ravel(), minlength=levels)
     means, deviations = [], []
     for histogram in histograms.tolist():
         pixels = sum(histogram)
         total = sum(value * count for value, count in enumerate(histogram))
         squares = sum(value**2 * count for value, count in enumerate(histogram))
-        means.append(total / pixels)
-        deviations.append(math.sqrt(pixels * squares - total**2) / pixels)
+        means.append(total / (unit * pixels))
+        deviations.append(math.sqrt(pixels * squares - total**2) / (unit * pixels))
     return means, deviations
 
 

@@ -2,6 +2,7 @@
 
 zip, folder: one folder per class, laid out as `list_class_folders` says.
 table: a folder or archive with a table of its images; table.py reads it.
+huggingface: a folder that save_to_disk of the library datasets wrote; huggingface.py reads it.
 tfds: any image classification set of TensorFlow Datasets; decode.py decodes the stored bytes, as for every source.
 idx: a folder with the four files of MNIST's format (LeCun et al. 1998), gzipped or not.
 """
@@ -24,6 +25,7 @@ from PIL import Image
 
 from visionpipe.data.config import PrepareConfig
 from visionpipe.data.encodings import text_lines
+from visionpipe.data.huggingface import first_bytes, list_saved
 from visionpipe.data.listing import SPLIT_NAMES, Listing, Reader, Record, Rejected, list_class_folders
 from visionpipe.data.table import list_rows
 from visionpipe.data.walk import walk_archive, walk_folder
@@ -66,6 +68,11 @@ def list_table(config: PrepareConfig) -> Listing:
     content = (content_of_folder if path.is_dir() else content_of_zip)(config)
     listing = list_rows(config, content.files, content.rejected)
     return replace(listing, notes=(*content.notes, *listing.notes))
+
+
+def list_huggingface(config: PrepareConfig) -> Listing:
+    """Lists a set of the library datasets that save_to_disk wrote."""
+    return list_saved(existing(config, Path.is_dir, "a folder"), config)
 
 
 def content_of_zip(config: PrepareConfig) -> Content:
@@ -254,15 +261,11 @@ def as_png(pixels: np.ndarray, most: int = -1) -> bytes:
     return first_bytes(buffer.getvalue(), most)
 
 
-def first_bytes(content: bytes, most: int = -1) -> bytes:
-    """Returns the first `most` bytes, or all of them where `most` is negative."""
-    return content if most < 0 else content[:most]
-
-
 SOURCES: dict[str, Callable[[PrepareConfig], Listing]] = {
     "zip": list_zip,
     "folder": list_folder,
     "table": list_table,
+    "huggingface": list_huggingface,
     "tfds": list_tfds,
     "idx": list_idx,
 }

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import yaml
 
 from visionpipe.data.config import PrepareConfig, TableConfig, group_pattern
-from visionpipe.data.listing import SPLIT_NAMES, Listing, Reader, Record, Rejected, is_hidden, merge_spellings
+from visionpipe.data.layout import split_notes, splits_named
+from visionpipe.data.listing import HIDDEN, Listing, Reader, Record, Rejected, is_hidden, merge_spellings
 from visionpipe.data.spreadsheet import ENDINGS, Sheet, decoded, read_sheet
 from visionpipe.data.table_files import Files, Unusable, guessed_root
 from visionpipe.errors import DataError, ImageError, did_you_mean
@@ -83,11 +84,16 @@ def list_rows(config: PrepareConfig, files: dict[str, Reader], rejected: list[Re
     listed = {*rows, *(entry.file for entry in entries), table, options.classes}
     entries += [item for item in rejected if item.file not in listed]
     for file in files.keys() - listed:
-        reason = "hidden or system file" if is_hidden(file) else f"not in {table}"
+        reason = HIDDEN if is_hidden(file) else f"not in {table}"
         entries.append(Rejected(file, reason))
     entries.sort(key=lambda entry: entry.file)
     seen = {entry.class_name for entry in entries if isinstance(entry, Record)}
     known = class_list(options, files, config.path) or sorted(seen, key=natural)
+    if len(seen) == 1:
+        raise DataError(
+            f"prepare.table.label: the column {options.label!r} of {visible(table)} holds only the class "
+            f"{next(iter(seen))!r}: a classifier needs at least two"
+        )
     absent = [name for name in known if name not in seen]
     if absent:
         label_notes.append(f"classes of {options.classes} without an image are left out: {', '.join(absent)}")
@@ -102,7 +108,7 @@ def list_rows(config: PrepareConfig, files: dict[str, Reader], rejected: list[Re
         splits=splits,
         total=len(entries),
         entries=entries,
-        notes=(*sheet.notes, *notes, *found.notes(), *label_notes),
+        notes=(*sheet.notes, *split_notes(columns.splits), *notes, *found.notes(), *label_notes),
         columns=tuple(columns.metadata),
     )
 
@@ -131,6 +137,7 @@ class Columns:
         if group is not None and self.group is None and group_pattern(group) is None:
             self.check("group", group)
         said = {options.file, options.label, options.split, self.group, options.weight}
+        self.splits = splits_named({self.cell(cells, options.split).strip() for _, cells in sheet.rows})
         # A group is metadata too: slices by patient or site are what one looks at first.
         others = [name for name in sheet.columns if name not in said or name == self.group]
         self.metadata = [*options.metadata] if options.metadata is not None else others
@@ -170,12 +177,12 @@ class Columns:
     def split(self, place: str, word: str) -> str | None:
         if not word:
             return None
-        if word.casefold() not in SPLIT_NAMES:
-            names = ", ".join(SPLIT_NAMES)
+        if word not in self.splits:
             raise DataError(
-                f"prepare.table.split: {visible(self.table)}, {place}: {word!r} is no split; known: {names}"
+                f"prepare.table.split: {visible(self.table)}, {place}: {word!r} is no split; expected names like "
+                f"train, validation and test"
             )
-        return SPLIT_NAMES[word.casefold()]
+        return self.splits[word]
 
     def weight(self, text: str) -> float:
         if not text:

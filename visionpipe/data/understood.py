@@ -2,15 +2,16 @@
 
 import itertools
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from visionpipe.data.decoding import Usable
-from visionpipe.data.layout import counted, quoted, shown
 from visionpipe.data.listing import HIDDEN, Rejected
 from visionpipe.data.prepared import MANIFEST, PREPARED, SPLITS
 from visionpipe.data.walk import is_named_like_an_image
+from visionpipe.data.wording import counted, quoted, shown
 
 IMBALANCE = 10
 CLASSES_SHOWN = 30
@@ -73,10 +74,12 @@ def left_out_rows(rejected: Iterable[Rejected]) -> list[dict[str, Any]]:
 def summary(manifest: dict[str, Any]) -> str:
     """Describes a prepared data set for people, from its manifest."""
     height, width = manifest["size"]
+    channels, depth = manifest["channels"], manifest["depth"]
+    form = "" if (channels, depth) == (3, 8) else f", {counted(channels, 'channel')} of {depth} bits"
     splits = ", ".join(f"{sum(counts.values()):,} {split}" for split, counts in manifest["counts"].items())
     lines = [
         f"prepared {manifest['kept']:,} of {counted(manifest['found'], 'file')}: {splits} images, "
-        f"{counted(len(manifest['classes']), 'class', 'classes')}, {height} × {width} pixels",
+        f"{counted(len(manifest['classes']), 'class', 'classes')}, {height} × {width} pixels{form}",
         *class_table(manifest["counts"]),
     ]
     left_out = list(left_out_lines(manifest["quarantined"]))
@@ -96,22 +99,25 @@ def class_table(counts: dict[str, dict[str, int]]) -> Iterator[str]:
     if len(names) > CLASSES_SHOWN:
         ranked = sorted(names, key=lambda name: (-totals[name], name))
         names, gap = ranked[:EXTREMES] + ranked[-EXTREMES:], EXTREMES
-    head = ["class", *counts]
-    rows = [[shortened(name), *(f"{counts[split][name]:,}" for split in counts)] for name in names]
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for position, row in enumerate([head, *rows]):
+    lines = [["class", *counts]]
+    lines += [[shortened(name), *(f"{counts[split][name]:,}" for split in counts)] for name in names]
+    first, *others = (max(map(columns, column)) for column in zip(*lines, strict=True))
+    for position, (name, *numbers) in enumerate(lines):
         if position == gap + 1 and gap > 0:
             yield f"  … {len(totals) - 2 * EXTREMES:,} more …"
-        name, *numbers = (
-            text.ljust(width) if index == 0 else text.rjust(width)
-            for index, (text, width) in enumerate(zip(row, widths, strict=True))
-        )
-        yield "  " + "  ".join([name, *numbers])
+        aligned = [number.rjust(width) for number, width in zip(numbers, others, strict=True)]
+        yield "  " + "  ".join([name + " " * (first - columns(name)), *aligned])
 
 
 def shortened(name: str) -> str:
     text = shown(name)
     return text if len(text) <= NAME_WIDTH else f"{text[: NAME_WIDTH - 1]}…"
+
+
+def columns(text: str) -> int:
+    """Returns how many columns a text takes in a terminal, where Chinese characters take two, and accents none."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + wide - sum(unicodedata.combining(character) > 0 for character in text)
 
 
 def left_out_lines(quarantined: list[dict[str, Any]]) -> Iterator[str]:
@@ -122,15 +128,12 @@ def left_out_lines(quarantined: list[dict[str, Any]]) -> Iterator[str]:
     """
     groups: defaultdict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
     for row in quarantined:
-        order = (
-            3
-            if row["reason"] == HIDDEN
-            else 0
-            if "images" in row
-            else 1
-            if is_named_like_an_image(row["path"])
-            else 2
-        )
+        if row["reason"] == HIDDEN:
+            order = 3
+        elif "images" in row:
+            order = 0
+        else:
+            order = 1 if is_named_like_an_image(row["path"]) else 2
         groups[order, re.sub(r"\d[\d,.]*", "#", row["reason"])].append(row)
     ranked = sorted(groups.items(), key=lambda item: (item[0][0], -len(item[1])))
     system = [rows for (order, _), rows in ranked if order == 3]

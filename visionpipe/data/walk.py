@@ -20,6 +20,7 @@ from visionpipe.escape import visible
 MAX_FILE_BYTES = 256 * 2**20
 LEAVES = "symbolic link that leaves the folder"
 NOT_UTF8 = "file name is not UTF-8"
+UNREADABLE = "cannot be read"
 ODD = "neither a file nor a folder"
 TIMES = (
     16  # that a folder is listed where several links lead to it: links to links would multiply without end
@@ -28,7 +29,7 @@ COUNTED = 10_000  # entries of a folder that is left out; beyond, its images are
 NAMES_SHOWN = 3
 
 PICTURE = re.compile(
-    r".*\.(a?png|jpe?g?|jpe|jfif|gif|bmp|dib|tiff?|webp|p[bfgnp]m|avif|hei[cf])", re.I | re.S
+    r".*\.(a?png|jpe?g?|jpe|jfif|gif|bmp|dib|tiff?|webp|p[bfgnp]m|avif|hei[cf]|npy|dcm)", re.I | re.S
 )
 # Stores of files by their content, which programs link the files of a folder to: DVC (the md5 is the name),
 # git-annex, and the hub of Hugging Face.
@@ -122,7 +123,7 @@ def walk_folder(folder: str, follow_links: bool = False) -> Iterator[Found]:
             with os.scandir(place) as listed:
                 entries = sorted(listed, key=lambda entry: entry.name)
         except OSError as error:
-            yield Found(prefix.rstrip("/"), place, True, f"cannot be read: {error.strerror}")
+            yield Found(prefix.rstrip("/"), place, True, f"{UNREADABLE}: {error.strerror}")
             continue
         if prefix:
             yield Found(prefix.rstrip("/"), place, True)
@@ -178,7 +179,7 @@ def refusal(
     except FileNotFoundError:
         return ODD
     except OSError as error:
-        return ODD if entry.is_symlink() else f"cannot be read: {error.strerror}"
+        return ODD if entry.is_symlink() else f"{UNREADABLE}: {error.strerror}"
     if stat.S_ISDIR(status.st_mode):
         return None
     if not stat.S_ISREG(status.st_mode):

@@ -113,5 +113,7 @@ def glyphs(family: str) -> frozenset[int]:
     return frozenset(font.get_charmap()) if font.num_faces and font.scalable else frozenset()
 
 
+@functools.cache
 def opened(family: str) -> FT2Font:
-    return font_manager.get_font(font_manager.findfont(family))
+    """Opens a font, apart from matplotlib's own object, whose outlines change with the size of what was drawn last."""
+    return FT2Font(font_manager.findfont(family))

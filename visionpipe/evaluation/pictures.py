@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from visionpipe.data.form import as_rgb
 from visionpipe.evaluation.labels import drawable
 from visionpipe.evaluation.metrics import Answers, Calibration, Pairs, answers, most_confused, nonzero
 from visionpipe.files import replacing_file
@@ -155,7 +156,7 @@ def mistakes(
 ) -> Figure:
     """Draws the wrong predictions with the highest confidence, at most `most` of them, the most confident first.
 
-    images: uint8 (n, height, width, 3).
+    images: uint8 or uint16 (n, height, width, channels).
     labels: int (n,).
     probabilities: float (n, classes), or Answers.
     """
@@ -179,7 +180,9 @@ def mistakes(
     for axes in panels:
         axes.set_axis_off()
     for axes, index in zip(panels, worst, strict=False):
-        axes.imshow(images[index], interpolation="nearest" if max(images.shape[1:3]) < 100 else "antialiased")
+        axes.imshow(
+            as_rgb(images[index]), interpolation="nearest" if max(images.shape[1:3]) < 100 else "antialiased"
+        )
         axes.set_title(
             f"is {texts[labels[index]]}\npredicted {texts[predicted[index]]}, {confidence[index]:.0%}",
             fontsize=7.5,

@@ -10,13 +10,7 @@ memory as (batch, height, width, channels).
 OPERATIONS declares which backends implement which operation. An operation that is not declared is a KeyError, so that
 a misspelt name cannot silently mean "slow".
 
-To add a kernel:
-
-1. Measure that Keras's operation is slow there, and write the numbers into docs/results/training.md.
-2. Write the kernel in the backend's module. Its public functions are kernels; helpers begin with an underscore.
-3. Declare the backend in OPERATIONS.
-4. Call the kernel through `kernel(name)`, beside the fallback.
-5. Add a case to tests/shared/kernels_on_backend.py, which compares outputs and gradients with Keras's.
+docs/inside/acceleration.md has the checklist for adding a kernel.
 """
 
 import importlib

@@ -51,8 +51,9 @@ def build_model(
     num_classes: int,
     image_size: int | tuple[int, int],
     *,
-    pixel_mean: tuple[float, ...] = (127.5, 127.5, 127.5),
-    pixel_std: tuple[float, ...] = (127.5, 127.5, 127.5),
+    channels: int = 3,
+    pixel_mean: tuple[float, ...] | None = None,
+    pixel_std: tuple[float, ...] | None = None,
     **overrides: Any,
 ) -> "keras.Model":
     """Builds a classifier with freshly initialised weights.
@@ -61,12 +62,13 @@ def build_model(
         variant: a name that `list_models` returns, such as `ResNet-50`.
         num_classes: the number of logits.
         image_size: (height, width) in pixels, or one number for square images.
-        pixel_mean: mean of each channel, in [0, 255]. The model normalises its input itself.
-        pixel_std: standard deviation of each channel; 0 counts as 1.
+        channels: the number of channels of the images.
+        pixel_mean: mean of each channel, in [0, 255]; None means 127.5. The model normalises its input itself.
+        pixel_std: standard deviation of each channel; 0 counts as 1, None means 127.5.
         overrides: values for fields of the variant (see specs.py).
 
     Returns:
-        A model from images (batch, height, width, 3), float32 or uint8 in [0, 255], to float32 logits
+        A model from images (batch, height, width, channels), float32 or uint8 in [0, 255], to float32 logits
         (batch, num_classes).
 
     Raises:
@@ -74,9 +76,14 @@ def build_model(
     """
     if not positive(num_classes):
         raise ConfigError(f"num_classes: expected a positive whole number, received {num_classes!r}")
+    if not positive(channels):
+        raise ConfigError(f"channels: expected a positive whole number, received {channels!r}")
     size = height_and_width(image_size)
     spec = resolve_variant(variant, size, **overrides)
-    pixels = [per_channel("pixel_mean", pixel_mean), per_channel("pixel_std", pixel_std)]
+    pixels = [
+        per_channel(name, (127.5,) * channels if values is None else values, channels)
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std))
+    ]
     return model_from_spec(spec, int(num_classes), size, *pixels)
 
 
@@ -98,14 +105,14 @@ def positive(number: Any) -> bool:
     return isinstance(number, Integral) and not isinstance(number, bool) and int(number) > 0
 
 
-def per_channel(name: str, values: Any) -> tuple[float, ...]:
-    """Returns the three finite numbers of an argument, or raises a ConfigError that names the argument."""
+def per_channel(name: str, values: Any, channels: int) -> tuple[float, ...]:
+    """Returns the finite numbers of an argument, one a channel, or raises a ConfigError that names the argument."""
     try:
         numbers = tuple(map(float, values))
     except (TypeError, ValueError):
         numbers = ()
-    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
-        raise ConfigError(f"{name}: expected a number for each of 3 channels, received {values!r}")
+    if len(numbers) != channels or not all(map(math.isfinite, numbers)):
+        raise ConfigError(f"{name}: expected a number for each of {channels} channels, received {values!r}")
     return numbers
 
 
@@ -116,7 +123,7 @@ def model_from_spec(
     pixel_mean: tuple[float, ...],
     pixel_std: tuple[float, ...],
 ) -> "keras.Model":
-    """Builds the model of a spec that has already been checked."""
+    """Builds the model of a spec that has already been checked. Its images have as many channels as `pixel_mean`."""
     import keras
 
     from visionpipe.models.coatnet import coatnet
@@ -134,7 +141,7 @@ def model_from_spec(
         "coatnet": coatnet,
         "conformer": conformer,
     }
-    images = keras.Input((*image_size, 3), name=IMAGES)
+    images = keras.Input((*image_size, len(pixel_mean)), name=IMAGES)
     scale = [1 / (deviation or 1.0) for deviation in pixel_std]
     offset = [-mean * factor for mean, factor in zip(pixel_mean, scale, strict=True)]
     # Not keras.layers.Normalization: its constants become extra inputs of the exported ONNX graph.

@@ -66,7 +66,7 @@ def transformer_block(
 
 
 def coatnet(images: Any, spec: CoAtNetSpec) -> Any:
-    """Maps normalised images (batch, height, width, 3) to features (batch, channels)."""
+    """Maps normalised images (batch, height, width, channels) to features (batch, channels)."""
     x = images
     for number in range(1, spec.blocks_per_stage[0] + 1):
         stride = spec.stem_stride if number == 1 else 1

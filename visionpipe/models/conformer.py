@@ -71,7 +71,7 @@ def to_grid(tokens: Any, patches: Any, filters: int, factor: int, name: str) -> 
 
 
 def conformer(images: Any, spec: ConformerSpec) -> Any:
-    """Maps normalised images (batch, height, width, 3) to the features of both branches (batch, features).
+    """Maps normalised images (batch, height, width, channels) to the features of both branches (batch, features).
 
     `spec.fusion` says whether these are concatenated or summed.
     """

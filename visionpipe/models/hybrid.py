@@ -15,8 +15,8 @@ from visionpipe.models.vit import encode
 def hybrid(images: Any, spec: HybridSpec) -> Any:
     """Feeds the last feature map of ResNet stages into a Transformer.
 
-    Maps normalised images (batch, height, width, 3) to features (batch, hidden_dim). Source: Dosovitskiy et al. 2021,
-    arXiv:2010.11929, section 3.1.
+    Maps normalised images (batch, height, width, channels) to features (batch, hidden_dim).
+    Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1.
     """
     x = resnet_stages(images, spec)
     x = Conv2D(spec.hidden_dim, spec.patch_size, spec.patch_size, name=PATCH_EMBEDDING)(x)
@@ -26,7 +26,7 @@ def hybrid(images: Any, spec: HybridSpec) -> Any:
 def botnet(images: Any, spec: BoTNetSpec) -> Any:
     """Replaces the 3×3 convolutions of a ResNet's last stage with attention.
 
-    Maps normalised images (batch, height, width, 3) to features (batch, channels). Source: Srinivas et al. 2021,
+    Maps normalised images (batch, height, width, channels) to features (batch, channels). Source: Srinivas et al. 2021,
     arXiv:2101.11605, section 3.
     """
 

@@ -47,7 +47,7 @@ def norm_relu(x: Any, spec: Convolutions, name: str) -> Any:
 
 
 def stem(images: Any, spec: Convolutions) -> Any:
-    """Maps normalised images (batch, height, width, 3) to the input of the first stage."""
+    """Maps normalised images (batch, height, width, channels) to the input of the first stage."""
     filters = spec.stem_filters or spec.width
     match spec.stem:
         case "3x3":
@@ -125,7 +125,7 @@ def residual_block(
 
 
 def resnet_stages(images: Any, spec: Convolutions, last_spatial: Spatial | None = None) -> Any:
-    """Maps normalised images (batch, height, width, 3) to the last feature map (batch, height/s, width/s, channels).
+    """Maps normalised images (batch, height, width, channels) to features (batch, height/s, width/s, filters).
 
     Here s is `spec.total_stride`. In the last stage `last_spatial` replaces the 3×3 convolutions.
     """
@@ -140,5 +140,5 @@ def resnet_stages(images: Any, spec: Convolutions, last_spatial: Spatial | None 
 
 
 def resnet(images: Any, spec: ResNetSpec) -> Any:
-    """Maps normalised images (batch, height, width, 3) to features (batch, channels)."""
+    """Maps normalised images (batch, height, width, channels) to features (batch, channels)."""
     return layers.GlobalAveragePooling2D(name=POOL)(resnet_stages(images, spec))

@@ -88,7 +88,7 @@ def attention_maps(model: keras.Model, images: Any) -> dict[str, np.ndarray]:
     """Computes the attention weights of every attention layer for a batch of images.
 
     Args:
-        images: (batch, height, width, 3), float32 or uint8 in [0, 255].
+        images: (batch, height, width, channels), float32 or uint8 in [0, 255].
 
     Returns:
         Layer name → (batch, heads, tokens, tokens). The weights of each query sum to 1. Class and register tokens come

@@ -90,7 +90,7 @@ def encode(x: Any, spec: Encoder, distillation_token: bool = False) -> Any:
 
 
 def vit(images: Any, spec: ViTSpec) -> Any:
-    """Maps normalised images (batch, height, width, 3) to features (batch, hidden_dim).
+    """Maps normalised images (batch, height, width, channels) to features (batch, hidden_dim).
 
     With a distillation token it returns two feature vectors (see `encode`).
     """

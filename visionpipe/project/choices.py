@@ -65,6 +65,7 @@ def choose(survey: Survey, machine: Machine, backend: str, pretrained: bool) -> 
         | (survey.guess.params() if survey.guess else {})
         | {"size": list(size)}
         | framing
+        | survey.form
         | splits
         | ({"duplicates": "keep"} if survey.images <= MOST_ALIGNED else {}),
         "models": entries,
@@ -83,6 +84,9 @@ def choose(survey: Survey, machine: Machine, backend: str, pretrained: bool) -> 
         "prepare.size": size_reason(survey, size, enough, budget),
         "prepare.framing": f"crop | pad | stretch; pad shows all of the image: {survey.elongated:.0%} are more than "
         f"{ELONGATED} times as long as wide",
+        "prepare.channels": "as the files have them: 1 for grey, 3 for RGB",
+        "prepare.depth": "8 | 16 bits of a value are kept",
+        "prepare.levels": "file: the extremes of each; [low, high] for one scale, if you know the values of all",
         **fraction_reasons(survey),
         "prepare.duplicates": "copies are drawn into one split; or drop | error; null only warns",
         "models": f"three families, to compare: {minutes_text(seconds / 60)} of training together on {machine}",
@@ -276,7 +280,7 @@ def choose_gate(survey: Survey) -> tuple[float, str]:
     """Returns `register.gate.over_majority`: at most a quarter of what the most frequent class leaves to gain."""
     gate = min(LARGEST_GATE, math.floor(250 * (1 - survey.majority)) / 1000)
     return gate, (
-        f"a model must beat always answering the most frequent class, {survey.majority:.0%} of these images, by this"
+        f"the accuracy must lie this much above {survey.majority:.0%}, the share of the most frequent class"
     )
 
 

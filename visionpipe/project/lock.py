@@ -33,7 +33,7 @@ FILE_NAME = re.compile(r"\w+(/\w+)+\.\w+")
 SHOWN = 5  # reasons per stage; the others are counted
 HEADER = "# Written by visionpipe lock: the code and the libraries that each stage runs with. dvc.yaml depends on it.\n"
 
-# Modules and rooms that stages import and that do not change what a stage writes, each with the reason.
+# Modules and packages that stages import and that do not change what a stage writes, each with the reason.
 WITHOUT_EFFECT = {
     "api": "the interface from Python, which no stage calls",
     "errors": "words of error messages",
@@ -72,7 +72,7 @@ WITH_EFFECT = {
 
 # Libraries that change the numbers that a stage writes. The stage train has one section for each backend.
 LIBRARIES = {
-    "prepare": ("numpy", "pillow"),
+    "prepare": ("numpy", "pillow", "tifffile"),
     "tensorflow": ("keras", "keras-cv", "numpy", "tensorflow"),
     "jax": ("jax", "jaxlib", "keras", "keras-cv", "numpy", "tensorflow"),
     "torch": ("keras", "keras-cv", "numpy", "tensorflow", "torch"),
@@ -229,7 +229,7 @@ def stage_files(stage: str) -> dict[str, str]:
     """Returns file → sha256 for a stage's import closure; a file's name is like `visionpipe/data/decode.py`."""
     effective = WITH_EFFECT.get(stage, {})
     without = [name for name in WITHOUT_EFFECT if name not in effective]
-    # A module of WITH_EFFECT is always in the closure; of a room, only the modules that the stage imports.
+    # A module of WITH_EFFECT is always in the closure; of a package, only the modules that the stage imports.
     todo = {f"stages/{stage}.py", *filter(None, map(module_file, effective))}
     closure: set[str] = set()
     while todo:
@@ -242,7 +242,7 @@ def stage_files(stage: str) -> dict[str, str]:
 
 
 def belongs(file: str, module: str) -> bool:
-    """Whether a file is the module of this dotted name, or is in the room of this name."""
+    """Whether a file is the module of this dotted name, or is in the package of this name."""
     path = module.replace(".", "/")
     return file == f"{path}.py" or file.startswith(f"{path}/")
 
@@ -256,7 +256,7 @@ def module_file(name: str) -> str | None:
 
 @functools.cache
 def imported(file: str) -> set[str]:
-    """Returns the files that a module of the package imports or names, and the `__init__.py` of their rooms."""
+    """Returns the files that a module of the package imports or names, and the `__init__.py` of their packages."""
     modules: set[str] = set()
     files: set[str | None] = set()
     for node in running_nodes(tree_of(file)):
@@ -268,7 +268,7 @@ def imported(file: str) -> set[str]:
             case ast.JoinedStr(values=[ast.Constant(value=str(start)), *_]) if start.startswith(
                 "visionpipe."
             ):
-                room = start.rpartition(".")[0]  # a module of this room is imported by a computed name
+                room = start.rpartition(".")[0]  # one of its modules is imported by a computed name
                 inside = (PACKAGE.parent / room.replace(".", "/")).glob("*.py")
                 modules |= {f"{room}.{path.stem}" for path in inside if path.stem != "__init__"}
             case ast.Constant(value=str(text)) if FILE_NAME.fullmatch(text) and (PACKAGE / text).is_file():

@@ -1,6 +1,7 @@
 """params.yaml as frozen dataclasses. This module imports no framework, so that mistakes are reported at once."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +12,10 @@ from typing import Any, Literal
 import yaml
 
 from visionpipe.artifact.canonical import check_parameters
-from visionpipe.data.augmentation import AUGMENTATIONS, Mixing, OutOfRange
+from visionpipe.data.augmentation import AUGMENTATIONS, RGB_ONLY, Mixing, OutOfRange
 from visionpipe.data.config import PrepareConfig, group_pattern
 from visionpipe.data.draws import MOST_ENTRIES
+from visionpipe.data.headers import MAX_CHANNELS
 from visionpipe.errors import ConfigError, did_you_mean
 from visionpipe.models.names import layer_names
 from visionpipe.models.specs import Encoder, ModelSpec
@@ -163,12 +165,17 @@ def check(params: Params) -> None:
     require(0 < prepare.validation_fraction < 1, "prepare.validation_fraction", "must lie between 0 and 1")
     require(0 < prepare.crop_ratio <= 1, "prepare.crop_ratio", "must be above 0 and at most 1")
     require(
+        prepare.source == "folder" or not prepare.follow_links,
+        "prepare.follow_links",
+        "is for prepare.source: folder",
+    )
+    require(
         all(0 <= level <= 255 for level in prepare.pad_color),
         "prepare.pad_color",
         "must be three numbers from 0 to 255",
     )
     require(
-        prepare.levels is None or prepare.levels[0] < prepare.levels[1],
+        not isinstance(prepare.levels, tuple) or -math.inf < prepare.levels[0] < prepare.levels[1] < math.inf,
         "prepare.levels",
         "must be a smaller and a larger number",
     )
@@ -177,6 +184,14 @@ def check(params: Params) -> None:
         bool(prepare.name) == (prepare.source == "tfds"),
         "prepare.name",
         "is the name of a set of TensorFlow Datasets: give it with source: tfds, and only with that",
+    )
+    require(
+        1 <= prepare.channels <= MAX_CHANNELS, "prepare.channels", f"must lie between 1 and {MAX_CHANNELS}"
+    )
+    require(
+        not params.export.include_preprocessing or (prepare.channels, prepare.depth) == (3, 8),
+        "export.include_preprocessing",
+        "is for models of 8-bit RGB images: leave it out with another prepare.channels or prepare.depth",
     )
     check_groups(prepare)
     require(0 <= params.seed < 2**31, "seed", "must lie between 0 and 2147483647")
@@ -207,15 +222,20 @@ def check(params: Params) -> None:
         )
         recipe, where = params.train_config(name), f"models.{name}.train"
         check_augmentation(recipe.augmentation, f"{where}.augmentation")
+        check_colours(recipe.augmentation, prepare, f"{where}.augmentation")
         params.model_spec(name)
         require(
             params.model(name).init or not params.model(name).init_sha256,
             f"models.{name}.init_sha256", "has no effect without init: give both",
         )  # fmt: skip
         for key, least in (("pixel_mean", 0), ("pixel_std", 1)):
-            numbers = getattr(params.model(name), key) or ()
+            numbers = getattr(params.model(name), key)
             require(
-                all(least <= number <= 255 for number in numbers),
+                numbers is None or len(numbers) == prepare.channels,
+                f"models.{name}.{key}", f"expected a list of {prepare.channels}, received {list(numbers or ())}",
+            )  # fmt: skip
+            require(
+                all(least <= number <= 255 for number in numbers or ()),
                 f"models.{name}.{key}",
                 f"must lie between {least} and 255, the range of pixels",
             )
@@ -276,3 +296,17 @@ def check_augmentation(entries: tuple[dict[str, Any], ...], key: str) -> None:
         mixes = issubclass(kind, Mixing)
         require(mixes or not mixed, where, f"{name} must come before mixup and cutmix, which mix images")
         mixed = mixes
+
+
+def check_colours(entries: tuple[dict[str, Any], ...], prepare: PrepareConfig, key: str) -> None:
+    """Refuses augmentations that only 8-bit RGB images can have."""
+    if (prepare.channels, prepare.depth) == (3, 8):
+        return
+    others = ", ".join(name for name in AUGMENTATIONS if name not in RGB_ONLY)
+    for position, entry in enumerate(entries):
+        require(
+            entry["name"] not in RGB_ONLY,
+            f"{key}[{position}].name",
+            f"{entry['name']} changes 8-bit RGB colours, which images of prepare.channels {prepare.channels} and depth "
+            f"{prepare.depth} do not have: use some of {others}",
+        )

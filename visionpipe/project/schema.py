@@ -34,11 +34,17 @@ def build(kind: type, content: Any, key: str) -> Any:
     """
     values = converted(kind, content, key)
     for f in dataclasses.fields(kind):
-        # The file is the whole experiment: only keys that may be null or empty, or are keyword-only, may be left out.
-        optional = f.default is None or f.default_factory is not dataclasses.MISSING or f.kw_only
-        if f.name not in content and not optional:
+        if f.name not in content and not may_be_left_out(f):
             raise ConfigError(f"params.yaml: {key}{'.' if key else ''}{f.name} is missing")
     return kind(**values)
+
+
+def may_be_left_out(key: "dataclasses.Field[Any]") -> bool:
+    """Whether a section of params.yaml is valid without this key.
+
+    The file is the whole experiment: only a key that may be null or empty, or that is keyword-only, may be left out.
+    """
+    return key.default is None or key.default_factory is not dataclasses.MISSING or bool(key.kw_only)
 
 
 def converted(kind: type, content: Any, key: str) -> dict[str, Any]:
@@ -72,11 +78,12 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         # Of several types, the one that matches the value; if none matches, the first, whose error is raised.
         return convert(value, next((a for a in kinds if isinstance(value, form(a))), kinds[0]), key)
     if origin is Literal:
-        if value in arguments:
+        if value in arguments and type(value) in {type(argument) for argument in arguments}:
             return value
+        words = list(map(str, arguments))
         raise ConfigError(
-            f"params.yaml: {key}: expected one of {', '.join(arguments)}, received "
-            f"{value!r}{did_you_mean(str(value), arguments)}"
+            f"params.yaml: {key}: expected one of {', '.join(words)}, received "
+            f"{value!r}{did_you_mean(str(value), words)}"
         )
     if origin is dict and isinstance(value, dict):
         for k in value:
@@ -113,7 +120,9 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     raise ConfigError(f"params.yaml: {key}: expected {expected}, received {value!r}{note}")
 
 
-def form(hint: Any) -> type:
+def form(hint: Any) -> Any:
     """Returns the type of YAML values for an annotated type."""
     origin = typing.get_origin(hint)
-    return type(typing.get_args(hint)[0]) if origin is Literal else origin or hint
+    if origin is Literal:
+        return type(typing.get_args(hint)[0])
+    return list | tuple if origin is tuple else origin or hint

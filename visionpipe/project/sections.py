@@ -1,4 +1,4 @@
-"""The sections of params.yaml that no other room has: their keys, types and defaults."""
+"""The keys, types and defaults of most sections of params.yaml; `prepare` and `train` have modules of their own."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,8 +16,8 @@ class ModelConfig:
         init_sha256: The sha256 that the file in `init` must have; its first digits are enough.
         init_head: Whether the head starts at zero or is loaded from `init` too.
         init_grid: Rows and columns of the position embeddings in `init`, where they fit neither the model nor a square.
-        pixel_mean: Mean of the normalisation for red, green and blue pixels in [0, 255]; null takes that of the weights
-            in `init`, or else that of the training images.
+        pixel_mean: Mean of the normalisation for each channel (red, green and blue) of pixels in [0, 255]; null takes
+            that of the weights in `init`, or else that of the training images.
         pixel_std: Standard deviation of the normalisation, with the same default as `pixel_mean`.
         overrides: Fields of the variant that are different here.
         train: Keys of the recipe that are different here.
@@ -29,8 +29,8 @@ class ModelConfig:
     init_sha256: str | None = None
     init_head: Literal["zero", "load"] = field(default="zero", kw_only=True)
     init_grid: tuple[int, int] | None = field(default=None, kw_only=True)
-    pixel_mean: tuple[float, float, float] | None = None
-    pixel_std: tuple[float, float, float] | None = None
+    pixel_mean: tuple[float, ...] | None = None
+    pixel_std: tuple[float, ...] | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
 

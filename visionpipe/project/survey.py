@@ -12,18 +12,24 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from tqdm import tqdm
 
 from visionpipe.data.config import PrepareConfig
-from visionpipe.data.decode import format_of, open_image
+from visionpipe.data.decode import format_of, has_two_bytes, open_image
+from visionpipe.data.deep import ARRAY, DICOM, kind_of, stored_form
+from visionpipe.data.form import PixelFormat
 from visionpipe.data.headers import MAX_PIXELS, check_size, check_tiff
-from visionpipe.data.listing import Listing, Record, Rejected
+from visionpipe.data.huggingface import MARKS
+from visionpipe.data.listing import NOT_IN_A_CLASS, Listing, Record, Rejected
 from visionpipe.data.sources import SOURCES
+from visionpipe.data.splits import LOST_SHOWN, first_reason
+from visionpipe.data.spreadsheet import ENDINGS
+from visionpipe.data.wording import counted
 from visionpipe.errors import DataError, ImageError
 from visionpipe.escape import visible
 from visionpipe.project.table_survey import Guess
@@ -36,18 +42,22 @@ ELONGATED = 1.6  # times as long as wide; a square in the middle is less than tw
 MANY = 0.2  # of the images
 SHOWN = 8  # classes or files that are named
 
-Source = Literal["zip", "folder", "table", "idx"]
+Source = Literal["zip", "folder", "table", "huggingface", "idx"]
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says about its picture. `grey` and `transparent` are as stored, whatever the pixels hold."""
+    """What a file says about its picture. `grey` and `transparent` are as stored, whatever the pixels hold.
+
+    `form`: the format of the values, where it is not that of a picture of 8 bits.
+    """
 
     width: int
     height: int
     format: str
     grey: bool
     transparent: bool
+    form: PixelFormat | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,8 @@ class Survey:
     splits; `short_sides`, `long_sides`: percentile → pixels; `elongated`: share of the images of which a side is more
     than ELONGATED times the other;
     `one_size`: (height, width) where all images have the same, else None; `pixels`: of all images together;
-    `odd`: sentences about what may be a mistake; `guess`: what the columns of a table say.
+    `form`: the keys of `prepare` for arrays, DICOM files and TIFFs of many channels, else empty; `odd`: sentences about
+    what may be a mistake; `guess`: what the columns of a table say.
     """
 
     source: Source
@@ -74,6 +85,7 @@ class Survey:
     grey: int
     transparent: int
     odd: tuple[str, ...] = ()
+    form: dict[str, Any] = field(default_factory=dict)
     guess: Guess | None = None
 
     @property
@@ -156,7 +168,13 @@ def survey(
         formats=dict(Counter(header.format for _, header in seen).most_common()),
         grey=sum(header.grey for _, header in seen),
         transparent=sum(header.transparent for _, header in seen),
-        odd=(*listing.notes, *(guess.odd if guess else ()), *oddities(classes, elongated, short, unusable)),
+        form=form_of([header for _, header in seen]),
+        odd=(
+            *listing.notes,
+            *(guess.odd if guess else ()),
+            *deep_pictures([header for _, header in seen]),
+            *oddities(classes, elongated, short, unusable),
+        ),
         guess=guess,
     )
 
@@ -183,6 +201,8 @@ def source_of(path: Path, name: str) -> Source:
         if not zipfile.is_zipfile(path):
             raise DataError(f"{name} is neither a folder nor a zip archive")
         return "zip"
+    if any((path / mark).is_file() for mark in MARKS):
+        return "huggingface"
     first = "train-images-idx3-ubyte"
     return "idx" if any((path / file).is_file() for file in (first, f"{first}.gz")) else "folder"
 
@@ -211,7 +231,7 @@ def header_of(record: Record) -> Header | Rejected:
     """Reads a file's header; returns why not where the file is no image that `prepare` takes."""
     try:
         begins = record.read(BEGINNING)
-        kind = format_of(begins)
+        kind = kind_of(begins) or format_of(begins)
         try:
             header = read_header(begins, kind)
         except ImageError:
@@ -232,11 +252,22 @@ def read_header(begins: bytes, kind: str) -> Header:
     """Reads the header of a file of the format `kind`, as Pillow calls it. Raises any error of a parser."""
     if kind == "WEBP":  # Pillow would need the whole file
         return webp_header(begins)
+    if kind in (ARRAY, DICOM):
+        height, width, form = stored_form(begins, kind)
+        return Header(width, height, kind, form.channels == 1, False, form)
     if kind == "TIFF":
         check_tiff(begins)
-    image = open_image(begins, kind)
+    try:
+        image = open_image(begins, kind)
+    except Exception:  # Pillow reads no TIFF of many channels
+        if kind != "TIFF":
+            raise
+        height, width, form = stored_form(begins, kind)
+        return Header(width, height, kind, form.channels == 1, False, form)
     grey = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
-    return Header(image.width, image.height, kind, grey, image.has_transparency_data)
+    deep = image.mode.startswith("I") or has_two_bytes(image, begins)
+    form = PixelFormat(None, 1 if grey else 3, 16)
+    return Header(image.width, image.height, kind, grey, image.has_transparency_data, form if deep else None)
 
 
 def webp_header(begins: bytes) -> Header:
@@ -256,32 +287,61 @@ def webp_header(begins: bytes) -> Header:
 
 def check(name: str, listing: Listing, seen: list[tuple[Record, Header]], unusable: list[Rejected]) -> None:
     """Raises DataError where `prepare` would: no images, one class, a class without images, too few to split."""
-    loose = sum(item.reason == "not in a class folder" for item in unusable)
+    loose = sum(item.reason == NOT_IN_A_CLASS for item in unusable)
+    lost = "".join(f"; {sentence}" for sentence in listing.lost[:LOST_SHOWN])
+    table = next((item.file for item in unusable if item.file.casefold().endswith(ENDINGS)), None)
+    hint = f"; if {visible(table)} names the classes of the images, give --images that table" if table else ""
     if not listing.classes:
-        if loose:
+        if loose and not lost:
             raise DataError(
-                f"{name} holds {loose:,} files that lie in no folder of a class: make a folder for each class, named "
-                "like it, and move them there"
+                f"{name} holds {counted(loose, 'file that lies', 'files that lie')} in no folder of a class: make a "
+                f"folder for each class, named like it, and move {'it' if loose == 1 else 'them'} there{hint}"
             )
-        raise DataError(f"{name} holds no images: expected a folder of images for each class")
+        raise DataError(f"{name} holds no images: expected a folder of images for each class{lost}{hint}")
     if not seen:
-        first = f"; the first, {visible(unusable[0].file)}: {unusable[0].reason}" if unusable else ""
-        raise DataError(f"{name} holds no usable image in its folders{first}")
+        raise DataError(f"{name} holds no usable image in its folders{first_reason(unusable)}")
     if len(listing.classes) < 2:
         raise DataError(
             f"{name} holds only the class {listing.classes[0]!r}: a classifier needs a folder of images for each of "
-            "at least two classes"
+            f"at least two classes{lost}{hint}"
         )
     counts = Counter(record.class_name for record, _ in seen if record.split in (None, "train"))
     for class_name in listing.classes:
         if not counts[class_name]:
+            refused = [item for item in unusable if item.class_name == class_name]
             raise DataError(
                 f"{name}: the class {class_name!r} has no usable image to train on: put some into its folder, or "
-                "remove it"
+                f"remove it{first_reason(refused)}"
             )
     drawn = sum(split not in listing.splits for split in ("validation", "test"))
     if max(counts.values()) < 1 + drawn:
         raise DataError(f"{name} has too few images to draw splits from: no class has {1 + drawn}")
+
+
+def form_of(headers: list[Header]) -> dict[str, Any]:
+    """Returns the keys of `prepare` that keep the values of most files, if these are no pictures; else nothing."""
+    forms = Counter(header.form for header in headers if is_beyond(header))
+    if sum(forms.values()) < len(headers) / 2:
+        return {}
+    ((form, _),) = forms.most_common(1)
+    assert form is not None
+    keys = {"levels": form.levels, "channels": form.channels, "depth": form.depth}
+    return {key: value for key, value in keys.items() if value != getattr(PixelFormat(), key)}
+
+
+def is_beyond(header: Header) -> bool:
+    """Whether a file is an array or a DICOM file, or has a number of channels that no picture has."""
+    return header.form is not None and (header.format in (ARRAY, DICOM) or header.form.channels not in (1, 3))
+
+
+def deep_pictures(headers: list[Header]) -> Iterator[str]:
+    """Says how many pictures have 16 bits, and the key that keeps them."""
+    deep = [header for header in headers if header.form and not is_beyond(header)]
+    if deep:
+        grey = ", and prepare.channels: 1 one channel" if all(header.grey for header in headers) else ""
+        yield (
+            f"{len(deep):,} image{'s' if len(deep) > 1 else ''} of 16 bits become 8: prepare.depth: 16 keeps all{grey}"
+        )
 
 
 def oddities(
@@ -308,7 +368,7 @@ def oddities(
     reasons = Counter(item.reason for item in unusable)
     for reason, count in reasons.most_common():
         example = visible(next(item.file for item in unusable if item.reason == reason))
-        yield f"{count:,} file{'s' if count > 1 else ''} left out, such as {example}: {reason}"
+        yield f"{counted(count, 'file')} left out, such as {example}: {reason}"
 
 
 def percentiles(values: np.ndarray) -> dict[int, int]:

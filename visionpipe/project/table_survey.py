@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from visionpipe.data.config import PrepareConfig, TableConfig
-from visionpipe.data.listing import SPLIT_NAMES
+from visionpipe.data.layout import splits_named
 from visionpipe.data.sources import content_of_folder
 from visionpipe.data.spreadsheet import ENDINGS, read_sheet
 from visionpipe.data.table_files import Files, Unusable, guessed_root
@@ -78,9 +78,7 @@ def guess_columns(table: Path, label: str | None = None) -> Guess:
     file, root = file_column(values, files, folder, posixpath.dirname(path), name)
     rest = {column: cells for column, cells in values.items() if column != file}
     odd = []
-    split = named(
-        rest, SPLITS, lambda cells: {cell.casefold() for cell in cells} - {""} <= SPLIT_NAMES.keys()
-    )
+    split = named(rest, SPLITS, lambda cells: len(splits_named(set(cells))) == len(set(cells) - {""}))
     weight = named(rest, WEIGHTS, lambda cells: all(is_weight(cell) for cell in cells))
     chosen = label or label_column(rest, {split, weight}, name)
     group = group_column({c: v for c, v in rest.items() if c not in (chosen, split, weight)})
@@ -201,6 +199,7 @@ def group_column(values: dict[str, list[str]]) -> str | None:
 def torn_groups(groups: list[str], splits: list[str]) -> str | None:
     """Returns a group that has images in two splits; None if there is none."""
     seen: dict[str, set[str]] = defaultdict(set)
+    names = splits_named(set(splits))
     for group, split in zip(groups, splits, strict=True):
-        seen[group].add(SPLIT_NAMES.get(split.casefold(), "train"))
+        seen[group].add(names.get(split, "train"))
     return next((group for group, of_group in seen.items() if group and len(of_group) > 1), None)

@@ -223,6 +223,8 @@ def describe(live: Live, settings: Settings) -> dict[str, Any]:
         "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(live.since)),
         "classes": classifier.labels,
         "size": {"height": height, "width": width},
+        "channels": classifier.form.channels,
+        "depth": classifier.form.depth,
         "crop_ratio": classifier.framing["crop_ratio"],
         "interpolation": classifier.framing["interpolation"],
         "framing": classifier.framing["framing"],

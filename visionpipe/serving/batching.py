@@ -29,7 +29,8 @@ log = logging.getLogger("visionpipe")
 class Job:
     """One image that waits for its answer.
 
-    data: the bytes of a file, or the model's input, uint8 or float32 (height, width, 3) in [0, 255].
+    data: the bytes of a file, or the model's input (height, width, channels): uint16, or uint8
+        or float32 in [0, 255].
     future: gets the probabilities, float64 (classes,), or an exception, such as ImageError.
     submitted, decoded, started, finished: times of `time.perf_counter`, in seconds.
     """
@@ -223,7 +224,7 @@ def batch_limit(classifier: Classifier, settings: Settings) -> int:
 
     Larger batches are faster per image, but the next request waits longer.
     """
-    blank = np.zeros((1, *classifier.size, 3), np.uint8)
+    blank = classifier.noise(1)
     times = []
     for _ in range(3):
         start = time.perf_counter()

@@ -81,8 +81,11 @@ def converted(piece: bytes, dtype: np.dtype[Any]) -> np.ndarray:
         ) from None
     if not len(wide):
         raise invalid("data holds an empty list")
-    if dtype.kind == "u" and not ((wide >= 0) & (wide <= 255) & (wide == np.trunc(wide))).all():
-        raise invalid("data holds a number that is not an integer in [0, 255], as UINT8 requires")
+    most = np.iinfo(dtype).max if dtype.kind == "u" else 0
+    if dtype.kind == "u" and not ((wide >= 0) & (wide <= most) & (wide == np.trunc(wide))).all():
+        raise invalid(
+            f"data holds a number that is not an integer in [0, {most}], as UINT{8 * dtype.itemsize} requires"
+        )
     with np.errstate(over="ignore"):  # the check for infinity follows
         numbers = wide.astype(dtype)
     if not np.isfinite(numbers).all():

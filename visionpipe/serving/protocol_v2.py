@@ -1,8 +1,9 @@
 """Implements the Open Inference Protocol, version 2, with its binary tensor extension, as Triton's clients use it.
 
 The sources are https://github.com/kserve/open-inference-protocol and Triton's extension_binary_data.md. A request has
-one of two inputs: `images`, FP32 or UINT8 (n, height, width, 3) in [0, 255], of the model's size; or `files`, BYTES
-(n), image files. The outputs are `probabilities`, FP32 (n, classes), and `labels`, BYTES (n).
+one of two inputs: `images` (n, height, width, channels) of the model's size, FP32 or UINT8 in [0, 255], or UINT16 for a
+model of 16-bit images; or `files`, BYTES (n), image files. The outputs are `probabilities`, FP32 (n, classes), and
+`labels`, BYTES (n).
 """
 
 import math
@@ -22,14 +23,18 @@ from visionpipe.serving.service import STATUS, Live, Service
 from visionpipe.serving.settings import QUICK_BODY, V2_STRINGS
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-FLOATS: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
+NUMBERS: dict[str, np.dtype[Any]] = {
+    "FP32": np.dtype("<f4"),
+    "UINT8": np.dtype("u1"),
+    "UINT16": np.dtype("<u2"),
+}
 OUTPUTS = ("probabilities", "labels")
 SIZES = {"type": "array", "items": {"type": "integer", "minimum": 0}}
 TENSOR = {
     "type": "object",
     "properties": {
         "name": {"enum": ["images", "files"]},
-        "datatype": {"enum": [*FLOATS, "BYTES"]},
+        "datatype": {"enum": [*NUMBERS, "BYTES"]},
         "shape": SIZES,
         "data": {"type": "array"},
         "parameters": {"type": "object", "properties": {"binary_data_size": {"type": "integer"}}},
@@ -92,13 +97,14 @@ def router(service: Service) -> APIRouter:
     async def metadata(name: str, version: str | None = None) -> dict[str, Any]:
         live = live_model(name, version)
         height, width = live.batcher.classifier.size
+        channels = live.batcher.classifier.form.channels
         classes = len(live.batcher.classifier.labels)
         return {
             "name": live.name,
             "versions": [live.number],
             "platform": "onnx_onnxruntime",
             "inputs": [
-                {"name": "images", "datatype": "FP32", "shape": [-1, height, width, 3]},
+                {"name": "images", "datatype": "FP32", "shape": [-1, height, width, channels]},
                 {"name": "files", "datatype": "BYTES", "shape": [-1]},
             ],
             "outputs": [
@@ -164,7 +170,7 @@ def split(body: bytes, header_length: str | None, most: int) -> tuple[dict[str, 
 def read_input(
     header: dict[str, Any], numbers: bytes, binary: memoryview, live: Live, most: int
 ) -> list[bytes] | list[np.ndarray]:
-    """Reads the input as image files, or as float32 or uint8 (height, width, 3) images; raises Refusal."""
+    """Reads the input as image files, or as images (height, width, channels); raises Refusal."""
     match header.get("inputs"):
         case [
             {"name": "images" | "files" as name, "datatype": str(datatype), "shape": list(shape)} as tensor
@@ -186,10 +192,12 @@ def read_input(
         if len(files) != shape[0]:
             raise invalid(f"shape has {shape[0]} files, but the request has {len(files)}")
         return files
-    expected = [shape[0], *live.batcher.classifier.size, 3]
-    if shape != expected or datatype not in FLOATS:
-        raise invalid(f"images must have datatype FP32 or UINT8 and shape {expected}")
-    dtype, count = FLOATS[datatype], math.prod(shape)
+    form = live.batcher.classifier.form
+    expected = [shape[0], *live.batcher.classifier.size, form.channels]
+    datatypes = list(NUMBERS)[: 3 if form.depth == 16 else 2]
+    if shape != expected or datatype not in datatypes:
+        raise invalid(f"images must have datatype {' or '.join(datatypes)} and shape {expected}")
+    dtype, count = NUMBERS[datatype], math.prod(shape)
     if size is not None:
         if size != count * dtype.itemsize:
             raise invalid(f"{count} values of {datatype} are not {size} bytes")

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from visionpipe.artifact.versions import Version, load
+from visionpipe.data.form import as_rgb
 from visionpipe.errors import ImageError
 from visionpipe.serving.batching import Batcher, Job, Queue
 from visionpipe.serving.bodies import Refusal
@@ -163,9 +164,9 @@ class Service:
 
 
 def as_png(pixels: np.ndarray) -> bytes:
-    """Encodes uint8 (height, width, 3) as a PNG file, fast rather than small."""
+    """Encodes prepared pixels (height, width, channels) as a PNG file in RGB, fast rather than small."""
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    Image.fromarray(as_rgb(pixels)).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 

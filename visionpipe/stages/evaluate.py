@@ -65,8 +65,9 @@ def check_agreement(artifact: Path, classifier: Classifier, prepared: Prepared) 
         )
     expected, received = (one.framing | one.decoding for one in (classifier, prepared))
     if expected != received:
+        different = [key for key in expected if expected[key] != received[key]]
         theirs, ours = (
-            ", ".join(f"{key} {value}" for key, value in options.items()) for options in (expected, received)
+            ", ".join(f"{key} {options[key]}" for key in different) for options in (expected, received)
         )
         raise ArtifactError(
             f"{artifact} expects images of {theirs}, {PREPARED} has {ours}: train and export it again with dvc repro"

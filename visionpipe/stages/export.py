@@ -13,6 +13,7 @@ from visionpipe.artifact.digest import WITH_PREPROCESSING, artifact_sha256
 from visionpipe.artifact.preprocessing import with_preprocessing
 from visionpipe.artifact.quantization import Decision, accuracy, calibration_images, decision_path, quantize
 from visionpipe.artifact.speed import measure
+from visionpipe.data.form import model_input
 from visionpipe.data.prepared import PREPARED, Prepared, open_prepared
 from visionpipe.errors import ArtifactError
 from visionpipe.files import write_bytes, write_json
@@ -45,9 +46,8 @@ def export(name: str, params: Params) -> None:
     folder = artifact_folder(name)
     model = load_trained(model_folder(name) / "model.keras")
     images = data.images("validation")[:PARITY_IMAGES]
-    expected = np.asarray(model(images.astype(np.float32)))  # Keras exports only a model that has been called
-    (folder / WITH_PREPROCESSING).unlink(missing_ok=True)  # of an export with other parameters
-    write_bytes(folder / "model.onnx", onnx_bytes(model, params.export.opset))
+    expected = np.asarray(model(model_input(images)))  # Keras exports only a model that has been called
+    write_model(folder, onnx_bytes(model, params.export.opset), data, params)
     write_json(folder / "labels.json", data.classes)
     write_json(folder / "preprocessing.json", preprocessing(data.framing, data.decoding))
 
@@ -62,24 +62,27 @@ def export(name: str, params: Params) -> None:
             f"{params.export.max_logit_difference:g} of export.max_logit_difference: raise this limit, or try "
             f"another export.opset"
         )
-    decision = choose_precision(folder, data, params) if params.export.precision != "fp32" else None
-    if params.export.include_preprocessing:
-        final = (folder / "model.onnx").read_bytes()
-        write_bytes(folder / WITH_PREPROCESSING, with_preprocessing(final, data.framing))
-    if decision:
+    if params.export.precision != "fp32":
+        decision = choose_precision(folder, data, params)
         write_json(folder / "parity.json", parity | decision.accuracies())
-        # `register` reads it in the state folder.
-        write_json(decision_path(artifact_sha256(folder), state_folder()), decision.measured())
         print(f"{name}: {decision}")
     size = (folder / "model.onnx").stat().st_size / 2**20
     print(f"{name}: exported, {size:.1f} MiB, logits within {difference:.1g} of Keras's")
+
+
+def write_model(folder: Path, model: bytes, data: Prepared, params: Params) -> None:
+    """Writes a serialised ONNX model, and once more with the resizing in front of it where that is asked for."""
+    write_bytes(folder / "model.onnx", model)
+    (folder / WITH_PREPROCESSING).unlink(missing_ok=True)
+    if params.export.include_preprocessing:
+        write_bytes(folder / WITH_PREPROCESSING, with_preprocessing(model, data.framing))
 
 
 def choose_precision(folder: Path, data: Prepared, params: Params) -> Decision:
     """Quantises the model to int8, and replaces that of the artifact `folder` if int8 is chosen.
 
     `precision: int8` always chooses it; `auto` only if int8 is much faster and hardly less accurate. Speeds are
-    measured once per artifact and CPU.
+    measured once per artifact and CPU. The decision goes to the state folder, where `register` reads it.
     """
     threads, state = thread_count(params), state_folder()
     images, labels = data.images("validation"), data.labels("validation")
@@ -96,7 +99,8 @@ def choose_precision(folder: Path, data: Prepared, params: Params) -> Decision:
             speeds.append(measure(model, artifact_sha256(model), threads, state)["images_per_second"])
     decision = Decision(params.export.precision, *accuracies, *speeds)
     if decision.precision == "int8":
-        write_bytes(folder / "model.onnx", int8)
+        write_model(folder, int8, data, params)
+    write_json(decision_path(artifact_sha256(folder), state), decision.measured())
     return decision
 
 

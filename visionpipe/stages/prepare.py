@@ -1,4 +1,4 @@
-"""Stage `prepare`: decodes the images of a source into RGB arrays of one size, in data/prepared/."""
+"""Stage `prepare`: decodes the images of a source into arrays of one size, in data/prepared/."""
 
 import os
 from dataclasses import dataclass, field
@@ -20,7 +20,9 @@ from visionpipe.data.duplicates import (
     still_copies,
     superfluous,
 )
-from visionpipe.data.listing import Listing, Rejected
+from visionpipe.data.form import PixelFormat
+from visionpipe.data.groups import group_notes, join_groups, with_groups
+from visionpipe.data.listing import Listing, Rejected, UnclearFolders
 from visionpipe.data.losses import losses
 from visionpipe.data.measures import read_measured
 from visionpipe.data.prepared import (
@@ -40,9 +42,6 @@ from visionpipe.data.splits import (
     check_splits,
     draw_folds,
     draw_splits,
-    group_notes,
-    join_groups,
-    with_groups,
 )
 from visionpipe.data.understood import left_out_rows, summary, suspicions
 from visionpipe.doctor.checkup import checkup
@@ -76,6 +75,8 @@ def prepare(params: Params) -> None:
     try:
         manifest = write_prepared(params, content)
     except DataError as error:
+        if isinstance(error, UnclearFolders):
+            content.listing = error.listing
         if content.listing is None:
             raise
         write_refusal(refused, str(error), content)
@@ -87,6 +88,7 @@ def prepare(params: Params) -> None:
 def write_prepared(params: Params, content: Content) -> dict[str, Any]:
     """Writes the prepared data and returns their manifest; fills `content` on the way."""
     config = params.prepare
+    form = PixelFormat(**config.decode_options)
     decisions = read_decisions()
     listing = content.listing = decisions.applied_to(with_groups(SOURCES[config.source](config), config))
     check_classes(listing, config.path)
@@ -101,7 +103,9 @@ def write_prepared(params: Params, content: Content) -> dict[str, Any]:
         content.usable, content.quarantined = usable, quarantined
         splits = draw_splits(usable, listing.splits, config, params.seed)
         check_splits(splits, usable, quarantined, listing, config.has_groups)
-        images = np.memmap(spool, np.uint8, "r", shape=(len(measures["copies"]), *config.size, 3))
+        images = np.memmap(
+            spool, form.dtype, "r", shape=(len(measures["copies"]), *config.size, form.channels)
+        )
         positions = {name: position for position, name in enumerate(listing.classes)}
         for split, chosen in splits.items():
             labels = [positions[usable[row].class_name] for row in chosen]
@@ -191,10 +195,13 @@ def write_refusal(file: Path, error: str, content: Content) -> None:
     counts = dict.fromkeys(content.listing.classes, 0)
     for image in content.usable:
         counts[image.class_name] += 1
+    quarantined = content.quarantined
+    if not quarantined and isinstance(content.listing.entries, list):  # refused before anything was decoded
+        quarantined = [entry for entry in content.listing.entries if isinstance(entry, Rejected)]
     refusal = {
         "error": error,
         "usable": counts,
-        "quarantined": left_out_rows(content.quarantined),
+        "quarantined": left_out_rows(quarantined),
         "warnings": list(content.listing.notes),
     }
     write_json(file, refusal)

@@ -19,6 +19,7 @@ from visionpipe.tracking.trained import download_trained
 from visionpipe.training.plan import Plan
 from visionpipe.training.recipe import TrainConfig
 from visionpipe.weights import Preprocessing, PretrainedCheckpoint, resolve
+from visionpipe.weights.channels import fitted_pixels
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class TrainingPlan:
             source = "params.yaml" if written else "the checkpoint" if theirs else "the training images"
             yield f"  {key}: {shown(value)}, from {source}"
         for key, ours in self.data.framing.items():
-            wanted = getattr(seen, key)
+            wanted = getattr(seen, key, None)
             if wanted is not None and wanted != ours:
                 yield f"  prepare.{key}: {shown(ours)}, but the checkpoint was trained with {shown(wanted)}"
 
@@ -162,4 +163,9 @@ def normalisation(entry: ModelConfig, seen: Preprocessing, manifest: dict[str, A
     )  # it is 0 for a constant channel
     images = {"pixel_mean": tuple(manifest["channel_mean"]), "pixel_std": std}
     theirs = {"pixel_mean": seen.mean, "pixel_std": seen.std}
-    return images | {key: value for key, value in theirs.items() if value} | written_pixels(entry)
+    channels = len(images["pixel_mean"])
+    return (
+        images
+        | {key: fitted_pixels(value, channels) for key, value in theirs.items() if value}
+        | written_pixels(entry)
+    )

@@ -36,7 +36,8 @@ def model_card(name: str, params: Params, precision: dict[str, Any]) -> str:
     if not few:
         names += f" and {len(table) - MOST_SHOWN:,} more"
         per_class += f"\n\nThe table shows the {MOST_SHOWN} of {len(table):,} classes with the lowest F1."
-    per_slice = slice_table(json.loads((report_folder(name) / "slices.json").read_text(encoding="utf-8")))
+    slices = report_folder(name) / "slices.json"
+    per_slice = slice_table(json.loads(slices.read_text(encoding="utf-8")) if slices.exists() else [])
     init = lineage["params"]["model"].get("init")
     started = f"| started from | {markdown(init)}, sha256 `{lineage['init_sha256']}` |\n" if init else ""
     versions = ", ".join(f"{package} {version}" for package, version in lineage["versions"].items())

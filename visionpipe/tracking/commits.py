@@ -12,7 +12,9 @@ from typing import Any
 
 import yaml
 
-from visionpipe.errors import ConfigError
+from visionpipe.data.config import DECISIONS
+from visionpipe.data.decisions import read_decisions
+from visionpipe.errors import ConfigError, DataError
 from visionpipe.project.lineage import training_params
 from visionpipe.project.params import Params, load_params
 
@@ -83,7 +85,9 @@ def search(name: str, identity: dict[str, Any]) -> Made:
         files = ", ".join(line[3:] for line in changed if line)
         return Made(head, f"with uncommitted changes of {files}" if files else "")
     for commit in (
-        git("log", "--all", "--format=%H", f"-{MOST_COMMITS}", "--", *INPUTS, "dvc.lock").decode().split()
+        git("log", "--all", "--format=%H", f"-{MOST_COMMITS}", "--", *INPUTS, str(DECISIONS), "dvc.lock")
+        .decode()
+        .split()
     ):
         if makes(commit, name, identity):
             return Made(commit)
@@ -112,6 +116,7 @@ def makes(commit: str, name: str, identity: dict[str, Any]) -> bool:
         (code, versions) == (identity["code"], identity["versions"])
         and same(identity["params"], trained, {"threads"} if params.threads is None else set())
         and has_data(commit, params.prepare.path)
+        and decided_at(commit) == decided(DECISIONS)
     )
 
 
@@ -122,6 +127,24 @@ def has_data(commit: str, path: str) -> bool:
     except Damaged:  # a checkout of this commit could not reproduce the model
         return False
     return data in (None, data_here(path))
+
+
+def decided(path: Path) -> set[tuple[str, str, str]]:
+    """Returns what the decided rows of a decisions.csv change: (file, verb, value)."""
+    return {(row.file, row.verb, row.value) for row in read_decisions(path).rows if row.verb != "keep"}
+
+
+def decided_at(commit: str) -> set[tuple[str, str, str]] | None:
+    """Returns what `decided` returns for the decisions.csv of a commit; None where that one is damaged."""
+    blob = files_at(commit).get(str(DECISIONS))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / DECISIONS
+        if blob:
+            file.write_bytes(content(blob))
+        try:
+            return decided(file)
+        except DataError:
+            return None
 
 
 def same(made: Any, written: Any, but: set[str]) -> bool:

@@ -1,7 +1,6 @@
 """Verifies the files in the artifact store: their content, their digest, and the model's answers in a fresh process."""
 
 import base64
-import io
 import json
 import os
 import subprocess
@@ -11,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from visionpipe.artifact.classifier import Classifier
 from visionpipe.artifact.digest import artifact_sha256
 from visionpipe.artifact.versions import not_registered
+from visionpipe.data.deep import encoded
 from visionpipe.errors import ArtifactError, RegistryError
 from visionpipe.files import sha256_file, temporary_folder
 from visionpipe.tracking.store import Store
@@ -43,15 +42,11 @@ class Golden:
 
 
 def golden_answers(classifier: Classifier, images: np.ndarray) -> Golden:
-    """Computes the classifier's answers to `images`, uint8 (n, height, width, 3), encoded as PNG files.
+    """Computes the classifier's answers to prepared images, encoded as image files.
 
     The files are preprocessed like those of any client, so a crop ratio below 1 crops prepared images once more.
     """
-    files = []
-    for image in images:
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "PNG")
-        files.append(buffer.getvalue())
+    files = [encoded(image, classifier.form) for image in images]
     answers = [
         {
             "label": classifier.labels[row.argmax()],
@@ -71,8 +66,7 @@ def verify_version(store: Store, version: Any) -> None:
         artifact = download_classifier(store, version, folder)
         try:
             classifier = Classifier(artifact)
-            noise = np.random.default_rng(0).integers(0, 256, (GOLDEN_IMAGES, *classifier.size, 3), np.uint8)
-            golden = golden_answers(classifier, noise)
+            golden = golden_answers(classifier, classifier.noise(GOLDEN_IMAGES))
         except ArtifactError as error:
             raise RegistryError(f"{named(store, version)} does not run: {error}") from None
         compare_answers(artifact.parents[1], golden, named(store, version))

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 from visionpipe.errors import did_you_mean
 from visionpipe.models.names import LOGITS, layer_depths
-from visionpipe.training.recipe import TrainConfig, begins_with, duration_steps, require
+from visionpipe.training.recipe import TrainConfig, begins_with, check_value, duration_steps
 from visionpipe.training.schedule import make_schedule
 
 MIXING = ("mixup", "cutmix")
@@ -153,23 +153,23 @@ def check_end(recipe: TrainConfig, total_steps: int | None = None, epoch_steps: 
 
     frozen, late = frozen_epochs(recipe), "is too late: the training ends after"
     share, whole = end(f"{frozen} epochs")
-    require(
+    check_value(
         share < 1,
         "freeze",
         f"phases of {count(frozen, 'epoch')} are too long: the training ends after {whole}",
     )
     if isinstance(recipe.warmup, str):
         share, whole = end(recipe.warmup)
-        require(share < 1, "warmup", f"{recipe.warmup} is too long: the training ends after {whole}")
+        check_value(share < 1, "warmup", f"{recipe.warmup} is too long: the training ends after {whole}")
     for at in recipe.decay_at if recipe.schedule == "step" else ():
         if isinstance(at, str):
             share, whole = end(at)
-            require(share < 1, "decay_at", f"{at} {late} {whole}")
+            check_value(share < 1, "decay_at", f"{at} {late} {whole}")
     steps = total_steps or recipe.steps
     phases = [phase.epochs * epoch_steps for phase in recipe.freeze] if epoch_steps else []
     lengths = [*phases, steps - sum(phases)] if steps else phases
     shortest = min(lengths, default=recipe.accumulate)
-    require(
+    check_value(
         recipe.accumulate <= shortest,
         "accumulate",
         f"{recipe.accumulate} steps make one update, but "
@@ -180,8 +180,8 @@ def check_end(recipe: TrainConfig, total_steps: int | None = None, epoch_steps: 
         if type(off) is int and entry.get("name") in MIXING:
             key = f"augmentation[{position}].off_epoch"
             share, whole = end(f"{off} epochs")
-            require(off, key, f"0: {entry['name']} would never mix; leave the entry out")
-            require(share < 1, key, f"{off} {late} {whole}; write null to mix until the end")
+            check_value(off, key, f"0: {entry['name']} would never mix; leave the entry out")
+            check_value(share < 1, key, f"{off} {late} {whole}; write null to mix until the end")
 
 
 def check_rates(recipe: TrainConfig, names: Sequence[str]) -> None:
@@ -189,7 +189,7 @@ def check_rates(recipe: TrainConfig, names: Sequence[str]) -> None:
     by_name = factors(recipe, names)
     for position, phase in enumerate(recipe.freeze):
         trained = [name for name in names if any(begins_with(name, words) for words in phase.train)]
-        require(
+        check_value(
             not trained or any(by_name[name] for name in trained),
             f"freeze[{position}].train",
             f"nothing would be trained: rates gives the rate 0 to {', '.join(trained)}",
@@ -198,7 +198,7 @@ def check_rates(recipe: TrainConfig, names: Sequence[str]) -> None:
 
 def check_mixing(recipe: TrainConfig, batch_size: int) -> None:
     for position, entry in enumerate(recipe.augmentation):
-        require(
+        check_value(
             batch_size > 1 or entry.get("name") not in MIXING,
             f"augmentation[{position}]", f"{entry.get('name')} has nothing to mix with in a batch of one image",
         )  # fmt: skip

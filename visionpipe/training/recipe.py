@@ -159,68 +159,71 @@ class TrainConfig:
             ("repeated_augmentation", 1), ("checkpoint_steps", 1),
         ):  # fmt: skip
             value = getattr(self, name)
-            require(value is None or value >= least, name, f"must be at least {least}")
-            require(value is None or value <= MOST, name, f"must be at most {MOST:,}")
+            check_value(value is None or value >= least, name, f"must be at least {least}")
+            check_value(value is None or value <= MOST, name, f"must be at most {MOST:,}")
         for name in ("minutes", "learning_rate", "power", "clip_norm", "layer_decay", "checkpoint_minutes"):
             value = getattr(self, name)
-            require(value is None or 0 < value < math.inf, name, "must be positive and finite")
-        require(0 <= self.weight_decay < math.inf, "weight_decay", "must be finite and not negative")
+            check_value(value is None or 0 < value < math.inf, name, "must be positive and finite")
+        check_value(0 <= self.weight_decay < math.inf, "weight_decay", "must be finite and not negative")
         for name in ("momentum", "label_smoothing", "ema_decay"):
             value = getattr(self, name)
-            require(value is None or 0 <= value < 1, name, "must lie in [0, 1)")
+            check_value(value is None or 0 <= value < 1, name, "must lie in [0, 1)")
         for name in sorted({name for names in CURVES.values() for name in names}):
-            require(
+            check_value(
                 name in CURVES[self.schedule] or getattr(self, name) == getattr(TrainConfig, name),
                 name, f"has no effect with schedule: {self.schedule}: leave it out",
             )  # fmt: skip
         for name in ("final_rate", "decay_factor", "layer_decay"):
-            require(0 <= getattr(self, name) <= 1, name, "must lie between 0 and 1")
+            check_value(0 <= getattr(self, name) <= 1, name, "must lie between 0 and 1")
         for name, durations in (("warmup", (self.warmup,)), ("decay_at", self.decay_at)):
             for duration in durations:
                 check_duration(duration, name)
         for name, factor in self.rates.items():
-            require(0 <= factor < math.inf, f"rates.{name}", "must be finite and not negative")
+            check_value(0 <= factor < math.inf, f"rates.{name}", "must be finite and not negative")
         for position, phase in enumerate(self.freeze):
-            require(
+            check_value(
                 1 <= phase.epochs <= MOST, f"freeze[{position}].epochs", f"must lie between 1 and {MOST:,}"
             )
-            require(
+            check_value(
                 phase.train,
                 f"freeze[{position}].train",
                 "is empty: name at least one layer that is trained",
             )
-        require(
+        check_value(
             self.batch_size % self.repeated_augmentation == 0,
             "repeated_augmentation", f"must divide batch_size {self.batch_size}",
         )  # fmt: skip
         if isinstance(self.class_weights, dict):
             for name, weight in self.class_weights.items():
-                require(0 <= weight < math.inf, f"class_weights.{name}", "must be finite and not negative")
+                check_value(
+                    0 <= weight < math.inf, f"class_weights.{name}", "must be finite and not negative"
+                )
         if self.distill:
-            require(
+            check_value(
                 0 < self.distill.temperature < math.inf, "distill.temperature", "must be positive and finite"
             )
-            require(0 < self.distill.weight <= 1, "distill.weight", "must lie in (0, 1]")
-            require(
+            check_value(0 < self.distill.weight <= 1, "distill.weight", "must lie in (0, 1]")
+            check_value(
                 not self.distill.hard or self.distill.temperature == DistillConfig.temperature,
                 "distill.temperature", "has no effect with hard: true: leave it out",
             )  # fmt: skip
 
 
-def require(condition: object, key: str, message: str) -> None:
+def check_value(condition: object, key: str, message: str) -> None:
+    """Raises ConfigError, beginning with the key, unless the condition holds."""
     if not condition:
         raise ConfigError(f"{key}: {message}")
 
 
 def check_duration(duration: float | str, key: str) -> None:
     if isinstance(duration, str):
-        require(
+        check_value(
             DURATION.fullmatch(duration),
             key,
             f'expected a fraction, "5 epochs" or "500 steps"; received {duration!r}',
         )
     else:
-        require(0 <= duration < 1, key, "a fraction must lie in [0, 1)")
+        check_value(0 <= duration < 1, key, "a fraction must lie in [0, 1)")
 
 
 def duration_steps(duration: float | str, steps_per_epoch: int) -> float | None:

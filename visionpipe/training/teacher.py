@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from visionpipe.data.form import model_input
 from visionpipe.data.prepared import Prepared
 from visionpipe.errors import TrainingError
 from visionpipe.files import replacing_file
@@ -64,13 +65,13 @@ def teacher_logits(teacher: keras.Model, images: np.ndarray, cache: Path) -> np.
         with replacing_file(cache) as file:
             np.lib.format.write_array_header_1_0(file, header)
             for start in range(0, len(images), BATCH):
-                part = images[start : start + BATCH].astype(np.float32)
+                part = model_input(images[start : start + BATCH])
                 file.write(keras.ops.convert_to_numpy(teacher(part, training=False)).tobytes())
     return np.load(cache, mmap_mode="r", allow_pickle=False)
 
 
 class Answering(keras.layers.Layer):
-    """Computes the teacher's logits of images float32 (batch, height, width, 3), always in inference mode.
+    """Computes the teacher's logits of images float32 (batch, height, width, channels), always in inference mode.
 
     It is a layer, because Keras overrides `training=False` of models that a trained model calls directly.
     """

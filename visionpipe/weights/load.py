@@ -1,6 +1,7 @@
 """Loads a checkpoint into a model: checks everything first, then assigns everything."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -8,9 +9,10 @@ import numpy as np
 
 from visionpipe.errors import ConfigError, WeightsError
 from visionpipe.models.variants import VARIANTS, fields, override, shown
+from visionpipe.weights.channels import fitted_pixels
 from visionpipe.weights.checkpoint import OWN, PretrainedCheckpoint
 from visionpipe.weights.options import is_option, options_of
-from visionpipe.weights.plan import Contents, Plan
+from visionpipe.weights.plan import Contents, ImportPlan
 from visionpipe.weights.report import Report
 from visionpipe.weights.sources import resolve
 from visionpipe.weights.visionpipe_keras import OwnModel, copy_fixed_positions, layer_differences, open_own
@@ -58,8 +60,9 @@ def load_weights(
     )
     own = open_own(checkpoint.path, model.input.shape[1:3]) if checkpoint.is_own else None
     contents = contents_of_own(own) if own else contents_of(checkpoint)
+    contents = replace(contents, options=fitted_options(contents.options, model.input.shape[-1]))
     built = options_of(model)
-    plan = Plan(model, contents, checkpoint.source, grid, zero_head=head == "zero")
+    plan = ImportPlan(model, contents, checkpoint.source, grid, zero_head=head == "zero")
     differing = differences(contents.options, built)
     if own and not differing and not plan.wrong:
         differing = layer_differences(own.model, model)
@@ -105,6 +108,16 @@ def contents_of(checkpoint: PretrainedCheckpoint) -> Contents:
     )
 
 
+def fitted_options(options: dict[str, Any], channels: int) -> dict[str, Any]:
+    """Returns the options with the normalisation of as many channels as the model's images have."""
+    pixels = {
+        name: fitted_pixels(options[name], channels)
+        for name in ("pixel_mean", "pixel_std")
+        if name in options
+    }
+    return options | pixels
+
+
 def contents_of_own(own: OwnModel) -> Contents:
     """Returns the contents of a model that this package saved."""
     return Contents(OWN, own.tensors, tuple(own.rows), options_of(own.model), resized=own.resized)
@@ -128,7 +141,7 @@ def differences(options: Mapping[str, Any], built: Mapping[str, Any]) -> dict[st
 def refusal(
     model: "keras.Model",
     contents: Contents,
-    plan: Plan,
+    plan: ImportPlan,
     differing: Mapping[str, str],
     refused: Collection[str],
 ) -> str:

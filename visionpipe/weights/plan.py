@@ -10,6 +10,7 @@ from visionpipe.errors import WeightsError
 from visionpipe.models.names import DISTILLATION_LOGITS, HEADS, LOGITS, TOKENS
 from visionpipe.models.positions import resize_positions
 from visionpipe.models.variants import shown
+from visionpipe.weights.channels import RGB, fitted_kernel, fitting
 from visionpipe.weights.hints import NOTES, OURS, POSITION, THEIRS
 from visionpipe.weights.layout import FormatRow, Size, Tensors
 from visionpipe.weights.read import bfloat16
@@ -43,7 +44,7 @@ class Contents:
     resized: dict[str, str] = field(default_factory=dict)
 
 
-class Plan:
+class ImportPlan:
     """Plans an import without changing the model.
 
     `values` lists the variables with the arrays to assign. `used`, `unused`, `missing`, `resized` and `head` are those
@@ -61,6 +62,8 @@ class Plan:
     ):
         self.contents, self.source, self.grid = contents, source, grid
         self.image_size = model.input.shape[1:3]
+        kernels = (layer.kernel for layer in model.layers if hasattr(layer, "kernel"))
+        self.first_kernel = next((kernel.path for kernel in kernels if len(kernel.shape) == 4), None)
         self.tokens = next((layer for layer in model.layers if layer.name == TOKENS), None)
         self.values: list[tuple[Any, np.ndarray]] = []
         self.used: dict[str, tuple[str, ...]] = {}
@@ -218,6 +221,9 @@ class Plan:
                 if positions is None:
                     continue
                 value = positions
+            if path == self.first_kernel and value.shape[2:3] == (RGB,) and variable.shape[2] != RGB:
+                value = fitted_kernel(value, variable.shape[2])
+                self.resized[path] = fitting(variable.shape[2])
             if value.shape != tuple(variable.shape):
                 stored = " and ".join(str(self.contents.tensors[name].shape) for name in names)
                 self.misshapen.append(

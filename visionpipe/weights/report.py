@@ -34,7 +34,7 @@ class Report:
         used: model variable → the tensors that it was made of.
         unused: tensor → the reason why it was not needed.
         missing: model variables that the checkpoint lacks; these can only belong to the head.
-        resized: position embedding → old and new grid.
+        resized: position embedding → old and new grid; first convolution → old and new channels.
         head: what the head was initialised with.
         preprocessing: how the checkpoint's images were prepared.
         assumed: options that the checkpoint does not state.

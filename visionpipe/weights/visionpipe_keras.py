@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from visionpipe.errors import ConfigError, WeightsError
-from visionpipe.models.names import TOKENS
+from visionpipe.models.names import NORMALISATION, TOKENS
 from visionpipe.models.variants import shown
 from visionpipe.weights.layout import FormatRow, Tensors, same
 from visionpipe.weights.read import first_line
@@ -81,11 +81,15 @@ def layer_differences(stored: "keras.Model", model: "keras.Model") -> dict[str, 
 
     from visionpipe.models.layers import StochasticDepth
 
+    channels_agree = stored.input.shape[-1] == model.input.shape[-1]
+
     def settings(of: "keras.Model") -> dict[str, dict[str, Any]]:
         predicting = (x for x in of.layers if not isinstance(x, keras.layers.Dropout | StochasticDepth))
+        # The normalisation of other channels is compared as an option.
         return {
             layer.name: {key: value for key, value in layer.get_config().items() if not SILENT.fullmatch(key)}
             for layer in predicting
+            if channels_agree or layer.name != NORMALISATION
         }
 
     theirs, ours = settings(stored), settings(model)

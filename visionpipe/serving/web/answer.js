@@ -81,7 +81,7 @@ export class Answer {
     this.find(".bars").replaceChildren(...bars);
     this.find(".curl").hidden = false;
     this.find(".curl code").textContent = curlCommand(this.file.name, this.threshold, TOP);
-    this.find(".look").hidden = false;
+    this.find(".look").hidden = ![1, 3].includes(this.page.model?.channels ?? 3); // the view of others lacks channels
     this.page.say(`${this.file.name}: ${unsure ? "unsure, perhaps " : ""}${label}, ${percent(probability)}`);
     this.page.answered(version);
   }

@@ -76,19 +76,20 @@ export function curlCommand(fileName, threshold, top) {
 
 /** Returns the probabilities of images of the model's size, a Float32Array for each.
  *
- *  images: Uint8Array (height · width · 3) each. Uses the Open Inference Protocol v2 with binary tensors. Throws a
+ *  images: Uint8Array (height · width · 3) each, of which a model of grey images takes the first channel. Uses the Open Inference Protocol v2 with binary tensors. Throws a
  *  Failure with code not_found if another version is live.
  */
 export async function infer(model, images) {
   const { height, width } = model.size;
-  const pixels = new Uint8Array(images.length * height * width * 3);
-  images.forEach((image, index) => pixels.set(image, index * image.length));
+  const taken = model.channels === 1 ? images.map((image) => image.filter((_, index) => index % 3 === 0)) : images;
+  const pixels = new Uint8Array(images.length * height * width * model.channels);
+  taken.forEach((image, index) => pixels.set(image, index * image.length));
   const request = {
     inputs: [
       {
         name: "images",
         datatype: "UINT8",
-        shape: [images.length, height, width, 3],
+        shape: [images.length, height, width, model.channels],
         parameters: { binary_data_size: pixels.length },
       },
     ],

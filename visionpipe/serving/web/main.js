@@ -137,6 +137,7 @@ function showModel(model) {
     "Data sha256": lineage.data_sha256?.slice(0, 12),
     "Model, precision": [lineage.model, lineage.precision].filter(Boolean).join(", "),
     "Input size": `${model.size.width} × ${model.size.height} pixels, cropped at the centre`,
+    "Input channels": model.channels === 3 && model.depth === 8 ? "" : `${model.channels}, of ${model.depth} bits`,
     "git commit": lineage.git_commit?.slice(0, 12),
   };
   const entries = Object.entries(rows).filter(([, text]) => text);
