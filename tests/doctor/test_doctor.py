@@ -158,6 +158,16 @@ def test_a_class_of_another_compression_is_a_warning_of_prepare_and_a_score_in_t
     assert manifest["findings"]["shortcuts"]["largest"] == 1
 
 
+def test_images_of_one_channel_and_sixteen_bits_are_looked_at_too():
+    files = {}
+    for name, data in clean_set(10).items():
+        levels = np.asarray(Image.open(io.BytesIO(data)).convert("L")).astype(np.uint16) * 16
+        files[name] = encoded(Image.fromarray(levels))
+    files["disc/again.png"] = files["disc/003.png"]
+    found = diagnosed(prepared(files, channels=1, depth=16)[0])
+    assert sum(found[key]["count"] for key in ("copy", "leak") if key in found) >= 1
+
+
 def test_rows_without_a_decision_are_added_once_and_decided_rows_stay():
     files = clean_set()
     files["disc/again.png"] = files["disc/010.png"]
