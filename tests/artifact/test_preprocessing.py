@@ -15,7 +15,7 @@ from visionpipe.artifact.classifier import Classifier
 from visionpipe.artifact.digest import WITH_PREPROCESSING, artifact_files, artifact_sha256
 from visionpipe.artifact.preprocessing import Graph, resized, with_preprocessing
 from visionpipe.artifact.versions import Version, load
-from visionpipe.data.decode import RESAMPLING, frame
+from visionpipe.data.frame import RESAMPLING, frame
 from visionpipe.errors import ArtifactError
 
 SHAPES = [

@@ -23,7 +23,7 @@ from PIL import Image
 
 from visionpipe.artifact.classifier import BATCH, Classifier
 from visionpipe.artifact.package import pyfunc_arguments
-from visionpipe.data.decode import frame
+from visionpipe.data.frame import frame
 from visionpipe.errors import ArtifactError
 
 CLASSES = ["cat", "dog", "owl", "fox", "hen", "bee", "ant"]

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageOps
 
-from visionpipe.data import pixels
+from visionpipe.data import operations, pixels
 from visionpipe.data.augmentation import AUGMENTATIONS, make_augmentation
 from visionpipe.data.draws import MOST_ENTRIES, MOST_STREAMS, Draws
 from visionpipe.errors import ConfigError
@@ -345,15 +345,15 @@ def test_a_geometric_operation_is_pillows_affine_transform(ours, matrix):
 
 
 def test_randaugment_deals_every_operation_to_its_share_of_the_images_and_each_image_keeps_its_place():
-    count = len(pixels.OPERATIONS)
+    count = len(operations.OPERATIONS)
     which = np.arange(280) * 5 % count
     images = batch(*np.repeat(IMAGES, 5, axis=0)[:280])
     level = numbers(*np.linspace(0, 1, 280))
-    output = pixels.operate(
+    output = operations.operate(
         images, numbers(*(which + 0.5) / count), level, numbers(*np.arange(280) % 2 * 0.9)
     )
     for index in range(0, 280, 3):
-        operation = list(pixels.OPERATIONS.values())[which[index]]
+        operation = list(operations.OPERATIONS.values())[which[index]]
         alone = operation(
             images[index : index + 1], level[index : index + 1], numbers(1.0 if index % 2 else -1.0)
         )

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from visionpipe.data.decode import SRGB_WITHIN, decode_image, read_image
+from visionpipe.data.colours import SRGB_WITHIN
+from visionpipe.data.decode import decode_image, read_image
 from visionpipe.data.headers import CLIENT_PIXELS, MOST_PIXELS_OF_A_BYTE, check_size
 from visionpipe.errors import ImageError
 

@@ -14,7 +14,9 @@ import pytest
 from hostile import TURNS
 from PIL import Image, ImageDraw, ImageFile
 
-from visionpipe.data.decode import RESAMPLING, decode_image, frame, open_image
+from visionpipe.data.decode import decode_image
+from visionpipe.data.formats import open_image
+from visionpipe.data.frame import RESAMPLING, frame
 from visionpipe.data.headers import CLIENT_PIXELS, MAX_PIXELS, check_size
 from visionpipe.errors import ImageError
 

@@ -11,9 +11,10 @@ import tifffile
 from deep_images import chunk, dicom, npy, png16
 from PIL import Image
 
-from visionpipe.data.decode import decode_image, frame
+from visionpipe.data.decode import decode_image
 from visionpipe.data.deep import decode_pixels, encoded, read_pixels
 from visionpipe.data.form import PixelFormat, as_rgb, model_input
+from visionpipe.data.frame import frame
 from visionpipe.data.measures import as_picture
 from visionpipe.data.prepared import channel_statistics
 from visionpipe.errors import ImageError

@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+from flowers import flower
 from PIL import Image, ImageEnhance
 from scipy.fft import dctn
 from scipy.ndimage import laplace
@@ -216,8 +217,23 @@ def test_alignment_recovers_a_known_map_and_refuses_another_picture():
     brighter = part.point(lambda level: 40 + 0.7 * level)
     one = np.array([np.array(whole)] * 3)
     others = np.array([np.array(part), np.array(brighter), np.array(other)])
-    assert aligned(one, others).tolist() == [True, True, False]
-    assert aligned(one[:0], others[:0]).tolist() == []
+    grey = np.full((3, 8, 8, 3), 128, np.uint8)
+    assert aligned(one, others, grey, grey).tolist() == [True, True, False]
+    assert aligned(one[:0], others[:0], grey[:0], grey[:0]).tolist() == []
+    blue = grey * np.array([0, 0, 1], np.uint8)
+    assert aligned(one, others, grey, blue).tolist() == [False, False, False]
+
+
+def test_simple_pictures_are_no_crops_of_each_other():
+    """Flowers on plain meadows agree after one affine map or another, so a map alone proves nothing."""
+    random = np.random.default_rng(0)
+    pictures = [
+        flower(name, random).resize((80, 80)) for name in ("daisy", "rose", "tulip") for _ in range(20)
+    ]
+    thumbnails = np.array([np.array(picture.convert("L").resize((32, 32))) for picture in pictures])
+    colours = np.array([np.array(picture.resize((8, 8))) for picture in pictures])
+    left, right = np.triu_indices(60, 1)
+    assert aligned(thumbnails[left], thumbnails[right], colours[left], colours[right]).mean() < 0.002
 
 
 def test_colours_that_hardly_differ_are_the_same():

@@ -22,7 +22,8 @@ from hostile_sets import (
 from servers import form
 
 from visionpipe.data.config import PrepareConfig
-from visionpipe.data.decode import decode_image, frame
+from visionpipe.data.decode import decode_image
+from visionpipe.data.frame import frame
 from visionpipe.data.sources import list_zip
 from visionpipe.errors import DataError, ImageError
 from visionpipe.serving.service import STATUS

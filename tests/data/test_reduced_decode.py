@@ -9,10 +9,10 @@ from PIL import Image, ImageOps
 
 from visionpipe.artifact.classifier import preprocessing, read_preprocessing
 from visionpipe.data.config import PrepareConfig
-from visionpipe.data.decode import frame
 from visionpipe.data.decoding import decode
 from visionpipe.data.deep import decode_pixels
 from visionpipe.data.form import PixelFormat
+from visionpipe.data.frame import frame
 from visionpipe.data.listing import Record
 
 

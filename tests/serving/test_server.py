@@ -22,7 +22,8 @@ from servers import CHECKOUT, CLASSES, SIZE, artifact_folder, big_jpeg, form, pi
 
 from visionpipe.artifact.versions import version_in
 from visionpipe.commands.options import parser, settings
-from visionpipe.data.decode import decode_image, frame
+from visionpipe.data.decode import decode_image
+from visionpipe.data.frame import frame
 from visionpipe.errors import ConfigError
 from visionpipe.serving.app import prediction, write_answer
 from visionpipe.serving.bodies import Question, Refusal

@@ -22,7 +22,7 @@ from repository import CHECKOUT
 from servers import SIZE
 
 from visionpipe.artifact.classifier import Classifier
-from visionpipe.data.decode import frame
+from visionpipe.data.frame import frame
 from visionpipe.data.prepared import SPLITS
 
 CLASSES = ("one", "two")

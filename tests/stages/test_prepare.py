@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from visionpipe.data.config import PrepareConfig
-from visionpipe.data.decode import decode_image, frame
+from visionpipe.data.decode import decode_image
+from visionpipe.data.frame import frame
 from visionpipe.data.headers import PADDING
 from visionpipe.data.prepared import CHUNK_BYTES, PREPARED, SPLITS, channel_statistics, open_prepared
 from visionpipe.data.understood import class_table, left_out_lines

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from visionpipe.data.decode import RESAMPLING, frame
 from visionpipe.data.deep import decode_pixels
 from visionpipe.data.form import PixelFormat, model_input
+from visionpipe.data.frame import RESAMPLING, frame
 from visionpipe.data.headers import MAX_PIXELS, PADDING
 from visionpipe.errors import ArtifactError
 

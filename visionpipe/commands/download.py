@@ -25,7 +25,7 @@ def download(name: str, path: Path) -> None:
         raise ConfigError(f"{visible(str(path))} exists: name a new folder")
     of_hub, _, configuration = name.partition(":")
     try:
-        loaded = datasets.load_dataset(of_hub, configuration or None)
+        loaded = datasets.load_dataset(of_hub, configuration or None)  # nosec B615: the images are hashed
     except Exception as error:  # the network, the Hub and the set's files raise errors of any class
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{visible(name)} cannot be downloaded: {reason}") from None

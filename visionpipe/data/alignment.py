@@ -10,14 +10,24 @@ import numpy as np
 ROUNDS = ((2, 6, 0.8), (2, 8, 0.92), (1, 10, 0.98))
 MOST_RESIDUAL = 0.35  # of any eighth by eighth of the picture, relative to the picture's deviation
 LEAST_OVERLAP = 0.6
+# Simple pictures, such as one thing on a plain ground, agree after many maps. So the map must be that of a crop or of a
+# slight rotation, and details and colours must agree too.
+LEAST_DETAIL = 0.8  # correlation of what three blurs take away
+LARGEST_SCALE, LARGEST_STRETCH, LARGEST_TURN = 1.35, 1.15, 12.0  # ratio, ratio of two axes, degrees
+COLOUR_CORRELATION, COLOUR_DIFFERENCE = 0.95, 8.0  # of deviations from grey; one of the two is enough
+SURE_DETAIL, SURE_CORRELATION = (
+    0.95,
+    0.8,
+)  # details that agree so well need colours that correlate so much only
 BLOCKS = 4
 
 
-def aligned(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def aligned(one: np.ndarray, other: np.ndarray, colours: np.ndarray, other_colours: np.ndarray) -> np.ndarray:
     """Whether thumbnails agree after alignment, bool (n,).
 
     Args:
         one, other: uint8 (n, side, side), grey.
+        colours, other_colours: uint8 (n, few, few, 3), the mean colours of parts of the same pictures.
     """
     one, other = one.astype(np.float32), other.astype(np.float32)
     maps = np.tile(np.eye(2, 3, dtype=np.float32), (len(one), 1, 1))
@@ -32,10 +42,67 @@ def aligned(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         maps, correlation, residual, overlap = estimate(first, second, maps, steps)
         good = (correlation >= least) & (overlap >= LEAST_OVERLAP)
         alive, maps, residual = alive[good], maps[good], residual[good]
-    alive = alive[residual <= MOST_RESIDUAL]
+    alive, maps = alive[residual <= MOST_RESIDUAL], maps[residual <= MOST_RESIDUAL]
+    details = detail_correlation(one[alive], other[alive], maps)
+    correlation, difference = compared_colours(colours[alive], other_colours[alive], maps, one.shape[1])
+    same_colours = (correlation >= COLOUR_CORRELATION) | (difference <= COLOUR_DIFFERENCE)
+    same_colours |= (details >= SURE_DETAIL) & (correlation >= SURE_CORRELATION)
+    agree = is_crop(maps) & (details >= LEAST_DETAIL) & same_colours
     result = np.zeros(len(one), bool)
-    result[alive] = True
+    result[alive[agree]] = True
     return result
+
+
+def is_crop(maps: np.ndarray) -> np.ndarray:
+    """Whether affine maps, (n, 2, 3), are those of a crop or of a slight rotation: bool (n,)."""
+    linear = maps[:, :, :2]
+    larger, smaller = np.linalg.svd(linear, compute_uv=False).T
+    scale = np.sqrt(larger * smaller)
+    turn = np.arctan2(linear[:, 1, 0] - linear[:, 0, 1], linear[:, 0, 0] + linear[:, 1, 1])
+    return (
+        (larger <= LARGEST_STRETCH * smaller)
+        & (scale <= LARGEST_SCALE)
+        & (scale >= 1 / LARGEST_SCALE)
+        & (np.abs(np.degrees(turn)) <= LARGEST_TURN)
+    )
+
+
+def detail_correlation(one: np.ndarray, other: np.ndarray, maps: np.ndarray) -> np.ndarray:
+    """Returns the correlation of the details of aligned thumbnails, float32 (n, side, side): (n,)."""
+    first, second = (pictures - blurred(blurred(blurred(pictures))) for pictures in (one, other))
+    x, y = places(one.shape[1])
+    warped, inside = sample(second, maps, x, y)
+    return compared(first.reshape(len(one), x.size), warped, inside)[1]
+
+
+def compared_colours(
+    one: np.ndarray, other: np.ndarray, maps: np.ndarray, side: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compares the deviations from grey of aligned pictures, uint8 (n, few, few, 3).
+
+    `maps` are those of thumbnails of `side` × `side` pixels.
+
+    Returns:
+        Their correlation, and their root mean square difference in [0, 255]: (n,) each.
+    """
+    x, y = places(one.shape[1])
+    smaller = maps.copy()
+    smaller[:, :, 2] *= one.shape[1] / side
+    channels = [sample(other[..., channel].astype(np.float32), smaller, x, y) for channel in range(3)]
+    warped, inside = np.stack([values for values, _ in channels], axis=-1), channels[0][1][..., None]
+    pictures = one.reshape(len(one), x.size, 3).astype(np.float32), warped
+    first, second = ((colours - colours.mean(axis=-1, keepdims=True)) * inside for colours in pictures)
+    scale = np.sqrt((first**2).sum(axis=(1, 2)) * (second**2).sum(axis=(1, 2)))
+    correlation = (first * second).sum(axis=(1, 2)) / np.maximum(scale, 1e-6)
+    count = np.maximum(3 * inside.sum(axis=(1, 2)), 1)
+    return correlation, np.sqrt(((first - second) ** 2).sum(axis=(1, 2)) / count)
+
+
+def places(side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns x and y of the pixels of a picture, relative to its centre: float32 (side · side,) each."""
+    along = np.arange(side, dtype=np.float32) - (side - 1) / 2
+    y, x = (grid.ravel() for grid in np.meshgrid(along, along, indexing="ij"))
+    return x, y
 
 
 def blurred(pictures: np.ndarray) -> np.ndarray:
@@ -59,8 +126,7 @@ def estimate(
         deviation; and the share of the template that overlaps: each (n,).
     """
     count, side = template.shape[:2]
-    places = np.arange(side, dtype=np.float32) - (side - 1) / 2
-    y, x = (grid.ravel() for grid in np.meshgrid(places, places, indexing="ij"))
+    x, y = places(side)
     down, right = np.gradient(template, axis=(1, 2))
     down, right = down.reshape(count, -1), right.reshape(count, -1)
     flat = template.reshape(count, -1)

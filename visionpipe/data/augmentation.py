@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from visionpipe.data import pixels
 from visionpipe.data.draws import MOST_STREAMS, Draws, Range, Sides
+from visionpipe.data.operations import operate
 from visionpipe.errors import ConfigError
 
 # images uint8 or uint16 (batch, height, width, channels), targets float32 (batch, classes), step int64 ()
@@ -198,7 +199,7 @@ class RandAugment(Changing):
             operation, side = draws.uniform(2, stream=2 * turn)
             magnitude = self.magnitude + self.magnitude_std * draws.normal(stream=2 * turn + 1)
             rounds.append((operation, magnitude / 10, side))
-        return pixels.operate(images, *(tf.stack(numbers, axis=1) for numbers in zip(*rounds, strict=True)))
+        return operate(images, *(tf.stack(numbers, axis=1) for numbers in zip(*rounds, strict=True)))
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ import numpy as np
 from tqdm import tqdm
 
 from visionpipe.data.config import PrepareConfig
-from visionpipe.data.decode import OpenLevels, frame
 from visionpipe.data.deep import read_pixels
 from visionpipe.data.form import PixelFormat
+from visionpipe.data.frame import frame
+from visionpipe.data.levels import OpenLevels
 from visionpipe.data.listing import Listing, Record, Rejected
 from visionpipe.data.measures import measure
 from visionpipe.errors import ImageError

@@ -14,20 +14,12 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from visionpipe.data.decode import (
-    SIGNATURES,
-    OpenLevels,
-    has_two_bytes,
-    load,
-    luma,
-    one_large,
-    open_checked,
-    read_image,
-    sixteen_bits,
-    to_bytes,
-)
+from visionpipe.data.decode import load, one_large, open_checked, read_image
 from visionpipe.data.form import PixelFormat
+from visionpipe.data.formats import SIGNATURES
+from visionpipe.data.frame import luma
 from visionpipe.data.headers import MAX_CHANNELS, MAX_PIXELS, check_size
+from visionpipe.data.levels import OpenLevels, has_two_bytes, sixteen_bits, to_bytes
 from visionpipe.errors import ImageError
 
 MAX_NPY_HEADER = 10_000  # bytes

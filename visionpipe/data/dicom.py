@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from visionpipe.data.decode import warnings_ignored
 from visionpipe.data.deep import Samples, check_dimensions
 from visionpipe.data.form import PixelFormat
+from visionpipe.data.formats import warnings_ignored
 from visionpipe.errors import ImageError
 
 DEFLATED = b"1.2.840.10008.1.2.1.99"  # a transfer syntax

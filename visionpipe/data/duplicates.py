@@ -144,13 +144,16 @@ def find_copies(
         thumbnails, colours = measures["thumbnail"][rows], measures["colour"][rows]
         for turn in PLAIN:
             left, right = similar_thumbnails(thumbnails, turn, quiet)
-            coloured = same_colours(colours[left], turned(colours[right], turn), least=0.5)
-            left, right = left[coloured], right[coloured]
             for start in tqdm(range(0, len(left), ALIGNED_AT_ONCE), f"crops, {turn}", disable=quiet or None):
                 one, other = left[start : start + ALIGNED_AT_ONCE], right[start : start + ALIGNED_AT_ONCE]
                 new = groups.label[rows[one]] != groups.label[rows[other]]
                 one, other = one[new], other[new]
-                alike = aligned(thumbnails[one], turned(thumbnails[other], turn))
+                alike = aligned(
+                    thumbnails[one],
+                    turned(thumbnails[other], turn),
+                    colours[one],
+                    turned(colours[other], turn),
+                )
                 groups.add(rows[one[alike]], rows[other[alike]])
     return groups.numbered()
 
@@ -207,7 +210,7 @@ def near_hashes(
         progress.update()
 
 
-def same_colours(one: np.ndarray, other: np.ndarray, least: float = COLOUR_CORRELATION) -> np.ndarray:
+def same_colours(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Whether the deviations from grey of uint8 (n, side, side, 3) correlate, or hardly differ: bool (n,)."""
     parts = []
     for start in range(0, len(one), AT_ONCE // COLOUR_SIDE):
@@ -220,7 +223,7 @@ def same_colours(one: np.ndarray, other: np.ndarray, least: float = COLOUR_CORRE
         scale = np.sqrt((first**2).sum(axis=1) * (second**2).sum(axis=1))
         correlation = (first * second).sum(axis=1) / np.maximum(scale, 1e-6)
         difference = np.sqrt(((first - second) ** 2).mean(axis=1))
-        parts.append((correlation >= least) | (difference <= GREY))
+        parts.append((correlation >= COLOUR_CORRELATION) | (difference <= GREY))
     return np.concatenate(parts) if parts else np.zeros(0, bool)
 
 

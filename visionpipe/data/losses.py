@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from visionpipe.data.config import PrepareConfig
-from visionpipe.data.decode import OpenLevels
 from visionpipe.data.decoding import Usable
+from visionpipe.data.levels import OpenLevels
 
 MOST_CUT_OFF = 0.4  # of an image's area
 MANY = 0.2  # of all images

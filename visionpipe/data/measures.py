@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from visionpipe.data.decode import SIGNATURES, to_bytes
 from visionpipe.data.form import as_rgb
+from visionpipe.data.formats import SIGNATURES
+from visionpipe.data.levels import to_bytes
 
 THUMBNAIL = 32  # height and width
 SHARPNESS_SIDE = 256  # a larger picture is shrunk until its longer side has this length

@@ -12,8 +12,8 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, cast
 
-from visionpipe.data.decode import SIGNATURES
 from visionpipe.data.encodings import text_lines
+from visionpipe.data.formats import SIGNATURES
 from visionpipe.data.sources import read_member
 from visionpipe.data.walk import (
     LEAVES,

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from visionpipe.data.decode import MAX_SAMPLE_VALUE, UPRIGHT, load, one_large, open_checked, read_image
+from visionpipe.data.decode import UPRIGHT, load, one_large, open_checked, read_image
 from visionpipe.data.deep import Samples, check_dimensions, turned, type_limits
 from visionpipe.data.form import PixelFormat
 from visionpipe.data.headers import check_tiff
+from visionpipe.data.levels import MAX_SAMPLE_VALUE
 from visionpipe.errors import ImageError
 
 NONE, DEFLATE = 1, (8, 32946)  # compressions

@@ -20,11 +20,12 @@ import numpy as np
 from tqdm import tqdm
 
 from visionpipe.data.config import PrepareConfig
-from visionpipe.data.decode import format_of, has_two_bytes, open_image
 from visionpipe.data.deep import ARRAY, DICOM, kind_of, stored_form
 from visionpipe.data.form import PixelFormat
+from visionpipe.data.formats import format_of, open_image
 from visionpipe.data.headers import MAX_PIXELS, check_size, check_tiff
 from visionpipe.data.huggingface import MARKS
+from visionpipe.data.levels import has_two_bytes
 from visionpipe.data.listing import NOT_IN_A_CLASS, Listing, Record, Rejected
 from visionpipe.data.sources import SOURCES
 from visionpipe.data.splits import LOST_SHOWN, first_reason
