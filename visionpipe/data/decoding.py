@@ -16,7 +16,7 @@ from visionpipe.data.form import PixelFormat
 from visionpipe.data.frame import frame
 from visionpipe.data.levels import OpenLevels
 from visionpipe.data.listing import Listing, Record, Rejected
-from visionpipe.data.measures import measure
+from visionpipe.data.measures import CHUNK, Small, measure, records
 from visionpipe.errors import ImageError
 
 DECODED_AHEAD = 64
@@ -45,12 +45,12 @@ class Usable:
 class Decoded:
     """A decoded and resized image.
 
-    `pixels`: uint8 or uint16 (height, width, channels); `measured`: a RECORD of `measures`.
+    `pixels`: uint8 or uint16 (height, width, channels); `measured`: of `measures.measure`.
     """
 
     image: Usable
     pixels: np.ndarray
-    measured: bytes
+    measured: bytes | Small
 
 
 def decode_into(
@@ -59,15 +59,20 @@ def decode_into(
     """Writes the pixels of all usable images to `spool` and their measures to `measured`, in the listing's order."""
     usable: list[Usable] = []
     quarantined: list[Rejected] = []
+    unwritten: list[bytes | Small] = []
     decoded = decode_all(listing.entries, config, threads)
-    with spool.open("wb") as file, measured.open("wb") as records:
+    with spool.open("wb") as file, measured.open("wb") as record_file:
         for image in tqdm(decoded, "prepare", listing.total, unit=" images", disable=None):
             if isinstance(image, Rejected):
                 quarantined.append(image)
             else:
                 file.write(image.pixels.data)
-                records.write(image.measured)
+                unwritten.append(image.measured)
                 usable.append(image.image)
+            if len(unwritten) == CHUNK:
+                record_file.write(records(unwritten))
+                unwritten.clear()
+        record_file.write(records(unwritten))
     return usable, quarantined
 
 

@@ -5,6 +5,9 @@ the thumbnails of many records at once. measures-SPLIT.npz holds the result, see
 """
 
 import re
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,7 @@ HASH_SIDE = (
 COLOUR_SIDE = 8
 EDGE = 4  # thickness of the border, and side of the corners, in pixels of a thumbnail
 FORMATS = tuple(SIGNATURES)
+SMALL = 64  # pixels of the longer side
 CHUNK = 256  # records that are worked on together
 ALIGNABLE = 64  # pixels; the thumbnails of smaller pictures show too little to be aligned
 GREY = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue (ITU-R BT.601)
@@ -39,15 +43,29 @@ RECORD = np.dtype(
 )
 
 
-def measure(image: np.ndarray, data: bytes) -> bytes:
-    """Measures one picture; returns a RECORD as bytes.
+@dataclass(frozen=True, slots=True)
+class Small:
+    """A picture of at most SMALL pixels a side, uint8 (height, width, 3), that is measured together with others.
+
+    Each call of Pillow or NumPy lets another thread run, which costs several times what such a call computes.
+    """
+
+    picture: np.ndarray
+    of_file: tuple[int, int, float]
+
+
+def measure(image: np.ndarray, data: bytes) -> bytes | Small:
+    """Measures one picture; returns a RECORD as bytes, or a picture that `records` measures.
 
     Args:
         image: uint8 or uint16 (height, width, channels), before framing; `as_picture` says what is measured.
         data: the file that it was decoded from.
     """
-    # Pixels are left out, not averaged: that is an aliased picture, but costs a twentieth of decoding it.
     image = as_picture(image)
+    of_file = len(data), FORMATS.index(image_format(data) or FORMATS[0]), quantisation(data)
+    if max(image.shape) <= SMALL:
+        return Small(image, of_file)
+    # Pixels are left out, not averaged: that is an aliased picture, but costs a twentieth of decoding it.
     step = -(-max(image.shape) // SHARPNESS_SIDE)
     height, width = image.shape[:2]
     picture = Image.fromarray(image[::step])
@@ -56,10 +74,48 @@ def measure(image: np.ndarray, data: bytes) -> bytes:
     grey = np.asarray(picture.convert("L"))
     averaged = picture.reduce(max(1, min(picture.size) // THUMBNAIL))
     thumbnail = averaged.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
-    kind = FORMATS.index(image_format(data) or FORMATS[0])
-    return np.array(
-        (height, width, len(data), kind, quantisation(data), sharpness(grey), np.asarray(thumbnail)), RECORD
-    ).tobytes()
+    values = (height, width, *of_file, sharpness(grey[None])[0], np.asarray(thumbnail))
+    return np.array(values, RECORD).tobytes()
+
+
+def records(measured: list[bytes | Small]) -> bytes:
+    """Returns the RECORDs of what `measure` has returned for several pictures; small ones of one size are one batch."""
+    result = np.zeros(len(measured), RECORD)
+    rows_of: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for row, one in enumerate(measured):
+        if isinstance(one, Small):
+            rows_of[one.picture.shape].append(row)
+        else:
+            result[row] = np.frombuffer(one, RECORD)[0]
+    for (height, width, _), rows in rows_of.items():
+        small = [one for one in map(measured.__getitem__, rows) if isinstance(one, Small)]
+        pixels = np.stack([one.picture for one in small]).astype(np.float32)
+        part = np.zeros(len(rows), RECORD)
+        part["height"], part["width"] = height, width
+        part["bytes"], part["format"], part["quantisation"] = zip(
+            *(one.of_file for one in small), strict=True
+        )
+        part["sharpness"] = sharpness(np.rint(pixels @ GREY).astype(np.uint8))
+        part["thumbnail"] = np.rint(resampled(pixels, THUMBNAIL)).astype(np.uint8)
+        result[rows] = part
+    return result.tobytes()
+
+
+def resampled(pictures: np.ndarray, side: int) -> np.ndarray:
+    """Resizes float32 (n, height, width, 3) to `side` × `side` pixels, linearly; averages where it shrinks."""
+    count, height, width = pictures.shape[:3]
+    rows, columns = (resampling(length, side) for length in (height, width))
+    lower = (rows @ pictures.reshape(count, height, width * 3)).reshape(count, side, width, 3).swapaxes(1, 2)
+    return (columns @ lower.reshape(count, width, side * 3)).reshape(count, side, side, 3).swapaxes(1, 2)
+
+
+@cache
+def resampling(source: int, target: int) -> np.ndarray:
+    """Returns the weights of a linear resampling of one axis, which averages where it shrinks: (target, source)."""
+    scale = source / target
+    centre = (np.arange(target)[:, None] + 0.5) * scale - 0.5
+    weights = np.maximum(0, 1 - np.abs(np.arange(source)[None] - centre) / max(scale, 1))
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def as_picture(image: np.ndarray) -> np.ndarray:
@@ -82,15 +138,15 @@ def image_format(data: bytes) -> str | None:
     return next((name for name, start in SIGNATURES.items() if re.match(start, data)), None)
 
 
-def sharpness(grey: np.ndarray) -> float:
-    """Computes the variance of the Laplacian of uint8 (height, width); 0 for less than 3 pixels a side."""
-    if min(grey.shape) < 3:
-        return 0.0
+def sharpness(grey: np.ndarray) -> np.ndarray:
+    """Computes the variance of the Laplacian of uint8 (n, height, width), (n,); 0 for less than 3 pixels a side."""
+    if min(grey.shape[1:]) < 3:
+        return np.zeros(len(grey))
     levels = grey.astype(np.int16)
-    laplacian = levels[1:-1, :-2] + levels[1:-1, 2:] + levels[:-2, 1:-1] + levels[2:, 1:-1]
-    laplacian -= 4 * levels[1:-1, 1:-1]
-    values = laplacian.astype(np.float32).ravel()
-    return float(values @ values / values.size - values.mean() ** 2)
+    laplacian = levels[:, 1:-1, :-2] + levels[:, 1:-1, 2:] + levels[:, :-2, 1:-1] + levels[:, 2:, 1:-1]
+    laplacian -= 4 * levels[:, 1:-1, 1:-1]
+    values = laplacian.astype(np.float32).reshape(len(grey), -1)
+    return np.einsum("ij,ij->i", values, values) / values.shape[1] - values.mean(axis=1) ** 2
 
 
 def quantisation(data: bytes) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from visionpipe.data.gradients import oriented_gradients
-from visionpipe.data.measures import GREY, as_picture
+from visionpipe.data.measures import GREY, as_picture, resampled
 from visionpipe.data.prepared import Prepared
 from visionpipe.files import replacing_file, sha256_json
 
@@ -62,14 +62,11 @@ def described(data: Prepared, step: int, title: str) -> Iterator[np.ndarray]:
 def description(size: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
     """Returns the function from uint8 (n, height, width, 3), with this height and width, to float32 (n, values)."""
     side = LARGE if min(size) >= LARGE_FROM else SMALL
-    rows, columns = (resampling(length, side) for length in size)
     block = side // COLOUR_PARTS
 
     def describe(images: np.ndarray) -> np.ndarray:
-        count, height, width = images.shape[:3]
-        pixels = images.astype(np.float32).reshape(count, height, width * 3)
-        lower = (rows @ pixels).reshape(count, side, width, 3).swapaxes(1, 2)
-        small = (columns @ lower.reshape(count, width, side * 3)).reshape(count, side, side, 3).swapaxes(1, 2)
+        count = len(images)
+        small = resampled(images.astype(np.float32), side)
         shapes = locally_normalised(oriented_gradients(small @ GREY, CELLS)).reshape(count, -1)
         colours = small.reshape(count, COLOUR_PARTS, block, COLOUR_PARTS, block, 3).mean(axis=(2, 4))
         colours = colours.reshape(count, -1) / 255
@@ -77,14 +74,6 @@ def description(size: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
         return np.concatenate(parts, axis=1)
 
     return describe
-
-
-def resampling(source: int, target: int) -> np.ndarray:
-    """Returns the weights of a linear resampling of one axis, which averages where it shrinks: (target, source)."""
-    scale = source / target
-    centre = (np.arange(target)[:, None] + 0.5) * scale - 0.5
-    weights = np.maximum(0, 1 - np.abs(np.arange(source)[None] - centre) / max(scale, 1))
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def locally_normalised(histograms: np.ndarray) -> np.ndarray:
