@@ -10,6 +10,7 @@ from visionpipe.artifact.classifier import Classifier, preprocessing, read_prepr
 from visionpipe.data.config import PrepareConfig
 from visionpipe.data.decode import RESAMPLING, OpenLevels, frame
 from visionpipe.data.decoding import Usable
+from visionpipe.data.form import PixelFormat
 from visionpipe.data.headers import PADDING
 from visionpipe.data.losses import losses
 from visionpipe.data.prepared import Prepared
@@ -78,7 +79,7 @@ def framing_of(folder, **content):
 def test_an_artifact_without_the_new_keys_crops(tmp_path):
     framing, decoding = framing_of(tmp_path, size=[8, 9], interpolation="bilinear", crop_ratio=0.9)
     assert framing["framing"] == "crop"
-    assert decoding == {"levels": None, "channels": 3, "depth": 8}
+    assert PixelFormat(**decoding) == PixelFormat()
     assert preprocessing(framing, decoding) == {
         "size": (8, 9),
         "interpolation": "bilinear",
@@ -104,7 +105,7 @@ def test_a_manifest_without_the_new_keys_crops(tmp_path):
     assert prepared.framing == {
         "size": (8, 9), "interpolation": "bicubic", "crop_ratio": 1.0, "framing": "crop", "pad_color": PADDING
     }  # fmt: skip
-    assert prepared.decoding == {"levels": None, "channels": 3, "depth": 8}
+    assert PixelFormat(**prepared.decoding) == PixelFormat()
 
 
 def test_the_classifier_sees_what_prepare_saw(tmp_path):
