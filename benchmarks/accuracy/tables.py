@@ -10,12 +10,14 @@ from benchmarks.results import read
 
 HERE = Path(__file__).parent
 PIPELINE, TRANSFER = HERE / "pipeline.json", HERE / "transfer.json"
+DOCTOR = HERE / "doctor.json"
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.json"))
 TEACHER = ROOT / "experiments" / "distillation.json"
 
 
 def answers() -> list[Answer]:
-    default, tuned, taught = read(PIPELINE), read(TRANSFER), read(TEACHER)
+    default, tuned, taught, doctor = read(PIPELINE), read(TRANSFER), read(TEACHER), read(DOCTOR)
+    wrong = doctor["labels"]["confused"]["features"]
     means = {name: mean_accuracy(default, name) for name in default["runs"][0]["test"]}
     minutes = statistics.mean(run["seconds"] for run in default["runs"]) / 60
     gains = [
@@ -40,6 +42,12 @@ def answers() -> list[Answer]:
             "What does a teacher give a ViT?",
             f"{gain:+.1f} points of test accuracy on the sample ({machine(taught)}).",
             detail=True,
+        ),
+        Answer(
+            "accuracy.md",
+            "How many wrong labels does the doctor find?",
+            f"Of 225 confused labels among 4,500, {wrong['recall at 2k']:.0%} are among its first 450, and "
+            f"{100 * wrong['right of the first 100']:.0f} of its first 100 are wrong ({machine(doctor)}).",
         ),
     ]
 
@@ -145,4 +153,48 @@ def best(runs: list[dict[str, Any]], kind: str, epochs: str) -> str:
 
     return max(
         (name for name in runs[0]["epochs"][epochs]["validation"] if name.startswith(kind)), key=accuracy
+    )
+
+
+def doctor_table() -> str:
+    found = read(DOCTOR)
+    labels = [
+        [f"{kind} labels changed", by, *(f"{value:.3f}" for value in rates.values())]
+        for kind in ("random", "confused")
+        for by, rates in found["labels"][kind].items()
+    ]
+    head = ["wrong labels", "predictions", *next(iter(found["labels"]["random"].values()))]
+    small, large = found["copies"], found["larger_copies"]
+    edits = [
+        [name, f"{small['edits'][name]:.3f}" if name in small["edits"] else "", f"{share:.3f}"]
+        for name, share in large["edits"].items()
+    ]
+    shortcuts = [
+        ["none" if share == "0.0" else f"{float(share):.0%} of the class", "; ".join(notes) or "nothing"]
+        for share, notes in found["patches"].items()
+    ]
+    clipart = found["clipart"]
+    return "\n".join(
+        [
+            *table(head, labels, left=(0, 1)),
+            "",
+            f"Of the unmodified labels {found['labels']['unmodified']['flagged']:.1%} are shown.",
+            "",
+            *table(["edited copies that are found", "sample, 28 pixels", "clip art, 256 pixels"], edits),
+            "",
+            f"Without edits: {small['natural images']:,} of {small['images']:,} pictures of the sample are in "
+            f"{small['natural groups']:,} groups, {large['natural images']:,} of {large['images']:,} of the clip art "
+            f"in {large['natural groups']:,}. One search takes {small['seconds']:.0f} and {large['seconds']:.0f} "
+            "seconds.",
+            "",
+            *table(
+                ["patch in the lower right corner of `pullover`", "shortcuts that are named"],
+                shortcuts,
+                left=(0, 1),
+            ),
+            "",
+            f"Clip art at 64 pixels: {clipart['found']:,} of {clipart['in two classes']:,} pictures that lie in two "
+            f"classes are found, among {clipart['images']:,} files; prepare takes {clipart['prepare seconds']:.0f} "
+            f"seconds, the doctor {clipart['doctor seconds']:.0f}. {machine(found)}.",
+        ]
     )

@@ -135,10 +135,11 @@ def test_injected_faults_are_found_and_named():
 
 def test_a_patch_in_one_corner_is_named_with_its_class_and_its_corner():
     files = clean_set(60)
-    for seed in range(0, 60, 2):
-        picture = drawing("disc", seed)
-        picture.paste((250, 250, 250), (28, 0, 32, 4))
-        files[f"disc/{seed:03}.png"] = encoded(picture)
+    for seed in range(60):
+        if seed % 10:
+            picture = drawing("disc", seed)
+            picture.paste((250, 250, 250), (28, 0, 32, 4))
+            files[f"disc/{seed:03}.png"] = encoded(picture)
     (item,) = diagnosed(prepared(files)[0])["shortcut"]["items"]
     assert item["note"].startswith("the top right corner recognises 'disc' with an F1 of 0.")
 
@@ -155,6 +156,16 @@ def test_a_class_of_another_compression_is_a_warning_of_prepare_and_a_score_in_t
         in capsys.readouterr().out
     )
     assert manifest["findings"]["shortcuts"]["largest"] == 1
+
+
+def test_images_of_one_channel_and_sixteen_bits_are_looked_at_too():
+    files = {}
+    for name, data in clean_set(10).items():
+        levels = np.asarray(Image.open(io.BytesIO(data)).convert("L")).astype(np.uint16) * 16
+        files[name] = encoded(Image.fromarray(levels))
+    files["disc/again.png"] = files["disc/003.png"]
+    found = diagnosed(prepared(files, channels=1, depth=16)[0])
+    assert sum(found[key]["count"] for key in ("copy", "leak") if key in found) >= 1
 
 
 def test_rows_without_a_decision_are_added_once_and_decided_rows_stay():

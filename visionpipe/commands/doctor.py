@@ -1,5 +1,7 @@
 """`visionpipe doctor`: looks for what is wrong with the prepared images, and writes a page of findings."""
 
+from threadpoolctl import threadpool_limits
+
 from visionpipe.data.config import DECISIONS
 from visionpipe.data.decisions import append_undecided
 from visionpipe.data.prepared import PREPARED, open_prepared
@@ -7,6 +9,7 @@ from visionpipe.doctor.diagnosis import as_json, diagnose
 from visionpipe.doctor.findings import Finding, Images
 from visionpipe.doctor.page import page
 from visionpipe.files import write_bytes, write_json
+from visionpipe.project.backend import thread_count
 from visionpipe.project.params import Params
 from visionpipe.project.paths import state_folder
 
@@ -20,7 +23,9 @@ def doctor(params: Params) -> None:
         DataError: the prepared data are missing, damaged, or have no measures.
     """
     folder = state_folder() / "doctor"
-    diagnosis = diagnose(open_prepared(PREPARED), folder, list(params.models), params.threads)
+    threads = thread_count(params)
+    with threadpool_limits(threads):
+        diagnosis = diagnose(open_prepared(PREPARED), folder, list(params.models), threads)
     rows = {finding.key: suggested(diagnosis.images, finding) for finding in diagnosis.findings}
     added = append_undecided([row for of_finding in rows.values() for row in of_finding])
     write_json(folder / "doctor.json", as_json(diagnosis))

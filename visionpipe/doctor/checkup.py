@@ -63,8 +63,8 @@ def checkup(folder: Path, classes: list[str]) -> tuple[dict[str, Any], list[str]
     quality = find_quality(joined)
     findings["quality"] = {kind: len(rows) for kind, rows in quality.items()}
     names = [name for split in SPLITS for name in files[split]]
-    if "blank" in quality:
-        rows = quality["blank"]
+    rows = quality.get("blank", np.empty(0, int))
+    if len(rows) > 1:  # a single one is for the doctor to show
         warnings.append(f"pictures of one colour only: {len(rows):,}, such as {names[rows[0]]!r}")
     shortcuts, largest = metadata_shortcuts(measures["train"], labels["train"], classes)
     findings["shortcuts"] = {"largest": largest, "found": [asdict(shortcut) for shortcut in shortcuts]}

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from visionpipe.data.gradients import oriented_gradients
-from visionpipe.data.measures import GREY
+from visionpipe.data.measures import GREY, as_picture
 from visionpipe.data.prepared import Prepared
 from visionpipe.files import replacing_file, sha256_json
 
@@ -54,7 +54,7 @@ def described(data: Prepared, step: int, title: str) -> Iterator[np.ndarray]:
             images = data.images(split)[::step]
             describe = description(images.shape[1:3])
             for start in range(0, len(images), CHUNK):
-                part = describe(images[start : start + CHUNK])
+                part = describe(np.stack([as_picture(image) for image in images[start : start + CHUNK]]))
                 progress.update(len(part))
                 yield part
 

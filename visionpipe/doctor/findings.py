@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from visionpipe.data.measures import as_picture
 from visionpipe.data.prepared import Prepared
 from visionpipe.errors import DataError
 
@@ -26,9 +27,9 @@ class Images:
     measures: dict[str, np.ndarray]
 
     def pixels(self, row: int) -> np.ndarray:
-        """Returns one prepared image, uint8 (height, width, 3)."""
+        """Returns one prepared image as a picture, uint8 (height, width, 3)."""
         name = self.data.splits[self.split[row]]
-        return self.data.images(name)[row - int(np.searchsorted(self.split, self.split[row]))]
+        return as_picture(self.data.images(name)[row - int(np.searchsorted(self.split, self.split[row]))])
 
     def class_name(self, row: int) -> str:
         return self.data.classes[self.labels[row]]
