@@ -22,7 +22,8 @@ from visionpipe.project.params import load_params
 
 CHECKOUT = Path(__file__).parents[1]
 SCRIPTS = (
-    *("speed.models", "speed.gpu", "speed.input", "speed.trainer", "speed.modes", "serving.compare"),
+    *("speed.models", "speed.gpu", "speed.input", "speed.trainer", "speed.modes"),
+    *("speed.augmentation", "speed.prepare", "serving.compare"),
     *(
         "accuracy.pipeline",
         "accuracy.transfer",

@@ -9,7 +9,9 @@ from benchmarks.results import read
 
 HERE = Path(__file__).parent
 CPUS = sorted(HERE.glob("models_*.json"))
-GPU, INPUT, TRAINER, MODES = (HERE / f"{name}.json" for name in ("gpu", "input", "trainer", "modes"))
+GPU, INPUT, TRAINER, MODES, AUGMENTATION, PREPARE = (
+    HERE / f"{name}.json" for name in ("gpu", "input", "trainer", "modes", "augmentation", "prepare")
+)
 TASKS = ("training", "inference")
 FASTEST, OURS_ON_TORCH = "torch, fastest mode", "visionpipe, torch, faster mode"
 OURS_ON_TENSORFLOW = "visionpipe, TensorFlow, faster mode"
@@ -345,3 +347,45 @@ def modes_table(result: dict[str, Any]) -> str:
     ]
     first = f"{result['hardware']}; milliseconds per step, {rounds_of(result['samples'])}."
     return "\n".join([first, "", *table(["model", "backend", *names], rows, left=(0, 1))])
+
+
+def augmentation() -> str:
+    return augmentation_table(read(AUGMENTATION))
+
+
+def augmentation_table(result: dict[str, Any]) -> str:
+    """Returns the CPU microseconds per image, medians over rounds: a row per contender, a column per task."""
+    tasks, contenders = (
+        list(dict.fromkeys(sample[key] for sample in result["samples"])) for key in ("task", "contender")
+    )
+    rows = []
+    for contender in contenders:
+        own = [sample for sample in result["samples"] if sample["contender"] == contender]
+        medians = [median([sample for sample in own if sample["task"] == task], "cpu_us") for task in tasks]
+        rows.append([contender, *(f"{value:,.0f}" for value in medians)])
+    first = f"{result['hardware']}, 1 thread, {rounds_of(result['samples'])}. {listed(result['versions'])}."
+    return "\n".join([first, "", *table(["224 px, CPU µs per image", *tasks], rows)])
+
+
+def prepare() -> str:
+    return prepare_tables(read(PREPARE))
+
+
+def prepare_tables(result: dict[str, Any]) -> str:
+    """Returns the rate, the CPU time and the memory of each contender, medians over rounds, for each kind of photo."""
+    lines = [
+        f"{result['hardware']}, {result['threads']} threads, {rounds_of(result['samples'])}. "
+        f"{listed(result['versions'])}."
+    ]
+    kinds, contenders = (
+        list(dict.fromkeys(sample[key] for sample in result["samples"])) for key in ("photos", "contender")
+    )
+    for photos in kinds:
+        rows = []
+        for contender in contenders:
+            own = [s for s in result["samples"] if (s["photos"], s["contender"]) == (photos, contender)]
+            rate, cpu, peak = (median(own, key) for key in ("images", "cpu_ms", "peak_mib"))
+            rows.append([contender, f"{rate:,.1f}", f"{cpu:,.1f}", f"{1000 / cpu:,.1f}", f"{peak:,.0f}"])
+        header = [photos, "images/s", "CPU ms per image", "images/s per core", "peak memory MiB"]
+        lines += ["", *table(header, rows)]
+    return "\n".join(lines)

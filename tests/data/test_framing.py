@@ -9,6 +9,7 @@ from PIL import Image
 from visionpipe.artifact.classifier import Classifier, preprocessing, read_preprocessing
 from visionpipe.data.config import PrepareConfig
 from visionpipe.data.decoding import Usable
+from visionpipe.data.form import PixelFormat
 from visionpipe.data.frame import RESAMPLING, frame
 from visionpipe.data.headers import PADDING
 from visionpipe.data.levels import OpenLevels
@@ -79,7 +80,7 @@ def framing_of(folder, **content):
 def test_an_artifact_without_the_new_keys_crops(tmp_path):
     framing, decoding = framing_of(tmp_path, size=[8, 9], interpolation="bilinear", crop_ratio=0.9)
     assert framing["framing"] == "crop"
-    assert decoding == {"levels": None, "channels": 3, "depth": 8, "reduced_to": None}
+    assert PixelFormat(**decoding) == PixelFormat()
     assert preprocessing(framing, decoding) == {
         "size": (8, 9),
         "interpolation": "bilinear",
@@ -105,7 +106,7 @@ def test_a_manifest_without_the_new_keys_crops(tmp_path):
     assert prepared.framing == {
         "size": (8, 9), "interpolation": "bicubic", "crop_ratio": 1.0, "framing": "crop", "pad_color": PADDING
     }  # fmt: skip
-    assert prepared.decoding == {"levels": None, "channels": 3, "depth": 8, "reduced_to": None}
+    assert PixelFormat(**prepared.decoding) == PixelFormat()
 
 
 def test_the_classifier_sees_what_prepare_saw(tmp_path):

@@ -70,9 +70,14 @@ def one_by_one(parts: tuple[Any, ...]) -> Any:
     """Applies the operations of all rounds to one image: (height, width, 3) and three times (rounds,)."""
     import tensorflow as tf
 
+    # Functions that stay apart: of those that are merged into the graph, TensorFlow visits every node of all branches.
+    operations = [
+        tf.function(operation, experimental_attributes={"_noinline": True})
+        for operation in OPERATIONS.values()
+    ]
     image = as_float(parts[0])[None]
     for chosen, level, sign in zip(*map(tf.unstack, parts[1:]), strict=True):
-        branches = [partial(change, image, level[None], sign[None]) for change in OPERATIONS.values()]
+        branches = [partial(operation, image, level[None], sign[None]) for operation in operations]
         image = tf.ensure_shape(tf.switch_case(chosen, branches), image.shape)
     return image[0]
 
