@@ -71,6 +71,7 @@ PARTS = [
     Part("training.md", "benchmarks/speed/trainer.py", speed.trainer),
     Part("training.md", "benchmarks/speed/modes.py", speed.modes),
     Part("input.md", "benchmarks/speed/input.py", speed.loader),
+    Part("input.md", "benchmarks/speed/augmentation.py", speed.augmentation),
     Part("serving.md", "benchmarks/serving/compare.py", serving.comparison),
     Part("accuracy.md", "benchmarks/accuracy/pipeline.py", accuracy.default_models),
     Part("accuracy.md", "experiments", accuracy.experiments),
