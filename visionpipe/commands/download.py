@@ -11,7 +11,9 @@ from visionpipe.files import making_folder
 def download(name: str, path: Path) -> None:
     """Downloads the data set `name` and saves it to the folder `path`.
 
-    name: such as `cifar10`, or `SET:CONFIGURATION` for a set of several.
+    Args:
+        name: such as `cifar10`, or `SET:CONFIGURATION` for a set with several configurations.
+        path: a folder that does not exist yet.
 
     Raises:
         ConfigError: the folder exists, or the library datasets is not installed.
