@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from visionpipe.commands.doctor import doctor
 from visionpipe.data.config import PrepareConfig
+from visionpipe.data.measures import jpeg_quality, quantisation
 from visionpipe.data.prepared import PREPARED, SPLITS, open_prepared
 from visionpipe.doctor.drift import distance
 from visionpipe.doctor.labels import (
@@ -22,7 +23,7 @@ from visionpipe.doctor.labels import (
     indistinguishable,
     predict_out_of_fold,
 )
-from visionpipe.doctor.page import LARGEST
+from visionpipe.doctor.page import LARGEST, least_difference
 from visionpipe.doctor.quality import find_quality
 from visionpipe.doctor.shortcuts import by_majority, class_scores, metadata_shortcuts, name_shortcuts
 from visionpipe.errors import DataError
@@ -142,6 +143,79 @@ def test_a_patch_in_one_corner_is_named_with_its_class_and_its_corner():
             files[f"disc/{seed:03}.png"] = encoded(picture)
     (item,) = diagnosed(prepared(files)[0])["shortcut"]["items"]
     assert item["note"].startswith("the top right corner recognises 'disc' with an F1 of 0.")
+
+
+def test_a_border_is_named_with_its_colour():
+    files = clean_set(30)
+    for seed in range(30):
+        picture = drawing("disc", seed)
+        ImageDraw.Draw(picture).rectangle((0, 0, 31, 31), outline=(255, 0, 0), width=4)
+        files[f"disc/{seed:03}.png"] = encoded(picture)
+    (item,) = diagnosed(prepared(files)[0])["shortcut"]["items"]
+    assert item["note"].startswith("the border recognises 'disc' with an F1 of ")
+    assert "its median is RGB (255, 0, 0) in the class, (" in item["note"]
+
+
+@pytest.mark.parametrize("quality", [20, 49, 50, 75, 92, 100])
+def test_the_quality_of_a_jpeg_file_is_the_one_it_was_written_with(quality):
+    measured = quantisation(encoded(drawing("disc", 1), "JPEG", quality=quality))
+    (found,) = jpeg_quality(np.array([measured]))
+    assert found == pytest.approx(quality, abs=2)
+    assert jpeg_quality(np.array([quantisation(encoded(drawing("disc", 1)))])) == [0]
+
+
+def test_a_class_of_other_files_is_named_by_their_format():
+    files = {
+        f"{name}/{seed:03}": encoded(drawing(name, seed), "PNG" if name == "disc" else "JPEG")
+        for name in ("bar", "disc", "hook")
+        for seed in range(40)
+    }
+    warnings = prepared(files)[1]["warnings"]
+    assert any("100% of the class are PNG files, 0% of the other images" in warning for warning in warnings)
+
+
+def test_copies_of_a_given_test_split_are_to_be_dropped_from_training_and_prepare_obeys():
+    pictures = clean_set(20)
+    files = {f"{'test' if seed % 4 == 0 else 'train'}/{name}": pictures[name]
+             for name in pictures for seed in [int(name[-7:-4])]}  # fmt: skip
+    files["train/disc/again.jpg"] = encoded(drawing("disc", 4), "JPEG", quality=90)
+    params, manifest = prepared(files, duplicates="keep")
+    assert any("set prepare.duplicates to drop, or run" in warning for warning in manifest["warnings"])
+    (item,) = diagnosed(params)["leak"]["items"]
+    assert [(image["file"], image.get("suggestion")) for image in item["images"]] == [
+        ("test/disc/004.png", None),
+        ("train/disc/again.jpg", ""),
+    ]
+    text = Path("decisions.csv").read_text(encoding="utf-8")
+    row = "train/disc/again.jpg,leak,,"
+    Path("decisions.csv").write_text(text.replace(row, row + "drop"), encoding="utf-8")
+    doctor(params)
+    assert "decided: drop" in Path(".visionpipe/doctor/index.html").read_text(encoding="utf-8")
+    prepare(params)
+    assert "leak" not in diagnosed(params)
+
+
+def test_the_suggested_group_draws_copies_into_one_split():
+    files = clean_set(20)
+    for seed in range(6):
+        files[f"disc/copy {seed}.jpg"] = encoded(drawing("disc", seed), "JPEG", quality=85)
+    params, manifest = prepared(files)
+    assert leaks(manifest) > 0
+    doctor(params)
+    lines = Path("decisions.csv").read_text(encoding="utf-8").splitlines()
+    decided = [f"{line}group" if ",leak,copies-" in line else line for line in lines]
+    Path("decisions.csv").write_text("\n".join(decided) + "\n", encoding="utf-8")
+    prepare(params)
+    assert leaks(open_prepared(PREPARED).manifest) == 0
+
+
+def test_the_difference_of_a_mirrored_or_turned_copy_is_none():
+    picture = np.asarray(drawing("hook", 3))
+    for copy in (picture, picture[:, ::-1], picture[::-1], np.rot90(picture), np.rot90(picture[:, ::-1])):
+        assert (least_difference(picture, copy) == 255).all()
+    assert least_difference(picture, np.asarray(drawing("bar", 4))).min() < 100
+    wide = picture[:16]
+    assert (least_difference(wide, wide[::-1]) == 255).all()
 
 
 def test_a_class_of_another_compression_is_a_warning_of_prepare_and_a_score_in_the_manifest(capsys):

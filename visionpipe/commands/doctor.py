@@ -3,7 +3,7 @@
 from threadpoolctl import threadpool_limits
 
 from visionpipe.data.config import DECISIONS
-from visionpipe.data.decisions import append_undecided
+from visionpipe.data.decisions import append_undecided, written_decisions
 from visionpipe.data.prepared import PREPARED, open_prepared
 from visionpipe.doctor.diagnosis import as_json, diagnose
 from visionpipe.doctor.findings import Finding, Images
@@ -26,13 +26,10 @@ def doctor(params: Params) -> None:
     threads = thread_count(params)
     with threadpool_limits(threads):
         diagnosis = diagnose(open_prepared(PREPARED), folder, list(params.models), threads)
-    rows = {finding.key: suggested(diagnosis.images, finding) for finding in diagnosis.findings}
-    added = append_undecided([row for of_finding in rows.values() for row in of_finding])
+    rows = [row for finding in diagnosis.findings for row in suggested(diagnosis.images, finding)]
+    added = append_undecided(rows)
     write_json(folder / "doctor.json", as_json(diagnosis))
-    write_bytes(
-        folder / "index.html",
-        page(diagnosis, {key: len(of_finding) for key, of_finding in rows.items()}).encode(),
-    )
+    write_bytes(folder / "index.html", page(diagnosis, written_decisions()).encode())
     for finding in diagnosis.findings:
         print(f"{finding.count:>7,} {finding.unit}: {finding.kind.title.lower()}")
     if not diagnosis.findings:

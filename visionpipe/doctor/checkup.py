@@ -14,8 +14,13 @@ from visionpipe.doctor.shortcuts import metadata_shortcuts
 LEAK_SHARE = 0.01  # of a split; fewer copies are counted in the manifest, and no warning
 
 
-def checkup(folder: Path, classes: list[str]) -> tuple[dict[str, Any], list[str]]:
+def checkup(
+    folder: Path, classes: list[str], given: frozenset[str] = frozenset()
+) -> tuple[dict[str, Any], list[str]]:
     """Looks at the measures of the splits in `folder`.
+
+    Args:
+        given: the splits that the source has, which `prepare.duplicates: keep` does not change.
 
     Returns:
         The findings for the manifest, and warnings.
@@ -52,8 +57,8 @@ def checkup(folder: Path, classes: list[str]) -> tuple[dict[str, Any], list[str]
             )
             warnings.append(
                 f"{split} images that are nearly the same as images of {' or '.join(earlier)}: {len(near):,}, such as "
-                f"{files[split][first]!r} and {files[other][row]!r}; set prepare.duplicates to keep, or run visionpipe "
-                "doctor to see them"
+                f"{files[split][first]!r} and {files[other][row]!r}; set prepare.duplicates to "
+                f"{'drop' if {split, other} & given - {'train'} else 'keep'}, or run visionpipe doctor to see them"
             )
     joined = {
         name: np.concatenate([measures[split][name] for split in SPLITS])

@@ -105,9 +105,9 @@ def copy_findings(images: Images, copies: np.ndarray, predictions: Predictions) 
             first = min(rows, key=lambda row: (-int(images.split[row]), row))
             rest = [row for row in rows if images.split[row] != images.split[first]]
             rest += [row for row in rows if images.split[row] == images.split[first] and row != first]
-            across.append(copy_item(images, [first, *rest], group=True))
+            across.append(leak_item(images, [first, *rest]))
         else:
-            within.append(copy_item(images, rows, group=False))
+            within.append(copy_item(images, rows, dict.fromkeys(rows[1:], "")))
     found = []
     if two_labels:
         found.append(
@@ -149,16 +149,24 @@ def contradiction(images: Images, rows: list[int], margins: np.ndarray) -> Item:
     )
 
 
-def copy_item(images: Images, rows: list[int], group: bool) -> Item:
+def leak_item(images: Images, rows: list[int]) -> Item:
+    """Describes copies in several splits; the first image is in the last of these.
+
+    A group, which `prepare` draws into one split, is suggested for all of them. It is impossible where a validation or
+    test image is from a split of the source. Then the images in the other splits are best dropped.
+    """
+    fixed = {*images.data.manifest.get("given_splits", ())} - {"train"}
+    splits = [images.split_name(row) for row in rows]
+    if fixed.intersection(splits):
+        elsewhere = [row for row, split in zip(rows, splits, strict=True) if split != splits[0]]
+        return copy_item(images, rows, dict.fromkeys(elsewhere, ""))
     digest = min(bytes(images.measures["digest"][row]) for row in rows).hex()[:12]
-    key = f"copies-{digest}" if group else ""
-    suggested = rows if group else rows[1:]
-    return Item(
-        rows,
-        f"{how_equal(images, rows[0], rows[1])}, {count_of(len(rows), 'image')}",
-        dict.fromkeys(suggested, key),
-        difference=True,
-    )
+    return copy_item(images, rows, dict.fromkeys(rows, f"copies-{digest}"))
+
+
+def copy_item(images: Images, rows: list[int], suggestions: dict[int, str]) -> Item:
+    note = f"{how_equal(images, rows[0], rows[1])}, {count_of(len(rows), 'image')}"
+    return Item(rows, note, suggestions, difference=True)
 
 
 def how_equal(images: Images, one: int, other: int) -> str:

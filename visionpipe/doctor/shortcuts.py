@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from visionpipe.data.measures import FORMATS
+from visionpipe.data.measures import FORMATS, jpeg_quality
 
 STRONG = 0.4  # of what knows nothing of the picture: its size, its format, its compression
 CORNER, AHEAD = 0.4, 0.2  # of one corner, and how far it is ahead of the corner on its other side
@@ -163,7 +163,9 @@ def picture_shortcuts(
         for index in np.flatnonzero(strong).tolist():
             weaker = index in best and best[index].score < scores[index]
             if index not in best or (weaker and (best[index].source in CORNERS) == (name in CORNERS)):
-                best[index] = rounded(name, classes[index], scores[index], f1[index], chance[index])
+                numbers = scores[index], f1[index], chance[index]
+                detail = typical_colour(sources[name][0], labels == index)
+                best[index] = rounded(name, classes[index], *numbers, detail)
     return sorted(best.values(), key=lambda found: (-found.score, found.class_name))
 
 
@@ -194,9 +196,10 @@ def typical(source: str, measures: dict[str, np.ndarray], of_class: np.ndarray) 
     """Says what most images of a class have, and the others have not."""
     match source:
         case "file format":
-            shown = [FORMATS[int(index)] for index in measures["format"]]
+            shown = [f"{FORMATS[int(index)]} files" for index in measures["format"]]
         case "JPEG quality":
-            shown = [f"a quantisation of {value:.0f}" for value in measures["quantisation"]]
+            qualities = jpeg_quality(measures["quantisation"]).tolist()
+            shown = [f"JPEG files of quality {value}" if value else "no JPEG files" for value in qualities]
         case "aspect ratio":
             shown = [f"{w / h:.2f}:1" for h, w in zip(measures["height"], measures["width"], strict=True)]
         case _:
@@ -206,3 +209,17 @@ def typical(source: str, measures: dict[str, np.ndarray], of_class: np.ndarray) 
     share, other = inside / max(of_class.sum(), 1), outside / max((~of_class).sum(), 1)
     most = int(np.argmax(share - other))
     return f"{share[most]:.0%} of the class are {names[most]}, {other[most]:.0%} of the other images"
+
+
+def typical_colour(colours: np.ndarray, of_class: np.ndarray) -> str:
+    """Says which colour, of RGB (n, 3) in [0, 255], most images of a class have, and which the others have."""
+    inside, outside = (
+        np.rint(np.median(colours[mask], axis=0)).astype(int) for mask in (of_class, ~of_class)
+    )
+    return (
+        f"its median is RGB {shown_colour(inside)} in the class, {shown_colour(outside)} in the other images"
+    )
+
+
+def shown_colour(colour: np.ndarray) -> str:
+    return "({}, {}, {})".format(*colour.tolist())

@@ -120,7 +120,7 @@ def write_prepared(params: Params, content: Content) -> dict[str, Any]:
         channel_mean, channel_std = channel_statistics(images, [rows_of[row] for row in splits["train"]])
         for path in (spool, measured, thumbnails):
             path.unlink(missing_ok=True)
-        findings, remarks = checkup(folder, list(listing.classes))
+        findings, remarks = checkup(folder, list(listing.classes), listing.splits)
         return write_manifest(
             folder,
             **config.frame_options,
@@ -138,6 +138,7 @@ def write_prepared(params: Params, content: Content) -> dict[str, Any]:
                 *remarks,
             ],
             findings=findings,
+            given_splits=listing.splits,
             columns=list(listing.columns),
             decisions=decisions.applied(usable, quarantined),
         )
