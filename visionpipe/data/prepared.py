@@ -34,7 +34,7 @@ import contextlib
 import json
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -258,7 +258,6 @@ def write_manifest(
     columns: Sequence[str] = (),
     decisions: Sequence[dict[str, str]] = (),
     findings: dict[str, Any] | None = None,
-    given_splits: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Writes and returns the manifest of the splits in `folder`.
 
@@ -276,7 +275,6 @@ def write_manifest(
         columns: the names of the metadata; the key is left out where there are none, and so is `decisions`.
         decisions: `file`, `finding` and `decision` of each row of decisions.csv that changed something.
         findings: counts of copies, pictures of bad quality and shortcuts, from `doctor.checkup`.
-        given_splits: the splits that the source has, from which no image is drawn into another; left out if empty.
     """
     labels = {split: np.load(folder / f"labels-{split}.npy") for split in SPLITS}
     counts = {split: np.bincount(labels[split], minlength=len(classes)).tolist() for split in SPLITS}
@@ -301,7 +299,6 @@ def write_manifest(
         "warnings": warnings,
         **({"columns": list(columns)} if columns else {}),
         **({"decisions": list(decisions)} if decisions else {}),
-        **({"given_splits": sorted(given_splits)} if given_splits else {}),
         "findings": findings or {},
         "sha256": {path.name: sha256_file(path) for path in sorted(folder.iterdir())},
     }

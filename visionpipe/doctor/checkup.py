@@ -37,6 +37,7 @@ def checkup(
             "groups": len(np.unique(every[every >= 0])),
             "images": int((every >= 0).sum()),
             "in_several_classes": len(contradicting(copies, labels)),
+            "fixed_splits": sorted(given - {"train"}),
             "leaking": {},
         }
     }
@@ -58,7 +59,7 @@ def checkup(
             warnings.append(
                 f"{split} images that are nearly the same as images of {' or '.join(earlier)}: {len(near):,}, such as "
                 f"{files[split][first]!r} and {files[other][row]!r}; set prepare.duplicates to "
-                f"{'drop' if {split, other} & given - {'train'} else 'keep'}, or run visionpipe doctor to see them"
+                f"{'drop' if given.intersection((split, other)) - {'train'} else 'keep'}, or run visionpipe doctor to see them"
             )
     joined = {
         name: np.concatenate([measures[split][name] for split in SPLITS])

@@ -155,9 +155,9 @@ def leak_item(images: Images, rows: list[int]) -> Item:
     A group, which `prepare` draws into one split, is suggested for all of them. It is impossible where a validation or
     test image is from a split of the source. Then the images in the other splits are best dropped.
     """
-    fixed = {*images.data.manifest.get("given_splits", ())} - {"train"}
+    fixed = images.data.manifest["findings"]["copies"].get("fixed_splits", ())
     splits = [images.split_name(row) for row in rows]
-    if fixed.intersection(splits):
+    if any(split in fixed for split in splits):
         elsewhere = [row for row, split in zip(rows, splits, strict=True) if split != splits[0]]
         return copy_item(images, rows, dict.fromkeys(elsewhere, ""))
     digest = min(bytes(images.measures["digest"][row]) for row in rows).hex()[:12]

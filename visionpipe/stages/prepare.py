@@ -138,7 +138,6 @@ def write_prepared(params: Params, content: Content) -> dict[str, Any]:
                 *remarks,
             ],
             findings=findings,
-            given_splits=listing.splits,
             columns=list(listing.columns),
             decisions=decisions.applied(usable, quarantined),
         )
