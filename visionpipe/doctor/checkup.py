@@ -56,10 +56,11 @@ def checkup(
                 for s in earlier
                 if len(rows := np.flatnonzero(copies[s] == copies[split][first]))
             )
+            way = "drop" if given.intersection((split, other)) - {"train"} else "keep"
             warnings.append(
                 f"{split} images that are nearly the same as images of {' or '.join(earlier)}: {len(near):,}, such as "
-                f"{files[split][first]!r} and {files[other][row]!r}; set prepare.duplicates to "
-                f"{'drop' if given.intersection((split, other)) - {'train'} else 'keep'}, or run visionpipe doctor to see them"
+                f"{files[split][first]!r} and {files[other][row]!r}; set prepare.duplicates to {way}, or run visionpipe "
+                "doctor to see them"
             )
     joined = {
         name: np.concatenate([measures[split][name] for split in SPLITS])
@@ -71,7 +72,7 @@ def checkup(
     names = [name for split in SPLITS for name in files[split]]
     rows = quality.get("blank", np.empty(0, int))
     if len(rows) > 1:  # a single one is for the doctor to show
-        warnings.append(f"pictures of one colour only: {len(rows):,}, such as {names[rows[0]]!r}")
+        warnings.append(f"pictures of almost one colour: {len(rows):,}, such as {names[rows[0]]!r}")
     shortcuts, largest = metadata_shortcuts(measures["train"], labels["train"], classes)
     findings["shortcuts"] = {"largest": largest, "found": [asdict(shortcut) for shortcut in shortcuts]}
     warnings += [
