@@ -59,8 +59,8 @@ def checkup(
             way = "drop" if given.intersection((split, other)) - {"train"} else "keep"
             warnings.append(
                 f"{split} images that are nearly the same as images of {' or '.join(earlier)}: {len(near):,}, such as "
-                f"{files[split][first]!r} and {files[other][row]!r}; set prepare.duplicates to {way}, or run visionpipe "
-                "doctor to see them"
+                f"{files[split][first]!r} and {files[other][row]!r}; set prepare.duplicates to {way}, or run "
+                "visionpipe doctor to see them"
             )
     joined = {
         name: np.concatenate([measures[split][name] for split in SPLITS])
