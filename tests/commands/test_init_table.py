@@ -61,6 +61,7 @@ def test_columns_are_recognised_by_their_values_and_names(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "columns       path meta.csv, file image_id, label dx, split usage, root img" in said
     assert "groups        PatientID: 10 groups" in said
+    assert "metadata      PatientID, age, note: for slices" in said
 
 
 def test_the_only_column_with_few_values_is_the_label_and_otherwise_it_is_asked_for(capsys):

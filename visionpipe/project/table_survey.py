@@ -13,6 +13,7 @@ from visionpipe.data.layout import splits_named
 from visionpipe.data.sources import content_of_folder
 from visionpipe.data.spreadsheet import ENDINGS, read_sheet
 from visionpipe.data.table_files import Files, Unusable, guessed_root
+from visionpipe.data.wording import shown
 from visionpipe.errors import DataError, did_you_mean
 from visionpipe.escape import visible
 
@@ -28,6 +29,7 @@ GROUPS = (
 WEIGHTS = ("weight", "sample_weight", "weights")
 MOST_CLASSES = 1000
 LEAST_GROUPS = 5
+COLUMNS_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,11 @@ def guess_columns(table: Path, label: str | None = None) -> Guess:
         count = len(set(values[group]) - {""})
         reasons["prepare.group"] = (
             f"{count:,} groups: images of one {group} are never in two splits, so the fractions are approximate"
+        )
+    if further := [name for name in values if name and name not in (file, split, weight, chosen)]:
+        more = f" and {len(further) - COLUMNS_SHOWN} more" if len(further) > COLUMNS_SHOWN else ""
+        reasons["prepare.table"] = (
+            f"the other columns are metadata: {', '.join(map(shown, further[:COLUMNS_SHOWN]))}{more}"
         )
     if weight:
         reasons["prepare.table.weight"] = "multiplies the training loss; metrics are not weighted"

@@ -21,7 +21,7 @@ from visionpipe.data.duplicates import (
     superfluous,
 )
 from visionpipe.data.form import PixelFormat
-from visionpipe.data.groups import group_notes, join_groups, with_groups
+from visionpipe.data.groups import group_notes, join_groups, missing_splits, with_groups
 from visionpipe.data.listing import Listing, Rejected, UnclearFolders
 from visionpipe.data.losses import losses
 from visionpipe.data.measures import read_measured
@@ -120,6 +120,7 @@ def write_prepared(params: Params, content: Content) -> dict[str, Any]:
         channel_mean, channel_std = channel_statistics(images, [rows_of[row] for row in splits["train"]])
         for path in (spool, measured, thumbnails):
             path.unlink(missing_ok=True)
+        drawn_groups = missing_splits(listing.splits, config) if config.has_groups else ()
         findings, remarks = checkup(folder, list(listing.classes), listing.splits)
         return write_manifest(
             folder,
@@ -133,7 +134,7 @@ def write_prepared(params: Params, content: Content) -> dict[str, Any]:
                 *listing.notes,
                 *group_notes(usable, splits, listing.splits, config, params.seed),
                 *decisions.warnings(usable, quarantined),
-                *suspicions(splits, usable, listing.classes),
+                *suspicions(splits, usable, listing.classes, drawn_groups),
                 *losses(usable, config),
                 *remarks,
             ],
