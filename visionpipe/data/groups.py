@@ -51,8 +51,8 @@ def check_groups(splits: Splits, usable: list[Usable], source: str) -> None:
         example = f"{one[1]!r} in {one[0]} and {other[1]!r} in {other[0]}"
         of_group = "" if len(torn) == 1 else f" of {group!r}"
         raise DataError(
-            f"{source}: {count} in two of the splits that the images come with: {example}{of_group}: move these images, "
-            f"or drop those in one of the splits in {DECISIONS}"
+            f"{source}: {count} in two of the splits that the images come with: {example}{of_group}: move these "
+            f"images, or drop those in one of the splits in {DECISIONS}"
         )
 
 
