@@ -25,7 +25,13 @@ from visionpipe.doctor.labels import (
 )
 from visionpipe.doctor.page import LARGEST, least_difference
 from visionpipe.doctor.quality import find_quality
-from visionpipe.doctor.shortcuts import by_majority, class_scores, metadata_shortcuts, name_shortcuts
+from visionpipe.doctor.shortcuts import (
+    by_majority,
+    class_scores,
+    column_shortcuts,
+    metadata_shortcuts,
+    name_shortcuts,
+)
 from visionpipe.errors import DataError
 from visionpipe.project.params import Params
 from visionpipe.project.sections import GateConfig, ModelConfig
@@ -428,6 +434,37 @@ def test_file_names_count_unless_they_name_the_class():
         == []
     )
     assert name_shortcuts([f"{i:05}.jpg" for i in range(80)], labels, ["cat", "dog"]) == []
+
+
+def test_a_column_that_gives_a_class_away_is_named_with_its_value():
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 60)
+    columns = {
+        "camera": ["Nikon" if label == 1 and n % 12 else "" for n, label in enumerate(labels)],
+        "age": [f"{40 * (label == 2) + 30 * random.random():.3f}" for label in labels],
+        "site": random.choice(["a", "b", "c"], len(labels)).tolist(),
+        "patient": [f"{label}-{n // 4}" for n, label in enumerate(labels)],
+        "one": ["x"] * len(labels),
+    }
+    found = {item.class_name: item for item in column_shortcuts(columns, labels, ["cat", "dog", "eel"])}
+    assert set(found) == {"dog", "eel"}
+    assert (found["dog"].source, found["eel"].source) == ("column 'camera'", "column 'age'")
+    assert found["dog"].detail == "92% of the class are 'Nikon', 0% of the other images"
+    low, high = found["eel"].detail.split(" are '")[1].split("'")[0].split(" to ")
+    assert 39 < float(low) < float(high) < 71
+    assert column_shortcuts({}, labels, ["cat", "dog", "eel"]) == []
+
+
+def test_the_column_of_the_groups_is_no_shortcut():
+    pictures = clean_set(20)
+    files = {
+        f"{name}/{'first' if name == 'disc' else 'other'} {n % 2} {n:03}.png": pictures[f"{name}/{n:03}.png"]
+        for name in ("bar", "disc", "hook")
+        for n in range(20)
+    }
+    params, manifest = prepared(files, group=r"/(\w+ \d) ")
+    assert manifest["columns"] == ["group"]
+    assert "metadata" not in diagnosed(params)
 
 
 def test_constant_metadata_give_nothing_away():

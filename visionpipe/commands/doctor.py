@@ -25,7 +25,9 @@ def doctor(params: Params) -> None:
     folder = state_folder() / "doctor"
     threads = thread_count(params)
     with threadpool_limits(threads):
-        diagnosis = diagnose(open_prepared(PREPARED), folder, list(params.models), threads)
+        diagnosis = diagnose(
+            open_prepared(PREPARED), folder, list(params.models), threads, params.prepare.group
+        )
     rows = [row for finding in diagnosis.findings for row in suggested(diagnosis.images, finding)]
     added = append_undecided(rows)
     write_json(folder / "doctor.json", as_json(diagnosis))

@@ -23,7 +23,13 @@ from visionpipe.doctor.labels import (
 from visionpipe.doctor.models import best_model, model_probabilities
 from visionpipe.doctor.outliers import find_outliers
 from visionpipe.doctor.quality import ADVICE, find_quality
-from visionpipe.doctor.shortcuts import Shortcut, metadata_shortcuts, name_shortcuts, picture_shortcuts
+from visionpipe.doctor.shortcuts import (
+    Shortcut,
+    column_shortcuts,
+    metadata_shortcuts,
+    name_shortcuts,
+    picture_shortcuts,
+)
 from visionpipe.files import replacing_file, sha256_json
 
 IMBALANCE = 10
@@ -39,8 +45,14 @@ class Diagnosis:
     notes: list[str]
 
 
-def diagnose(data: Prepared, folder: Path, models: list[str], threads: int | None) -> Diagnosis:
-    """Looks at prepared data; keeps what takes long in `folder`, so that an interrupted look continues."""
+def diagnose(
+    data: Prepared, folder: Path, models: list[str], threads: int | None, group: str | None = None
+) -> Diagnosis:
+    """Looks at prepared data; keeps what takes long in `folder`, so that an interrupted look continues.
+
+    Args:
+        group: `prepare.group`, whose column is no shortcut: a patient has one class by nature.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     images = all_images(data)
     classes = len(data.classes)
@@ -59,7 +71,7 @@ def diagnose(data: Prepared, folder: Path, models: list[str], threads: int | Non
     findings = [
         *copy_findings(images, copies, predictions),
         *label_findings(images, predictions),
-        *shortcut_findings(images),
+        *shortcut_findings(images, group),
         *outlier_findings(images, predictions),
         *quality_findings(images),
         *class_findings(images, predictions),
@@ -240,7 +252,7 @@ def class_findings(images: Images, predictions: Predictions) -> list[Finding]:
 # Shortcuts, pictures, splits ------------------------------------------------------------------------------
 
 
-def shortcut_findings(images: Images) -> list[Finding]:
+def shortcut_findings(images: Images, group: str | None) -> list[Finding]:
     train = np.flatnonzero(images.split == 0)
     measures = {name: values[train] for name, values in images.measures.items() if name != "thumbnail"}
     labels, classes = images.labels[train], images.data.classes
@@ -254,6 +266,13 @@ def shortcut_findings(images: Images) -> list[Finding]:
                 "shortcut", len(shortcuts), [shortcut_item(images, train, shortcut) for shortcut in shortcuts]
             )
         )
+    metadata = images.data.metadata("train")
+    if group and metadata:  # the groups of a pattern are the last column
+        metadata.pop(group if group in metadata else list(metadata)[-1])
+    columns = column_shortcuts(metadata, labels, classes)
+    if columns:
+        items = [shortcut_item(images, train, shortcut) for shortcut in columns]
+        found.append(Finding("metadata", len(columns), items))
     names = name_shortcuts([images.files[row] for row in train.tolist()], labels, classes)
     if names:
         found.append(

@@ -185,6 +185,15 @@ KINDS = {  # the word in the column `finding` of decisions.csv → what the page
         "If the splits were made by hand, let prepare draw them: put all class folders side by side. If the "
         "difference is the purpose, leave it.",
     ),
+    "metadata": Kind(
+        "Metadata that give classes away",
+        ("class", "classes"),
+        "the F1 is measured out of fold; whether a model can see it is open",
+        "A model never sees the columns of the table. But a camera, a site or a day may show in the picture, and then "
+        "it may learn that instead.",
+        "If the column is another name of the class, or follows from it, leave it. Else add images of the class with "
+        "other values of the column, or of other classes with this value, and look at reports/NAME/slices.png.",
+    ),
     "file-names": Kind(
         "File names that give classes away",
         ("class", "classes"),

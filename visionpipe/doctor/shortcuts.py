@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from visionpipe.data.measures import FORMATS, jpeg_quality
+from visionpipe.data.spreadsheet import number_of
 
 STRONG = 0.4  # of what knows nothing of the picture: its size, its format, its compression
 CORNER, AHEAD = 0.4, 0.2  # of one corner, and how far it is ahead of the corner on its other side
@@ -192,6 +193,50 @@ def name_shortcuts(files: list[str], labels: np.ndarray, classes: list[str]) -> 
     return sorted(found, key=lambda item: (-item.score, item.class_name))
 
 
+def column_shortcuts(
+    metadata: dict[str, list[str]], labels: np.ndarray, classes: list[str]
+) -> list[Shortcut]:
+    """Finds classes that a column of the metadata recognises: of each class the column that does it best.
+
+    Values of fewer than LEAST_HITS images are taken as one, because an image or a patient has one class by nature.
+
+    Args:
+        metadata: column → the value of each image; "" is a missing one.
+    """
+    best: dict[int, Shortcut] = {}
+    for column, values in metadata.items():
+        names, codes = np.unique(np.array(in_parts(values), object).astype(str), return_inverse=True)
+        rare = np.bincount(codes, minlength=len(names)) < LEAST_HITS
+        codes = np.where(rare[codes], len(names), codes)
+        names = np.array([*map(repr, names.tolist()), "a rare value"])
+        if len(np.unique(codes)) < 2:
+            continue
+        scores, f1, chance, hits = class_scores(
+            by_majority(codes, labels, len(classes)), labels, len(classes)
+        )
+        for index in np.flatnonzero((scores >= STRONG) & (hits >= LEAST_HITS)).tolist():
+            if index not in best or scores[index] > best[index].score:
+                numbers = scores[index], f1[index], chance[index]
+                detail = most_typical(names, codes, labels == index)
+                best[index] = rounded(f"column {column!r}", classes[index], *numbers, detail)
+    return sorted(best.values(), key=lambda found: (-found.score, found.class_name))
+
+
+def in_parts(values: list[str]) -> list[str]:
+    """Returns the values of a column, or the bounds of their parts if they are numbers of more than MOST_VALUES."""
+    numbers = {text: number_of(text) for text in set(values) - {""}}
+    if len(numbers) <= MOST_VALUES or None in numbers.values():
+        return [text or "no value" for text in values]
+    texts = sorted(numbers, key=lambda text: (numbers[text], text))
+    part_of = dict(zip(texts, binned(np.array([numbers[text] for text in texts])).tolist(), strict=True))
+    parts: dict[int, list[str]] = {}
+    for text in texts:
+        parts.setdefault(part_of[text], []).append(text)
+    return [
+        f"{parts[part_of[text]][0]} to {parts[part_of[text]][-1]}" if text else "no value" for text in values
+    ]
+
+
 def typical(source: str, measures: dict[str, np.ndarray], of_class: np.ndarray) -> str:
     """Says what most images of a class have, and the others have not."""
     match source:
@@ -204,7 +249,11 @@ def typical(source: str, measures: dict[str, np.ndarray], of_class: np.ndarray) 
             shown = [f"{w / h:.2f}:1" for h, w in zip(measures["height"], measures["width"], strict=True)]
         case _:
             shown = [f"{h} × {w} pixels" for h, w in zip(measures["height"], measures["width"], strict=True)]
-    names, codes = np.unique(np.array(shown), return_inverse=True)
+    return most_typical(*np.unique(np.array(shown), return_inverse=True), of_class)
+
+
+def most_typical(names: np.ndarray, codes: np.ndarray, of_class: np.ndarray) -> str:
+    """Says which of `names` is much more frequent in a class than in the other images; `codes`: the name of each."""
     inside, outside = (np.bincount(codes[mask], minlength=len(names)) for mask in (of_class, ~of_class))
     share, other = inside / max(of_class.sum(), 1), outside / max((~of_class).sum(), 1)
     most = int(np.argmax(share - other))

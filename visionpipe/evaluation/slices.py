@@ -1,11 +1,11 @@
 """Compares the accuracy of groups of images that share a value of the metadata, such as a camera or a hospital."""
 
-import math
 from collections import Counter
 from typing import Any
 
 import numpy as np
 
+from visionpipe.data.spreadsheet import number_of
 from visionpipe.evaluation.metrics import wilson_interval
 
 MOST_VALUES = 30  # of a column of texts; with more, such as names of patients, the column makes no slices
@@ -74,15 +74,6 @@ def in_quarters(texts: list[str]) -> list[str]:
         bounds[part_of[text]] = bounds.get(part_of[text], (text, text))[0], text
     names = {part: first if first == last else f"{first} to {last}" for part, (first, last) in bounds.items()}
     return [names[part_of[text]] if text in part_of else text for text in texts]
-
-
-def number_of(text: str) -> float | None:
-    """Reads a number with a point or, as many spreadsheets write it, a comma; None for other texts."""
-    try:
-        number = float(text.replace(",", ".") if text.count(",") == 1 and "." not in text else text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def worst_slice(rows: list[dict[str, Any]], accuracy: float) -> dict[str, Any] | None:
