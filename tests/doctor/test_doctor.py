@@ -248,7 +248,7 @@ def test_images_of_one_channel_and_sixteen_bits_are_looked_at_too():
     assert sum(found[key]["count"] for key in ("copy", "leak") if key in found) >= 1
 
 
-def test_rows_without_a_decision_are_added_once_and_decided_rows_stay():
+def test_rows_without_a_decision_are_added_once_and_decided_rows_stay(capsys):
     files = clean_set()
     files["disc/again.png"] = files["disc/010.png"]
     params, _ = prepared(files)
@@ -259,8 +259,10 @@ def test_rows_without_a_decision_are_added_once_and_decided_rows_stay():
     assert not any(row["decision"] for row in rows)
     decided = first.replace(rows[0]["suggestion"] + ",\n", rows[0]["suggestion"] + ",keep\n", 1)
     Path("decisions.csv").write_text(decided, encoding="utf-8")
+    assert "decided" not in capsys.readouterr().out.replace("without a decision", "")
     doctor(params)
     assert Path("decisions.csv").read_text(encoding="utf-8") == decided
+    assert ", 1 decided\n" in capsys.readouterr().out
 
 
 def test_two_looks_write_the_same_bytes_and_the_second_uses_what_the_first_computed():

@@ -42,6 +42,12 @@ def test_values_of_columns(texts, expected):
     assert set(in_quarters(texts)) == expected
 
 
+def test_the_numbers_of_patients_are_names():
+    patients = [str(value) for value in RANDOM.integers(0, 60, 400)]
+    assert slices(np.ones(400, bool), {"patient": patients}, "patient") == []
+    assert len(slices(np.ones(400, bool), {"patient": patients})) == 4
+
+
 def test_missing_and_unknown_values_are_slices_beside_the_quarters():
     texts = [f"{value:.2f}" for value in RANDOM.normal(0, 1, 200)] + [""] * 30 + ["unknown"] * 12
     rows = slices(np.ones(len(texts), bool), {"x": texts})

@@ -1,5 +1,7 @@
 """`visionpipe doctor`: looks for what is wrong with the prepared images, and writes a page of findings."""
 
+from collections import Counter
+
 from threadpoolctl import threadpool_limits
 
 from visionpipe.data.config import DECISIONS
@@ -31,9 +33,12 @@ def doctor(params: Params) -> None:
     rows = [row for finding in diagnosis.findings for row in suggested(diagnosis.images, finding)]
     added = append_undecided(rows)
     write_json(folder / "doctor.json", as_json(diagnosis))
-    write_bytes(folder / "index.html", page(diagnosis, written_decisions()).encode())
+    decisions = written_decisions()
+    write_bytes(folder / "index.html", page(diagnosis, decisions).encode())
+    decided = Counter(finding for file, finding, _ in rows if decisions.get((file, finding)))
     for finding in diagnosis.findings:
-        print(f"{finding.count:>7,} {finding.unit}: {finding.kind.title.lower()}")
+        done = f", {decided[finding.key]:,} decided" if decided[finding.key] else ""
+        print(f"{finding.count:>7,} {finding.unit}: {finding.kind.title.lower()}{done}")
     if not diagnosis.findings:
         print("nothing was found")
     print(f"rows added to {DECISIONS}, without a decision: {added:,}")

@@ -33,6 +33,13 @@ def with_groups(listing: Listing, config: PrepareConfig) -> Listing:
     return replace(listing, entries=map(grouped, listing.entries), columns=(*listing.columns, name))
 
 
+def group_column(columns: Sequence[str], group: str | None) -> str | None:
+    """Returns the column of the metadata that holds the groups of `prepare.group`: for a pattern the last one."""
+    if not group or not columns:
+        return None
+    return group if group in columns else columns[-1]
+
+
 def check_groups(splits: Splits, usable: list[Usable], source: str) -> None:
     """Raises DataError where images of one group are in two splits; `source`: what makes the groups."""
     first: dict[str, tuple[str, str]] = {}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from visionpipe.data.duplicates import PLAIN, TURNS, copies_between, find_copies
+from visionpipe.data.groups import group_column
 from visionpipe.data.measures import ALIGNABLE
 from visionpipe.data.prepared import SPLITS, Prepared
 from visionpipe.doctor.checkup import contradicting
@@ -267,8 +268,7 @@ def shortcut_findings(images: Images, group: str | None) -> list[Finding]:
             )
         )
     metadata = images.data.metadata("train")
-    if group and metadata:  # the groups of a pattern are the last column
-        metadata.pop(group if group in metadata else list(metadata)[-1])
+    metadata.pop(group_column(list(metadata), group) or "", None)
     columns = column_shortcuts(metadata, labels, classes)
     if columns:
         items = [shortcut_item(images, train, shortcut) for shortcut in columns]

@@ -14,12 +14,15 @@ PARTS = 4  # that a column of numbers is divided into, of about the same number 
 MOSTLY = 0.9  # of the values must be numbers; the others are taken as texts, such as "unknown"
 
 
-def slices(correct: np.ndarray, metadata: dict[str, list[str]]) -> list[dict[str, Any]]:
+def slices(
+    correct: np.ndarray, metadata: dict[str, list[str]], groups: str | None = None
+) -> list[dict[str, Any]]:
     """Computes the accuracy of each value of each column with few values, and of the quarters of columns of numbers.
 
     Args:
         correct: bool (n,), whether each image is recognised.
         metadata: column → the value of each image; "" is a missing one.
+        groups: the column that says which images belong together. Its numbers are names, and have no quarters.
 
     Returns:
         A row for each slice: column, value, images, accuracy, and accuracy_low and accuracy_high, the 95 % interval.
@@ -28,7 +31,7 @@ def slices(correct: np.ndarray, metadata: dict[str, list[str]]) -> list[dict[str
     """
     rows = []
     for column, texts in metadata.items():
-        values = in_quarters(texts)
+        values = texts if column == groups else in_quarters(texts)
         counts = Counter(values)
         if not 2 <= len(counts) <= MOST_VALUES:
             continue

@@ -9,6 +9,7 @@ from visionpipe.artifact.classifier import BATCH, Classifier
 from visionpipe.artifact.digest import artifact_sha256
 from visionpipe.artifact.speed import measure
 from visionpipe.data.duplicates import copies_between
+from visionpipe.data.groups import group_column
 from visionpipe.data.prepared import PREPARED, Prepared, open_prepared
 from visionpipe.errors import ArtifactError
 from visionpipe.escape import csv_line, script_data, visible
@@ -52,7 +53,9 @@ def evaluate(name: str, params: Params) -> None:
     for split in SPLITS:
         headline[split] |= data_metrics(prepared, split, answers[split].predicted == labels[split])
     write_json(report / "metrics.json", headline)
-    of_slices = slices(answers["test"].predicted == labels["test"], prepared.metadata("test"))
+    metadata = prepared.metadata("test")
+    groups = group_column(list(metadata), params.prepare.group)
+    of_slices = slices(answers["test"].predicted == labels["test"], metadata, groups)
     write_json(report / "slices.json", of_slices)
     write_test_report(report, prepared, answers["test"], of_slices, params)
 
