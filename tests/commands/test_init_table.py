@@ -61,6 +61,7 @@ def test_columns_are_recognised_by_their_values_and_names(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "columns       path meta.csv, file image_id, label dx, split usage, root img" in said
     assert "groups        PatientID: 10 groups" in said
+    assert "metadata      PatientID, age, note: for slices" in said
 
 
 def test_the_only_column_with_few_values_is_the_label_and_otherwise_it_is_asked_for(capsys):
@@ -90,6 +91,30 @@ def test_groups_that_the_table_tears_apart_are_said_and_not_asked_for(capsys):
     config = prepare_params("set/t.csv")
     assert (config.group, config.table.split) == (None, "split")
     assert "the column subject has values in two splits, such as s0" in capsys.readouterr().out
+
+
+ODD = {
+    "one column for each class": (
+        "image,MEL,NV,BCC", lambda n: f"i{n}.png,{','.join('1.0' if n % 3 == k else '0.0' for k in range(3))}",
+        "meta.csv: the columns MEL, NV, BCC stand for a class each: add one column with the name of the class",
+    ),
+    "addresses": (
+        "image,label", lambda n: f"https://example.org/i{n}.png,{'ab'[n % 2]}",
+        "meta.csv: the column image has addresses: download the images, and name the files",
+    ),
+    "no names of columns": (
+        "i0.png,a", lambda n: f"i{n}.png,{'ab'[n % 2]}",
+        "meta.csv: the first line must name the columns, but 'i0.png' is a file: add a line such as file,label",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_table_of_another_form_is_one_line_that_says_what_to_do(kind, capsys):
+    head, line, expected = ODD[kind]
+    write_images(Path("set"))
+    write_table(Path("set/meta.csv"), head, line)
+    assert one_line(capsys, "set/meta.csv").startswith(f"visionpipe: {expected}")
 
 
 def test_a_table_without_its_images_is_one_line(capsys):

@@ -345,6 +345,28 @@ def test_a_picture_is_never_an_archive_and_an_archive_given_on_purpose_is_one(ar
         list(find_files([str(tmp_path / "damaged.zip")]))
 
 
+def test_predict_says_how_it_read_names_whose_encoding_an_archive_does_not_declare(artifact, tmp_path):
+    names = ["Äpfel/0.png", "Möhren/1.png", "Birnen/2.png"]
+    plain = io.BytesIO()
+    with zipfile.ZipFile(plain, "w") as archive:
+        for number, name in enumerate(names):
+            archive.writestr("x" * len(name) + str(number), picture())
+    data = plain.getvalue()
+    for number, name in enumerate(names):
+        old = ("x" * len(name) + str(number)).encode()
+        data = data.replace(old, name.encode("cp850") + b"g")
+    (tmp_path / "old.zip").write_bytes(data)
+    result = run(artifact, "old.zip", "old.zip", cwd=tmp_path)
+    assert result.returncode == 0
+    assert [row["file"] for row in read(tmp_path / "predictions.csv")] == sorted(
+        f"old.zip/{n}g" for n in names
+    )
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(
+        "WARNING: old.zip: the archive does not say how its names are encoded: they were read as cp850, such as 'Äpfel'"
+    )
+
+
 HOSTILE = [
     '=HYPERLINK("x")',
     "+1",

@@ -111,6 +111,25 @@ def test_a_cmyk_jpeg_is_not_inverted():
     np.testing.assert_allclose(decoded.astype(int), red, atol=4)
 
 
+@pytest.mark.parametrize("ink", [(0, 255, 255, 0), (200, 30, 90, 40), (0, 0, 0, 0), (10, 20, 30, 220)])
+@pytest.mark.parametrize("transform", [0, 2])
+def test_a_jpeg_of_adobe_has_inverted_ink_as_it_is_or_as_ycck(ink, transform):
+    """ITU-T T.872, 6.5.3: with transform 2 the first three channels are the YCbCr of the ink, with black as it is."""
+    stored = np.array(ink)
+    if transform == 2:
+        stored[:3] = Image.new("RGB", (1, 1), ink[:3]).convert("YCbCr").getpixel((0, 0))
+        stored[:3] = 255 - stored[:3]
+    planes = np.broadcast_to(stored.astype(np.uint8), (16, 16, 4)).copy()
+    data = encode(
+        Image.fromarray(planes, "CMYK"), "JPEG", quality=100
+    )  # Pillow inverts, and writes transform 0
+    place = data.index(b"Adobe") + 11
+    assert data[place] == 0
+    decoded = decode_image(data[:place] + bytes([transform]) + data[place + 1 :])
+    expected = (255.0 - np.array(ink[:3])) * (255 - ink[3]) / 255
+    np.testing.assert_allclose(decoded, np.broadcast_to(expected, (16, 16, 3)), atol=4)
+
+
 @pytest.mark.parametrize("image_format", ["PNG", "TIFF", "WEBP"])
 def test_alpha_is_composited_on_white(image_format):
     rgba = np.random.default_rng(2).integers(0, 256, (5, 7, 4), dtype=np.uint8)

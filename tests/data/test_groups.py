@@ -81,7 +81,7 @@ def test_a_group_in_two_given_splits_is_refused_with_an_example():
         places(usable, given=frozenset({"train", "test"}))
     assert str(caught.value) == (
         "prepare.group: the group 'p' is in two of the splits that the images come with: 'a/1.png' in train and "
-        "'a/2.png' in test: move these images, or drop them in decisions.csv"
+        "'a/2.png' in test: move these images, or drop those in one of the splits in decisions.csv"
     )
 
 
@@ -116,7 +116,7 @@ def test_an_image_that_joins_two_groups_of_different_splits_is_left_out_and_move
     usable.append(image(99))
     joined, left_out = join_groups(usable, [[train, 80], [80, test]], frozenset(), GROUPED, 0)
     assert set(left_out) == {80, train}  # the new one, and the training image like a test image
-    assert "like images of two groups that are in different splits" in left_out[80]
+    assert "a copy in two groups that are in different splits" in left_out[80]
     assert joined[:80] == usable[:80]
     joined, left_out = join_groups(usable, [[train, 80, other]], frozenset(), GROUPED, 0)
     assert left_out == {}

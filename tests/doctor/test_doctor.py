@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from visionpipe.commands.doctor import doctor
 from visionpipe.data.config import PrepareConfig
+from visionpipe.data.measures import jpeg_quality, quantisation
 from visionpipe.data.prepared import PREPARED, SPLITS, open_prepared
 from visionpipe.doctor.drift import distance
 from visionpipe.doctor.labels import (
@@ -22,9 +23,15 @@ from visionpipe.doctor.labels import (
     indistinguishable,
     predict_out_of_fold,
 )
-from visionpipe.doctor.page import LARGEST
+from visionpipe.doctor.page import LARGEST, least_difference
 from visionpipe.doctor.quality import find_quality
-from visionpipe.doctor.shortcuts import by_majority, class_scores, metadata_shortcuts, name_shortcuts
+from visionpipe.doctor.shortcuts import (
+    by_majority,
+    class_scores,
+    column_shortcuts,
+    metadata_shortcuts,
+    name_shortcuts,
+)
 from visionpipe.errors import DataError
 from visionpipe.project.params import Params
 from visionpipe.project.sections import GateConfig, ModelConfig
@@ -144,6 +151,79 @@ def test_a_patch_in_one_corner_is_named_with_its_class_and_its_corner():
     assert item["note"].startswith("the top right corner recognises 'disc' with an F1 of 0.")
 
 
+def test_a_border_is_named_with_its_colour():
+    files = clean_set(30)
+    for seed in range(30):
+        picture = drawing("disc", seed)
+        ImageDraw.Draw(picture).rectangle((0, 0, 31, 31), outline=(255, 0, 0), width=4)
+        files[f"disc/{seed:03}.png"] = encoded(picture)
+    (item,) = diagnosed(prepared(files)[0])["shortcut"]["items"]
+    assert item["note"].startswith("the border recognises 'disc' with an F1 of ")
+    assert "its median is RGB (255, 0, 0) in the class, (" in item["note"]
+
+
+@pytest.mark.parametrize("quality", [20, 49, 50, 75, 92, 100])
+def test_the_quality_of_a_jpeg_file_is_the_one_it_was_written_with(quality):
+    measured = quantisation(encoded(drawing("disc", 1), "JPEG", quality=quality))
+    (found,) = jpeg_quality(np.array([measured]))
+    assert found == pytest.approx(quality, abs=2)
+    assert jpeg_quality(np.array([quantisation(encoded(drawing("disc", 1)))])) == [0]
+
+
+def test_a_class_of_other_files_is_named_by_their_format():
+    files = {
+        f"{name}/{seed:03}": encoded(drawing(name, seed), "PNG" if name == "disc" else "JPEG")
+        for name in ("bar", "disc", "hook")
+        for seed in range(40)
+    }
+    warnings = prepared(files)[1]["warnings"]
+    assert any("100% of the class are PNG files, 0% of the other images" in warning for warning in warnings)
+
+
+def test_copies_of_a_given_test_split_are_to_be_dropped_from_training_and_prepare_obeys():
+    pictures = clean_set(20)
+    files = {f"{'test' if seed % 4 == 0 else 'train'}/{name}": pictures[name]
+             for name in pictures for seed in [int(name[-7:-4])]}  # fmt: skip
+    files["train/disc/again.jpg"] = encoded(drawing("disc", 4), "JPEG", quality=90)
+    params, manifest = prepared(files, duplicates="keep")
+    assert any("set prepare.duplicates to drop, or run" in warning for warning in manifest["warnings"])
+    (item,) = diagnosed(params)["leak"]["items"]
+    assert [(image["file"], image.get("suggestion")) for image in item["images"]] == [
+        ("test/disc/004.png", None),
+        ("train/disc/again.jpg", ""),
+    ]
+    text = Path("decisions.csv").read_text(encoding="utf-8")
+    row = "train/disc/again.jpg,leak,,"
+    Path("decisions.csv").write_text(text.replace(row, row + "drop"), encoding="utf-8")
+    doctor(params)
+    assert "decided: drop" in Path(".visionpipe/doctor/index.html").read_text(encoding="utf-8")
+    prepare(params)
+    assert "leak" not in diagnosed(params)
+
+
+def test_the_suggested_group_draws_copies_into_one_split():
+    files = clean_set(20)
+    for seed in range(6):
+        files[f"disc/copy {seed}.jpg"] = encoded(drawing("disc", seed), "JPEG", quality=85)
+    params, manifest = prepared(files)
+    assert leaks(manifest) > 0
+    doctor(params)
+    lines = Path("decisions.csv").read_text(encoding="utf-8").splitlines()
+    decided = [f"{line}group" if ",leak,copies-" in line else line for line in lines]
+    Path("decisions.csv").write_text("\n".join(decided) + "\n", encoding="utf-8")
+    prepare(params)
+    assert leaks(open_prepared(PREPARED).manifest) == 0
+
+
+def test_the_difference_of_a_mirrored_or_turned_copy_is_none():
+    picture = np.asarray(drawing("hook", 3))
+    for copy in (picture, picture[:, ::-1], picture[::-1], np.rot90(picture), np.rot90(picture[:, ::-1])):
+        assert (least_difference(picture, copy) == 255).all()
+    assert least_difference(picture, np.asarray(drawing("bar", 4))).min() < 100
+    wide = picture[:16]
+    assert (least_difference(wide, wide[::-1]) == 255).all()
+
+
 def test_a_class_of_another_compression_is_a_warning_of_prepare_and_a_score_in_the_manifest(capsys):
     files = {
         f"{name}/{seed:03}.jpg": encoded(drawing(name, seed), "JPEG", quality=60 if name == "disc" else 90)
@@ -168,7 +248,7 @@ def test_images_of_one_channel_and_sixteen_bits_are_looked_at_too():
     assert sum(found[key]["count"] for key in ("copy", "leak") if key in found) >= 1
 
 
-def test_rows_without_a_decision_are_added_once_and_decided_rows_stay():
+def test_rows_without_a_decision_are_added_once_and_decided_rows_stay(capsys):
     files = clean_set()
     files["disc/again.png"] = files["disc/010.png"]
     params, _ = prepared(files)
@@ -179,8 +259,10 @@ def test_rows_without_a_decision_are_added_once_and_decided_rows_stay():
     assert not any(row["decision"] for row in rows)
     decided = first.replace(rows[0]["suggestion"] + ",\n", rows[0]["suggestion"] + ",keep\n", 1)
     Path("decisions.csv").write_text(decided, encoding="utf-8")
+    assert "decided" not in capsys.readouterr().out.replace("without a decision", "")
     doctor(params)
     assert Path("decisions.csv").read_text(encoding="utf-8") == decided
+    assert ", 1 decided\n" in capsys.readouterr().out
 
 
 def test_two_looks_write_the_same_bytes_and_the_second_uses_what_the_first_computed():
@@ -354,6 +436,37 @@ def test_file_names_count_unless_they_name_the_class():
         == []
     )
     assert name_shortcuts([f"{i:05}.jpg" for i in range(80)], labels, ["cat", "dog"]) == []
+
+
+def test_a_column_that_gives_a_class_away_is_named_with_its_value():
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 60)
+    columns = {
+        "camera": ["Nikon" if label == 1 and n % 12 else "" for n, label in enumerate(labels)],
+        "age": [f"{40 * (label == 2) + 30 * random.random():.3f}" for label in labels],
+        "site": random.choice(["a", "b", "c"], len(labels)).tolist(),
+        "patient": [f"{label}-{n // 4}" for n, label in enumerate(labels)],
+        "one": ["x"] * len(labels),
+    }
+    found = {item.class_name: item for item in column_shortcuts(columns, labels, ["cat", "dog", "eel"])}
+    assert set(found) == {"dog", "eel"}
+    assert (found["dog"].source, found["eel"].source) == ("column 'camera'", "column 'age'")
+    assert found["dog"].detail == "92% of the class are 'Nikon', 0% of the other images"
+    low, high = found["eel"].detail.split(" are '")[1].split("'")[0].split(" to ")
+    assert 39 < float(low) < float(high) < 71
+    assert column_shortcuts({}, labels, ["cat", "dog", "eel"]) == []
+
+
+def test_the_column_of_the_groups_is_no_shortcut():
+    pictures = clean_set(20)
+    files = {
+        f"{name}/{'first' if name == 'disc' else 'other'} {n % 2} {n:03}.png": pictures[f"{name}/{n:03}.png"]
+        for name in ("bar", "disc", "hook")
+        for n in range(20)
+    }
+    params, manifest = prepared(files, group=r"/(\w+ \d) ")
+    assert manifest["columns"] == ["group"]
+    assert "metadata" not in diagnosed(params)
 
 
 def test_constant_metadata_give_nothing_away():

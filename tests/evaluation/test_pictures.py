@@ -11,6 +11,7 @@ from PIL import Image
 
 from visionpipe.evaluation import metrics, pictures
 from visionpipe.evaluation.labels import drawable
+from visionpipe.evaluation.slices import slices
 
 
 def report(classes: int):
@@ -30,6 +31,9 @@ def figures(classes: int):
     yield "per class", pictures.per_class(metrics.per_class(matrix, names))
     yield "calibration", pictures.calibration(metrics.calibration(probabilities, labels, 15))
     yield "mistakes", pictures.mistakes(images, labels, probabilities, names, 9)
+    metadata = {"site": [f"hospital {index % 4}" for index in range(60)], "x" * 99: ["$a$", ""] * 30}
+    yield "slices", pictures.slices(slices(probabilities.argmax(axis=1) == labels, metadata), 0.5)
+    yield "no slices", pictures.slices([], 0.5)
 
 
 @pytest.mark.parametrize("classes", [2, 100])
@@ -42,6 +46,22 @@ def test_every_picture_is_a_png_and_the_same_file_when_drawn_again(tmp_path, cla
         image = Image.open(io.BytesIO(data))
         assert not image.text, name
         assert np.ptp(np.asarray(image.convert("L"))) > 200, name
+
+
+def test_slices_below_the_rest_have_another_colour_and_of_many_the_worst_are_drawn():
+    rows = [
+        {"column": "age", "value": f"{place}", "images": 20, "accuracy": share, "accuracy_low": share - 0.1,
+         "accuracy_high": share + 0.1}
+        for place, share in enumerate(np.linspace(0.2, 0.9, 60))
+    ]  # fmt: skip
+    figure = pictures.slices(rows, 0.8)
+    (axes,) = figure.axes
+    assert figure.get_suptitle() == "The 50 of 60 values of the metadata with the lowest accuracy"
+    assert [text.get_text() for text in axes.get_yticklabels()] == [f"age: {place}" for place in range(50)]
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    assert sum(line.get_color() == pictures.ACCENT for line in dots) == sum(
+        row["accuracy"] < 0.7 for row in rows
+    )
 
 
 def test_the_gallery_shows_the_most_confident_mistakes_first_and_no_right_answers():

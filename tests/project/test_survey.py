@@ -171,7 +171,7 @@ def test_the_lines_say_what_was_understood(tmp_path):
     assert "colour 32, grey 1; 1 with transparency" in text
     assert "uneven classes: 31 images of cat, 2 of dog" in text
     assert "fewer than 10 images of dog" in text
-    assert "1 file left out, such as cat/x.txt: not an image" in text
+    assert "1 file left out, 'cat/x.txt': not an image" in text
 
 
 def test_the_share_of_long_images_is_counted_whichever_side_is_long(tmp_path):

@@ -119,7 +119,7 @@ def test_two_runs_write_the_same_bytes(project):
     assert written[0] == written[1]
     assert sorted(written[0]) == [
         "calibration.png", "confusion.csv", "confusion.png", "metrics.json", "mistakes.png",
-        "per_class.json", "per_class.png", "predictions.csv", "slices.json",
+        "per_class.json", "per_class.png", "predictions.csv", "slices.json", "slices.png",
     ]  # fmt: skip
 
 
@@ -340,7 +340,14 @@ def test_a_report_takes_the_place_of_links_and_does_not_write_through_them(proje
     cached = Path("cached")
     cached.write_text("in the cache")
     names = ["calibration.png", "confusion.csv", "confusion.png", "metrics.json"]
-    names += ["mistakes.png", "per_class.json", "per_class.png", "predictions.csv", "slices.json"]
+    names += [
+        "mistakes.png",
+        "per_class.json",
+        "per_class.png",
+        "predictions.csv",
+        "slices.json",
+        "slices.png",
+    ]
     for place, name in enumerate(names):
         (REPORT / name).symlink_to(cached.absolute()) if place % 2 else (REPORT / name).hardlink_to(cached)
     evaluate("linear", PARAMS)

@@ -429,6 +429,14 @@ def test_a_class_missing_from_a_split_is_a_warning():
     ]
 
 
+def test_a_class_without_a_group_in_a_split_is_a_warning_that_says_what_helps():
+    write_images({f"a/g{index}": 2 for index in range(12)} | {"b/g23": 3})
+    assert run(group=r"(g\d+)/").manifest["warnings"] == [
+        f"classes without a {split} image: 1, such as 'b'; whole groups are drawn: another seed may draw others"
+        for split in ("validation", "test")
+    ]
+
+
 def test_the_summary_names_numbers_reasons_and_warnings_and_a_pipe_sees_no_progress_bar(capfd):
     root = write_images({"a": 9, "b": 1})
     for index in range(7):

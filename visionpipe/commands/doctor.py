@@ -1,9 +1,11 @@
 """`visionpipe doctor`: looks for what is wrong with the prepared images, and writes a page of findings."""
 
+from collections import Counter
+
 from threadpoolctl import threadpool_limits
 
 from visionpipe.data.config import DECISIONS
-from visionpipe.data.decisions import append_undecided
+from visionpipe.data.decisions import append_undecided, written_decisions
 from visionpipe.data.prepared import PREPARED, open_prepared
 from visionpipe.doctor.diagnosis import as_json, diagnose
 from visionpipe.doctor.findings import Finding, Images
@@ -25,16 +27,18 @@ def doctor(params: Params) -> None:
     folder = state_folder() / "doctor"
     threads = thread_count(params)
     with threadpool_limits(threads):
-        diagnosis = diagnose(open_prepared(PREPARED), folder, list(params.models), threads)
-    rows = {finding.key: suggested(diagnosis.images, finding) for finding in diagnosis.findings}
-    added = append_undecided([row for of_finding in rows.values() for row in of_finding])
+        diagnosis = diagnose(
+            open_prepared(PREPARED), folder, list(params.models), threads, params.prepare.group
+        )
+    rows = [row for finding in diagnosis.findings for row in suggested(diagnosis.images, finding)]
+    added = append_undecided(rows)
     write_json(folder / "doctor.json", as_json(diagnosis))
-    write_bytes(
-        folder / "index.html",
-        page(diagnosis, {key: len(of_finding) for key, of_finding in rows.items()}).encode(),
-    )
+    decisions = written_decisions()
+    write_bytes(folder / "index.html", page(diagnosis, decisions).encode())
+    decided = Counter(finding for file, finding, _ in rows if decisions.get((file, finding)))
     for finding in diagnosis.findings:
-        print(f"{finding.count:>7,} {finding.unit}: {finding.kind.title.lower()}")
+        done = f", {decided[finding.key]:,} decided" if decided[finding.key] else ""
+        print(f"{finding.count:>7,} {finding.unit}: {finding.kind.title.lower()}{done}")
     if not diagnosis.findings:
         print("nothing was found")
     print(f"rows added to {DECISIONS}, without a decision: {added:,}")

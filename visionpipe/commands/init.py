@@ -197,6 +197,8 @@ def described(chosen: Choices) -> Iterator[str]:
     if table := params["prepare"].get("table"):
         columns = ", ".join(f"{key} {visible(str(value))}" for key, value in table.items())
         yield f"  columns       {columns}"
+    if "prepare.table" in reasons:
+        yield f"  metadata      {reasons['prepare.table'].partition(': ')[2]}: for slices"
     if group := params["prepare"].get("group"):
         yield f"  groups        {visible(group)}: {reasons['prepare.group']}"
     yield f"  image size    {width} × {height}: {reasons['prepare.size'].removeprefix('height, width: ')}"

@@ -59,7 +59,10 @@ def predict(
     columns = ["file", "label", "probability"]
     columns += [f"p({label})" for label in classifier.labels] if probabilities else []
     columns.append("error")
-    files = list(find_files(paths, follow_links))
+    notes: list[str] = []
+    files = list(find_files(paths, follow_links, notes))
+    for note in dict.fromkeys(notes):
+        print(f"WARNING: {note}", file=sys.stderr)
     journal = Path(f"{output}.partial")
     output.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(Path(f"{journal}.lock"), f"waiting for another process that writes {output}"):

@@ -172,6 +172,11 @@ def said(row: Decision) -> str:
     return f"{row.verb} {row.value}".strip()
 
 
+def written_decisions(path: Path = DECISIONS) -> dict[tuple[str, str], str]:
+    """Reads the decision of each row by its file and finding; "" for a row without one. Raises DataError."""
+    return {(file, finding): decision for _, (file, finding, _, decision) in rows_of(path)}
+
+
 def append_undecided(rows: Iterable[Sequence[str]], path: Path = DECISIONS) -> int:
     """Appends rows of (file, finding, suggestion) without a decision, and returns their number.
 

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 
-from visionpipe.data.config import PrepareConfig, group_pattern
+from visionpipe.data.config import DECISIONS, PrepareConfig, group_pattern
 from visionpipe.data.decoding import Usable
 from visionpipe.data.listing import Listing, Record, Rejected
 from visionpipe.errors import DataError
@@ -33,8 +33,15 @@ def with_groups(listing: Listing, config: PrepareConfig) -> Listing:
     return replace(listing, entries=map(grouped, listing.entries), columns=(*listing.columns, name))
 
 
-def check_groups(splits: Splits, usable: list[Usable]) -> None:
-    """Raises DataError where images of one group are in two splits."""
+def group_column(columns: Sequence[str], group: str | None) -> str | None:
+    """Returns the column of the metadata that holds the groups of `prepare.group`: for a pattern the last one."""
+    if not group or not columns:
+        return None
+    return group if group in columns else columns[-1]
+
+
+def check_groups(splits: Splits, usable: list[Usable], source: str) -> None:
+    """Raises DataError where images of one group are in two splits; `source`: what makes the groups."""
     first: dict[str, tuple[str, str]] = {}
     torn: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {}
     for split, rows in splits.items():
@@ -49,9 +56,10 @@ def check_groups(splits: Splits, usable: list[Usable]) -> None:
         (group, (one, other)) = next(iter(torn.items()))
         count = f"the group {group!r} is" if len(torn) == 1 else f"{len(torn):,} groups are"
         example = f"{one[1]!r} in {one[0]} and {other[1]!r} in {other[0]}"
+        of_group = "" if len(torn) == 1 else f" of {group!r}"
         raise DataError(
-            f"prepare.group: {count} in two of the splits that the images come with: {example}"
-            f"{'' if len(torn) == 1 else f' of {group!r}'}: move these images, or drop them in decisions.csv"
+            f"{source}: {count} in two of the splits that the images come with: {example}{of_group}: move these "
+            f"images, or drop those in one of the splits in {DECISIONS}"
         )
 
 
@@ -204,8 +212,8 @@ def join_where_groups_stay(
         if len(set(homes.values())) > 1:
             one, other = named[0], next(row for row in named if homes[row] != homes[named[0]])
             reason = (
-                f"like images of two groups that are in different splits: {usable[one].file!r} of "
-                f"{usable[one].group!r} in {homes[one]}, {usable[other].file!r} of {usable[other].group!r} in "
+                f"a copy in two groups that are in different splits: {usable[one].file!r} of the group "
+                f"{usable[one].group!r} in {homes[one]} and {usable[other].file!r} of {usable[other].group!r} in "
                 f"{homes[other]}"
             )
             left_out |= {row: reason for row in rows if homes.get(row, "train") == "train"}

@@ -25,6 +25,7 @@ HASH_SIDE = (
 COLOUR_SIDE = 8
 EDGE = 4  # thickness of the border, and side of the corners, in pixels of a thumbnail
 FORMATS = tuple(SIGNATURES)
+JPEG_TABLE_MEAN = 57.625  # of the luminance table in annex K of the JPEG standard
 SMALL = 64  # pixels of the longer side
 CHUNK = 256  # records that are worked on together
 ALIGNABLE = 64  # pixels; the thumbnails of smaller pictures show too little to be aligned
@@ -166,6 +167,17 @@ def quantisation(data: bytes) -> float:
             break
         place += 2 + length
     return 0.0
+
+
+def jpeg_quality(quantisation: np.ndarray) -> np.ndarray:
+    """Estimates the quality, 1 to 100, at which libjpeg writes a first table of this mean, (n,); 0 for other files.
+
+    libjpeg scales the table of the JPEG standard, annex K, whose mean is 57.6, by 50 / quality below 50, and by
+    2 - quality / 50 above. Below 20 the table's largest values are cut off, and the estimate is too high.
+    """
+    scale = np.maximum(quantisation, 1e-9) / JPEG_TABLE_MEAN
+    quality = np.where(scale > 1, 50 / scale, 100 - 50 * scale)
+    return np.where(quantisation > 0, np.clip(np.rint(quality), 1, 100), 0).astype(np.int64)
 
 
 def cosines() -> np.ndarray:

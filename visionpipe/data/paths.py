@@ -40,7 +40,9 @@ class File(NamedTuple):
     refusal: str | None = None
 
 
-def find_files(paths: Iterable[str], follow_links: bool = False) -> Iterator[File]:
+def find_files(
+    paths: Iterable[str], follow_links: bool = False, notes: list[str] | None = None
+) -> Iterator[File]:
     """Yields every file once, in the order of the arguments, and by name within each argument.
 
     What lies in a folder or an archive is found by the rules of `prepare`. What is named itself is read in any case.
@@ -48,30 +50,32 @@ def find_files(paths: Iterable[str], follow_links: bool = False) -> Iterator[Fil
     Args:
         paths: files, folders, zip archives, patterns, or `-` for paths on standard input, one a line.
         follow_links: whether links in a folder are followed to files and folders outside of it.
+        notes: remarks for the user are added to it, such as how the names in an archive were read.
 
     Raises:
         DataError: a path does not exist, matches nothing as a pattern, or is a damaged archive.
     """
     seen = set()
-    for file in itertools.chain.from_iterable(expand(path, follow_links) for path in paths):
+    notes = [] if notes is None else notes
+    for file in itertools.chain.from_iterable(expand(path, follow_links, notes) for path in paths):
         if file.name not in seen:
             seen.add(file.name)
             yield file
 
 
-def expand(path: str, follow_links: bool) -> Iterator[File]:
+def expand(path: str, follow_links: bool, notes: list[str]) -> Iterator[File]:
     """Yields the files that one argument names."""
     if path == STDIN:
         for line in listed_paths():
-            yield from expand(line, follow_links)
+            yield from expand(line, follow_links, notes)
     elif os.path.isdir(path):
         yield from files_in(path, follow_links)
     elif os.path.isfile(path) and is_archive(path):
-        yield from members(path)
+        yield from members(path, notes)
     elif os.path.lexists(path):
         yield plain_file(path)
     elif matches := sorted(glob.glob(path, recursive=True)):
-        yield from itertools.chain.from_iterable(expand(match, follow_links) for match in matches)
+        yield from itertools.chain.from_iterable(expand(match, follow_links, notes) for match in matches)
     else:
         raise DataError(
             f"{visible(path)}: there is no such file or folder, and as a pattern it matches nothing"
@@ -124,13 +128,14 @@ def plain_file(path: str) -> File:
     return File(os.fsencode(path).decode(errors="backslashreplace"), path)
 
 
-def members(path: str) -> Iterator[File]:
-    """Yields the files of an archive, named ARCHIVE/MEMBER, without unpacking them."""
+def members(path: str, notes: list[str]) -> Iterator[File]:
+    """Yields the files of an archive, named ARCHIVE/MEMBER, without unpacking them; adds remarks to `notes`."""
     try:
         with zipfile.ZipFile(path) as archive:
-            content, _ = walk_archive(archive)
+            content, remarks = walk_archive(archive)
     except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, OSError):
         raise DataError(f"{path} is a damaged zip archive: copy or download it again") from None
+    notes += [f"{visible(path)}: {remark}" for remark in remarks]
     for found in sorted(content, key=lambda found: found.path):
         if found.refusal or not (found.is_folder or is_hidden(found.path)):
             yield File(f"{path}/{found.path}", path, cast(zipfile.ZipInfo, found.place), found.refusal)

@@ -12,7 +12,7 @@ Images of one group are never in two splits. There are two ways to draw:
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from visionpipe.data.config import PrepareConfig
+from visionpipe.data.config import DECISIONS, PrepareConfig
 from visionpipe.data.decoding import Usable
 from visionpipe.data.groups import Splits, check_groups, draw_key, group_key, missing_splits, split_of
 from visionpipe.data.listing import HIDDEN, Listing, Rejected
@@ -32,7 +32,7 @@ def draw_splits(usable: list[Usable], given: frozenset[str], config: PrepareConf
     splits: Splits = {split: [] for split in SPLITS}
     for row, image in enumerate(usable):
         splits[image.split or "train"].append(row)
-    check_groups(splits, usable)
+    check_groups(splits, usable, "prepare.group" if config.has_groups else str(DECISIONS))
     missing = missing_splits(given, config)
     if config.has_groups:
         pool, splits["train"] = splits["train"], []

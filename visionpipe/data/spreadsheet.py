@@ -4,6 +4,7 @@ import codecs
 import csv
 import io
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -168,3 +169,12 @@ def read_parquet(content: bytes, name: str) -> Sheet:
 def text_of(value: Any) -> str:
     """Formats a cell; a missing value is "" as in a CSV file."""
     return "" if value is None or value != value else str(value)
+
+
+def number_of(text: str) -> float | None:
+    """Reads a number with a point or, as many spreadsheets write it, a comma; None for other texts."""
+    try:
+        number = float(text.replace(",", ".") if text.count(",") == 1 and "." not in text else text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None

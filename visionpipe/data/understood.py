@@ -20,8 +20,17 @@ REASONS_SHOWN = 20
 NAME_WIDTH = 30
 
 
-def suspicions(splits: dict[str, list[int]], usable: list[Usable], classes: Iterable[str]) -> list[str]:
-    """Returns warnings: strong imbalance, classes missing from a split, pictures in two splits or two classes."""
+def suspicions(
+    splits: dict[str, list[int]],
+    usable: list[Usable],
+    classes: Iterable[str],
+    drawn_groups: Iterable[str] = (),
+) -> list[str]:
+    """Returns warnings: strong imbalance, classes missing from a split, pictures in two splits or two classes.
+
+    Args:
+        drawn_groups: the splits for which whole groups are drawn, so that another seed gives another result.
+    """
     warnings = []
     (largest, most), *_, (smallest, least) = Counter(
         usable[row].class_name for row in splits["train"]
@@ -33,7 +42,10 @@ def suspicions(splits: dict[str, list[int]], usable: list[Usable], classes: Iter
     for split, rows in splits.items():
         absent = sorted(set(classes) - {usable[row].class_name for row in rows})
         if absent:
-            warnings.append(f"classes without a {split} image: {len(absent):,}, such as {absent[0]!r}")
+            advice = "; whole groups are drawn: another seed may draw others" if split in drawn_groups else ""
+            warnings.append(
+                f"classes without a {split} image: {len(absent):,}, such as {absent[0]!r}{advice}"
+            )
     files = {split: {usable[row].digest: usable[row].file for row in rows} for split, rows in splits.items()}
     for one, other in itertools.combinations(SPLITS, 2):
         shared = files[one].keys() & files[other].keys()

@@ -244,7 +244,7 @@ def member_names(members: list[zipfile.ZipInfo]) -> tuple[list[str], tuple[str, 
         shown = ", ".join(f"'{visible(part[:40])}'" for part in odd[:NAMES_SHOWN])
         notes = (
             f"the archive does not say how its names are encoded: they were read as {encoding}, such as {shown}{more}; "
-            "if they are wrong, unpack it where the names are right, and set prepare.source: folder",
+            "if they are wrong, unpack it where the names are right, and give the folder instead",
         )
     slashes = [with_slashes(member, name) for member, name in zip(members, names, strict=True)]
     return slashes, notes

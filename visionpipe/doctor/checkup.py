@@ -14,8 +14,13 @@ from visionpipe.doctor.shortcuts import metadata_shortcuts
 LEAK_SHARE = 0.01  # of a split; fewer copies are counted in the manifest, and no warning
 
 
-def checkup(folder: Path, classes: list[str]) -> tuple[dict[str, Any], list[str]]:
+def checkup(
+    folder: Path, classes: list[str], given: frozenset[str] = frozenset()
+) -> tuple[dict[str, Any], list[str]]:
     """Looks at the measures of the splits in `folder`.
+
+    Args:
+        given: the splits that the source has, which `prepare.duplicates: keep` does not change.
 
     Returns:
         The findings for the manifest, and warnings.
@@ -32,6 +37,7 @@ def checkup(folder: Path, classes: list[str]) -> tuple[dict[str, Any], list[str]
             "groups": len(np.unique(every[every >= 0])),
             "images": int((every >= 0).sum()),
             "in_several_classes": len(contradicting(copies, labels)),
+            "fixed_splits": sorted(given - {"train"}),
             "leaking": {},
         }
     }
@@ -50,10 +56,11 @@ def checkup(folder: Path, classes: list[str]) -> tuple[dict[str, Any], list[str]
                 for s in earlier
                 if len(rows := np.flatnonzero(copies[s] == copies[split][first]))
             )
+            way = "drop" if given.intersection((split, other)) - {"train"} else "keep"
             warnings.append(
                 f"{split} images that are nearly the same as images of {' or '.join(earlier)}: {len(near):,}, such as "
-                f"{files[split][first]!r} and {files[other][row]!r}; set prepare.duplicates to keep, or run visionpipe "
-                "doctor to see them"
+                f"{files[split][first]!r} and {files[other][row]!r}; set prepare.duplicates to {way}, or run "
+                "visionpipe doctor to see them"
             )
     joined = {
         name: np.concatenate([measures[split][name] for split in SPLITS])
@@ -65,7 +72,7 @@ def checkup(folder: Path, classes: list[str]) -> tuple[dict[str, Any], list[str]
     names = [name for split in SPLITS for name in files[split]]
     rows = quality.get("blank", np.empty(0, int))
     if len(rows) > 1:  # a single one is for the doctor to show
-        warnings.append(f"pictures of one colour only: {len(rows):,}, such as {names[rows[0]]!r}")
+        warnings.append(f"pictures of almost one colour: {len(rows):,}, such as {names[rows[0]]!r}")
     shortcuts, largest = metadata_shortcuts(measures["train"], labels["train"], classes)
     findings["shortcuts"] = {"largest": largest, "found": [asdict(shortcut) for shortcut in shortcuts]}
     warnings += [

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from visionpipe.data.duplicates import PLAIN, TURNS, copies_between, find_copies
+from visionpipe.data.groups import group_column
 from visionpipe.data.measures import ALIGNABLE
 from visionpipe.data.prepared import SPLITS, Prepared
 from visionpipe.doctor.checkup import contradicting
@@ -23,7 +24,13 @@ from visionpipe.doctor.labels import (
 from visionpipe.doctor.models import best_model, model_probabilities
 from visionpipe.doctor.outliers import find_outliers
 from visionpipe.doctor.quality import ADVICE, find_quality
-from visionpipe.doctor.shortcuts import Shortcut, metadata_shortcuts, name_shortcuts, picture_shortcuts
+from visionpipe.doctor.shortcuts import (
+    Shortcut,
+    column_shortcuts,
+    metadata_shortcuts,
+    name_shortcuts,
+    picture_shortcuts,
+)
 from visionpipe.files import replacing_file, sha256_json
 
 IMBALANCE = 10
@@ -39,8 +46,14 @@ class Diagnosis:
     notes: list[str]
 
 
-def diagnose(data: Prepared, folder: Path, models: list[str], threads: int | None) -> Diagnosis:
-    """Looks at prepared data; keeps what takes long in `folder`, so that an interrupted look continues."""
+def diagnose(
+    data: Prepared, folder: Path, models: list[str], threads: int | None, group: str | None = None
+) -> Diagnosis:
+    """Looks at prepared data; keeps what takes long in `folder`, so that an interrupted look continues.
+
+    Args:
+        group: `prepare.group`, whose column is no shortcut: a patient has one class by nature.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     images = all_images(data)
     classes = len(data.classes)
@@ -59,7 +72,7 @@ def diagnose(data: Prepared, folder: Path, models: list[str], threads: int | Non
     findings = [
         *copy_findings(images, copies, predictions),
         *label_findings(images, predictions),
-        *shortcut_findings(images),
+        *shortcut_findings(images, group),
         *outlier_findings(images, predictions),
         *quality_findings(images),
         *class_findings(images, predictions),
@@ -105,9 +118,9 @@ def copy_findings(images: Images, copies: np.ndarray, predictions: Predictions) 
             first = min(rows, key=lambda row: (-int(images.split[row]), row))
             rest = [row for row in rows if images.split[row] != images.split[first]]
             rest += [row for row in rows if images.split[row] == images.split[first] and row != first]
-            across.append(copy_item(images, [first, *rest], group=True))
+            across.append(leak_item(images, [first, *rest]))
         else:
-            within.append(copy_item(images, rows, group=False))
+            within.append(copy_item(images, rows, dict.fromkeys(rows[1:], "")))
     found = []
     if two_labels:
         found.append(
@@ -149,16 +162,24 @@ def contradiction(images: Images, rows: list[int], margins: np.ndarray) -> Item:
     )
 
 
-def copy_item(images: Images, rows: list[int], group: bool) -> Item:
+def leak_item(images: Images, rows: list[int]) -> Item:
+    """Describes copies in several splits; the first image is in the last of these.
+
+    A group, which `prepare` draws into one split, is suggested for all of them. It is impossible where a validation or
+    test image is from a split of the source. Then the images in the other splits are best dropped.
+    """
+    fixed = images.data.manifest["findings"]["copies"].get("fixed_splits", ())
+    splits = [images.split_name(row) for row in rows]
+    if any(split in fixed for split in splits):
+        elsewhere = [row for row, split in zip(rows, splits, strict=True) if split != splits[0]]
+        return copy_item(images, rows, dict.fromkeys(elsewhere, ""))
     digest = min(bytes(images.measures["digest"][row]) for row in rows).hex()[:12]
-    key = f"copies-{digest}" if group else ""
-    suggested = rows if group else rows[1:]
-    return Item(
-        rows,
-        f"{how_equal(images, rows[0], rows[1])}, {count_of(len(rows), 'image')}",
-        dict.fromkeys(suggested, key),
-        difference=True,
-    )
+    return copy_item(images, rows, dict.fromkeys(rows, f"copies-{digest}"))
+
+
+def copy_item(images: Images, rows: list[int], suggestions: dict[int, str]) -> Item:
+    note = f"{how_equal(images, rows[0], rows[1])}, {count_of(len(rows), 'image')}"
+    return Item(rows, note, suggestions, difference=True)
 
 
 def how_equal(images: Images, one: int, other: int) -> str:
@@ -232,7 +253,7 @@ def class_findings(images: Images, predictions: Predictions) -> list[Finding]:
 # Shortcuts, pictures, splits ------------------------------------------------------------------------------
 
 
-def shortcut_findings(images: Images) -> list[Finding]:
+def shortcut_findings(images: Images, group: str | None) -> list[Finding]:
     train = np.flatnonzero(images.split == 0)
     measures = {name: values[train] for name, values in images.measures.items() if name != "thumbnail"}
     labels, classes = images.labels[train], images.data.classes
@@ -246,6 +267,12 @@ def shortcut_findings(images: Images) -> list[Finding]:
                 "shortcut", len(shortcuts), [shortcut_item(images, train, shortcut) for shortcut in shortcuts]
             )
         )
+    metadata = images.data.metadata("train")
+    metadata.pop(group_column(list(metadata), group) or "", None)
+    columns = column_shortcuts(metadata, labels, classes)
+    if columns:
+        items = [shortcut_item(images, train, shortcut) for shortcut in columns]
+        found.append(Finding("metadata", len(columns), items))
     names = name_shortcuts([images.files[row] for row in train.tolist()], labels, classes)
     if names:
         found.append(

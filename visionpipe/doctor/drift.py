@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from visionpipe.data.measures import jpeg_quality
 from visionpipe.doctor.findings import Images
 
 LEAST = 0.15  # largest distance of two distribution functions that is no drift
@@ -26,7 +27,7 @@ def find_drift(images: Images) -> list[tuple[str, str, float]]:
         "width": measures["width"],
         "bytes per pixel": measures["bytes"]
         / np.maximum(1, measures["height"].astype(np.int64) * measures["width"]),
-        "JPEG quantisation": measures["quantisation"],
+        "JPEG quality (0: other formats)": jpeg_quality(measures["quantisation"]),
     }
     train = images.split == 0
     for number, split in enumerate(images.data.splits[1:], start=1):

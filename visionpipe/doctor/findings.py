@@ -106,8 +106,8 @@ KINDS = {  # the word in the column `finding` of decisions.csv → what the page
         ("image", "images"),
         EQUAL,
         "These copies of one picture have different labels. At most one label can be right.",
-        "In decisions.csv write relabel into the row of the wrong one (it takes the suggestion), or drop where none "
-        "is clear.",
+        "In decisions.csv write relabel into the row of the wrong one (it takes the suggestion, the class after the "
+        "arrow), or drop where none is clear.",
         severe=True,
     ),
     "leak": Kind(
@@ -116,8 +116,9 @@ KINDS = {  # the word in the column `finding` of decisions.csv → what the page
         EQUAL,
         "Validation and test images with a copy in an earlier split can be answered from memory, so the measured "
         "accuracy is too high. reports/NAME/metrics.json has the accuracy without them.",
-        "Set prepare.duplicates to keep, which draws copies into one split, or to drop. With splits of your own, "
-        "write drop into the rows of decisions.csv.",
+        "For all at once set prepare.duplicates: keep draws copies into one split, drop leaves one of them. Or decide "
+        "in decisions.csv: write group into all rows of a set of copies. Splits of your own never change; there write "
+        "drop into the rows of the images that are marked with drop?, so that the test images stay.",
         severe=True,
     ),
     "shortcut": Kind(
@@ -157,8 +158,8 @@ KINDS = {  # the word in the column `finding` of decisions.csv → what the page
         ("superfluous image", "superfluous images"),
         EQUAL,
         "A picture that is there several times counts several times.",
-        "Write drop into the rows of the superfluous ones, or set prepare.duplicates to drop. Keeping them is fine "
-        "where each is a picture of its own.",
+        "In decisions.csv write drop into the rows of the superfluous ones, or set prepare.duplicates to drop. Keeping "
+        "them is fine where each is a picture of its own.",
     ),
     "similar-classes": Kind(
         "Classes that look alike",
@@ -183,6 +184,15 @@ KINDS = {  # the word in the column `finding` of decisions.csv → what the page
         "another task.",
         "If the splits were made by hand, let prepare draw them: put all class folders side by side. If the "
         "difference is the purpose, leave it.",
+    ),
+    "metadata": Kind(
+        "Metadata that give classes away",
+        ("class", "classes"),
+        "the F1 is measured out of fold; whether a model can see it is open",
+        "A model never sees the columns of the table. But a camera, a site or a day may show in the picture, and then "
+        "it may learn that instead.",
+        "If the column is another name of the class, or follows from it, leave it. Else add images of the class with "
+        "other values of the column, or of other classes with this value, and look at reports/NAME/slices.png.",
     ),
     "file-names": Kind(
         "File names that give classes away",

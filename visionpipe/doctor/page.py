@@ -17,13 +17,14 @@ MOST_ITEMS = 24  # of a finding on the page; doctor.json has all
 MOST_PICTURES = 6  # of an item
 LARGEST = 160  # pixels of a side of an embedded picture
 LOSSLESS = 64  # pixels up to which pictures are embedded as PNG
+Written = dict[tuple[str, str], str]
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
 
-def page(diagnosis: Diagnosis, decisions: dict[str, int]) -> str:
+def page(diagnosis: Diagnosis, decisions: Written) -> str:
     """Returns the page.
 
-    `decisions`: the number of rows of decisions.csv for each finding's key.
+    `decisions`: the decision of each row of decisions.csv by its file and finding, "" for a row without one.
     """
     digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     policy = (
@@ -62,10 +63,7 @@ def page(diagnosis: Diagnosis, decisions: dict[str, int]) -> str:
             '<nav aria-label="Findings">',
             *(card(finding) for finding in findings),
             "</nav>",
-            *(
-                section(images, finding, decisions.get(finding.key, 0), place)
-                for place, finding in enumerate(findings)
-            ),
+            *(section(images, finding, decisions, place) for place, finding in enumerate(findings)),
             "</main>",
             "<footer>",
             *(f"<p>{text(note)}</p>" for note in diagnosis.notes),
@@ -93,9 +91,17 @@ def card(finding: Finding) -> str:
     )
 
 
-def section(images: Images, finding: Finding, rows: int, place: int) -> str:
-    shown = finding.items[:MOST_ITEMS]
-    more = len(finding.items) - len(shown)
+def section(images: Images, finding: Finding, decisions: Written, place: int) -> str:
+    """Returns the section of a finding. What is decided comes last, so the rest moves up."""
+    decided_of = {
+        row: decisions[images.files[row], finding.key]
+        for item in finding.items
+        for row in item.suggestions
+        if (images.files[row], finding.key) in decisions
+    }
+    ordered = sorted(finding.items, key=lambda item: is_decided(item, decided_of))
+    shown = ordered[:MOST_ITEMS]
+    more = len(ordered) - len(shown)
     kind = finding.kind
     lines = [
         f'<details id="{finding.key}"{" open" if place < 3 else ""}>',
@@ -103,27 +109,38 @@ def section(images: Images, finding: Finding, rows: int, place: int) -> str:
         f'<p>{text(kind.what)} <span class="sure">How sure: {text(kind.sure)}.</span></p>',
         f'<p class="advice"><strong>What to do:</strong> {text(kind.advice)}</p>',
     ]
-    if rows:
+    if decided_of:
+        rows, undecided = len(decided_of), sum(not decision for decision in decided_of.values())
         rows_are = f"is {rows:,} row" if rows == 1 else f"are {rows:,} rows"
         lines.append(
-            f"<p>There {rows_are} in decisions.csv with <code>{finding.key}</code> in the column finding.</p>"
+            f"<p>There {rows_are} in decisions.csv with <code>{finding.key}</code> in the column finding, "
+            f"{undecided:,} without a decision.</p>"
         )
-    lines += ['<div class="items">', *(article(images, item) for item in shown), "</div>"]
+    lines += ['<div class="items">', *(article(images, item, decided_of) for item in shown), "</div>"]
     if more:
         lines.append(f'<p class="more">and {more:,} more in doctor.json</p>')
     lines.append("</details>")
     return "\n".join(lines)
 
 
-def article(images: Images, item: Item) -> str:
+def is_decided(item: Item, decisions: dict[int, str]) -> bool:
+    """Whether all images that an item asks a decision for have one; `decisions`: row → decision."""
+    return bool(item.suggestions) and all(decisions.get(row) for row in item.suggestions)
+
+
+def article(images: Images, item: Item, decisions: dict[int, str]) -> str:
     suggestions, note = item.suggestions, text(item.note)
+    chips = {row: chip(suggestion, decisions.get(row, "")) for row, suggestion in suggestions.items()}
     common = set(suggestions.values())
-    if len(suggestions) == len(item.rows) > 1 and len(common) == 1:  # a group
-        suggestions, note = {}, f"{note} {chip(common.pop())}"
-    pictures = [figure(images, row, suggestions.get(row)) for row in item.rows[:MOST_PICTURES]]
+    if (
+        len(suggestions) == len(item.rows) > 1
+        and len(common) == 1
+        and not any(map(decisions.get, suggestions))
+    ):
+        chips, note = {}, f"{note} {chip('group ' + common.pop())}"
+    pictures = [figure(images, row, chips.get(row, "")) for row in item.rows[:MOST_PICTURES]]
     if item.difference:
-        one, other = (images.pixels(row).astype(np.int16) for row in item.rows[:2])
-        difference = (255 - np.clip(np.abs(one - other) * 2, 0, 255)).astype(np.uint8)
+        difference = least_difference(*(images.pixels(row) for row in item.rows[:2]))
         pictures.insert(
             2,
             f'<figure class="difference">{picture(difference, "difference")}<figcaption>difference of the two'
@@ -134,18 +151,31 @@ def article(images: Images, item: Item) -> str:
     return f'<article><p>{note}</p><div class="pictures">{"".join(pictures)}{rest}</div></article>'
 
 
-def figure(images: Images, row: int, suggestion: str | None) -> str:
+def least_difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Draws where two pictures differ, dark on white: of all ways to mirror and turn the second, the one most like it.
+
+    Args:
+        one, other: uint8 (height, width, 3); the result has their shape.
+    """
+    first = one.astype(np.int16)
+    turned = (np.rot90(side, turns) for side in (other, other[:, ::-1]) for turns in range(4))
+    differences = [np.abs(first - image) for image in turned if image.shape == one.shape]
+    least = min(differences, key=lambda difference: int(difference.sum()))
+    return (255 - np.clip(least * 2, 0, 255)).astype(np.uint8)
+
+
+def figure(images: Images, row: int, row_note: str) -> str:
     name, label, split = images.files[row], images.class_name(row), images.split_name(row)
-    row_note = "" if suggestion is None else chip(suggestion)
     return (
         f"<figure>{picture(images.pixels(row), name)}<figcaption><b>{text(label)}</b> <i>{text(split)}</i> "
         f'{row_note}<span class="file">{text(name)}</span></figcaption></figure>'
     )
 
 
-def chip(suggestion: str) -> str:
-    """Returns the mark of an image with a row in decisions.csv: the suggestion, or a question mark without one."""
-    return f'<span class="suggested">{"→ " + text(suggestion) if suggestion else "?"}</span> '
+def chip(suggestion: str, decision: str = "") -> str:
+    """Returns the mark of an image with a row in decisions.csv: its decision, or else what it suggests."""
+    said = f"decided: {decision}" if decision else f"→ {suggestion}?" if suggestion else "drop?"
+    return f'<span class="suggested">{text(said)}</span> '
 
 
 def picture(pixels: np.ndarray, name: str) -> str:

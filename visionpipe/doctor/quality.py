@@ -15,7 +15,7 @@ TINY_SHARE = 0.25  # of the median shorter side
 ODD_RATIO = 3.0  # longer side to shorter side, times what is usual in the set
 RARE = 0.05  # what more of the images have is how this set is, and no fault
 ADVICE = {
-    "blank": "one colour only",
+    "blank": "almost one colour",
     "dark": "hardly any light",
     "bright": "overexposed",
     "blurred": "out of focus, or enlarged from few pixels",

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from visionpipe.data.measures import FORMATS
+from visionpipe.data.measures import FORMATS, jpeg_quality
+from visionpipe.data.spreadsheet import number_of
 
 STRONG = 0.4  # of what knows nothing of the picture: its size, its format, its compression
 CORNER, AHEAD = 0.4, 0.2  # of one corner, and how far it is ahead of the corner on its other side
@@ -163,7 +164,9 @@ def picture_shortcuts(
         for index in np.flatnonzero(strong).tolist():
             weaker = index in best and best[index].score < scores[index]
             if index not in best or (weaker and (best[index].source in CORNERS) == (name in CORNERS)):
-                best[index] = rounded(name, classes[index], scores[index], f1[index], chance[index])
+                numbers = scores[index], f1[index], chance[index]
+                detail = typical_colour(sources[name][0], labels == index)
+                best[index] = rounded(name, classes[index], *numbers, detail)
     return sorted(best.values(), key=lambda found: (-found.score, found.class_name))
 
 
@@ -190,19 +193,82 @@ def name_shortcuts(files: list[str], labels: np.ndarray, classes: list[str]) -> 
     return sorted(found, key=lambda item: (-item.score, item.class_name))
 
 
+def column_shortcuts(
+    metadata: dict[str, list[str]], labels: np.ndarray, classes: list[str]
+) -> list[Shortcut]:
+    """Finds classes that a column of the metadata recognises: of each class the column that does it best.
+
+    Values of fewer than LEAST_HITS images are taken as one, because an image or a patient has one class by nature.
+
+    Args:
+        metadata: column → the value of each image; "" is a missing one.
+    """
+    best: dict[int, Shortcut] = {}
+    for column, values in metadata.items():
+        names, codes = np.unique(np.array(in_parts(values), object).astype(str), return_inverse=True)
+        rare = np.bincount(codes, minlength=len(names)) < LEAST_HITS
+        codes = np.where(rare[codes], len(names), codes)
+        names = np.array([*map(repr, names.tolist()), "a rare value"])
+        if len(np.unique(codes)) < 2:
+            continue
+        scores, f1, chance, hits = class_scores(
+            by_majority(codes, labels, len(classes)), labels, len(classes)
+        )
+        for index in np.flatnonzero((scores >= STRONG) & (hits >= LEAST_HITS)).tolist():
+            if index not in best or scores[index] > best[index].score:
+                numbers = scores[index], f1[index], chance[index]
+                detail = most_typical(names, codes, labels == index)
+                best[index] = rounded(f"column {column!r}", classes[index], *numbers, detail)
+    return sorted(best.values(), key=lambda found: (-found.score, found.class_name))
+
+
+def in_parts(values: list[str]) -> list[str]:
+    """Returns the values of a column, or the bounds of their parts if they are numbers of more than MOST_VALUES."""
+    numbers = {text: number_of(text) for text in set(values) - {""}}
+    if len(numbers) <= MOST_VALUES or None in numbers.values():
+        return [text or "no value" for text in values]
+    texts = sorted(numbers, key=lambda text: (numbers[text], text))
+    part_of = dict(zip(texts, binned(np.array([numbers[text] for text in texts])).tolist(), strict=True))
+    parts: dict[int, list[str]] = {}
+    for text in texts:
+        parts.setdefault(part_of[text], []).append(text)
+    return [
+        f"{parts[part_of[text]][0]} to {parts[part_of[text]][-1]}" if text else "no value" for text in values
+    ]
+
+
 def typical(source: str, measures: dict[str, np.ndarray], of_class: np.ndarray) -> str:
     """Says what most images of a class have, and the others have not."""
     match source:
         case "file format":
-            shown = [FORMATS[int(index)] for index in measures["format"]]
+            shown = [f"{FORMATS[int(index)]} files" for index in measures["format"]]
         case "JPEG quality":
-            shown = [f"a quantisation of {value:.0f}" for value in measures["quantisation"]]
+            qualities = jpeg_quality(measures["quantisation"]).tolist()
+            shown = [f"JPEG files of quality {value}" if value else "no JPEG files" for value in qualities]
         case "aspect ratio":
             shown = [f"{w / h:.2f}:1" for h, w in zip(measures["height"], measures["width"], strict=True)]
         case _:
             shown = [f"{h} × {w} pixels" for h, w in zip(measures["height"], measures["width"], strict=True)]
-    names, codes = np.unique(np.array(shown), return_inverse=True)
+    return most_typical(*np.unique(np.array(shown), return_inverse=True), of_class)
+
+
+def most_typical(names: np.ndarray, codes: np.ndarray, of_class: np.ndarray) -> str:
+    """Says which of `names` is much more frequent in a class than in the other images; `codes`: the name of each."""
     inside, outside = (np.bincount(codes[mask], minlength=len(names)) for mask in (of_class, ~of_class))
     share, other = inside / max(of_class.sum(), 1), outside / max((~of_class).sum(), 1)
     most = int(np.argmax(share - other))
     return f"{share[most]:.0%} of the class are {names[most]}, {other[most]:.0%} of the other images"
+
+
+def typical_colour(colours: np.ndarray, of_class: np.ndarray) -> str:
+    """Says which colour, of RGB (n, 3) in [0, 255], most images of a class have, and which the others have."""
+    inside, outside = (
+        np.rint(np.median(colours[mask], axis=0)).astype(int) for mask in (of_class, ~of_class)
+    )
+    return (
+        f"its median is RGB {shown_colour(inside)} in the class, {shown_colour(outside)} in the other images"
+    )
+
+
+def shown_colour(colour: np.ndarray) -> str:
+    return "({}, {}, {})".format(*colour.tolist())

@@ -29,6 +29,7 @@ STYLE: Any = {
     "text.parse_math": False,  # a class name with two dollar signs is not a formula
 }
 MOST_SHOWN = 100  # classes; drawing a matrix of 1,000 classes takes 11 GiB, and nobody could read it
+MOST_SLICES = 50
 OTHERS = "(other classes)"
 MOST_ANNOTATED = 30  # classes; with more, the numbers would be too small to read
 
@@ -189,6 +190,41 @@ def mistakes(
             fontfamily=font,
             pad=4,
         )
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def slices(rows: list[dict[str, Any]], accuracy: float) -> Figure:
+    """Draws the accuracy of each slice with its 95 % interval, from the result of `slices.slices`.
+
+    Slices whose interval lies below `accuracy`, that of all images, the dashed line, have another colour.
+    """
+    shown = rows
+    if len(rows) > MOST_SLICES:
+        least = sorted(range(len(rows)), key=lambda place: rows[place]["accuracy"])[:MOST_SLICES]
+        shown = [rows[place] for place in sorted(least)]
+    figure = Figure(figsize=(8, max(1.2, 0.3 * len(shown) + 1.3)))
+    title = "Accuracy of the images with each value of the metadata"
+    if len(shown) < len(rows):
+        title = f"The {len(shown)} of {len(rows):,} values of the metadata with the lowest accuracy"
+    figure.suptitle(title if rows else "No metadata with values to compare", x=0.005, ha="left", fontsize=11)
+    if not rows:
+        return figure
+    axes = figure.add_subplot()
+    texts, font = drawable([f"{row['column']}: {row['value'] or '(missing)'}" for row in shown])
+    for place, row in enumerate(shown):
+        colour = ACCENT if row["accuracy_high"] < accuracy else INK
+        axes.plot([row["accuracy_low"], row["accuracy_high"]], [place, place], color=colour, linewidth=2)
+        axes.plot([row["accuracy"]], [place], "o", color=colour, markersize=5)
+        axes.text(1.02, place, f"{row['images']:,}", va="center", fontsize=8, color="grey", clip_on=False)
+    axes.axvline(accuracy, color="black", linewidth=0.8, linestyle="--")
+    axes.set_yticks(range(len(shown)), texts, fontsize=9, fontfamily=font)
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel(
+        f"accuracy and its 95 % interval; dashed: all images, {accuracy:.3f}; right: number of images"
+    )
+    axes.tick_params(axis="y", length=0)
     return figure
 
 

@@ -30,7 +30,7 @@ from visionpipe.data.listing import NOT_IN_A_CLASS, Listing, Record, Rejected
 from visionpipe.data.sources import SOURCES
 from visionpipe.data.splits import LOST_SHOWN, first_reason
 from visionpipe.data.spreadsheet import ENDINGS
-from visionpipe.data.wording import counted
+from visionpipe.data.wording import counted, quoted
 from visionpipe.errors import DataError, ImageError
 from visionpipe.escape import visible
 from visionpipe.project.table_survey import Guess
@@ -365,11 +365,12 @@ def oddities(
             "they fit, and prepare.size can be another rectangle"
         )
     if short.min() < 8:
-        yield f"{int((short < 8).sum()):,} images have a side of fewer than 8 pixels"
+        tiny = int((short < 8).sum())
+        yield f"{counted(tiny, 'image')} {'has' if tiny == 1 else 'have'} a side of fewer than 8 pixels"
     reasons = Counter(item.reason for item in unusable)
     for reason, count in reasons.most_common():
-        example = visible(next(item.file for item in unusable if item.reason == reason))
-        yield f"{counted(count, 'file')} left out, such as {example}: {reason}"
+        example = quoted(next(item.file for item in unusable if item.reason == reason))
+        yield f"{counted(count, 'file')} left out, {'such as ' if count > 1 else ''}{example}: {reason}"
 
 
 def percentiles(values: np.ndarray) -> dict[int, int]:

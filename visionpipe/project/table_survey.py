@@ -11,8 +11,9 @@ from pathlib import Path
 from visionpipe.data.config import PrepareConfig, TableConfig
 from visionpipe.data.layout import splits_named
 from visionpipe.data.sources import content_of_folder
-from visionpipe.data.spreadsheet import ENDINGS, read_sheet
+from visionpipe.data.spreadsheet import ENDINGS, number_of, read_sheet
 from visionpipe.data.table_files import Files, Unusable, guessed_root
+from visionpipe.data.wording import shown
 from visionpipe.errors import DataError, did_you_mean
 from visionpipe.escape import visible
 
@@ -28,6 +29,7 @@ GROUPS = (
 WEIGHTS = ("weight", "sample_weight", "weights")
 MOST_CLASSES = 1000
 LEAST_GROUPS = 5
+COLUMNS_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,11 @@ def guess_columns(table: Path, label: str | None = None) -> Guess:
         reasons["prepare.group"] = (
             f"{count:,} groups: images of one {group} are never in two splits, so the fractions are approximate"
         )
+    if further := [name for name in values if name and name not in (file, split, weight, chosen)]:
+        more = f" and {len(further) - COLUMNS_SHOWN} more" if len(further) > COLUMNS_SHOWN else ""
+        reasons["prepare.table"] = (
+            f"the other columns are metadata: {', '.join(map(shown, further[:COLUMNS_SHOWN]))}{more}"
+        )
     if weight:
         reasons["prepare.table.weight"] = "multiplies the training loss; metrics are not weighted"
     return Guess(folder, columns, group, reasons, tuple(odd))
@@ -129,11 +136,27 @@ def file_column(
             count = sum(exists(found, root, cell) for cell in sample)
             if count > best[0]:
                 best = count, column, None if root == base else root
+    addresses = next(
+        (c for c, cells in values.items() if sum(map(is_address, cells)) > len(cells) // 2), None
+    )
+    if not best[1] and addresses is not None:
+        raise DataError(
+            f"{name}: the column {visible(addresses)} has addresses: download the images, and name the files"
+        )
+    if exists(found, best[2] or base, best[1]):
+        raise DataError(
+            f"{name}: the first line must name the columns, but {visible(best[1])!r} is a file: add a line such as "
+            "file,label above it"
+        )
     if not best[1]:
         raise DataError(
             f"{name}: no column names files in {visible(str(folder))}: put the table into the folder of the images"
         )
     return best[1], best[2]
+
+
+def is_address(cell: str) -> bool:
+    return re.match(r"[a-z][a-z0-9+.-]+://", cell.casefold()) is not None
 
 
 def exists(found: Files, root: str, cell: str) -> bool:
@@ -172,10 +195,25 @@ def label_column(values: dict[str, list[str]], used: set[str | None], name: str)
     if by_name:
         return by_name
     few = [c for c, cells in values.items() if c not in used and fits(cells) and not group_word(c)]
+    one_hot = one_hot_columns({c: cells for c, cells in values.items() if c not in used})
+    if one_hot and set(few) <= set(one_hot):
+        columns = ", ".join(map(shown, one_hot[:COLUMNS_SHOWN]))
+        others = " and others" if len(one_hot) > COLUMNS_SHOWN else ""
+        raise DataError(
+            f"{visible(name)}: the columns {columns}{others} stand for a class each: add one column with the name of "
+            "the class, in pandas with table[columns].idxmax(axis=1), or name another column with --label COLUMN"
+        )
     if len(few) == 1:
         return few[0]
     which = f"it may be any of {', '.join(few)}" if few else f"the columns are {', '.join(values)}"
     raise DataError(f"{visible(name)}: which column holds the labels? {which}: name it with --label COLUMN")
+
+
+def one_hot_columns(values: dict[str, list[str]]) -> list[str]:
+    """Returns the columns of zeros and ones of which exactly one is 1 in each row; none if they are fewer than two."""
+    flags = {c: cells for c, cells in values.items() if {number_of(cell) for cell in cells} == {0.0, 1.0}}
+    sums = {sum(number_of(cell) or 0 for cell in row) for row in zip(*flags.values(), strict=True)}
+    return list(flags) if len(flags) > 1 and sums == {1.0} else []
 
 
 def group_word(column: str) -> str | None:

@@ -9,12 +9,13 @@ from visionpipe.artifact.classifier import BATCH, Classifier
 from visionpipe.artifact.digest import artifact_sha256
 from visionpipe.artifact.speed import measure
 from visionpipe.data.duplicates import copies_between
+from visionpipe.data.groups import group_column
 from visionpipe.data.prepared import PREPARED, Prepared, open_prepared
 from visionpipe.errors import ArtifactError
 from visionpipe.escape import csv_line, script_data, visible
 from visionpipe.evaluation import metrics, pictures
 from visionpipe.evaluation.metrics import Answers
-from visionpipe.evaluation.slices import slices
+from visionpipe.evaluation.slices import slices, worst_slice
 from visionpipe.files import replacing_file, write_json
 from visionpipe.project.backend import thread_count
 from visionpipe.project.params import Params
@@ -52,10 +53,14 @@ def evaluate(name: str, params: Params) -> None:
     for split in SPLITS:
         headline[split] |= data_metrics(prepared, split, answers[split].predicted == labels[split])
     write_json(report / "metrics.json", headline)
-    write_test_report(report, prepared, answers["test"], params)
+    metadata = prepared.metadata("test")
+    groups = group_column(list(metadata), params.prepare.group)
+    of_slices = slices(answers["test"].predicted == labels["test"], metadata, groups)
+    write_json(report / "slices.json", of_slices)
+    write_test_report(report, prepared, answers["test"], of_slices, params)
 
     speed = measure(artifact, artifact_sha256(artifact), threads, state_folder())
-    print(summary(name, headline["test"], speed))
+    print(summary(name, headline["test"], of_slices, speed))
 
 
 def check_agreement(artifact: Path, classifier: Classifier, prepared: Prepared) -> None:
@@ -146,8 +151,10 @@ def write_predictions(
                 file.write(csv_line([*line, *(metadata[name][row] for name in further)]))
 
 
-def write_test_report(report: Path, prepared: Prepared, answers: Answers, params: Params) -> None:
-    """Writes confusion.csv (which DVC plots), per_class.json, slices.json and the pictures of the test split."""
+def write_test_report(
+    report: Path, prepared: Prepared, answers: Answers, of_slices: list[dict[str, Any]], params: Params
+) -> None:
+    """Writes confusion.csv (which DVC plots), per_class.json and the pictures of the test split."""
     classes, labels, images = prepared.classes, prepared.labels("test"), prepared.images("test")
     confusion = metrics.pairs(labels, answers.predicted)
     shown = set(metrics.most_confused(confusion, len(classes), pictures.MOST_SHOWN).tolist())
@@ -159,7 +166,6 @@ def write_test_report(report: Path, prepared: Prepared, answers: Answers, params
                 file.write(csv_line([script_data(classes[actual]), script_data(said)]))
     table = metrics.per_class(confusion, classes)
     write_json(report / "per_class.json", table)
-    write_json(report / "slices.json", slices(answers.predicted == labels, prepared.metadata("test")))
 
     bins = metrics.calibration(answers, labels, params.evaluate.calibration_bins)
     most = params.evaluate.worst_mistakes
@@ -167,9 +173,11 @@ def write_test_report(report: Path, prepared: Prepared, answers: Answers, params
     pictures.save(pictures.per_class(table), report / "per_class.png")
     pictures.save(pictures.calibration(bins), report / "calibration.png")
     pictures.save(pictures.mistakes(images, labels, answers, classes, most), report / "mistakes.png")
+    accuracy = float((answers.predicted == labels).mean())
+    pictures.save(pictures.slices(of_slices, accuracy), report / "slices.png")
 
 
-def summary(name: str, test: dict[str, Any], speed: dict[str, float]) -> str:
+def summary(name: str, test: dict[str, Any], of_slices: list[dict[str, Any]], speed: dict[str, float]) -> str:
     interval = f"{test['accuracy_low']:.4f}–{test['accuracy_high']:.4f}"
     leaking = test.get("leaking_images", 0)
     without = (
@@ -178,8 +186,18 @@ def summary(name: str, test: dict[str, Any], speed: dict[str, float]) -> str:
         if leaking
         else ""
     )
+    worst = worst_slice(of_slices, test["accuracy"])
+    lowest = (
+        f"\n{name}: test accuracy {worst['accuracy']:.4f} ({worst['accuracy_low']:.4f}–{worst['accuracy_high']:.4f}) "
+        f"of the {worst['images']:,} images with {visible(worst['column'])} {visible(worst['value']) or 'missing'}, "
+        f"see {report_folder(name) / 'slices.png'}"
+        if worst
+        else ""
+    )
     return (
         f"{name}: test accuracy {test['accuracy']:.4f} ({interval}), macro F1 {test['macro_f1']:.4f}, "
         f"worst recall {test['worst_recall']:.4f} ({visible(test['worst_class'])}), "
-        f"{speed['latency_p50_ms']:.2f} ms per image, {speed['images_per_second']:,.0f} images/s" + without
+        f"{speed['latency_p50_ms']:.2f} ms per image, {speed['images_per_second']:,.0f} images/s"
+        + without
+        + lowest
     )

@@ -20,7 +20,7 @@ from visionpipe.data.duplicates import (
     still_copies,
     superfluous,
 )
-from visionpipe.data.groups import group_notes, join_groups, with_groups
+from visionpipe.data.groups import group_notes, join_groups, missing_splits, with_groups
 from visionpipe.data.listing import Listing, Rejected, UnclearFolders
 from visionpipe.data.losses import losses
 from visionpipe.data.measures import read_measured
@@ -117,7 +117,8 @@ def write_prepared(params: Params, content: Content) -> dict[str, Any]:
             write_folds(folder, splits, draw_folds(usable, splits, config.folds, params.seed))
         channel_mean, channel_std = channel_statistics(images, [rows_of[row] for row in splits["train"]])
         thumbnails.unlink(missing_ok=True)
-        findings, remarks = checkup(folder, list(listing.classes))
+        drawn_groups = missing_splits(listing.splits, config) if config.has_groups else ()
+        findings, remarks = checkup(folder, list(listing.classes), listing.splits)
         return write_manifest(
             folder,
             **config.frame_options,
@@ -130,7 +131,7 @@ def write_prepared(params: Params, content: Content) -> dict[str, Any]:
                 *listing.notes,
                 *group_notes(usable, splits, listing.splits, config, params.seed),
                 *decisions.warnings(usable, quarantined),
-                *suspicions(splits, usable, listing.classes),
+                *suspicions(splits, usable, listing.classes, drawn_groups),
                 *losses(usable, config),
                 *remarks,
             ],
