@@ -123,7 +123,7 @@ class Classifier:
 
 def labels_content(task: Task, classes: list[str]) -> dict[str, Any]:
     """Returns the content of labels.json. `classes` are in the order of the logits."""
-    return {"version": LABELS_VERSION, "task": task.name, "classes": classes}
+    return {"version": LABELS_VERSION, "task": task.name, "classes": classes, **task.content()}
 
 
 def read_labels(folder: Path) -> tuple[Task, list[str]]:
@@ -131,7 +131,7 @@ def read_labels(folder: Path) -> tuple[Task, list[str]]:
     path, content = folder / "labels.json", read_json(folder / "labels.json")
     match content:
         case list():
-            task, classes = "single", content
+            task, classes, content = "single", content, {}
         case {"version": version, "task": str(task), "classes": list(classes)} if (
             version == LABELS_VERSION and task in TASKS
         ):
@@ -142,7 +142,10 @@ def read_labels(folder: Path) -> tuple[Task, list[str]]:
             raise ArtifactError(f"{path} does not list class names")
     if not classes or not all(isinstance(name, str) for name in classes):
         raise ArtifactError(f"{path} does not list class names")
-    return TASKS[task], classes
+    try:
+        return TASKS[task].read(content), classes
+    except (LookupError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged: {error}") from error
 
 
 def read_preprocessing(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

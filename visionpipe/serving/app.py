@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from visionpipe import __version__
+from visionpipe.artifact.classifier import Classifier
 from visionpipe.errors import ImageError
 from visionpipe.serving import page, protocol_v2
 from visionpipe.serving.batching import Job
@@ -169,16 +170,15 @@ def count_predictions(jobs: list[Job], live: Live, question: Question, service: 
     for job in jobs:
         error = job.future.exception()
         if error is None:
-            label = live.batcher.classifier.labels[int(job.future.result().argmax())]
-            service.metrics.predictions.labels(label, live.number).inc()
+            service.count(live, job.future.result())
         elif isinstance(error, ImageError) and not question.several:
             raise Refusal(STATUS[error.code], error.code, error.reason)
 
 
 def write_answer(jobs: list[Job], live: Live, question: Question, start: float) -> bytes:
     """Writes the answer as JSON, image by image, because Python objects for many classes take ten times the memory."""
-    labels = live.batcher.classifier.labels
-    predictions = [orjson.Fragment(orjson.dumps(prediction(job, labels, question))) for job in jobs]
+    classifier = live.batcher.classifier
+    predictions = [orjson.Fragment(orjson.dumps(prediction(job, classifier, question))) for job in jobs]
     content = {
         "predictions": predictions,
         "model": {"name": live.name, "version": live.number},
@@ -187,16 +187,16 @@ def write_answer(jobs: list[Job], live: Live, question: Question, start: float) 
     return orjson.dumps(content)
 
 
-def prediction(job: Job, labels: list[str], question: Question) -> dict[str, Any]:
+def prediction(job: Job, classifier: Classifier, question: Question) -> dict[str, Any]:
     """Returns the answer to one image, or its error, as values for JSON."""
     error = job.future.exception()
     if isinstance(error, ImageError):
         return {"error": {"code": error.code, "reason": error.reason}}
-    probabilities = job.future.result()
+    probabilities, labels = job.future.result(), classifier.labels
     order = (-probabilities).argsort(kind="stable")[: question.top_k]
-    answer: dict[str, Any] = {"label": labels[order[0]], "probability": float(probabilities[order[0]])}
+    answer = classifier.task.answer(probabilities, labels)
     if question.unsure_below is not None:
-        answer["unsure"] = answer["probability"] < question.unsure_below
+        answer["unsure"] = float(probabilities[order[0]]) < question.unsure_below
     answer["probabilities"] = {labels[index]: float(probabilities[index]) for index in order}
     return answer
 
@@ -221,7 +221,9 @@ def describe(live: Live, settings: Settings) -> dict[str, Any]:
         "name": live.name,
         "version": live.number,
         "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(live.since)),
+        "task": classifier.task.name,
         "classes": classifier.labels,
+        **classifier.task.content(),
         "size": {"height": height, "width": width},
         "channels": classifier.form.channels,
         "depth": classifier.form.depth,

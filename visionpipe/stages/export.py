@@ -53,7 +53,7 @@ def export(name: str, params: Params) -> None:
     expected = np.asarray(model(model_input(images)))  # Keras exports only a model that has been called
     output = TASKS["single"].outputs[trained_loss(name)]
     write_model(folder, with_probabilities(onnx_bytes(model, params.export.opset), output), data, params)
-    write_json(folder / "labels.json", labels_content(TASKS["single"], data.classes))
+    write_json(folder / "labels.json", labels_content(TASKS["single"].read({}), data.classes))
     write_json(folder / "preprocessing.json", preprocessing(data.framing, data.decoding))
 
     received = Classifier(folder).logits(images)

@@ -1,6 +1,7 @@
 """What a model is asked about an image: one module for each task."""
 
+from visionpipe.tasks.multi import Multi
 from visionpipe.tasks.single import Single
 from visionpipe.tasks.task import Task
 
-TASKS: dict[str, Task] = {task.name: task for task in (Single(),)}
+TASKS: dict[str, type[Task]] = {kind.name: kind for kind in (Single, Multi)}
