@@ -18,9 +18,10 @@ from visionpipe.evaluation.pictures import ACCENT, INK, MOST_SHOWN, PALE, STYLE
 
 MOST_PANELS = 12  # classes in a grid of small pictures
 PANEL_COLUMNS = 4
-MOST_PAIRED = 40  # classes; two matrices stand side by side
+MOST_PAIRED = 30  # classes; two matrices stand side by side
 MOST_COUNTED = 12  # classes; with more, the numbers in a matrix would be too small to read
 MOST_ROWS = 12  # classes in the gallery of errors
+FEW_IMAGES = 10  # in a bin; its share says little
 LIGHT_GREY = "#f0f0f0"
 
 
@@ -34,7 +35,8 @@ def per_label(table: dict[str, dict[str, Any]]) -> Figure:
     tested = [name for name, row in table.items() if row["support"]]
     shown = list(table)
     if len(table) > MOST_SHOWN:
-        shown = sorted(tested, key=lambda name: table[name]["average_precision"])[:MOST_SHOWN]
+        untested = [name for name in table if name not in set(tested)]
+        shown = [*sorted(tested, key=lambda name: table[name]["average_precision"]), *untested][:MOST_SHOWN]
     texts, font = drawable(list(table))
     text_of = dict(zip(table, texts, strict=True))
     count = len(shown)
@@ -74,7 +76,7 @@ def per_label(table: dict[str, dict[str, Any]]) -> Figure:
         )
     for axes in panels:
         axes.set_xlim(0, 1)
-        axes.xaxis.set_major_formatter("{x:.1f}")
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
         axes.tick_params(axis="y", length=0)
     panels[0].set_yticks(places, [text_of[name] for name in shown], fontsize=size, fontfamily=font)
     panels[0].set_ylim(count - 0.4, -0.6)
@@ -93,7 +95,7 @@ def precision_recall(
     areas = [multilabel.average_precision(scores, present) for scores, present in columns]
     tested = [place for place, area in enumerate(areas) if area is not None]
     shown = sorted(tested, key=lambda place: areas[place] or 0.0)[:MOST_PANELS]
-    note = "Precision and recall; dot: at the threshold, dashed: by guessing"
+    note = "Precision and recall, worst first; dot: at the threshold, dashed: by guessing"
     figure, panels = grid(note, "lowest average precision", len(shown), len(classes))
     texts, font = drawable(classes)
     for axes, place in zip(panels, shown, strict=False):
@@ -121,13 +123,17 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, classes: list[str
         if present.any()
     }
     shown = sorted(results, key=lambda place: -results[place].error)[:MOST_PANELS]
-    note = "Share of images with the label by its probability; orange: mean probability, dashed: calibrated"
+    note = (
+        "Share of images with the label by its probability, worst first; orange: mean probability\n"
+        f"dashed: perfectly calibrated; pale: fewer than {FEW_IMAGES} images"
+    )
     figure, panels = grid(note, "highest calibration error", len(shown), len(classes))
     texts, font = drawable(classes)
     centres = (np.arange(bins) + 0.5) / bins
     for axes, place in zip(panels, shown, strict=False):
         result = results[place]
-        axes.bar(centres, np.nan_to_num(result.accuracies), 0.94 / bins, color=INK)
+        colours = np.where(result.counts < FEW_IMAGES, PALE, INK)
+        axes.bar(centres, np.nan_to_num(result.accuracies), 0.94 / bins, color=colours)
         axes.vlines(centres, result.accuracies, result.confidences, color=ACCENT, linewidth=1.2)
         axes.plot(centres, result.confidences, "o", color=ACCENT, markersize=2.5, clip_on=False)
         axes.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle="--")
@@ -137,17 +143,18 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, classes: list[str
 
 
 def grid(note: str, order: str, count: int, classes: int) -> tuple[Figure, list[Axes]]:
-    """Makes a figure with `count` square panels from 0 to 1. `order` says which of the classes are drawn, if not all."""
+    """Makes a figure with `count` square panels from 0 to 1. `order` says which classes these are, if not all."""
     columns = min(PANEL_COLUMNS, max(count, 1))
     rows = max(1, -(-count // columns))
     title = note
     if not count:
         title = "No image has a label"
     elif count < min(classes, MOST_PANELS):
-        title += f"\n{classes - count} of {classes:,} labels are on no image"
+        title += f"\nNot drawn: {classes - count} of {classes:,} labels, which no image has"
     elif count < classes:
         title += f"\nThe {count} of {classes:,} labels with the {order}"
-    figure = Figure(figsize=(max(columns * 2.4, 7.0), rows * 2.5 + 0.7))
+    height = rows * 2.5 + 0.3 + 0.25 * title.count("\n") if count else 0.5
+    figure = Figure(figsize=(max(columns * 2.4, 7.0), height + 0.2))
     figure.suptitle(title, x=0.005, ha="left", fontsize=11)
     panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel())
     for axes in panels:
@@ -184,14 +191,16 @@ def cooccurrence(labels: np.ndarray, answers: np.ndarray, classes: list[str]) ->
     texts, font = drawable(classes)
     names, count = [texts[place] for place in shown], len(shown)
     cell = max(0.17, min(0.6, 6 / count))
-    side = count * cell
-    figure = Figure(figsize=(2 * side + 4.4, side + 2.9))
+    side, size = count * cell, max(5.5, min(10.0, cell * 26))
+    room = max(map(len, names)) * size * 0.0095  # inches for the longest name
+    figure = Figure(figsize=(max(2 * side + room + 2.2, 7.2), side + room + 1.3), layout="compressed")
     title = "Of the images with the label of the row: the share that also has the label of the column"
+    if count <= MOST_COUNTED:
+        title += "\nDiagonal: the number of images with the label"
     if count < len(classes):
         title += f"\nThe {count} of {len(classes):,} labels whose pairs differ most between truth and answers"
     figure.suptitle(title, x=0.005, ha="left", fontsize=11)
     panels = figure.subplots(1, 2, sharey=True)
-    size = max(5.5, min(10.0, cell * 26))
     for axes, counts, words in zip(panels, [truth, given], ["labels", "answers"], strict=True):
         ones = np.diag(counts)[shown, None]
         shares = np.where(ones, counts[np.ix_(shown, shown)] / np.maximum(ones, 1), np.nan)
@@ -243,7 +252,7 @@ def mistakes(
     elif len(shown) < np.count_nonzero(wrong):
         title += f"\nThe {len(shown)} of {len(classes):,} labels with the most wrong answers"
     rows = max(1, len(shown))
-    figure = Figure(figsize=(2 * most * 1.35 + 2.3, rows * 1.55 + 0.9))
+    figure = Figure(figsize=(2 * most * 1.35 + 2.3, len(shown) * 1.55 + 0.9))
     figure.suptitle(title, x=0.005, ha="left", fontsize=11)
     panels = figure.subplots(rows, 2 * most + 1, squeeze=False, width_ratios=[1.4, *[1] * (2 * most)])
     for axes in panels.ravel():
@@ -251,7 +260,8 @@ def mistakes(
     smooth = "nearest" if max(images.shape[1:3]) < 100 else "antialiased"
     for row, place in zip(panels, shown, strict=False):
         row[0].text(0, 0.6, texts[place], fontsize=9, fontfamily=font, va="bottom")
-        row[0].text(0, 0.52, f"{wrong[place]:,} wrong", fontsize=8, color="grey", va="top")
+        note = f"{wrong[place]:,} wrong\nthreshold {thresholds[place]:.0%}"
+        row[0].text(0, 0.52, note, fontsize=8, color="grey", va="top")
         for kind, axes_of_kind in zip(
             errors[place]._fields, (row[1 : most + 1], row[most + 1 :]), strict=True
         ):
