@@ -193,7 +193,7 @@ def cooccurrence(labels: np.ndarray, answers: np.ndarray, classes: list[str]) ->
     cell = max(0.17, min(0.6, 6 / count))
     side, size = count * cell, max(5.5, min(10.0, cell * 26))
     room = max(map(len, names)) * size * 0.0095  # inches for the longest name
-    figure = Figure(figsize=(max(2 * side + room + 2.2, 7.2), side + room + 1.3), layout="compressed")
+    figure = Figure(figsize=(max(2 * side + room + 2.2, 7.2), side + room + 1.6), layout="compressed")
     title = "Of the images with the label of the row: the share that also has the label of the column"
     if count <= MOST_COUNTED:
         title += "\nDiagonal: the number of images with the label"
@@ -217,9 +217,7 @@ def cooccurrence(labels: np.ndarray, answers: np.ndarray, classes: list[str]) ->
             text = f"{ones[row, 0]:,}" if row == column else "" if np.isnan(value) else f"{value:.0%}"
             colour = "grey" if row == column else "white" if value > 0.5 else "black"
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size * 0.8)
-    bar = figure.colorbar(
-        picture, ax=panels, shrink=0.6, format="{x:.0%}", label="share of the images of the row"
-    )
+    bar = figure.colorbar(picture, ax=panels, shrink=0.6, format="{x:.0%}", label="share of the row")
     bar.outline.set_visible(False)
     return figure
 
@@ -246,9 +244,9 @@ def mistakes(
     errors = multilabel.worst_errors(probabilities, labels, thresholds, most)
     texts, font = drawable(classes)
     known = int((labels != multilabel.UNKNOWN).sum())
-    title = f"{wrong.sum():,} of {known:,} answers are wrong; the most confident come first"
+    title = f"Wrong answers: {wrong.sum():,} of {known:,}; the most confident come first"
     if not len(shown):
-        title = f"All {known:,} answers are right"
+        title = f"Wrong answers: none of {known:,}"
     elif len(shown) < np.count_nonzero(wrong):
         title += f"\nThe {len(shown)} of {len(classes):,} labels with the most wrong answers"
     rows = max(1, len(shown))
