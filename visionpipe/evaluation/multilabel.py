@@ -12,7 +12,7 @@ Unknown labels are left out of every metric. A class without a present label has
 recall, F1 nor calibration error: they are None, and averages leave the class out. A class that has present labels
 but is never answered has precision 0.
 
-No function needs more memory than a few bytes for each probability.
+All functions together need about 15 bytes for each probability, besides the arguments.
 """
 
 from collections.abc import Iterator
