@@ -53,6 +53,7 @@ class Params:
         backend: The library that trains.
         seed: The number that determines all random draws.
         threads: The number of threads; null takes the number of physical cores.
+        task: What a model says of an image: `single` names one class, `multi` any number of them, or none.
     """
 
     prepare: PrepareConfig
@@ -66,6 +67,7 @@ class Params:
     backend: Literal["tensorflow", "jax", "torch"] = "tensorflow"
     seed: int = 0
     threads: int | None = None
+    task: Literal["single", "multi"] = field(default="single", kw_only=True)
 
     def model(self, name: str) -> ModelConfig:
         if name not in self.models:
