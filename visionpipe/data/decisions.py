@@ -6,7 +6,7 @@ change nothing. The user decides by writing one of these into the last column:
 drop            leaves the image out
 keep            leaves it as it is
 relabel         gives it the class in `suggestion`; `relabel CLASS` gives it another. With `task: multi` it is the whole
-                set of its labels: `relabel cat | dog`, `relabel no label`
+                set of its labels: `relabel cat | dog`, `relabel no label`; labels that are unknown stay so
 group           puts it into the group in `suggestion`; `group KEY` into another
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 from visionpipe.data.config import DECISIONS, DECISIONS_HEADER
 from visionpipe.data.decoding import Usable
 from visionpipe.data.groups import united
-from visionpipe.data.labels import Labels
+from visionpipe.data.labels import Labels, labels_of
 from visionpipe.data.listing import Listing, Record, Rejected
 from visionpipe.data.spreadsheet import Sheet, read_sheet
 from visionpipe.errors import DataError, did_you_mean
@@ -79,6 +79,8 @@ class Decisions:
             if row is None:
                 return entry
             of_file = labels[entry.file]
+            if of_file is not None and entry.labels is not None:  # what nobody knows stays unknown
+                of_file = labels_of(of_file.present, set(entry.labels.unknown) - set(of_file.present))
             return replace(entry, class_name=row.value if of_file is None else str(of_file), labels=of_file)
 
         return replace(listing, entries=map(decided, listing.entries))

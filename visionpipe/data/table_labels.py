@@ -218,20 +218,23 @@ def separated(text: str, separator: str) -> list[str]:
 
 
 def guessed_separator(cells: Iterable[str]) -> str | None:
-    """Returns the sign that separates labels in these cells: the parts recur, also without each other; else None."""
+    """Returns the sign that separates labels in these cells; None where there is none.
+
+    Some cells hold more labels than others, and most labels are in several different sets: so "Tomato, healthy" beside
+    "Potato, healthy" is a name, and "tench, Tinca tinca" is one too.
+    """
     cells = [cell for cell in cells if cell.strip()]
     for separator in SEPARATORS:
-        if not any(separator in cell for cell in cells):
-            continue
         sets = [frozenset(separated(cell, separator)) for cell in cells]
         counts = Counter(name for names in sets for name in names)
-        if len(counts) > 1 and 2 * len(counts) <= sum(counts.values()) and len(counts) < len(set(sets)) + 2:
-            partners: dict[str, set[frozenset[str]]] = {}
-            for names in set(sets):
-                for name in names:
-                    partners.setdefault(name, set()).add(names)
-            if sum(len(of_name) > 1 for of_name in partners.values()) * 2 >= len(counts):
-                return separator
+        different = Counter(name for names in set(sets) for name in names)
+        recurring = sum(count > 1 for count in different.values())
+        if (
+            len(set(map(len, sets))) > 1
+            and 2 * len(counts) <= counts.total()
+            and 2 * recurring >= len(counts)
+        ):
+            return separator
     return None
 
 

@@ -263,6 +263,22 @@ def check_groups(prepare: PrepareConfig) -> None:
     """Checks the keys that say what a table's columns mean, which images belong together, and folds."""
     table, tabular = prepare.table, prepare.source in ("table", "huggingface")
     require(tabular or not table, "prepare.table", "names the columns of a table: give it with source: table")
+    if table is not None:
+        require(
+            prepare.source == "table" or table.labels is None,
+            "prepare.table.labels",
+            "names columns of a table: give it with source: table",
+        )
+        require(
+            table.labels is None or len(set(table.labels)) == len(table.labels) > 1,
+            "prepare.table.labels",
+            "must name at least two columns, each of them once",
+        )
+        require(
+            table.separator is None or (table.separator and table.labels is None),
+            "prepare.table.separator",
+            "must not be empty, and is for the column prepare.table.label: leave out prepare.table.labels",
+        )
     require(
         prepare.group is None or tabular or group_pattern(prepare.group),
         "prepare.group",
