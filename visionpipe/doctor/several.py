@@ -63,19 +63,28 @@ def ridge(features: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def doubtful(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Whether a label counts as wrong in the confident joint of its class, bool (n, classes).
+    """Whether a label is probably wrong, bool (n, classes).
 
     An image is confidently with a label if its probability reaches the mean among the images that have it, and
-    confidently without it if the probability is at most the mean among those that do not. It must also lie on the
-    other side of one half.
+    confidently without it if the probability is at most the mean among those that do not. Of the images that have the
+    label, and of those that do not, this estimates the share of wrong labels; the least probable ones count as wrong
+    (pruning by class), if their probability is on the other side of one half.
     """
     wrong = np.zeros(labels.shape, bool)
     for column in range(labels.shape[1]):
-        present, absent = (labels[:, column] == value for value in (PRESENT, ABSENT))
-        if present.any() and absent.any():
-            shares = table[:, column]
-            wrong[:, column] |= present & (shares <= shares[absent].mean()) & (shares < 0.5)
-            wrong[:, column] |= absent & (shares >= shares[present].mean()) & (shares > 0.5)
+        shares = table[:, column].astype(np.float64)
+        present, absent = (np.flatnonzero(labels[:, column] == value) for value in (PRESENT, ABSENT))
+        if not len(present) or not len(absent):
+            continue
+        with_it, without_it = shares >= shares[present].mean(), shares <= shares[absent].mean()
+        for rows, right, other, doubt in (
+            (present, with_it, without_it, 1 - shares),
+            (absent, without_it, with_it, shares),
+        ):
+            confident = other[rows].sum() + right[rows].sum()
+            count = round(len(rows) * other[rows].sum() / max(confident, 1))
+            worst = rows[np.argsort(-np.round(doubt[rows], 4), kind="stable")[:count]]
+            wrong[worst[doubt[worst] > 0.5], column] = True
     return wrong
 
 
