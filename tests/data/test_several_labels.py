@@ -380,8 +380,8 @@ def test_decisions_relabel_whole_sets_and_what_is_unknown_stays_so():
 
 def test_the_doctor_finds_wrong_labels_copies_and_outliers_of_several_labels(capsys):
     Path("set").mkdir()
-    generator, lines, wrong = np.random.default_rng(0), [], {5: "red", 30: "green", 61: "blue"}
-    names = ("red", "green", "blue")
+    generator, lines, names = np.random.default_rng(0), [], ("red", "green", "blue")
+    wrong = {n: names[n % 3] for n in range(5, 118, 10)}
     for n in range(120):
         has = generator.random(3) < 0.5
         pixels = np.where(has, 200, 40) + generator.normal(0, 12, (16, 16, 3))
@@ -398,11 +398,13 @@ def test_the_doctor_finds_wrong_labels_copies_and_outliers_of_several_labels(cap
     out = capsys.readouterr().out
     rows = list(csv.DictReader(Path("decisions.csv").read_text().splitlines()))
     labels_found = {row["file"]: row["suggestion"] for row in rows if row["finding"] == "label"}
-    assert {f"i{n}.png" for n in wrong} <= set(labels_found)
-    assert len(labels_found) <= 6
-    truth = {line.split(",")[0]: line.split(",")[1:] for line in lines}["i5.png"]
-    right = [name for name, cell in zip(names, truth, strict=True) if (cell == "1") != (name == "red")]
-    assert labels_found["i5.png"] == (" | ".join(sorted(right)) or "no label")
+    truth = {}
+    for n in wrong:
+        cells = dict(zip(names, lines[n].split(",")[1:], strict=True))
+        right = [name for name in names if (cells[name] == "1") != (name == wrong[n])]
+        truth[f"i{n}.png"] = " | ".join(sorted(right)) or "no label"
+    assert len(truth.items() & labels_found.items()) >= 9  # of 12
+    assert len(labels_found) <= 15
     assert "one picture, several labels" in out
     assert (
         "Shortcuts and classes that look alike are not sought"
