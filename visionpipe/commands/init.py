@@ -194,6 +194,7 @@ def described(chosen: Choices) -> Iterator[str]:
     recipe = params["train"]
     height, width = params["prepare"]["size"]
     yield f"chosen for these images and for {chosen.machine}"
+    yield f"  task          {params['task']}: {reasons['task'].partition('; ')[2] or 'each image has one class'}"
     if table := params["prepare"].get("table"):
         columns = ", ".join(f"{key} {visible(str(value))}" for key, value in table.items())
         yield f"  columns       {columns}"

@@ -1,6 +1,6 @@
 """Puts the findings together, in the order of what they cost."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from visionpipe.doctor.labels import (
     predict_out_of_fold,
 )
 from visionpipe.doctor.models import best_model, model_probabilities
-from visionpipe.doctor.outliers import find_outliers
+from visionpipe.doctor.outliers import far_from_all, find_outliers
 from visionpipe.doctor.quality import ADVICE, find_quality
+from visionpipe.doctor.several import label_probabilities, several_label_findings
 from visionpipe.doctor.shortcuts import (
     Shortcut,
     column_shortcuts,
@@ -58,6 +59,8 @@ def diagnose(
     images = all_images(data)
     classes = len(data.classes)
     copies = all_copies(images, folder)
+    if images.several:
+        return diagnose_several(images, folder, copies)
     described = features(data, folder)
     notes, tables = [], []
     if (name := best_model(models)) is not None:
@@ -70,14 +73,35 @@ def diagnose(
         )
     predictions = predict_out_of_fold(described, images.labels, classes, tables)
     findings = [
-        *copy_findings(images, copies, predictions),
+        *copy_findings(images, copies, predictions.margin(images.labels)),
         *label_findings(images, predictions),
         *shortcut_findings(images, group),
-        *outlier_findings(images, predictions),
+        *outlier_findings(images, find_outliers(predictions, classes)),
         *quality_findings(images),
         *class_findings(images, predictions),
         *drift_findings(images),
     ]
+    return sorted_diagnosis(images, findings, notes)
+
+
+def diagnose_several(images: Images, folder: Path, copies: np.ndarray) -> Diagnosis:
+    """Does what `diagnose` does where an image may have several labels."""
+    table, distances = label_probabilities(features(images.data, folder), images.labels)
+    findings = [
+        *copy_findings(images, copies, np.zeros(len(images.labels))),
+        *several_label_findings(images, table),
+        *outlier_findings(images, far_from_all(distances)),
+        *quality_findings(images),
+        *drift_findings(images),
+    ]
+    notes = [
+        "Shortcuts and classes that look alike are not sought, because an image may have several labels, and no "
+        "trained model was asked."
+    ]
+    return sorted_diagnosis(images, findings, notes)
+
+
+def sorted_diagnosis(images: Images, findings: list[Finding], notes: list[str]) -> Diagnosis:
     order = list(KINDS)
     return Diagnosis(images, sorted(findings, key=lambda finding: order.index(finding.key)), notes)
 
@@ -98,7 +122,8 @@ def all_copies(images: Images, folder: Path) -> np.ndarray:
 # Copies ----------------------------------------------------------------------------------------------------
 
 
-def copy_findings(images: Images, copies: np.ndarray, predictions: Predictions) -> list[Finding]:
+def copy_findings(images: Images, copies: np.ndarray, margins: np.ndarray) -> list[Finding]:
+    """Describes groups of copies; `margins`, (n,), says how well each image fits its label."""
     by_split = {split: copies[images.split == number] for number, split in enumerate(SPLITS)}
     labels = {split: images.labels[images.split == number] for number, split in enumerate(SPLITS)}
     torn = {int(number) for number in contradicting(by_split, labels)}
@@ -109,7 +134,6 @@ def copy_findings(images: Images, copies: np.ndarray, predictions: Predictions) 
     groups: dict[int, list[int]] = defaultdict(list)
     for row in np.flatnonzero(copies >= 0).tolist():
         groups[int(copies[row])].append(row)
-    margins = predictions.margin(images.labels)
     two_labels, across, within = [], [], []
     for number, rows in groups.items():
         if number in torn:
@@ -147,16 +171,15 @@ def copy_findings(images: Images, copies: np.ndarray, predictions: Predictions) 
 
 def contradiction(images: Images, rows: list[int], margins: np.ndarray) -> Item:
     """Describes copies of several classes; suggests the most frequent one, or that of the image that fits best."""
-    labels = images.labels[rows]
-    counts = np.bincount(labels)
-    best = max(range(len(rows)), key=lambda i: (counts[labels[i]], margins[rows[i]], -i))
-    right = images.class_name(rows[best])
+    counts = Counter(map(images.class_name, rows))
+    best = max(rows, key=lambda row: (counts[images.class_name(row)], margins[row], -rows.index(row)))
+    right = images.class_name(best)
     wrong = [row for row in rows if images.class_name(row) != right]
     agreeing = [row for row in rows if images.class_name(row) == right]
     return Item(
         [wrong[0], *agreeing, *wrong[1:]],
-        f"{how_equal(images, wrong[0], agreeing[0])}, {count_of(len(rows), 'copy', 'copies')} in "
-        f"{count_of(len(set(labels.tolist())), 'class', 'classes')}",
+        f"{how_equal(images, wrong[0], agreeing[0])}, {count_of(len(rows), 'copy', 'copies')} "
+        + (f"with {len(counts)} sets of labels" if images.several else f"in {len(counts)} classes"),
         dict.fromkeys(wrong, right),
         difference=True,
     )
@@ -298,8 +321,7 @@ def spread(rows: np.ndarray, count: int) -> list[int]:
     return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)].tolist()
 
 
-def outlier_findings(images: Images, predictions: Predictions) -> list[Finding]:
-    rows = find_outliers(predictions, len(images.data.classes))
+def outlier_findings(images: Images, rows: np.ndarray) -> list[Finding]:
     if not len(rows):
         return []
     items = [

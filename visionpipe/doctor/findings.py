@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from visionpipe.data.labels import readable
 from visionpipe.data.measures import as_picture
 from visionpipe.data.prepared import Prepared
 from visionpipe.errors import DataError
@@ -14,7 +15,7 @@ class Images:
     """All images of a prepared data set, in the order of its splits.
 
     Attributes:
-        labels: int32 (n,).
+        labels: int32 (n,), or int8 (n, classes) where an image may have several.
         files: the names of the source files.
         split: the position of each image's split in `data.splits`, (n,).
         measures: see data/prepared.py; `thumbnail` is there if every split has it.
@@ -31,8 +32,15 @@ class Images:
         name = self.data.splits[self.split[row]]
         return as_picture(self.data.images(name)[row - int(np.searchsorted(self.split, self.split[row]))])
 
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.labels.ndim > 1
+
     def class_name(self, row: int) -> str:
-        return self.data.classes[self.labels[row]]
+        """Returns the class of an image, or all its labels as text, such as "cat | dog"."""
+        labels = self.labels[row]
+        return readable(labels, self.data.classes) if self.several else self.data.classes[labels]
 
     def split_name(self, row: int) -> str:
         return self.data.splits[self.split[row]]

@@ -59,6 +59,7 @@ def choose(survey: Survey, machine: Machine, backend: str, pretrained: bool) -> 
     enough = enough_epochs(training, pretrained)
     entries = {name: entry(model, batch, models["resnet"].learning_rate) for name, model in models.items()}
     params = {
+        "task": survey.task,
         "backend": backend,
         "seed": 0,
         "threads": None,
@@ -78,6 +79,7 @@ def choose(survey: Survey, machine: Machine, backend: str, pretrained: bool) -> 
         "tracking": {"experiment": "visionpipe", "model": "visionpipe"},
     }
     reasons = {
+        "task": task_reason(survey),
         "backend": "tensorflow | jax | torch",
         "threads": "null: the number of physical cores",
         "prepare.source": "zip | folder (one folder per class) | table | huggingface | tfds | idx",
@@ -103,6 +105,11 @@ def choose(survey: Survey, machine: Machine, backend: str, pretrained: bool) -> 
         "register.gate.over_majority": gate_reason,
     }
     return Choices(params, reasons, machine, seconds / 60, (seconds + others) / 60)
+
+
+def task_reason(survey: Survey) -> str:
+    kinds = "single: each image has one class | multi: any number of labels, or none"
+    return f"{kinds}; {survey.guess.task_reason}" if survey.guess and survey.guess.task_reason else kinds
 
 
 def budget_minutes(images: int) -> float:

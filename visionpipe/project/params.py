@@ -53,6 +53,7 @@ class Params:
         backend: The library that trains.
         seed: The number that determines all random draws.
         threads: The number of threads; null takes the number of physical cores.
+        task: What a model says of an image: `single` names one class, `multi` any number of them, or none.
     """
 
     prepare: PrepareConfig
@@ -66,6 +67,7 @@ class Params:
     backend: Literal["tensorflow", "jax", "torch"] = "tensorflow"
     seed: int = 0
     threads: int | None = None
+    task: Literal["single", "multi"] = field(default="single", kw_only=True)
 
     def model(self, name: str) -> ModelConfig:
         if name not in self.models:
@@ -261,6 +263,22 @@ def check_groups(prepare: PrepareConfig) -> None:
     """Checks the keys that say what a table's columns mean, which images belong together, and folds."""
     table, tabular = prepare.table, prepare.source in ("table", "huggingface")
     require(tabular or not table, "prepare.table", "names the columns of a table: give it with source: table")
+    if table is not None:
+        require(
+            prepare.source == "table" or table.labels is None,
+            "prepare.table.labels",
+            "names columns of a table: give it with source: table",
+        )
+        require(
+            table.labels is None or len(set(table.labels)) == len(table.labels) > 1,
+            "prepare.table.labels",
+            "must name at least two columns, each of them once",
+        )
+        require(
+            table.separator is None or (table.separator and table.labels is None),
+            "prepare.table.separator",
+            "must not be empty, and is for the column prepare.table.label: leave out prepare.table.labels",
+        )
     require(
         prepare.group is None or tabular or group_pattern(prepare.group),
         "prepare.group",

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from visionpipe.data.prepared import PREPARED, open_prepared
+from visionpipe.data.prepared import PREPARED, open_prepared, split_sizes
 from visionpipe.escape import markdown
 from visionpipe.project.params import Params
 from visionpipe.project.paths import model_folder, report_folder
@@ -20,7 +20,7 @@ def model_card(name: str, params: Params, precision: dict[str, Any]) -> str:
     table = json.loads((report_folder(name) / "per_class.json").read_text(encoding="utf-8"))
     data = open_prepared(PREPARED, verify=False)
     height, width = params.prepare.size
-    counts = {split: sum(classes.values()) for split, classes in data.manifest["counts"].items()}
+    counts = split_sizes(data.manifest)
     test, validation = metrics["test"], metrics["validation"]
     settings = "\n".join(
         f"| {section} | {listed(lineage['params'][section])} |" for section in ("model", "train", "prepare")

@@ -7,7 +7,7 @@ from typing import Any
 from visionpipe.artifact.digest import artifact_sha256
 from visionpipe.artifact.quantization import decision_path
 from visionpipe.artifact.speed import measurement_path
-from visionpipe.data.prepared import PREPARED, open_prepared
+from visionpipe.data.prepared import PREPARED, open_prepared, split_sizes
 from visionpipe.errors import RegistryError
 from visionpipe.project.backend import thread_count
 from visionpipe.project.lineage import code_sha256
@@ -29,7 +29,7 @@ def version_tags(name: str) -> dict[str, str]:
         "model_sha256": lineage["model_sha256"],
         "data": Path(lineage["params"]["prepare"]["path"]).name,
         "data_sha256": lineage["data_sha256"],
-        "training_images": str(sum(prepared.manifest["counts"]["train"].values())),
+        "training_images": str(split_sizes(prepared.manifest)["train"]),
         "code_sha256": code_sha256(lineage),
         "model": name,
         "backend": lineage["params"]["backend"],
