@@ -29,6 +29,7 @@ SCRIPTS = (
         "accuracy.transfer",
         "accuracy.heat_map",
         "accuracy.doctor",
+        "accuracy.imbalance",
         "robustness.battery",
         "robustness.kills",
     ),

@@ -1,4 +1,4 @@
-"""Tables of test accuracies: the default models, the experiments, and fine-tuning."""
+"""Tables of test accuracies: the default models, the experiments, fine-tuning, and uneven classes."""
 
 import statistics
 from pathlib import Path

@@ -72,8 +72,8 @@ def class_order(labels: np.ndarray, sampler: str) -> Order | None:
     """Returns what makes the rounds in which the classes have their `class_shares`; None for `shuffle`.
 
     Each class has a separate stream: one permutation of its images after another, so that no image comes again before
-    all others of its class. A round takes the next images of each stream, and shuffles them. After any number of rounds
-    each class was drawn as often as its share demands, within one image.
+    all others of its class. A round takes the next images of each stream in their order, to places that a permutation
+    gives to the class. After any number of rounds each class was drawn as often as its share demands, within one image.
 
     Args:
         labels: int (n,), of the training images.
@@ -90,14 +90,15 @@ def class_order(labels: np.ndarray, sampler: str) -> Order | None:
 
     @functools.lru_cache(maxsize=2)
     def order(seed: int, number: int, count: int) -> np.ndarray:
-        parts = [
-            images[class_stream(seed, label, len(images), int(start), int(stop))]
-            for label, (images, start, stop) in enumerate(
-                zip(by_class, drawn(number), drawn(number + 1), strict=True)
-            )
-            if stop > start
-        ]
-        return np.concatenate(parts).astype(np.min_scalar_type(count))[permutation(seed, number, count)]
+        places, indices = permutation(seed, number, count), np.empty(count, np.min_scalar_type(count))
+        starts, stops = drawn(number).tolist(), drawn(number + 1).tolist()
+        taken = 0
+        for label, (images, start, stop) in enumerate(zip(by_class, starts, stops, strict=True)):
+            if stop > start:
+                of_class = np.sort(places[taken : taken + stop - start])
+                indices[of_class] = images[class_stream(seed, label, len(images), start, stop)]
+                taken += stop - start
+        return indices
 
     return order
 
