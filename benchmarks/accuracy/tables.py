@@ -237,13 +237,14 @@ def imbalance_table(result: dict[str, Any]) -> str:
         "tail",
         "balanced, each seed",
     ]
-    seeds = ", ".join(str(seed) for seed in sorted({run["seed"] for run in result["runs"]}))
+    seeds = sorted({run["seed"] for run in result["runs"]})
+    named = f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
     seconds = statistics.mean(run["seconds"] for run in result["runs"])
     return "\n".join(
         [
             *table(header, rows, left=(0, 7)),
             "",
-            f"Seeds {seeds}, tensorflow, {result['epochs']} epochs, {seconds:.0f} seconds each; {machine(result)}.",
+            f"{named}, tensorflow, {result['epochs']} epochs, {seconds:.0f} seconds each; {machine(result)}.",
         ]
     )
 
