@@ -37,7 +37,7 @@ from visionpipe.artifact.hardware import hardware
 from visionpipe.data.config import PrepareConfig
 from visionpipe.data.decode import decode_image
 from visionpipe.data.duplicates import PLAIN, TURNS, find_copies
-from visionpipe.data.measures import ALIGNABLE, Small, measure, read_measured, records
+from visionpipe.data.measures import ALIGNABLE, RECORD, Small, measure, read_measured, records
 from visionpipe.data.prepared import Prepared, open_prepared
 from visionpipe.doctor.diagnosis import diagnose
 from visionpipe.doctor.features import features
@@ -253,8 +253,7 @@ def search(files: list[bytes], align: bool) -> np.ndarray:
 
     with ThreadPoolExecutor() as pool:
         measured, digests = zip(*pool.map(one, files), strict=True)
-    Path("measured").write_bytes(records(list(measured)))
-    measures = read_measured(Path("measured"), Path("thumbnails"))
+    measures = read_measured(np.frombuffer(records(list(measured)), RECORD), Path("thumbnails"))
     return find_copies(
         np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32), measures, PLAIN + TURNS, align
     )

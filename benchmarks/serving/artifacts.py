@@ -34,6 +34,7 @@ def make(scratch: Path) -> None:
     import mlflow
     from mlflow.types import Schema, TensorSpec
 
+    from visionpipe.artifact.canonical import with_probabilities
     from visionpipe.artifact.digest import artifact_sha256
     from visionpipe.artifact.package import pyfunc_arguments
     from visionpipe.files import write_bytes, write_json
@@ -49,7 +50,7 @@ def make(scratch: Path) -> None:
         for weight in model.trainable_variables:  # zeros would hide what comes through them, and its errors
             if not np.any(weight):
                 weight.assign(random.normal(0, 0.5 if weight.ndim == 1 else 0.02, weight.shape))
-        write_bytes(artifact / "model.onnx", onnx_bytes(model, 18))
+        write_bytes(artifact / "model.onnx", with_probabilities(onnx_bytes(model, 18), "softmax"))
         write_json(artifact / "labels.json", [f"class {index}" for index in range(classes)])
         write_json(artifact / "preprocessing.json", {"size": [size, size]})
         pixels, logits = TensorSpec(np.dtype(np.float32), (-1, size, size, 3)), (-1, classes)

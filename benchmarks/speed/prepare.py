@@ -123,7 +123,7 @@ def ours(reduced: bool, paths: list[str]) -> Iterable[Any]:
 
     config = PrepareConfig("folder", "", size=(SIZE, SIZE), reduced_decode=reduced)
     records = [Record(None, "photo", path, Path(path).read_bytes) for path in paths]
-    return ([image.pixels] for image in decode_all(records, config, THREADS))
+    return ([image.picture.pixels] for image in decode_all(records, config, THREADS))
 
 
 def decoding_alone(reduced: bool, paths: list[str]) -> Iterable[Any]:

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_models import write_artifact
 from repository import CHECKOUT
 
+from visionpipe.artifact.canonical import with_probabilities
 from visionpipe.artifact.classifier import Classifier
 from visionpipe.artifact.digest import artifact_sha256
 from visionpipe.artifact.quantization import Decision, calibration_images, decision_path, quantize
@@ -37,7 +38,8 @@ def model_of(nodes, **constants):
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4])
     values = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, "model", [images], [logits], values)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return onnx.load_from_string(with_probabilities(model.SerializeToString(), "softmax"))
 
 
 def weights(*shape):

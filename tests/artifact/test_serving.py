@@ -17,10 +17,12 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+import onnx
 import pytest
 from onnx_models import write_artifact
 from PIL import Image
 
+from visionpipe.artifact.canonical import with_probabilities
 from visionpipe.artifact.classifier import BATCH, Classifier
 from visionpipe.artifact.package import pyfunc_arguments
 from visionpipe.data.frame import frame
@@ -128,6 +130,29 @@ def test_logits_are_the_matrix_product_and_probabilities_its_softmax(tmp_path):
     assert classifier.logits(images).dtype == np.float32
 
 
+def test_a_model_that_was_exported_without_probabilities_answers_with_the_softmax(classifier, tmp_path):
+    folder, images = write_artifact(tmp_path, CLASSES, SIZE), classifier.noise(5)
+    model = onnx.load(folder / "model.onnx")
+    del model.graph.node[-1], model.graph.output[-1]
+    onnx.save(model, folder / "model.onnx")
+    (folder / "labels.json").write_text(json.dumps(CLASSES))
+    old = Classifier(folder)
+    assert old.labels == CLASSES
+    np.testing.assert_allclose(old.probabilities(images), classifier.probabilities(images), rtol=1e-5)
+
+
+def test_a_model_of_the_sigmoid_loss_answers_with_the_sigmoid(tmp_path):
+    folder = write_artifact(tmp_path, CLASSES, SIZE)
+    model = onnx.load(folder / "model.onnx")
+    del model.graph.node[-1], model.graph.output[-1]
+    (folder / "model.onnx").write_bytes(with_probabilities(model.SerializeToString(), "sigmoid"))
+    classifier = Classifier(folder)
+    images = classifier.noise(3)
+    expected = 1 / (1 + np.exp(-classifier.logits(images).astype(np.float64)))
+    # ONNX Runtime approximates the sigmoid by a quotient of polynomials.
+    np.testing.assert_allclose(classifier.probabilities(images), expected, rtol=1e-5, atol=1e-7)
+
+
 def test_probabilities_stay_finite_where_the_exponential_alone_would_overflow(tmp_path):
     weights = np.full((4 * 4 * 3, 2), [1000.0, -1000.0])
     probabilities = Classifier(write_artifact(tmp_path, ["a", "b"], (4, 4), weights)).probabilities(
@@ -171,7 +196,9 @@ def test_images_are_resized_as_the_artifact_says(artifact, tmp_path):
         ("model.onnx", b"", "model.onnx does not run"),
         ("model.onnx", b"\x08\x0a\x12", "model.onnx does not run"),
         ("labels.json", b'["cat", ', "labels.json is not valid JSON"),
-        ("labels.json", b'{"cat": 0}', "labels.json is not a list of class names"),
+        ("labels.json", b'{"cat": 0}', "labels.json does not list class names"),
+        ("labels.json", b'{"version": 2, "task": "single", "classes": [1]}', "does not list class names"),
+        ("labels.json", b'{"version": 3, "task": "x", "classes": []}', "exported by a newer visionpipe"),
         ("labels.json", b'["cat", "dog"]', "model.onnx has 7 classes, labels.json 2"),
         ("preprocessing.json", b"{}", "preprocessing.json has no size"),
         ("preprocessing.json", b'{"size": [0, 20]}', "preprocessing.json has no size"),

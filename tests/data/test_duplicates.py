@@ -57,9 +57,9 @@ def encoded(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 def groups_of(files: list[bytes], folder, **options) -> np.ndarray:
     pictures = [decode_image(data) for data in files]
-    (folder / "measured").write_bytes(records(list(map(measure, pictures, files))))
     digests = np.array([np.frombuffer(picture.tobytes()[:32], np.uint8) for picture in pictures])
-    measures = read_measured(folder / "measured", folder / "thumbnails")
+    measured = np.frombuffer(records(list(map(measure, pictures, files))), RECORD)
+    measures = read_measured(measured, folder / "thumbnails")
     return find_copies(digests, measures, **{"quiet": True} | options)
 
 

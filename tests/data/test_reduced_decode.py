@@ -77,7 +77,7 @@ def test_what_the_artifact_sees_is_what_prepare_made_and_differs_little_from_the
         decode(
             Record(None, "rose", "rose/1.jpg", lambda: data),
             config(framing=framing, crop_ratio=0.9, reduced_decode=on),
-        ).pixels
+        ).picture.pixels
         for on in (True, False)
     )
     options = config(framing=framing, crop_ratio=0.9, reduced_decode=True)

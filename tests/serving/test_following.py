@@ -248,7 +248,7 @@ def test_a_packed_version_keeps_its_name_and_is_compared_with_its_digest(registe
     )
     load(packed)
     labels = json.loads((packed.folder / "labels.json").read_text())
-    (packed.folder / "labels.json").write_text(json.dumps(labels[::-1]))
+    (packed.folder / "labels.json").write_text(json.dumps(labels | {"classes": labels["classes"][::-1]}))
     with pytest.raises(ArtifactError, match="version 1 of followed is damaged"):
         load(packed)
 

@@ -7,6 +7,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from visionpipe.artifact.canonical import with_probabilities
+from visionpipe.artifact.classifier import labels_content
+from visionpipe.tasks import TASKS
+
 COLOURS = ["red", "green", "blue"]
 
 
@@ -60,7 +64,7 @@ def write_colours(folder: Path, size: tuple[int, int] = (48, 48)) -> Path:
 def write_files(folder: Path, graph: onnx.GraphProto, classes: list[str], size: tuple[int, int]) -> Path:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     folder.mkdir(parents=True, exist_ok=True)
-    onnx.save(model, folder / "model.onnx")
-    (folder / "labels.json").write_text(json.dumps(classes))
+    (folder / "model.onnx").write_bytes(with_probabilities(model.SerializeToString(), "softmax"))
+    (folder / "labels.json").write_text(json.dumps(labels_content(TASKS["single"], classes)))
     (folder / "preprocessing.json").write_text(json.dumps({"size": list(size)}))
     return folder

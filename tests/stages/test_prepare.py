@@ -536,9 +536,8 @@ def test_a_killed_run_leaves_the_previous_data_alone_and_the_next_run_cleans_up(
     write_images({"a": 5, "b": 5})
     before = folder_bytes(run().folder)
     write_images({"a": 300, "b": 300})
-    spool = PREPARED.with_name("prepared.partial") / "decoded"
     process = subprocess.Popen(python(PREPARE + "prepare(params)", "images", 512))
-    while not (spool.exists() and spool.stat().st_size):
+    while not any(file.stat().st_size for file in Path(".visionpipe").glob(".decoded.*.tmp/pixels")):
         assert process.poll() is None, "prepared everything before it could be killed"
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
@@ -546,6 +545,7 @@ def test_a_killed_run_leaves_the_previous_data_alone_and_the_next_run_cleans_up(
     assert folder_bytes(PREPARED) == before
     assert run().manifest["kept"] == 600
     assert [path.name for path in PREPARED.parent.iterdir()] == ["prepared"]
+    assert [path.name for path in Path(".visionpipe").iterdir()] == ["decoded"]
 
 
 PEAK_ANONYMOUS_MEMORY = (

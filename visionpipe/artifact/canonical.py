@@ -76,27 +76,54 @@ def renumber(node: Any, seen: dict[int, int]) -> Any:
     return node
 
 
-def canonical_onnx(model: "onnx.ModelProto", input_name: str, output_name: str) -> bytes:
+def with_probabilities(model: bytes, output: str) -> bytes:
+    """Adds the output `probabilities` to a serialised ONNX model; the same arguments give the same bytes.
+
+    Args:
+        model: its only output is `logits`, float32 (batch, classes).
+        output: how probabilities follow from logits: "softmax", so that they sum to one, or "sigmoid", each by itself.
+    """
+    import onnx
+    from onnx import helper
+
+    operations: dict[str, tuple[str, dict[str, int]]] = {
+        "softmax": ("Softmax", {"axis": -1}),
+        "sigmoid": ("Sigmoid", {}),
+    }
+    operation, attributes = operations[output]
+    parsed = onnx.load_from_string(model)
+    parsed.graph.node.append(
+        helper.make_node(operation, ["logits"], ["probabilities"], "probabilities", **attributes)
+    )
+    probabilities = parsed.graph.output.add()
+    probabilities.CopyFrom(parsed.graph.output[0])
+    probabilities.name = "probabilities"
+    onnx.checker.check_model(parsed)
+    return bytes(parsed.SerializeToString(deterministic=True))
+
+
+def canonical_onnx(model: "onnx.ModelProto", input_name: str, *output_names: str) -> bytes:
     """Serialises an ONNX model with names and a node order that depend on its graph alone.
 
-    Nodes are ordered by a depth-first walk from the output back to the input, and values are numbered in that order.
-    Raises ArtifactError unless the model has one input and one output; they get the names `input_name` and
-    `output_name`.
+    Nodes are ordered by a depth-first walk from each output back to the input, and values are numbered in that order.
+    Input and outputs get the names `input_name` and `output_names`. Raises ArtifactError unless the model has one input
+    and as many outputs as names.
     """
     import onnx
 
     graph = model.graph
-    if len(graph.input) != 1 or len(graph.output) != 1:
+    if len(graph.input) != 1 or len(graph.output) != len(output_names):
         raise ArtifactError(
-            f"expected an ONNX graph with one input and one output, received {len(graph.input)} and "
-            f"{len(graph.output)}"
+            f"expected an ONNX graph with one input and the outputs {', '.join(output_names)}, received "
+            f"{len(graph.input)} and {len(graph.output)}"
         )
     producers = {name: node for node in graph.node for name in node.output}
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    names = {graph.input[0].name: input_name, graph.output[0].name: output_name}
+    outputs = [output.name for output in graph.output]
+    names = {graph.input[0].name: input_name, **dict(zip(outputs, output_names, strict=True))}
     nodes: list[onnx.NodeProto] = []
     initializers: list[onnx.TensorProto] = []
-    stack: list[tuple[str, bool]] = [(graph.output[0].name, False)]
+    stack: list[tuple[str, bool]] = [(output, False) for output in reversed(outputs)]
     placed: set[str] = set()
     while stack:
         value, inputs_done = stack.pop()
@@ -128,11 +155,11 @@ def canonical_onnx(model: "onnx.ModelProto", input_name: str, output_name: str) 
     for tensor in initializers:
         tensor.name = names[tensor.name]
         tensor.doc_string = ""
-    graph.input[0].name, graph.output[0].name = input_name, output_name
-    graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
-    graph.output[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    for value in (*graph.input, *graph.output):
+        value.name = names[value.name]
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
     result = onnx.helper.make_model(
-        onnx.helper.make_graph(nodes, "visionpipe", [graph.input[0]], [graph.output[0]], initializers),
+        onnx.helper.make_graph(nodes, "visionpipe", list(graph.input), list(graph.output), initializers),
         opset_imports=[opset for opset in model.opset_import if opset.domain == ""],
         ir_version=model.ir_version,
         producer_name="visionpipe",

@@ -12,7 +12,9 @@ from visionpipe.data.form import PixelFormat, model_input
 from visionpipe.data.frame import RESAMPLING, frame
 from visionpipe.data.headers import MAX_PIXELS, PADDING
 from visionpipe.errors import ArtifactError
+from visionpipe.tasks import TASKS, Task
 
+LOGITS, PROBABILITIES = "logits", "probabilities"  # the outputs of model.onnx; older files lack the second
 DEFAULTS: dict[str, Any] = {
     "interpolation": "bicubic",
     "crop_ratio": 1.0,
@@ -24,6 +26,9 @@ DEFAULTS: dict[str, Any] = {
     "reduced_to": None,
 }
 ALWAYS = ("size", "interpolation", "crop_ratio")  # the keys of preprocessing.json that older versions know
+LABELS_VERSION = (
+    2  # of labels.json; version 1 was a list of class names, and its models were served through softmax
+)
 BATCH = 32  # images per run: larger batches need more memory and are no faster on a CPU
 
 
@@ -39,6 +44,7 @@ class Classifier:
             prediction only, or "never".
 
     Attributes:
+        task: what the model is asked, and the form of its answers.
         labels: class names in the order of the logits.
         size: (height, width) in pixels of the model's input.
         framing: the keyword arguments of `frame`, `size` among them.
@@ -50,7 +56,7 @@ class Classifier:
 
     def __init__(self, folder: Path, threads: int | None = None, spinning: str = "always"):
         self._arguments = (folder, threads, spinning)
-        self.labels: list[str] = read_labels(folder)
+        self.task, self.labels = read_labels(folder)
         self.framing, self.decoding = read_preprocessing(folder)
         self.form = PixelFormat(**self.decoding)
         self.size: tuple[int, int] = self.framing["size"]
@@ -61,6 +67,7 @@ class Classifier:
         model = read_bytes(folder / "model.onnx")
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            self._has_probabilities = PROBABILITIES in {output.name for output in self._session.get_outputs()}
             outputs = self.logits(self.noise(1)).shape[1]
         except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
             raise ArtifactError(
@@ -90,23 +97,52 @@ class Classifier:
 
         Images are uint16 in [0, 65535], or of any other real dtype in [0, 255].
         """
-        starts = range(0, len(images), BATCH)
-        batches = (model_input(images[start : start + BATCH]) for start in starts)
-        return np.concatenate([self._session.run(["logits"], {"images": batch})[0] for batch in batches])
+        return self._run(LOGITS, images)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Computes the softmax of `logits`, float64 (n, classes)."""
+        """Computes the probabilities of the classes, float64 (n, classes), of `images` as `logits` takes them.
+
+        The model says how: by softmax, so that they sum to one, or each class by itself.
+        """
+        if self._has_probabilities:
+            return self._run(PROBABILITIES, images).astype(np.float64)
         logits = self.logits(images).astype(np.float64)
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         return exponentials / exponentials.sum(axis=1, keepdims=True)
 
+    def answer(self, probabilities: np.ndarray) -> dict[str, Any]:
+        """Returns the answer about one image, as values for JSON: that of the task, and class → probability."""
+        table = dict(zip(self.labels, probabilities.tolist(), strict=True))
+        return self.task.answer(probabilities, self.labels) | {"probabilities": table}
 
-def read_labels(folder: Path) -> list[str]:
-    """Reads the class names, in the order of the logits; raises ArtifactError."""
-    labels = read_json(folder / "labels.json")
-    if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
-        raise ArtifactError(f"{folder / 'labels.json'} is not a list of class names")
-    return labels
+    def _run(self, output: str, images: np.ndarray) -> np.ndarray:
+        starts = range(0, len(images), BATCH)
+        batches = (model_input(images[start : start + BATCH]) for start in starts)
+        return np.concatenate([self._session.run([output], {"images": batch})[0] for batch in batches])
+
+
+def labels_content(task: Task, classes: list[str]) -> dict[str, Any]:
+    """Returns the content of labels.json. `classes` are in the order of the logits."""
+    return {"version": LABELS_VERSION, "task": task.name, "classes": classes}
+
+
+def read_labels(folder: Path) -> tuple[Task, list[str]]:
+    """Reads the task and the class names, in the order of the logits; raises ArtifactError."""
+    path, content = folder / "labels.json", read_json(folder / "labels.json")
+    match content:
+        case list():
+            task, classes = "single", content
+        case {"version": version, "task": str(task), "classes": list(classes)} if (
+            version == LABELS_VERSION and task in TASKS
+        ):
+            pass
+        case {"version": int(), "task": _, "classes": _}:
+            raise ArtifactError(f"{path} was exported by a newer visionpipe: install that version")
+        case _:
+            raise ArtifactError(f"{path} does not list class names")
+    if not classes or not all(isinstance(name, str) for name in classes):
+        raise ArtifactError(f"{path} does not list class names")
+    return TASKS[task], classes
 
 
 def read_preprocessing(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

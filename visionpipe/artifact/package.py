@@ -32,6 +32,9 @@ SERVING_CODE = (
     "data/deep.py",
     "data/tiff.py",
     "data/dicom.py",
+    "tasks/__init__.py",
+    "tasks/task.py",
+    "tasks/single.py",
     "artifact/__init__.py",
     "artifact/classifier.py",
 )

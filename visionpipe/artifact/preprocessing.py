@@ -29,7 +29,7 @@ def with_preprocessing(model: bytes, framing: dict[str, Any]) -> bytes:
     Its input is `image`, uint8 (height, width, 3), RGB, upright; its output `probabilities`, float32 (classes,).
 
     Args:
-        model: a serialised ONNX model that maps `images`, float32 (batch, height, width, 3), to `logits`.
+        model: a serialised ONNX model that maps `images`, float32 (batch, height, width, 3), to `probabilities`.
         framing: the keyword arguments of `frame`.
     """
     import onnx
@@ -40,9 +40,10 @@ def with_preprocessing(model: bytes, framing: dict[str, Any]) -> bytes:
     images = resized(graph, "image", **framing)
     for node in inner.graph.node:
         node.input[:] = [images if name == "images" else name for name in node.input]
+        node.output[:] = ["batch" if name == "probabilities" else name for name in node.output]
     graph.nodes.extend(inner.graph.node)
-    logits = graph.add("Squeeze", "logits", graph.constant(np.array([0])))
-    graph.nodes.append(helper.make_node("Softmax", [logits], ["probabilities"], axis=0))
+    first = graph.constant(np.array([0]))
+    graph.nodes.append(helper.make_node("Squeeze", ["batch", first], ["probabilities"], "first"))
     classes = inner.graph.output[0].type.tensor_type.shape.dim[1].dim_value
     result = helper.make_model(
         helper.make_graph(

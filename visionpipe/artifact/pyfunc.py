@@ -46,14 +46,7 @@ class ImageClassifier(PythonModel):
         if model_input.empty:
             return []
         images = np.stack([self._image(row, text) for row, text in enumerate(model_input["image"])])
-        labels = self._classifier.labels
-        return [
-            {
-                "label": labels[probabilities.argmax()],
-                "probabilities": dict(zip(labels, probabilities.tolist(), strict=True)),
-            }
-            for probabilities in self._classifier.probabilities(images)
-        ]
+        return [self._classifier.answer(row) for row in self._classifier.probabilities(images)]
 
     def _image(self, row: int, text: object) -> np.ndarray:
         """Decodes the base64 of an image file to the model's input, (height, width, channels)."""

@@ -69,6 +69,8 @@ def decision_path(artifact_sha256: str, state: Path) -> Path:
 def quantize(model: bytes, images: np.ndarray) -> bytes:
     """Quantizes the products of a serialised ONNX model to int8; returns the new model, serialised.
 
+    The model has the outputs `logits` and `probabilities`, as that of an artifact.
+
     The same model and images always give the same bytes. Some products of transformers stay fp32: see
     `products_left_in_fp32`.
 
@@ -112,7 +114,7 @@ def quantize(model: bytes, images: np.ndarray) -> bytes:
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
         )
-        return canonical_onnx(onnx.load(int8), "images", "logits")
+        return canonical_onnx(onnx.load(int8), "images", "logits", "probabilities")
 
 
 def products_left_in_fp32(graph: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Decodes all images of a source in threads, and writes their pixels to one file."""
+"""Decodes all images of a source in threads, and writes their pixels to one file, unless an earlier run has done so."""
 
 import hashlib
 from collections import deque
@@ -16,7 +16,8 @@ from visionpipe.data.form import PixelFormat
 from visionpipe.data.frame import frame
 from visionpipe.data.levels import OpenLevels
 from visionpipe.data.listing import Listing, Record, Rejected
-from visionpipe.data.measures import CHUNK, Small, measure, records
+from visionpipe.data.measures import measure
+from visionpipe.data.remembered import Memory, Picture, remembering
 from visionpipe.errors import ImageError
 
 DECODED_AHEAD = 64
@@ -43,73 +44,83 @@ class Usable:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoded and resized image.
-
-    `pixels`: uint8 or uint16 (height, width, channels); `measured`: of `measures.measure`.
-    """
+    """A decoded and resized image, and the key by which a `Memory` knows its picture."""
 
     image: Usable
-    pixels: np.ndarray
-    measured: bytes | Small
+    picture: Picture
+    key: bytes
 
 
 def decode_into(
-    spool: Path, measured: Path, listing: Listing, config: PrepareConfig, threads: int | None
-) -> tuple[list[Usable], list[Rejected]]:
-    """Writes the pixels of all usable images to `spool` and their measures to `measured`, in the listing's order."""
+    folder: Path, listing: Listing, config: PrepareConfig, threads: int | None
+) -> tuple[list[Usable], list[Rejected], np.ndarray, np.ndarray]:
+    """Decodes all images of which `folder` does not remember the pictures, and remembers those of all usable images.
+
+    Returns:
+        The usable images and the others; and memory maps of the pixels and of the measures (RECORD) of all usable
+        images, in the listing's order.
+    """
     usable: list[Usable] = []
     quarantined: list[Rejected] = []
-    unwritten: list[bytes | Small] = []
-    decoded = decode_all(listing.entries, config, threads)
-    with spool.open("wb") as file, measured.open("wb") as record_file:
+    with remembering(folder, config) as memory:
+        decoded = decode_all(listing.entries, config, threads, memory)
         for image in tqdm(decoded, "prepare", listing.total, unit=" images", disable=None):
             if isinstance(image, Rejected):
                 quarantined.append(image)
             else:
-                file.write(image.pixels.data)
-                unwritten.append(image.measured)
+                memory.write(image.key, image.picture)
                 usable.append(image.image)
-            if len(unwritten) == CHUNK:
-                record_file.write(records(unwritten))
-                unwritten.clear()
-        record_file.write(records(unwritten))
-    return usable, quarantined
+        return usable, quarantined, *memory.rows()
 
 
 def decode_all(
-    entries: Iterable[Record | Rejected], config: PrepareConfig, threads: int | None
+    entries: Iterable[Record | Rejected],
+    config: PrepareConfig,
+    threads: int | None,
+    memory: Memory | None = None,
 ) -> Iterator[Decoded | Rejected]:
     """Decodes in threads and yields in order, at most DECODED_AHEAD images ahead."""
     with ThreadPoolExecutor(threads) as pool:
         ahead: deque[Future[Decoded | Rejected]] = deque()
         for entry in entries:
-            ahead.append(pool.submit(decode, entry, config))
+            ahead.append(pool.submit(decode, entry, config, memory))
             if len(ahead) > DECODED_AHEAD:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
 
 
-def decode(entry: Record | Rejected, config: PrepareConfig) -> Decoded | Rejected:
-    """Reads, decodes and resizes one image; returns the reason where that is impossible."""
+def decode(
+    entry: Record | Rejected, config: PrepareConfig, memory: Memory | None = None
+) -> Decoded | Rejected:
+    """Reads one image, and recalls, or decodes and resizes it; returns the reason where that is impossible."""
     if isinstance(entry, Rejected):
         return entry
     try:
         data = entry.read()
-        image, open_levels = read_pixels(data, PixelFormat(**config.decode_options))
+        key = memory.key(data) if memory else b""
+        picture = (memory.recall(key) if memory else None) or decode_picture(data, config)
     except ImageError as error:
         return Rejected(entry.file, error.reason, entry.class_name)
-    digest = hashlib.sha256(str(image.shape).encode())
-    digest.update(image.data)
     usable = Usable(
         entry.split,
         entry.class_name,
         entry.file,
-        digest.digest(),
-        image.shape[:2],
-        open_levels,
+        picture.digest,
+        picture.size,
+        picture.open_levels,
         entry.group,
         entry.weight,
         entry.metadata,
     )
-    return Decoded(usable, frame(image, **config.frame_options), measure(image, data))
+    return Decoded(usable, picture, key)
+
+
+def decode_picture(data: bytes, config: PrepareConfig) -> Picture:
+    """Decodes, measures and resizes the picture in an image file; raises ImageError."""
+    image, open_levels = read_pixels(data, PixelFormat(**config.decode_options))
+    digest = hashlib.sha256(str(image.shape).encode())
+    digest.update(image.data)
+    pixels = np.ascontiguousarray(frame(image, **config.frame_options))
+    pixels_digest = hashlib.sha256(pixels.data).digest()
+    return Picture(pixels, pixels_digest, measure(image, data), digest.digest(), image.shape[:2], open_levels)

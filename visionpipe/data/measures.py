@@ -1,7 +1,7 @@
 """Measures the pictures of a source while `prepare` has their original pixels: what copies, quality and shortcuts show.
 
-`measure` makes one fixed-size record of each image, which is spooled to a file. `derive` computes everything else from
-the thumbnails of many records at once. measures-SPLIT.npz holds the result, see data/prepared.py.
+`measure` makes one fixed-size record of each image, which remembered.py writes to a file. `derive` computes everything
+else from the thumbnails of many records at once. measures-SPLIT.npz holds the result, see data/prepared.py.
 """
 
 import re
@@ -233,13 +233,12 @@ def edge_weights() -> np.ndarray:
     return (weights / weights.sum(axis=(1, 2), keepdims=True)).reshape(5, -1)
 
 
-def read_measured(measured: Path, thumbnails: Path) -> dict[str, np.ndarray]:
-    """Derives the measures of all records in the file `measured`.
+def read_measured(records: np.ndarray, thumbnails: Path) -> dict[str, np.ndarray]:
+    """Derives the measures of RECORD (n,), which may be a memory map.
 
     Writes the grey thumbnails to the file `thumbnails`, and adds them to the measures as a memory map `thumbnail`,
     unless all pictures are too small to be aligned.
     """
-    records = np.memmap(measured, RECORD, "r") if measured.stat().st_size else np.zeros(0, RECORD)
     parts = [derive(records[start : start + CHUNK]) for start in range(0, max(len(records), 1), CHUNK)]
     measures = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if alignable(measures).any():

@@ -175,9 +175,9 @@ def top_accuracy(probabilities: np.ndarray | Answers, labels: np.ndarray, count:
 
 
 def negative_log_likelihood(probabilities: np.ndarray | Answers, labels: np.ndarray) -> float:
-    """Computes the mean of −log p(true class), in nats. A probability that underflowed to zero counts as 2e-308."""
+    """Computes the mean of −log p(true class), in nats. A probability that underflowed to zero counts as 1e-38."""
     likelihoods = answers(probabilities, labels).likelihood
-    return float(-np.log(np.maximum(likelihoods, np.finfo(np.float64).tiny)).mean())
+    return float(-np.log(np.maximum(likelihoods, np.finfo(np.float32).tiny)).mean())
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """Stage `export`: converts a trained model into the artifact that is evaluated and served."""
 
+import json
 import tempfile
 import warnings
 from pathlib import Path
@@ -7,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from visionpipe.artifact.canonical import canonical_onnx, check_parameters
-from visionpipe.artifact.classifier import Classifier, preprocessing
+from visionpipe.artifact.canonical import canonical_onnx, check_parameters, with_probabilities
+from visionpipe.artifact.classifier import Classifier, labels_content, preprocessing
 from visionpipe.artifact.digest import WITH_PREPROCESSING, artifact_sha256
 from visionpipe.artifact.preprocessing import with_preprocessing
 from visionpipe.artifact.quantization import Decision, accuracy, calibration_images, decision_path, quantize
@@ -20,6 +21,7 @@ from visionpipe.files import write_bytes, write_json
 from visionpipe.project.backend import start_backend, thread_count
 from visionpipe.project.params import Params
 from visionpipe.project.paths import artifact_folder, model_folder, state_folder
+from visionpipe.tasks import TASKS
 
 if TYPE_CHECKING:
     import keras
@@ -29,6 +31,8 @@ PARITY_IMAGES = 64
 
 def export(name: str, params: Params) -> None:
     """Writes `artifacts/NAME/`: model.onnx, labels.json, preprocessing.json, parity.json.
+
+    model.onnx has the outputs `logits` and `probabilities`.
 
     With `export.include_preprocessing` model-with-preprocessing.onnx too, which resizes its picture itself.
 
@@ -47,8 +51,9 @@ def export(name: str, params: Params) -> None:
     model = load_trained(model_folder(name) / "model.keras")
     images = data.images("validation")[:PARITY_IMAGES]
     expected = np.asarray(model(model_input(images)))  # Keras exports only a model that has been called
-    write_model(folder, onnx_bytes(model, params.export.opset), data, params)
-    write_json(folder / "labels.json", data.classes)
+    output = TASKS["single"].outputs[trained_loss(name)]
+    write_model(folder, with_probabilities(onnx_bytes(model, params.export.opset), output), data, params)
+    write_json(folder / "labels.json", labels_content(TASKS["single"], data.classes))
     write_json(folder / "preprocessing.json", preprocessing(data.framing, data.decoding))
 
     received = Classifier(folder).logits(images)
@@ -68,6 +73,12 @@ def export(name: str, params: Params) -> None:
         print(f"{name}: {decision}")
     size = (folder / "model.onnx").stat().st_size / 2**20
     print(f"{name}: exported, {size:.1f} MiB, logits within {difference:.1g} of Keras's")
+
+
+def trained_loss(name: str) -> str:
+    """Returns `train.loss` of the recipe that a model was trained with; its probabilities depend on it."""
+    lineage = json.loads((model_folder(name) / "lineage.json").read_text(encoding="utf-8"))
+    return lineage["params"]["train"].get("loss", "softmax")
 
 
 def write_model(folder: Path, model: bytes, data: Prepared, params: Params) -> None:

@@ -20,7 +20,6 @@ from visionpipe.data.duplicates import (
     still_copies,
     superfluous,
 )
-from visionpipe.data.form import PixelFormat
 from visionpipe.data.groups import group_notes, join_groups, missing_splits, with_groups
 from visionpipe.data.listing import Listing, Rejected, UnclearFolders
 from visionpipe.data.losses import losses
@@ -51,6 +50,7 @@ from visionpipe.project.params import Params
 from visionpipe.project.paths import state_folder
 
 REFUSED = "refused-manifest.json"
+DECODED = "decoded"  # the pictures of the last run
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Content:
 def prepare(params: Params) -> None:
     """Reads, decodes, splits and writes the images of `params.prepare`, and prints a summary.
 
-    Only the pixels of a few images are in memory at a time; each image takes some 700 bytes more.
+    Only the pixels of a few images are in memory at a time; each image takes some 1,000 bytes more.
 
     Raises:
         DataError: no images, a single class, a class without a training image, or an empty split. What was found is
@@ -88,24 +88,22 @@ def prepare(params: Params) -> None:
 def write_prepared(params: Params, content: Content) -> dict[str, Any]:
     """Writes the prepared data and returns their manifest; fills `content` on the way."""
     config = params.prepare
-    form = PixelFormat(**config.decode_options)
     decisions = read_decisions()
     listing = content.listing = decisions.applied_to(with_groups(SOURCES[config.source](config), config))
     check_classes(listing, config.path)
     with replacing_folder(PREPARED) as folder:
-        spool, measured, thumbnails = (folder / name for name in ("decoded", "measured", "thumbnails"))
-        usable, quarantined = decode_into(spool, measured, listing, config, params.threads)
+        usable, quarantined, images, records = decode_into(
+            state_folder() / DECODED, listing, config, params.threads
+        )
         usable = decisions.with_groups(usable)
-        measures = measure_copies(usable, measured, thumbnails, config)
+        thumbnails = folder / "thumbnails"
+        measures = measure_copies(usable, records, thumbnails, config)
         usable, rows_of, left_out = decide_on_copies(usable, measures["copies"], listing.splits, params)
         measures["copies"] = still_copies(measures["copies"], rows_of)
         quarantined += left_out
         content.usable, content.quarantined = usable, quarantined
         splits = draw_splits(usable, listing.splits, config, params.seed)
         check_splits(splits, usable, quarantined, listing, config.has_groups)
-        images = np.memmap(
-            spool, form.dtype, "r", shape=(len(measures["copies"]), *config.size, form.channels)
-        )
         positions = {name: position for position, name in enumerate(listing.classes)}
         for split, chosen in splits.items():
             labels = [positions[usable[row].class_name] for row in chosen]
@@ -118,8 +116,7 @@ def write_prepared(params: Params, content: Content) -> dict[str, Any]:
         if config.folds:
             write_folds(folder, splits, draw_folds(usable, splits, config.folds, params.seed))
         channel_mean, channel_std = channel_statistics(images, [rows_of[row] for row in splits["train"]])
-        for path in (spool, measured, thumbnails):
-            path.unlink(missing_ok=True)
+        thumbnails.unlink(missing_ok=True)
         drawn_groups = missing_splits(listing.splits, config) if config.has_groups else ()
         findings, remarks = checkup(folder, list(listing.classes), listing.splits)
         return write_manifest(
@@ -145,14 +142,14 @@ def write_prepared(params: Params, content: Content) -> dict[str, Any]:
 
 
 def measure_copies(
-    usable: list[Usable], measured: Path, thumbnails: Path, config: PrepareConfig
+    usable: list[Usable], records: np.ndarray, thumbnails: Path, config: PrepareConfig
 ) -> dict[str, np.ndarray]:
     """Returns the measures of all images, with `digest`, and with the numbers of their groups of copies in `copies`.
 
     Where nothing depends on the copies, nearly the same pictures are sought in up to AFFORDABLE images only, and those
     that are cropped or turned in none.
     """
-    measures = read_measured(measured, thumbnails)
+    measures = read_measured(records, thumbnails)
     digests = np.frombuffer(b"".join(image.digest for image in usable), np.uint8).reshape(-1, 32)
     if config.duplicates is not None:
         copies = find_copies(digests, measures, PLAIN + TURNS, align=True)

@@ -48,10 +48,7 @@ def golden_answers(classifier: Classifier, images: np.ndarray) -> Golden:
     """
     files = [encoded(image, classifier.form) for image in images]
     answers = [
-        {
-            "label": classifier.labels[row.argmax()],
-            "probabilities": dict(zip(classifier.labels, row.tolist(), strict=True)),
-        }
+        classifier.answer(row)
         for row in classifier.probabilities(np.stack([classifier.preprocess(file) for file in files]))
     ]
     return Golden([base64.b64encode(file).decode() for file in files], answers)
