@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import get_args, get_type_hints
 from unittest.mock import Mock
 
 import keras
@@ -29,6 +30,7 @@ from visionpipe.models import build_model
 from visionpipe.models.layers import BatchNorm, Rescaling
 from visionpipe.project.lineage import train_params
 from visionpipe.project.sections import ModelConfig
+from visionpipe.tasks import TASKS
 from visionpipe.training.averaging import AveragedModel
 from visionpipe.training.checkpoint import Checkpoint, Progress
 from visionpipe.training.fit import Training, fit
@@ -357,6 +359,10 @@ def test_a_training_draws_and_adjusts_by_its_uneven_labels(data, checkpoint):
     np.testing.assert_allclose(np.bincount(drawn, minlength=4), 40 * roots / roots.sum(), atol=1)
     adjusted = np.exp(training.objective.adjustment)[roots > 0]
     np.testing.assert_allclose(adjusted, (roots / roots.sum())[roots > 0], rtol=1e-5)
+
+
+def test_every_loss_has_an_output_function():
+    assert TASKS["single"].outputs.keys() == set(get_args(get_type_hints(TrainConfig)["loss"]))
 
 
 def test_newer_keys_with_their_defaults_change_no_train_key():
