@@ -76,6 +76,7 @@ PARTS = [
     Part("accuracy.md", "benchmarks/accuracy/pipeline.py", accuracy.default_models),
     Part("accuracy.md", "experiments", accuracy.experiments),
     Part("accuracy.md", "benchmarks/accuracy/transfer.py", accuracy.transfer),
+    Part("accuracy.md", "benchmarks/accuracy/imbalance.py", accuracy.imbalance),
     Part("accuracy.md", "benchmarks/accuracy/doctor.py", accuracy.doctor_table),
     Part("robustness.md", "benchmarks/robustness/battery.py", robustness.battery),
     Part("robustness.md", "benchmarks/robustness/kills.py", robustness.kills),

@@ -23,12 +23,13 @@ from visionpipe.project.params import load_params
 CHECKOUT = Path(__file__).parents[1]
 SCRIPTS = (
     *("speed.models", "speed.gpu", "speed.input", "speed.trainer", "speed.modes"),
-    *("speed.augmentation", "speed.prepare", "serving.compare"),
+    *("speed.augmentation", "speed.prepare", "speed.growth", "serving.compare"),
     *(
         "accuracy.pipeline",
         "accuracy.transfer",
         "accuracy.heat_map",
         "accuracy.doctor",
+        "accuracy.imbalance",
         "robustness.battery",
         "robustness.kills",
     ),

@@ -1,4 +1,4 @@
-"""Tables of test accuracies: the default models, the experiments, and fine-tuning."""
+"""Tables of test accuracies: the default models, the experiments, fine-tuning, and uneven classes."""
 
 import statistics
 from pathlib import Path
@@ -10,7 +10,8 @@ from benchmarks.results import read
 
 HERE = Path(__file__).parent
 PIPELINE, TRANSFER = HERE / "pipeline.json", HERE / "transfer.json"
-DOCTOR = HERE / "doctor.json"
+DOCTOR, IMBALANCE = HERE / "doctor.json", HERE / "imbalance.json"
+HEAD, TAIL = 1000, 200  # training images: a class of the head has more, one of the tail fewer
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.json"))
 TEACHER = ROOT / "experiments" / "distillation.json"
 
@@ -198,3 +199,59 @@ def doctor_table() -> str:
             f"seconds, the doctor {clipart['doctor seconds']:.0f}. {machine(found)}.",
         ]
     )
+
+
+def imbalance() -> str:
+    return imbalance_table(read(IMBALANCE))
+
+
+def imbalance_table(result: dict[str, Any]) -> str:
+    """Returns accuracies of each way, the mean of its seeds. The test images are balanced, so accuracy is both."""
+    ways: dict[str, list[dict[str, Any]]] = {}
+    for run in result["runs"]:
+        ways.setdefault(run["way"], []).append(run)
+    rows = []
+    for way, runs in ways.items():
+        means = [statistics.mean(run["recall"]) for run in runs]
+        natural = [
+            sum(recall * count for recall, count in zip(run["recall"], run["counts"], strict=True))
+            / sum(run["counts"])
+            for run in runs
+        ]
+        numbers = [
+            statistics.mean(natural),
+            statistics.mean(means),
+            statistics.mean(min(run["recall"]) for run in runs),
+            *(statistics.mean(part) for part in zip(*map(by_frequency, runs), strict=True)),
+        ]
+        cells = [f"{value:.3f}" for value in numbers]
+        each = ", ".join(f"{mean:.3f}" for mean in means)
+        rows.append([f"`{way}`" if ":" in way else way, *cells, each])
+    header = [
+        "way",
+        "accuracy",
+        "balanced accuracy",
+        "worst recall",
+        "head",
+        "medium",
+        "tail",
+        "balanced, each seed",
+    ]
+    seeds = sorted({run["seed"] for run in result["runs"]})
+    named = f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    seconds = statistics.mean(run["seconds"] for run in result["runs"])
+    return "\n".join(
+        [
+            *table(header, rows, left=(0, 7)),
+            "",
+            f"{named}, tensorflow, {result['epochs']} epochs, {seconds:.0f} seconds each; {machine(result)}.",
+        ]
+    )
+
+
+def by_frequency(run: dict[str, Any]) -> list[float]:
+    """Returns the mean recall of the classes of the head, of the middle and of the tail."""
+    parts: tuple[list[float], ...] = ([], [], [])
+    for recall, count in zip(run["recall"], run["counts"], strict=True):
+        parts[0 if count > HEAD else 2 if count < TAIL else 1].append(recall)
+    return [statistics.mean(part) for part in parts]

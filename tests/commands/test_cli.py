@@ -73,6 +73,8 @@ WRONG_PARAMETERS = [
     ("train.freeze", [{"epochs": 1, "train": ["logits"]}], "freeze: phases of 1 epoch are too long"),
     ("train.freeze", [{"epochs": 1}], "train.freeze[0].train is missing"),
     ("train.class_weights", "balance", "class_weights: expected one of balanced, received 'balance' (did you mean"),
+    ("train.sampler", "balance", "train.sampler: expected one of shuffle, balanced, sqrt, received 'balance' (did you"),
+    ("train.logit_adjustment", 0, "train.logit_adjustment: must be positive and finite"),
     ("train.repeated_augmentation", 3, "repeated_augmentation: must divide batch_size 16"),
     ("models.vit.train.distill", {"teacher": "resnt"}, "distill.teacher: no other model 'resnt' (did you mean"),
     ("models.vit.train.distill", {"teacher": "resnet"},

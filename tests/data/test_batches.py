@@ -13,6 +13,7 @@ import pytest
 from visionpipe.data.augmentation import make_augmentation
 from visionpipe.data.batches import (
     batch_indices,
+    class_order,
     evaluation_batches,
     permutation,
     steps_per_epoch,
@@ -39,6 +40,47 @@ def test_a_batch_needs_no_batch_before_it():
 
 def test_another_seed_gives_another_order():
     assert (batch_indices(1, 0, 50, 50) != batch_indices(2, 0, 50, 50)).any()
+
+
+UNEVEN = np.random.default_rng(2).permutation(np.repeat([0, 1, 3, 4], [300, 70, 7, 1]))  # no image of class 2
+
+
+@pytest.mark.parametrize(
+    ("sampler", "shares"), [("balanced", [1, 1, 0, 1, 1]), ("sqrt", np.sqrt([300, 70, 0, 7, 1]))]
+)
+def test_classes_are_drawn_by_their_shares_and_no_image_again_before_all_of_its_class(sampler, shares):
+    order, count = class_order(UNEVEN, sampler), len(UNEVEN)
+    drawn = np.concatenate([batch_indices(3, step, 27, count, order=order) for step in range(14 * 12)])
+    for rounds in range(1, 13):
+        of_classes = np.bincount(UNEVEN[drawn[: rounds * count]], minlength=5)
+        np.testing.assert_allclose(of_classes, rounds * count * np.array(shares) / np.sum(shares), atol=1)
+    orders = set()
+    for label in (0, 1, 3, 4):
+        images = np.flatnonzero(label == UNEVEN)
+        whole = rounds_of(drawn[UNEVEN[drawn] == label], len(images))
+        assert (np.sort(whole, axis=1) == images).all()
+        orders |= {tuple(order) for order in whole[:, :5].tolist()} if label == 1 else set()
+    assert len(orders) > 3, "each permutation is another one"
+
+
+def rounds_of(drawn, length):
+    return drawn[: len(drawn) // length * length].reshape(-1, length)
+
+
+def test_a_drawn_batch_needs_no_batch_before_it_and_depends_on_the_seed():
+    alone = batch_indices(3, 40, 30, len(UNEVEN), 3, class_order(UNEVEN, "sqrt"))
+    order = class_order(UNEVEN, "sqrt")
+    in_order = [batch_indices(3, step, 30, len(UNEVEN), 3, order) for step in range(41)]
+    np.testing.assert_array_equal(alone, in_order[40])
+    np.testing.assert_array_equal(alone.reshape(10, 3), np.repeat(alone[::3, None], 3, axis=1))
+    assert (batch_indices(4, 40, 30, len(UNEVEN), 3, order) != alone).any()
+
+
+def test_a_round_of_a_million_uneven_images_takes_about_a_second():
+    labels = np.random.default_rng(0).zipf(1.5, 1_000_000) % 1000
+    start = time.perf_counter()
+    batch_indices(3, 0, 32, len(labels), order=class_order(labels, "balanced"))
+    assert time.perf_counter() - start < 5
 
 
 def stream(steps, entries, **options):

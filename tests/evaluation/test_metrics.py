@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import (
     accuracy_score,
+    balanced_accuracy_score,
     confusion_matrix,
     log_loss,
     precision_recall_fscore_support,
@@ -37,6 +38,8 @@ def test_metrics_equal_those_of_scikit_learn(classes):
     report = metrics.classification_metrics(probabilities, labels, names(classes), bins=15)
     _, recall, f1, _ = precision_recall_fscore_support(labels, predicted, labels=everything, zero_division=0)
     assert report["accuracy"] == accuracy_score(labels, predicted)
+    balanced = balanced_accuracy_score(labels, predicted)
+    assert report["balanced_accuracy"] == pytest.approx(balanced, rel=1e-12)
     assert report["macro_f1"] == pytest.approx(f1.mean(), rel=1e-12)
     assert report["worst_recall"] == pytest.approx(recall.min(), rel=1e-12)
     assert report["worst_class"] == f"class {recall.argmin()}"
@@ -67,6 +70,7 @@ def test_a_class_without_examples_has_no_numbers_and_counts_in_no_average():
     assert table["class 2"] == {"precision": None, "recall": None, "f1": None, "support": 0}
     assert table["class 0"] == {"precision": 1.0, "recall": 0.5, "f1": 2 / 3, "support": 2}
     report = metrics.classification_metrics(probabilities, labels, names(3), bins=10)
+    assert report["balanced_accuracy"] == pytest.approx((1 / 2 + 1) / 2)
     assert report["macro_f1"] == pytest.approx((2 / 3 + 1) / 2)
     assert (report["worst_recall"], report["worst_class"]) == (0.5, "class 0")
 

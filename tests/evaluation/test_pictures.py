@@ -32,7 +32,7 @@ def figures(classes: int):
     yield "calibration", pictures.calibration(metrics.calibration(probabilities, labels, 15))
     yield "mistakes", pictures.mistakes(images, labels, probabilities, names, 9)
     metadata = {"site": [f"hospital {index % 4}" for index in range(60)], "x" * 99: ["$a$", ""] * 30}
-    yield "slices", pictures.slices(slices(probabilities.argmax(axis=1) == labels, metadata), 0.5)
+    yield "slices", pictures.slices(slices(probabilities.argmax(axis=1) == labels, labels, metadata), 0.5)
     yield "no slices", pictures.slices([], 0.5)
 
 

@@ -11,13 +11,15 @@ RANDOM = np.random.default_rng(0)
 def test_ages_are_divided_into_quarters_that_say_their_bounds():
     ages = RANDOM.integers(18, 91, 400)
     correct = ages < 60
-    rows = slices(correct, {"age": [str(age) for age in ages]})
+    rows = slices(correct, ages % 3, {"age": [str(age) for age in ages]})
     limits = np.quantile(ages, [0.25, 0.5, 0.75])
     assert len(rows) == 4
     for row in rows:
         low, high = map(int, row["value"].split(" to "))
         inside = (ages >= low) & (ages <= high)
         assert (row["images"], row["accuracy"]) == (inside.sum(), correct[inside].mean())
+        recalls = [correct[inside & (ages % 3 == label)].mean() for label in range(3)]
+        assert row["balanced_accuracy"] == pytest.approx(np.mean(recalls))
         assert 80 <= row["images"] <= 120
         assert sum(low <= limit <= high for limit in limits) <= 1
     assert sum(row["images"] for row in rows) == 400
@@ -44,13 +46,13 @@ def test_values_of_columns(texts, expected):
 
 def test_the_numbers_of_patients_are_names():
     patients = [str(value) for value in RANDOM.integers(0, 60, 400)]
-    assert slices(np.ones(400, bool), {"patient": patients}, "patient") == []
-    assert len(slices(np.ones(400, bool), {"patient": patients})) == 4
+    assert slices(np.ones(400, bool), np.zeros(400, int), {"patient": patients}, "patient") == []
+    assert len(slices(np.ones(400, bool), np.zeros(400, int), {"patient": patients})) == 4
 
 
 def test_missing_and_unknown_values_are_slices_beside_the_quarters():
     texts = [f"{value:.2f}" for value in RANDOM.normal(0, 1, 200)] + [""] * 30 + ["unknown"] * 12
-    rows = slices(np.ones(len(texts), bool), {"x": texts})
+    rows = slices(np.ones(len(texts), bool), np.zeros(len(texts), int), {"x": texts})
     assert {row["value"]: row["images"] for row in rows if " to " not in row["value"]} == {
         "": 30,
         "unknown": 12,

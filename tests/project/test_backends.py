@@ -130,8 +130,23 @@ SAME_EVERYWHERE = {
         "loss": "sigmoid",
         "freeze": [{"epochs": 1, "train": ["logits", "encoder"]}],
     },
-    "lion": {"optimizer": "lion", "learning_rate": 0.001, "weight_decay": 0.1, "patience": 3},
-    "muon": {"optimizer": "muon", "weight_decay": 0.1, "schedule": "polynomial", "final_rate": 0.1},
+    "lion": {
+        "optimizer": "lion",
+        "learning_rate": 0.001,
+        "weight_decay": 0.1,
+        "patience": 3,
+        "loss": "focal",
+        "focal_gamma": 0.5,
+        "sampler": "balanced",
+    },
+    "muon": {
+        "optimizer": "muon",
+        "weight_decay": 0.1,
+        "schedule": "polynomial",
+        "final_rate": 0.1,
+        "logit_adjustment": 1.0,
+        "sampler": "sqrt",
+    },
     "distilled": {"distill": {"teacher": "the result on TensorFlow", "weight": 0.7}},
 }
 

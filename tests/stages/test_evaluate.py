@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 from onnx_models import write_artifact
+from sklearn.metrics import balanced_accuracy_score
 
 from visionpipe.artifact.digest import artifact_sha256
 from visionpipe.artifact.speed import measure, measurement_path
@@ -133,7 +134,7 @@ def test_metrics_are_those_of_the_model_computed_directly(evaluated):
         assert found[split].pop("worst_class") == expected.pop("worst_class")
         assert found[split] == pytest.approx(expected, rel=1e-4)
         assert 0.6 < found[split]["accuracy"] < 0.9
-    assert list(found["test"])[:4] == ["accuracy", "top5_accuracy", "macro_f1", "worst_recall"]
+    assert list(found["test"])[:3] == ["accuracy", "top5_accuracy", "balanced_accuracy"]
 
 
 def test_metadata_are_in_the_predictions_and_make_slices(project):
@@ -160,10 +161,16 @@ def test_metadata_are_in_the_predictions_and_make_slices(project):
         assert found == {
             "column": "site", "value": found["value"], "images": len(right), "accuracy": np.mean(right),
             "accuracy_low": low, "accuracy_high": high,
+            "balanced_accuracy": pytest.approx(balanced(test, found["value"])),
         }  # fmt: skip
     assert (
         len(json.loads((REPORT / "slices.json").read_text())) == 2
     )  # of no column with one or with many values
+
+
+def balanced(rows, site):
+    inside = [row for row in rows if row["site"] == site]
+    return balanced_accuracy_score([row["label"] for row in inside], [row["predicted"] for row in inside])
 
 
 def test_the_tables_agree_with_the_metrics_and_with_each_other(evaluated):

@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import get_args, get_type_hints
 from unittest.mock import Mock
 
 import keras
@@ -24,14 +25,16 @@ from linear_models import SIZE, make_params, write_prepared
 from visionpipe.artifact.canonical import save_keras
 from visionpipe.data.prepared import open_prepared
 from visionpipe.errors import ConfigError, Interrupted, TrainingError
-from visionpipe.files import temporary_name, write_json
+from visionpipe.files import sha256_json, temporary_name, write_json
 from visionpipe.models import build_model
 from visionpipe.models.layers import BatchNorm, Rescaling
+from visionpipe.project.lineage import train_params
 from visionpipe.project.sections import ModelConfig
+from visionpipe.tasks import TASKS
 from visionpipe.training.averaging import AveragedModel
 from visionpipe.training.checkpoint import Checkpoint, Progress
 from visionpipe.training.fit import Training, fit
-from visionpipe.training.loss import Objective, class_weights
+from visionpipe.training.loss import Objective, class_weights, logit_adjustment
 from visionpipe.training.optimizer import make_optimizer, make_schedule, rate_factors
 from visionpipe.training.plan import plan_lines
 from visionpipe.training.presets import PRESETS
@@ -279,6 +282,110 @@ def test_sigmoid_loss_is_torchs_binary_cross_entropy():
         torch.tensor(LOGITS), torch.tensor(LABELS), reduction="none"
     ).mean(1)
     np.testing.assert_allclose(loss(LABELS, LOGITS, loss="sigmoid"), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_focal_loss_is_that_of_plain_torch_and_cross_entropy_at_gamma_0(smoothing):
+    targets = torch.tensor(LABELS) * (1 - smoothing) + smoothing / 3
+    answered = torch.softmax(torch.tensor(LOGITS).double(), 1)
+    expected = -(targets * (1 - answered) ** 2 * answered.log()).sum(1)
+    focal = {"loss": "focal", "label_smoothing": smoothing}
+    np.testing.assert_allclose(loss(LABELS, LOGITS, **focal), expected, rtol=1e-5)
+    plain = loss(LABELS, LOGITS, label_smoothing=smoothing)
+    np.testing.assert_allclose(loss(LABELS, LOGITS, **focal, focal_gamma=0.0), plain, rtol=1e-5)
+    one, other = np.eye(3, dtype="float32")[[0, 2]][:, None].repeat(8, axis=1)
+    mixed = loss(0.3 * one + 0.7 * other, LOGITS, **focal)
+    both = 0.3 * loss(one, LOGITS, **focal) + 0.7 * loss(other, LOGITS, **focal)
+    np.testing.assert_allclose(mixed, both, rtol=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_loss_and_its_gradient_are_finite_for_certain_answers(gamma):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, use_bias=False)])
+    model.set_weights([np.eye(3, dtype="float32")])
+    objective = Objective(recipe(loss="focal", focal_gamma=gamma), None, 3, 1)
+    model.compile(keras.optimizers.SGD(0.1), objective)
+    certain = np.float32([[1000, 0, 0], [0, 1000, 0]])
+    labels = np.float32([[1, 0, 0], [0.1, 0.2, 0.7]])
+    assert np.isfinite(model.train_on_batch(certain, labels))
+    assert np.isfinite(model.get_weights()[0]).all()
+
+
+ROWS = np.repeat([0, 1, 2], [90, 9, 1])
+
+
+def test_a_logit_adjustment_is_added_in_the_loss_of_the_labels_alone():
+    adjusted = {"logit_adjustment": 1.5}
+    added = logit_adjustment(recipe(**adjusted), ROWS, 3, None)
+    np.testing.assert_allclose(added, 1.5 * np.log([0.9, 0.09, 0.01]), rtol=1e-6)
+    objective = Objective(recipe(**adjusted), None, 3, 1, added)
+    expected = torch.nn.functional.cross_entropy(
+        torch.tensor(LOGITS + added), torch.tensor(LABELS), reduction="none"
+    )
+    np.testing.assert_allclose(np.asarray(objective.call(LABELS, LOGITS)), expected, rtol=1e-5)
+    taught = recipe(**adjusted, distill=dataclasses.replace(DISTILL, weight=1.0))
+    outputs = np.concatenate([LOGITS, TAUGHT], 1)
+    np.testing.assert_allclose(
+        np.asarray(Objective(taught, None, 3, 1, added).call(LABELS, outputs)),
+        loss(LABELS, outputs, distill=taught.distill),
+    )
+    assert logit_adjustment(recipe(), ROWS, 3, None) is None
+
+
+def test_the_prior_of_a_logit_adjustment_is_that_of_the_targets():
+    def prior(labels=ROWS, weights=None, classes=3, **changes):
+        return np.exp(logit_adjustment(recipe(logit_adjustment=1.0, **changes), labels, classes, weights))
+
+    one_hot = np.eye(3)[ROWS]
+    np.testing.assert_allclose(prior(label_smoothing=0.1), (one_hot * 0.9 + 0.1 / 3).mean(0), rtol=1e-6)
+    weights = np.linspace(0, 3, 100, dtype="float32")
+    np.testing.assert_allclose(prior(weights=weights), weights @ one_hot / weights.sum(), rtol=1e-5)
+    roots = np.sqrt([90, 9, 1])
+    np.testing.assert_allclose(prior(sampler="sqrt"), roots / roots.sum(), rtol=1e-6)
+    assert prior(classes=4)[3] == prior(classes=4)[2], "a class without an image counts like the rarest"
+
+
+def test_a_training_draws_and_adjusts_by_its_uneven_labels(data, checkpoint):
+    def labels(split):
+        every = data.labels(split)
+        return np.where(np.arange(len(every)) % 3, 0, every)
+
+    uneven = dataclasses.replace(data)
+    object.__setattr__(uneven, "labels", labels)
+    made = recipe(logit_adjustment=1.0, sampler="sqrt", augmentation=())
+    training = Training(tiny_model(), uneven, made, 3, checkpoint, Teacher())
+    drawn = np.concatenate([y.argmax(1) for _, y in training.batches(range(4)).as_numpy_iterator()])
+    roots = np.sqrt(np.bincount(labels("train"), minlength=4))
+    np.testing.assert_allclose(np.bincount(drawn, minlength=4), 40 * roots / roots.sum(), atol=1)
+    adjusted = np.exp(training.objective.adjustment)[roots > 0]
+    np.testing.assert_allclose(adjusted, (roots / roots.sum())[roots > 0], rtol=1e-5)
+
+
+def test_every_loss_has_an_output_function():
+    assert TASKS["single"].outputs.keys() == set(get_args(get_type_hints(TrainConfig)["loss"]))
+
+
+def test_newer_keys_with_their_defaults_change_no_train_key():
+    defaults = train_params(recipe())
+    assert not {"sampler", "focal_gamma", "logit_adjustment"} & defaults.keys()
+    assert sha256_json(train_params(TrainConfig(epochs=1))).startswith("411a24a6b245f4b9"), (
+        "what it was before these keys"
+    )
+    changed = train_params(recipe(sampler="sqrt", logit_adjustment=0.5))
+    assert changed == defaults | {"sampler": "sqrt", "logit_adjustment": 0.5}
+    assert train_params(recipe(loss="focal", focal_gamma=1.0))["focal_gamma"] == 1
+
+
+def test_the_plan_names_the_keys_for_uneven_classes():
+    def lines(**changes):
+        return "\n".join(plan_lines(recipe(**changes), 40, ["logits"]))
+
+    assert "  sampler: balanced, every class is drawn equally often\n" in lines(sampler="balanced")
+    assert "  class_weights: balanced\n  loss: focal, gamma 1.5\n" in lines(
+        class_weights="balanced", loss="focal", focal_gamma=1.5
+    )
+    assert "  logit_adjustment: 1 · log of each class's share" in lines(logit_adjustment=1.0, sampler="sqrt")
+    assert all(key not in lines() for key in ("sampler", "class_weights", "focal", "logit_adjustment"))
 
 
 def test_a_teacher_is_learned_from_at_a_temperature():
@@ -770,6 +877,13 @@ def test_what_would_come_after_the_end_of_the_training_is_refused(data, checkpoi
         ({"power": 2.0}, "power: has no effect with schedule: cosine"),
         ({"schedule": "constant", "final_rate": 0.1}, "final_rate: has no effect with schedule: constant"),
         ({"decay_at": (0.1,)}, "decay_at: has no effect"),
+        ({"focal_gamma": 1.0}, "focal_gamma: has no effect with loss: softmax: leave it out"),
+        ({"focal_gamma": -1.0, "loss": "focal"}, "focal_gamma: must be finite and not negative"),
+        ({"sampler": "sqrt", "class_weights": "balanced"}, "class_weights: balanced would correct"),
+        ({"sampler": "balanced", "logit_adjustment": 1.0}, "logit_adjustment: has no effect with sampler: balanced"),
+        ({"loss": "focal", "logit_adjustment": 1.0}, "logit_adjustment: is for loss: softmax, not focal"),
+        ({"loss": "sigmoid", "logit_adjustment": 1.0}, "logit_adjustment: is for loss: softmax, not sigmoid"),
+        ({"class_weights": {"a": 1.0}, "logit_adjustment": 1.0}, "logit_adjustment: would correct the classes"),
         ({"distill": DistillConfig("x", temperature=3.0, hard=True)}, "distill.temperature: has no effect with hard"),
     ],
 )  # fmt: skip
@@ -784,6 +898,9 @@ def test_an_entry_with_another_schedule_leaves_behind_what_the_common_one_reads(
         "epochs", "warmup", "schedule", "decay_factor"
     }  # fmt: skip
     assert layered(common, {"schedule": "polynomial"})["final_rate"] == 0.1
+    focal = {"loss": "focal", "focal_gamma": 1.0}
+    assert layered(focal, {"loss": "softmax"}) == {"loss": "softmax"}
+    assert layered(focal, {"loss": "focal"}) == layered(focal, {}) == focal
 
 
 def test_minutes_that_end_in_a_frozen_phase_are_refused_when_that_is_known(data, checkpoint):

@@ -182,7 +182,8 @@ KINDS = {  # the word in the column `finding` of decisions.csv → what the page
         ("class", "classes"),
         "counted",
         "A model may ignore them without losing much accuracy.",
-        "Set train.class_weights to balanced, look at the macro F1, set register.gate.worst_recall, and add images.",
+        "Set train.sampler: sqrt and train.logit_adjustment: 1.0, look at the balanced accuracy, set "
+        "register.gate.worst_recall, and add images.",
     ),
     "drift": Kind(
         "Splits that differ",

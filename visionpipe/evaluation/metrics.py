@@ -93,8 +93,9 @@ def classification_metrics(
         bins: number of confidence bins for `calibration_error`.
 
     Returns:
-        accuracy; top5_accuracy (only with more than five classes); macro_f1; worst_recall and worst_class, the class
-        that has it; calibration_error; nll (nats); accuracy_low and accuracy_high, the 95 % interval; images.
+        accuracy; top5_accuracy (only with more than five classes); balanced_accuracy; macro_f1; worst_recall and
+        worst_class, the class that has it; calibration_error; nll (nats); accuracy_low and accuracy_high, the 95 %
+        interval; images.
     """
     predictions = answers(probabilities, labels)
     everything = per_class(pairs(labels, predictions.predicted), classes)
@@ -106,6 +107,7 @@ def classification_metrics(
     return {
         "accuracy": correct / len(labels),
         **top5,
+        "balanced_accuracy": balanced_accuracy(predictions.predicted == labels, labels),
         "macro_f1": float(np.mean([row["f1"] for row in table.values()])),
         "worst_recall": table[worst_class]["recall"],
         "worst_class": worst_class,
@@ -115,6 +117,13 @@ def classification_metrics(
         "accuracy_high": high,
         "images": len(labels),
     }
+
+
+def balanced_accuracy(correct: np.ndarray, labels: np.ndarray) -> float:
+    """Computes the mean recall of the classes that have images, from bool (n,) and int (n,), like scikit-learn."""
+    supports = np.bincount(labels)
+    present = supports > 0
+    return float((np.bincount(labels, correct)[present] / supports[present]).mean())
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from visionpipe.data.spreadsheet import number_of
-from visionpipe.evaluation.metrics import wilson_interval
+from visionpipe.evaluation.metrics import balanced_accuracy, wilson_interval
 
 MOST_VALUES = 30  # of a column of texts; with more, such as names of patients, the column makes no slices
 LEAST_IMAGES = 10  # of a slice
@@ -15,19 +15,20 @@ MOSTLY = 0.9  # of the values must be numbers; the others are taken as texts, su
 
 
 def slices(
-    correct: np.ndarray, metadata: dict[str, list[str]], groups: str | None = None
+    correct: np.ndarray, labels: np.ndarray, metadata: dict[str, list[str]], groups: str | None = None
 ) -> list[dict[str, Any]]:
     """Computes the accuracy of each value of each column with few values, and of the quarters of columns of numbers.
 
     Args:
         correct: bool (n,), whether each image is recognised.
+        labels: int (n,), the class of each image.
         metadata: column → the value of each image; "" is a missing one.
         groups: the column that says which images belong together. Its numbers are names, and have no quarters.
 
     Returns:
-        A row for each slice: column, value, images, accuracy, and accuracy_low and accuracy_high, the 95 % interval.
-        The value of a quarter is its bounds, such as "18 to 34". The columns come in their order, and their values with
-        the lowest accuracy first.
+        A row for each slice: column, value, images, accuracy, accuracy_low and accuracy_high, the 95 % interval, and
+        balanced_accuracy, the mean recall of the classes that the slice has. The value of a quarter is its bounds, such
+        as "18 to 34". The columns come in their order, and their values with the lowest accuracy first.
     """
     rows = []
     for column, texts in metadata.items():
@@ -38,7 +39,8 @@ def slices(
         array, of_column = np.array(values, object), []
         for value, count in counts.items():
             if count >= LEAST_IMAGES:
-                right = int(correct[array == value].sum())
+                inside = array == value
+                right = int(correct[inside].sum())
                 low, high = wilson_interval(right, count)
                 of_column.append(
                     {
@@ -48,6 +50,7 @@ def slices(
                         "accuracy": right / count,
                         "accuracy_low": low,
                         "accuracy_high": high,
+                        "balanced_accuracy": balanced_accuracy(correct[inside], labels[inside]),
                     }
                 )
         rows += sorted(of_column, key=lambda row: (row["accuracy"], row["value"]))

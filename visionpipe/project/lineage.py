@@ -48,9 +48,15 @@ def training_params(name: str, params: Params, recipe: TrainConfig, spec: ModelS
             **written_pixels(entry),
             **asdict(spec),
         },
-        "train": {key: value for key, value in asdict(recipe).items() if key not in CHECKPOINTS},
+        "train": train_params(recipe),
         "prepare": prepare_params(params.prepare),
     }
+
+
+def train_params(recipe: TrainConfig) -> dict[str, Any]:
+    """Returns the recipe, without newer keys that have their default: these never change a key."""
+    newer = [f.name for f in fields(recipe) if f.kw_only and getattr(recipe, f.name) == f.default]
+    return {key: value for key, value in asdict(recipe).items() if key not in (*CHECKPOINTS, *newer)}
 
 
 def prepare_params(config: PrepareConfig) -> dict[str, Any]:

@@ -359,7 +359,7 @@ def oddities(
     if most > IMBALANCE * least:
         yield (
             f"uneven classes: {most:,} images of {visible(largest)}, {least:,} of {visible(smallest)}; where the rare "
-            "ones matter as much, write class_weights: balanced into the section train"
+            "ones matter as much, write sampler: sqrt and logit_adjustment: 1.0 into the section train"
         )
     few = [name for name, count in classes.items() if count < 10]
     if few:

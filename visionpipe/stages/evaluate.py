@@ -55,7 +55,7 @@ def evaluate(name: str, params: Params) -> None:
     write_json(report / "metrics.json", headline)
     metadata = prepared.metadata("test")
     groups = group_column(list(metadata), params.prepare.group)
-    of_slices = slices(answers["test"].predicted == labels["test"], metadata, groups)
+    of_slices = slices(answers["test"].predicted == labels["test"], labels["test"], metadata, groups)
     write_json(report / "slices.json", of_slices)
     write_test_report(report, prepared, answers["test"], of_slices, params)
 

@@ -12,7 +12,7 @@ class Single(Task):
     """Names the most probable class of an image. Of equally probable classes it names the first."""
 
     name: ClassVar[str] = "single"
-    outputs: ClassVar[dict[str, str]] = {"softmax": "softmax", "sigmoid": "sigmoid"}
+    outputs: ClassVar[dict[str, str]] = {"softmax": "softmax", "focal": "softmax", "sigmoid": "sigmoid"}
     fields: ClassVar[dict[str, type]] = {"label": str, "probability": float}
 
     @classmethod

@@ -18,7 +18,7 @@ from visionpipe.models.names import TWO_HEADS
 from visionpipe.training.averaging import AveragedModel
 from visionpipe.training.checkpoint import Arrays, Checkpoint, Progress, Row, as_array
 from visionpipe.training.interruption import Interruption
-from visionpipe.training.loss import Accuracy, Objective, class_weights
+from visionpipe.training.loss import Accuracy, Objective, class_weights, logit_adjustment
 from visionpipe.training.memory import memory_errors_named
 from visionpipe.training.optimizer import check_layers, make_optimizer, make_schedule, rate_factors
 from visionpipe.training.plan import Plan, frozen_epochs
@@ -95,6 +95,7 @@ class Training:
             class_weights(recipe.class_weights, data.classes, self.labels),
             len(data.classes),
             len(self.heads),
+            logit_adjustment(recipe, self.labels, len(data.classes), self.weights),
         )
         # Validation runs the model that is saved: the same layers, without the teacher and the second head.
         model.compile(
@@ -177,6 +178,7 @@ class Training:
             repeated_augmentation=self.recipe.repeated_augmentation,
             teacher_logits=self.teacher.logits,
             weights=self.weights,
+            sampler=self.recipe.sampler,
         )
 
     def finish_epoch(self, epoch: int, logs: dict[str, float]) -> Row:

@@ -13,21 +13,34 @@ import keras
 import numpy as np
 from keras import ops
 
+from visionpipe.data.batches import class_shares
 from visionpipe.errors import ConfigError
 from visionpipe.training.recipe import DistillConfig, TrainConfig
 
+SMALLEST = 1e-7  # of 1 − p: a power of 0 has no gradient below an exponent of 1
+
 
 class Objective(keras.losses.Loss):
-    """Computes the recipe's cross-entropy, with class weights and a teacher if the recipe has them.
+    """Computes the recipe's loss, with class weights, a logit adjustment and a teacher if the recipe has them.
+
+    `adjustment`, float32 (classes,), is added to the logits where the labels are learned, and nowhere else.
 
     Keras multiplies each image's loss by its weight, where the source has weights, and takes the mean over the batch.
     The weights are not normalised: an image of weight 2 counts like two of weight 1.
     """
 
-    def __init__(self, recipe: TrainConfig, class_weights: np.ndarray | None, classes: int, heads: int):
+    def __init__(
+        self,
+        recipe: TrainConfig,
+        class_weights: np.ndarray | None,
+        classes: int,
+        heads: int,
+        adjustment: np.ndarray | None = None,
+    ):
         super().__init__(name="objective")
         self.kind, self.smoothing, self.distill = recipe.loss, recipe.label_smoothing, recipe.distill
         self.class_weights, self.classes, self.heads = class_weights, classes, heads
+        self.gamma, self.adjustment = recipe.focal_gamma, adjustment
 
     def call(self, targets: Any, outputs: Any) -> Any:
         labels, logits = targets[:, : self.classes], outputs[:, : self.classes]
@@ -45,13 +58,28 @@ class Objective(keras.losses.Loss):
     def supervised(self, labels: Any, logits: Any) -> Any:
         """Returns the loss of each image, (batch,). The sigmoid loss is the mean over the classes."""
         smooth = labels * (1 - self.smoothing) + self.smoothing / self.classes if self.smoothing else labels
-        if self.kind == "softmax":
+        if self.adjustment is not None:
+            logits = logits + ops.convert_to_tensor(self.adjustment, logits.dtype)
+        if self.kind == "focal":
+            losses = focal(smooth, logits, self.gamma)
+        elif self.kind == "softmax":
             losses = ops.categorical_crossentropy(smooth, logits, from_logits=True)
         else:
             losses = ops.mean(ops.binary_crossentropy(smooth, logits, from_logits=True), axis=-1)
         if self.class_weights is None:
             return losses
         return losses * ops.matmul(labels, ops.convert_to_tensor(self.class_weights, labels.dtype))
+
+
+def focal(labels: Any, logits: Any, gamma: float) -> Any:
+    """Returns the focal loss of each image, (batch,), from soft labels and logits, both (batch, classes).
+
+    Lin et al. 2017 (arXiv:1708.02002), over a softmax: the sum of −label · (1−p)^gamma · log p over the classes. It is
+    linear in the labels, so that a mixed image has the mixed loss.
+    """
+    logarithms = ops.log_softmax(logits)
+    others = ops.maximum(-ops.expm1(logarithms), SMALLEST)
+    return -ops.sum(labels * others**gamma * logarithms, axis=-1)
 
 
 def distillation(student: Any, teacher: Any, config: DistillConfig) -> Any:
@@ -98,3 +126,26 @@ def class_weights(wanted: Any, classes: Sequence[str], labels: np.ndarray) -> np
             f"received {', '.join(wanted)}"
         )
     return np.array([wanted[name] for name in classes], np.float32)
+
+
+def logit_adjustment(
+    recipe: TrainConfig, labels: np.ndarray, classes: int, weights: np.ndarray | None
+) -> np.ndarray | None:
+    """Returns tau · log of each class's share, float32 (classes,); None if the recipe has no logit adjustment.
+
+    Menon et al. 2021 (arXiv:2007.07314), equation 10. The shares are those of the targets in the loss: after the
+    sampler, with the weights of the images, and after label smoothing. Without the last, a rare class would gain more
+    than its smoothed targets lack. Mixing does not change them. A class without an image counts like the rarest one.
+
+    Args:
+        labels: int (n,), of the training images.
+        weights: float32 (n,), of the training images; None: all 1.
+    """
+    if recipe.logit_adjustment is None:
+        return None
+    counts = np.bincount(labels, minlength=classes)
+    drawn = class_shares(recipe.sampler, counts).astype(np.float64)
+    shares = drawn * np.bincount(labels, weights, classes) / np.maximum(counts, 1)
+    shares = np.maximum(shares, shares[shares > 0].min())
+    smooth = (1 - recipe.label_smoothing) * shares / shares.sum() + recipe.label_smoothing / classes
+    return (recipe.logit_adjustment * np.log(smooth)).astype(np.float32)

@@ -247,6 +247,7 @@ def plan_lines(recipe: TrainConfig, images: int | None, names: Sequence[str]) ->
         whole = f"{plan.total_steps:,}" if plan.total_steps else f"as many as fit into {recipe.budget}"
         yield f"  {images:,} training images: {count(plan.epoch_steps, 'step')} per epoch, {whole} in all"
         yield from (f"  {note}" for note in plan.notes())
+    yield from imbalance_lines(recipe)
     for number, phase in enumerate(plan.phases):
         trained = ", ".join(phase.train) if phase.train else "all layers"
         yield f"  {when(plan, number, images is not None)}: {trained}"
@@ -257,6 +258,21 @@ def plan_lines(recipe: TrainConfig, images: int | None, names: Sequence[str]) ->
             final = 0.0 if last is None or last < NEARLY_ZERO * highest else last * factor
             end = "" if last is None else f", at the end {final:.3g}"
             yield f"    {layers if len(rows) > 1 else 'rate'}: up to {highest * factor:.3g}{end}"
+
+
+def imbalance_lines(recipe: TrainConfig) -> Iterator[str]:
+    """Yields a line for each key that changes what a rare class counts."""
+    if recipe.sampler == "balanced":
+        yield "  sampler: balanced, every class is drawn equally often"
+    if recipe.sampler == "sqrt":
+        yield "  sampler: sqrt, a class is drawn by the square root of the number of its images"
+    if recipe.class_weights is not None:
+        by_name = "balanced" if recipe.class_weights == "balanced" else "by name"
+        yield f"  class_weights: {by_name}"
+    if recipe.loss == "focal":
+        yield f"  loss: focal, gamma {recipe.focal_gamma:g}"
+    if recipe.logit_adjustment is not None:
+        yield f"  logit_adjustment: {recipe.logit_adjustment:g} · log of each class's share, in the loss alone"
 
 
 def when(plan: Plan, number: int, in_steps: bool) -> str:

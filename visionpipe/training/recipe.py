@@ -89,7 +89,9 @@ class TrainConfig:
         rates: factors of the rate for layers, named as in `freeze`, on top of `layer_decay`.
         freeze: phases at the beginning in which only some layers are trained. The warm-up and the moving average begin
             again in each phase.
-        loss: cross-entropy over the classes, or of each class against all others (Beyer et al. 2020).
+        loss: cross-entropy over the classes (`softmax`), or of each class against all others (`sigmoid`, Beyer et al.
+            2020), or over the classes with less weight for images that are recognised already (`focal`, Lin et al.
+            2017, arXiv:1708.02002).
         label_smoothing: the share of each target that is spread over all classes.
         class_weights: a factor for each class; `balanced` gives rare classes larger factors, with a mean of 1.
         distill: a teacher whose answers are a second target.
@@ -103,6 +105,11 @@ class TrainConfig:
         repeated_augmentation: how often each image is in its batch, each time with other random draws.
         checkpoint_minutes: the time between two checkpoints within an epoch; one is written at each epoch's end too.
         checkpoint_steps: the number of steps between two checkpoints, in addition to `checkpoint_minutes`.
+        sampler: how often the images of a class are drawn: as often as there are (`shuffle`), as often as those of any
+            other class (`balanced`), or by the square root of their number (`sqrt`). An epoch has the same steps.
+        focal_gamma: the exponent of `loss: focal`; 0 is cross-entropy.
+        logit_adjustment: tau, the factor of the logarithm of each class's share, which is added to the logits in the
+            loss alone (Menon et al. 2021, arXiv:2007.07314, equation 10); 1 aims at the balanced accuracy. null: none.
     """
 
     epochs: int | None = None
@@ -124,7 +131,7 @@ class TrainConfig:
     layer_decay: float = 1.0
     rates: dict[str, float] = field(default_factory=dict)
     freeze: tuple[FreezeConfig, ...] = ()
-    loss: Literal["softmax", "sigmoid"] = "softmax"
+    loss: Literal["softmax", "sigmoid", "focal"] = "softmax"
     label_smoothing: float = 0.0
     class_weights: dict[str, float] | Literal["balanced"] | None = None
     distill: DistillConfig | None = None
@@ -136,6 +143,9 @@ class TrainConfig:
     repeated_augmentation: int = 1
     checkpoint_minutes: float = 5.0
     checkpoint_steps: int | None = None
+    sampler: Literal["shuffle", "balanced", "sqrt"] = field(default="shuffle", kw_only=True)
+    focal_gamma: float = field(default=2.0, kw_only=True)
+    logit_adjustment: float | None = field(default=None, kw_only=True)
 
     @property
     def budget(self) -> str:
@@ -161,10 +171,14 @@ class TrainConfig:
             value = getattr(self, name)
             check_value(value is None or value >= least, name, f"must be at least {least}")
             check_value(value is None or value <= MOST, name, f"must be at most {MOST:,}")
-        for name in ("minutes", "learning_rate", "power", "clip_norm", "layer_decay", "checkpoint_minutes"):
+        for name in (
+            "minutes", "learning_rate", "power", "clip_norm", "layer_decay", "checkpoint_minutes",
+            "logit_adjustment",
+        ):  # fmt: skip
             value = getattr(self, name)
             check_value(value is None or 0 < value < math.inf, name, "must be positive and finite")
-        check_value(0 <= self.weight_decay < math.inf, "weight_decay", "must be finite and not negative")
+        for name in ("weight_decay", "focal_gamma"):
+            check_value(0 <= getattr(self, name) < math.inf, name, "must be finite and not negative")
         for name in ("momentum", "label_smoothing", "ema_decay"):
             value = getattr(self, name)
             check_value(value is None or 0 <= value < 1, name, "must lie in [0, 1)")
@@ -198,6 +212,7 @@ class TrainConfig:
                 check_value(
                     0 <= weight < math.inf, f"class_weights.{name}", "must be finite and not negative"
                 )
+        check_imbalance(self)
         if self.distill:
             check_value(
                 0 < self.distill.temperature < math.inf, "distill.temperature", "must be positive and finite"
@@ -207,6 +222,33 @@ class TrainConfig:
                 not self.distill.hard or self.distill.temperature == DistillConfig.temperature,
                 "distill.temperature", "has no effect with hard: true: leave it out",
             )  # fmt: skip
+
+
+def check_imbalance(recipe: TrainConfig) -> None:
+    """Raises ConfigError if two keys would correct the same imbalance, or if one of them would have no effect."""
+    sampler, balanced = f"sampler: {recipe.sampler}", recipe.class_weights == "balanced"
+    check_value(
+        recipe.loss == "focal" or recipe.focal_gamma == TrainConfig.focal_gamma,
+        "focal_gamma", f"has no effect with loss: {recipe.loss}: leave it out",
+    )  # fmt: skip
+    check_value(
+        recipe.sampler == "shuffle" or not balanced,
+        "class_weights", f"balanced would correct the classes a second time beside {sampler}: leave one of them out",
+    )  # fmt: skip
+    if recipe.logit_adjustment is not None:
+        key = "logit_adjustment"
+        check_value(
+            recipe.loss == "softmax", key, f"is for loss: softmax, not {recipe.loss}: leave one of them out"
+        )
+        check_value(
+            recipe.class_weights is None,
+            key, "would correct the classes a second time beside class_weights: leave one of them out",
+        )  # fmt: skip
+        check_value(
+            recipe.sampler != "balanced",
+            key,
+            f"has no effect with {sampler}, where all shares are equal: leave it out",
+        )
 
 
 def check_value(condition: object, key: str, message: str) -> None:
@@ -243,7 +285,7 @@ def begins_with(name: str, words: str) -> bool:
 def layered(*layers: dict[str, Any]) -> dict[str, Any]:
     """Merges the layers of a recipe; a later layer overrides an earlier one.
 
-    A budget removes those of other kinds in earlier layers. A schedule removes the keys that it does not read.
+    A budget removes those of other kinds in earlier layers. A schedule or loss removes the keys that it does not read.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
@@ -252,5 +294,7 @@ def layered(*layers: dict[str, Any]) -> dict[str, Any]:
             replaced |= set(BUDGETS)
         if layer.get("schedule", merged.get("schedule")) != merged.get("schedule"):
             replaced |= {name for names in CURVES.values() for name in names} - set(CURVES[layer["schedule"]])
+        if layer.get("loss", "focal") != "focal":
+            replaced.add("focal_gamma")
         merged = {name: value for name, value in merged.items() if name not in replaced} | layer
     return merged
