@@ -93,8 +93,8 @@ class Project:
         """
         import pandas
 
-        from visionpipe.evaluation.comparison import read_results
         from visionpipe.project.backend import thread_count
+        from visionpipe.tracking.comparison import read_results
 
         with contextlib.chdir(self.path):
             params = load_params()

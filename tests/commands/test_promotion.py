@@ -20,10 +20,10 @@ from visionpipe.commands.promote import Move, champions_before, promote, rollbac
 from visionpipe.commands.prune import prune
 from visionpipe.data.prepared import PREPARED, open_prepared
 from visionpipe.errors import ArtifactError, LockError, RegistryError
-from visionpipe.evaluation.comparison import compare
 from visionpipe.files import exclusive, write_json
 from visionpipe.stages.register import alias_summary, golden, register
 from visionpipe.stages.training_plan import resolve_training
+from visionpipe.tracking.comparison import compare
 from visionpipe.tracking.lookup import Lookup, artifact_in, describe_version
 from visionpipe.tracking.receipt import RECEIPT
 from visionpipe.tracking.registry import all_versions, locked_files, logged_model_id, move_aliases, publish

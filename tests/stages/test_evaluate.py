@@ -18,13 +18,13 @@ from visionpipe.data.prepared import SPLITS, write_manifest, write_metadata, wri
 from visionpipe.errors import ArtifactError
 from visionpipe.escape import visible
 from visionpipe.evaluation import metrics
-from visionpipe.evaluation.comparison import COLUMNS, comparison, read_results
 from visionpipe.files import write_json
 from visionpipe.project.params import Params
 from visionpipe.project.paths import state_folder
 from visionpipe.project.sections import ModelConfig
 from visionpipe.stages.evaluate import evaluate
 from visionpipe.tracking.card import model_card
+from visionpipe.tracking.comparison import COLUMNS, comparison, read_results
 
 ROOT = Path(__file__).parents[2]
 ARTIFACT, REPORT = Path("artifacts/linear"), Path("reports/linear")
