@@ -10,6 +10,7 @@ RANDOM = np.random.default_rng(0)
 LOGITS = RANDOM.normal(0, 3, (40, 6)).astype(np.float32)
 LABELS = RANDOM.integers(-1, 2, (40, 6))
 POSITIVES, NEGATIVES = ((value == LABELS).astype(np.float32) for value in (1, 0))
+SUM = POSITIVES + NEGATIVES
 KNOWN = torch.tensor(LABELS >= 0)
 
 
@@ -33,21 +34,21 @@ def test_binary_is_torchs_cross_entropy_of_the_known_labels():
     expected = torch.nn.functional.binary_cross_entropy_with_logits(
         torch.tensor(LOGITS), torch.tensor(POSITIVES), reduction="none"
     )
-    received = np.asarray(losses.binary(POSITIVES, NEGATIVES, LOGITS))
+    received = np.asarray(losses.binary(POSITIVES, NEGATIVES, SUM, LOGITS))
     np.testing.assert_allclose(received, mean_of_known(expected), rtol=1e-5)
 
 
 def test_focal_and_asymmetric_are_those_of_the_papers():
-    received = np.asarray(losses.binary(POSITIVES, NEGATIVES, LOGITS, 2.0))
+    received = np.asarray(losses.binary(POSITIVES, NEGATIVES, SUM, LOGITS, 2.0))
     np.testing.assert_allclose(received, mean_of_known(of_torch(2, 2)), rtol=1e-4, atol=1e-6)
-    received = np.asarray(losses.asymmetric(POSITIVES, NEGATIVES, LOGITS, 1.0, 4.0, 0.05))
+    received = np.asarray(losses.asymmetric(POSITIVES, NEGATIVES, SUM, LOGITS, 1.0, 4.0, 0.05))
     np.testing.assert_allclose(received, mean_of_known(of_torch(1, 4, 0.05)), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("loss", [losses.binary, lambda *a: losses.asymmetric(*a, 1.0, 4.0, 0.05)])
 def test_an_image_of_which_nothing_is_known_teaches_nothing(loss):
     nothing = np.zeros_like(LOGITS)
-    np.testing.assert_array_equal(np.asarray(loss(nothing, nothing, LOGITS)), 0)
+    np.testing.assert_array_equal(np.asarray(loss(nothing, nothing, nothing, LOGITS)), 0)
 
 
 def test_smoothing_is_torchs_cross_entropy_with_softer_targets():
@@ -55,7 +56,9 @@ def test_smoothing_is_torchs_cross_entropy_with_softer_targets():
     expected = torch.nn.functional.binary_cross_entropy_with_logits(
         torch.tensor(LOGITS), torch.tensor(POSITIVES * 0.8 + 0.1), reduction="none"
     )
-    np.testing.assert_allclose(np.asarray(losses.binary(*soft, LOGITS)), mean_of_known(expected), rtol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(losses.binary(*soft, SUM, LOGITS)), mean_of_known(expected), rtol=1e-5
+    )
 
 
 def test_the_divergence_of_sigmoids_is_that_of_pairs_of_probabilities():

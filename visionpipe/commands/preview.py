@@ -33,11 +33,11 @@ def preview(name: str | None, params: Params) -> Path:
     start_backend(params)
     import tensorflow as tf
 
-    from visionpipe.data.batches import one_hot
+    from visionpipe.tasks import TASKS
 
     labels = data.labels("train")
     rows = one_of_each_class(labels)
-    images, targets = data.images("train")[rows], one_hot(labels[rows], len(data.classes))
+    images, targets = data.images("train")[rows], TASKS[data.task].targets(labels[rows], len(data.classes))
     augment = make_augmentation(entries, params.seed, steps_per_epoch=VERSIONS)
     columns = [(model_input(images), targets)]
     for step in range(VERSIONS):

@@ -126,6 +126,12 @@ def average_precision(scores: np.ndarray, present: np.ndarray) -> float | None:
     return float(np.mean(hits / (len(everything) - np.searchsorted(everything, positives))))
 
 
+def mean_average_precision(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
+    """Computes the mean of the average precisions of the labels that some image has; None if there are none."""
+    precisions = (average_precision(*column) for column in known_columns(probabilities, labels))
+    return mean([precision for precision in precisions if precision is not None])
+
+
 def affordable_resamples(size: int) -> int:
     """Returns how many resamples of `size` labels to draw: fewer where there are more than two million labels."""
     return max(FEWEST_RESAMPLES, min(RESAMPLES, AFFORDABLE // size))

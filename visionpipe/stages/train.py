@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from visionpipe.training.teacher import Teacher
 
 History = list[dict[str, float]]
-HISTORY_COLUMNS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
+MEASURED = ("seconds", "images_per_second")  # columns of a history that differ between runs
 
 
 def train(name: str, params: Params) -> None:
@@ -168,7 +168,8 @@ def write_model(model: "keras.Model", history: History, plan: TrainingPlan) -> s
 def history_csv(history: History) -> bytes:
     """Returns a CSV with one line per epoch, without the speed, which differs between runs."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, HISTORY_COLUMNS, extrasaction="ignore", lineterminator="\n")
+    columns = [name for name in history[0] if name not in MEASURED]
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     return text.getvalue().encode()

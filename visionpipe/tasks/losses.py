@@ -5,7 +5,8 @@ that was mixed of two has the mixed loss.
 
 - Of one label: `labels` (batch, classes), which sum to one.
 - Of several labels: `positives` and `negatives` (batch, classes), the shares in which a label is present, and known to
-  be absent. Both are 0 where nothing is known. An image's loss is the mean over its known labels.
+  be absent, perhaps times a weight. `known` is the sum of the shares without weights, and 0 where nothing is known. An
+  image's loss is the mean over its known labels.
 """
 
 from typing import Any
@@ -39,7 +40,7 @@ def focal(labels: Any, logits: Any, gamma: float) -> Any:
     return -ops.sum(labels * others**gamma * logarithms, axis=-1)
 
 
-def binary(positives: Any, negatives: Any, logits: Any, gamma: float = 0.0) -> Any:
+def binary(positives: Any, negatives: Any, known: Any, logits: Any, gamma: float = 0.0) -> Any:
     """Computes the binary cross-entropy, with `gamma` the focal loss (Lin et al. 2017, arXiv:1708.02002)."""
     from keras import ops
 
@@ -48,11 +49,17 @@ def binary(positives: Any, negatives: Any, logits: Any, gamma: float = 0.0) -> A
         shares = ops.sigmoid(logits)
         present = present * ops.maximum(1 - shares, SMALLEST) ** gamma
         absent = absent * ops.maximum(shares, SMALLEST) ** gamma
-    return mean_of_known(positives * present + negatives * absent, positives + negatives)
+    return mean_of_known(positives * present + negatives * absent, known)
 
 
 def asymmetric(
-    positives: Any, negatives: Any, logits: Any, gamma_present: float, gamma_absent: float, margin: float
+    positives: Any,
+    negatives: Any,
+    known: Any,
+    logits: Any,
+    gamma_present: float,
+    gamma_absent: float,
+    margin: float,
 ) -> Any:
     """Computes the asymmetric loss, in which easy absent labels hardly count.
 
@@ -65,7 +72,7 @@ def asymmetric(
     shifted = ops.maximum(shares - margin, 0.0)
     present = ops.softplus(-logits) * ops.maximum(1 - shares, SMALLEST) ** gamma_present
     absent = -ops.log(ops.maximum(1 - shifted, SMALLEST)) * ops.maximum(shifted, SMALLEST) ** gamma_absent
-    return mean_of_known(positives * present + negatives * absent, positives + negatives)
+    return mean_of_known(positives * present + negatives * absent, known)
 
 
 def mean_of_known(losses: Any, known: Any) -> Any:
@@ -78,7 +85,7 @@ def mean_of_known(losses: Any, known: Any) -> Any:
 def smoothed(positives: Any, negatives: Any, smoothing: float) -> tuple[Any, Any]:
     """Moves half of `smoothing` of each known label to the other side."""
     known = positives + negatives
-    return tuple((1 - smoothing) * side + smoothing / 2 * known for side in (positives, negatives))  # type: ignore[return-value]
+    return tuple((1 - smoothing) * side + smoothing / 2 * known for side in (positives, negatives))
 
 
 def divergence(student: Any, teacher: Any, temperature: float) -> Any:

@@ -3,11 +3,19 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from visionpipe.tasks import losses
 from visionpipe.tasks.task import Task
+
+if TYPE_CHECKING:
+    import keras
+
+    from visionpipe.training.recipe import DistillConfig, TrainConfig
+
+GAMMA_PRESENT, GAMMA_ABSENT, MARGIN = 0.0, 4.0, 0.05  # of the asymmetric loss, as in the paper
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,73 @@ class Multi(Task):
         "asymmetric": "sigmoid",
     }
     fields: ClassVar[dict[str, type]] = {"labels": list}
+
+    score: ClassVar[str] = "mean_average_precision"
+
+    @classmethod
+    def targets(cls, labels: np.ndarray, classes: int) -> np.ndarray:
+        """Puts the present labels beside those that are known to be absent; an unknown label is in neither."""
+        return np.concatenate([labels == 1, labels == 0], axis=1).astype(np.float32)
+
+    @classmethod
+    def image_losses(
+        cls,
+        targets: Any,
+        logits: Any,
+        recipe: "TrainConfig",
+        weights: np.ndarray | None,
+        adjustment: np.ndarray | None,
+    ) -> Any:
+        """Weighs the present labels with `weights`, of each class; the absent ones count once."""
+        from keras import ops
+
+        positives, negatives = ops.split(targets, 2, axis=1)
+        if recipe.label_smoothing:
+            positives, negatives = losses.smoothed(positives, negatives, recipe.label_smoothing)
+        known = positives + negatives
+        if weights is not None:
+            positives = positives * ops.convert_to_tensor(weights, positives.dtype)
+        if recipe.loss == "asymmetric":
+            return losses.asymmetric(positives, negatives, known, logits, GAMMA_PRESENT, GAMMA_ABSENT, MARGIN)
+        gamma = recipe.focal_gamma if recipe.loss == "focal" else 0.0
+        return losses.binary(positives, negatives, known, logits, gamma)
+
+    @classmethod
+    def distillation(cls, student: Any, teacher: Any, config: "DistillConfig") -> Any:
+        """With `hard` the teacher's labels are those of a probability of at least one half."""
+        from keras import ops
+
+        if not config.hard:
+            return losses.binary_divergence(student, teacher, config.temperature)
+        present = ops.cast(teacher >= 0, student.dtype)
+        return losses.binary(present, 1 - present, ops.ones_like(present), student)
+
+    @classmethod
+    def balanced_weights(cls, labels: np.ndarray, classes: int) -> np.ndarray:
+        """Returns absent images for each present one, so that both sides of a class weigh the same."""
+        present, absent = ((labels == value).sum(axis=0) for value in (1, 0))
+        return (np.maximum(absent, 1) / np.maximum(present, 1)).astype(np.float32)
+
+    @classmethod
+    def prior_logits(cls, labels: np.ndarray) -> np.ndarray | None:
+        """Returns the log-odds of each label among the images where it is known (Lin et al. 2017, section 4.1)."""
+        present, absent = ((labels == value).sum(axis=0) + 1.0 for value in (1, 0))
+        return np.log(present / absent).astype(np.float32)
+
+    @classmethod
+    def training_metrics(cls, classes: int) -> list[Any]:
+        return []  # an average precision of single batches says little
+
+    @classmethod
+    def validate(cls, model: "keras.Model", batches: Any, labels: np.ndarray) -> dict[str, float]:
+        from visionpipe.evaluation.multilabel import mean_average_precision, negative_log_likelihood
+
+        logits = np.asarray(model.predict(batches, verbose=0), np.float64)
+        probabilities = 1 / (1 + np.exp(-logits))
+        return {
+            "loss": negative_log_likelihood(probabilities, labels) or 0.0,
+            cls.score: mean_average_precision(probabilities, labels) or 0.0,
+        }
 
     @classmethod
     def read(cls, content: dict[str, Any]) -> Self:

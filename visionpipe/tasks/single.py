@@ -1,11 +1,17 @@
 """The task `single`: every image has one label out of several."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from visionpipe.tasks import losses
 from visionpipe.tasks.task import Task
+
+if TYPE_CHECKING:
+    import keras
+
+    from visionpipe.training.recipe import DistillConfig, TrainConfig
 
 
 class Single(Task):
@@ -14,6 +20,74 @@ class Single(Task):
     name: ClassVar[str] = "single"
     outputs: ClassVar[dict[str, str]] = {"softmax": "softmax", "focal": "softmax", "sigmoid": "sigmoid"}
     fields: ClassVar[dict[str, type]] = {"label": str, "probability": float}
+
+    score: ClassVar[str] = "accuracy"
+
+    @classmethod
+    def targets(cls, labels: np.ndarray, classes: int) -> np.ndarray:
+        return np.eye(classes, dtype=np.float32)[labels]
+
+    @classmethod
+    def image_losses(
+        cls,
+        targets: Any,
+        logits: Any,
+        recipe: "TrainConfig",
+        weights: np.ndarray | None,
+        adjustment: np.ndarray | None,
+    ) -> Any:
+        from keras import ops
+
+        smoothing = recipe.label_smoothing
+        labels = targets * (1 - smoothing) + smoothing / targets.shape[-1] if smoothing else targets
+        if adjustment is not None:
+            logits = logits + ops.convert_to_tensor(adjustment, logits.dtype)
+        match recipe.loss:
+            case "softmax":
+                result = losses.softmax(labels, logits)
+            case "focal":
+                result = losses.focal(labels, logits, recipe.focal_gamma)
+            case _:
+                result = losses.sigmoid(labels, logits)
+        if weights is None:
+            return result
+        return result * ops.matmul(targets, ops.convert_to_tensor(weights, targets.dtype))
+
+    @classmethod
+    def distillation(cls, student: Any, teacher: Any, config: "DistillConfig") -> Any:
+        from keras import ops
+
+        if not config.hard:
+            return losses.divergence(student, teacher, config.temperature)
+        choice = ops.one_hot(ops.argmax(teacher, axis=-1), teacher.shape[-1], dtype=student.dtype)
+        return losses.softmax(choice, student)
+
+    @classmethod
+    def balanced_weights(cls, labels: np.ndarray, classes: int) -> np.ndarray:
+        """Returns weights that are inversely proportional to the number of images of the class."""
+        counts = np.maximum(np.bincount(labels, minlength=classes), 1)
+        return (len(labels) / (classes * counts)).astype(np.float32)
+
+    @classmethod
+    def prior_logits(cls, labels: np.ndarray) -> np.ndarray | None:
+        return None
+
+    @classmethod
+    def training_metrics(cls, classes: int) -> list[Any]:
+        import keras
+        from keras import ops
+
+        def right(targets: Any, outputs: Any) -> Any:
+            """Whether the highest logit is that of the label, or of a mixed label's larger part."""
+            label, answer = (ops.argmax(x[:, :classes], axis=-1) for x in (targets, outputs))
+            return ops.cast(ops.equal(label, answer), "float32")
+
+        return [keras.metrics.MeanMetricWrapper(right, name=cls.score)]
+
+    @classmethod
+    def validate(cls, model: "keras.Model", batches: Any, labels: np.ndarray) -> dict[str, float]:
+        scores = model.evaluate(batches, verbose=0, return_dict=True)
+        return {name: float(value) for name, value in scores.items()}
 
     @classmethod
     def read(cls, content: dict[str, Any]) -> Self:

@@ -2,9 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import keras
+
+    from visionpipe.training.recipe import DistillConfig, TrainConfig
 
 
 class Task(ABC):
@@ -17,12 +22,69 @@ class Task(ABC):
         name: as in params.yaml and labels.json.
         outputs: `train.loss` → the function that turns the logits of a model with this loss into probabilities:
             "softmax" or "sigmoid".
+        score: the metric by which models are compared, in [0, 1], larger is better.
         fields: the keys of `answer` → str, float or list, which is one of texts.
     """
 
     name: ClassVar[str]
     outputs: ClassVar[dict[str, str]]
+    score: ClassVar[str]
     fields: ClassVar[dict[str, type]]
+
+    # Training. `labels` are those of Prepared.labels; targets, logits and weights are tensors of any backend.
+
+    @classmethod
+    @abstractmethod
+    def targets(cls, labels: np.ndarray, classes: int) -> np.ndarray:
+        """Converts labels to what a loss learns, float32 (n, blocks · classes). Mixed images have mixed targets."""
+
+    @classmethod
+    @abstractmethod
+    def image_losses(
+        cls,
+        targets: Any,
+        logits: Any,
+        recipe: "TrainConfig",
+        weights: np.ndarray | None,
+        adjustment: np.ndarray | None,
+    ) -> Any:
+        """Computes the recipe's loss of each image, (batch,), from its targets and logits (batch, classes).
+
+        Args:
+            weights: those of `class_weights`.
+            adjustment: what the recipe adds to the logits, float32 (classes,).
+        """
+
+    @classmethod
+    @abstractmethod
+    def distillation(cls, student: Any, teacher: Any, config: "DistillConfig") -> Any:
+        """Computes the distillation loss of each image, (batch,), from logits (batch, classes).
+
+        `hard`: the loss with the teacher's answer as the label. Otherwise: the Kullback-Leibler divergence
+        KL(teacher ‖ student) at temperature T, times T², so that T does not scale the gradient.
+        """
+
+    @classmethod
+    @abstractmethod
+    def balanced_weights(cls, labels: np.ndarray, classes: int) -> np.ndarray:
+        """Returns the weights of `class_weights: balanced`, float32 (classes,)."""
+
+    @classmethod
+    @abstractmethod
+    def prior_logits(cls, labels: np.ndarray) -> np.ndarray | None:
+        """Returns where the biases of a new head begin, float32 (classes,); None: at zero."""
+
+    @classmethod
+    @abstractmethod
+    def training_metrics(cls, classes: int) -> list[Any]:
+        """Makes the Keras metrics of training batches."""
+
+    @classmethod
+    @abstractmethod
+    def validate(cls, model: "keras.Model", batches: Any, labels: np.ndarray) -> dict[str, float]:
+        """Returns `loss` and the task's `score` of a compiled model on a split, whose images are in `batches`."""
+
+    # Answers
 
     @classmethod
     @abstractmethod
