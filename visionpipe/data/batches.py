@@ -128,6 +128,7 @@ def training_batches(
     teacher_logits: np.ndarray | None = None,
     weights: np.ndarray | None = None,
     sampler: str = "shuffle",
+    drawn_as: np.ndarray | None = None,
     workers: int = WORKERS,
     prefetch: int = PREFETCH,
 ) -> Any:
@@ -144,6 +145,7 @@ def training_batches(
         weights: float32 (all,), factors of the images' losses. That of a mixed image is the mean of both, by their
             shares, and each of its labels counts by its own image's weight.
         sampler: how often each class is drawn (`class_shares`).
+        drawn_as: the class of each image for the sampler, int (all,); None: its label.
         workers: how many batches are made at the same time. Changes no batch.
         prefetch: how many finished batches may wait. Changes no batch.
 
@@ -163,7 +165,7 @@ def training_batches(
     stored = np.asarray(images)  # indexing np.memmap itself costs more than the copy of the pixels
     taught = np.empty((len(labels), 0), np.float32) if teacher_logits is None else teacher_logits
     factors = np.ones(len(labels), np.float32) if weights is None else weights
-    order = class_order(labels, sampler)
+    order = class_order(labels if drawn_as is None else drawn_as, sampler)
     width = targets(labels[:1]).shape[1]
 
     def read(step: np.int64) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -29,6 +29,7 @@ from visionpipe.project.sections import (
     RegisterConfig,
     TrackingConfig,
 )
+from visionpipe.tasks import TASKS
 from visionpipe.training.plan import Plan, check_end, check_mixing, check_rates, is_layer, no_layer
 from visionpipe.training.presets import PRESETS
 from visionpipe.training.recipe import TrainConfig, layered
@@ -83,7 +84,8 @@ class Params:
         Raises:
             ConfigError: the recipe is invalid.
         """
-        layers: list[dict[str, Any]] = []
+        task = TASKS[self.task]
+        layers: list[dict[str, Any]] = [task.recipe]
         for content, key in ((self.train, "train"), (self.model(name).train, f"models.{name}.train")):
             written = dict(content)
             preset = written.pop("preset", None)
@@ -99,6 +101,7 @@ class Params:
         recipe = TrainConfig(**layered(*layers))
         with named(f"models.{name}.train."):
             recipe.check()
+            task.check_recipe(recipe)
             check_end(recipe)
             check_mixing(recipe, recipe.batch_size)
         return recipe

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from visionpipe.errors import ConfigError
 from visionpipe.tasks import losses
 from visionpipe.tasks.task import Task
 
@@ -37,6 +38,24 @@ class Multi(Task):
     fields: ClassVar[dict[str, type]] = {"labels": list}
 
     score: ClassVar[str] = "mean_average_precision"
+
+    recipe: ClassVar[dict[str, Any]] = {"loss": "sigmoid"}
+
+    @classmethod
+    def check_recipe(cls, recipe: "TrainConfig") -> None:
+        super().check_recipe(recipe)
+        if recipe.logit_adjustment is not None:
+            raise ConfigError(
+                "logit_adjustment: is for task: single, where classes exclude each other: use class_weights: balanced"
+            )
+
+    @classmethod
+    def sampled_classes(cls, labels: np.ndarray) -> np.ndarray:
+        """Returns the rarest label of each image; images without any label are one more class."""
+        present = labels == 1
+        counts = present.sum(axis=0)
+        rarest = np.where(present, counts, len(labels) + 1).argmin(axis=1)
+        return np.where(present.any(axis=1), rarest, labels.shape[1])
 
     @classmethod
     def targets(cls, labels: np.ndarray, classes: int) -> np.ndarray:

@@ -24,6 +24,10 @@ class Single(Task):
     score: ClassVar[str] = "accuracy"
 
     @classmethod
+    def sampled_classes(cls, labels: np.ndarray) -> np.ndarray:
+        return labels
+
+    @classmethod
     def targets(cls, labels: np.ndarray, classes: int) -> np.ndarray:
         return np.eye(classes, dtype=np.float32)[labels]
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from visionpipe.errors import ConfigError
+
 if TYPE_CHECKING:
     import keras
 
@@ -23,15 +25,30 @@ class Task(ABC):
         outputs: `train.loss` → the function that turns the logits of a model with this loss into probabilities:
             "softmax" or "sigmoid".
         score: the metric by which models are compared, in [0, 1], larger is better.
+        recipe: keys of `train:` whose defaults are others for this task.
         fields: the keys of `answer` → str, float or list, which is one of texts.
     """
 
     name: ClassVar[str]
     outputs: ClassVar[dict[str, str]]
     score: ClassVar[str]
+    recipe: ClassVar[dict[str, Any]] = {}
     fields: ClassVar[dict[str, type]]
 
     # Training. `labels` are those of Prepared.labels; targets, logits and weights are tensors of any backend.
+
+    @classmethod
+    def check_recipe(cls, recipe: "TrainConfig") -> None:
+        """Raises ConfigError, beginning with the key, if the recipe does not fit the task."""
+        if recipe.loss not in cls.outputs:
+            raise ConfigError(
+                f"loss: {recipe.loss} is not for task: {cls.name}; expected {' or '.join(sorted(cls.outputs))}"
+            )
+
+    @classmethod
+    @abstractmethod
+    def sampled_classes(cls, labels: np.ndarray) -> np.ndarray:
+        """Returns the class as whose example `train.sampler` draws each image, int (n,)."""
 
     @classmethod
     @abstractmethod

@@ -184,6 +184,7 @@ class Training:
             teacher_logits=self.teacher.logits,
             weights=self.weights,
             sampler=self.recipe.sampler,
+            drawn_as=self.task.sampled_classes(self.labels),
         )
 
     def finish_epoch(self, epoch: int, logs: dict[str, float]) -> Row:
