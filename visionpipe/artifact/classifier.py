@@ -1,6 +1,7 @@
 """Runs an exported model. Evaluation, the MLflow model and the server all predict with this class."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,11 @@ class Classifier:
         logits = self.logits(images).astype(np.float64)
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+    def parts(self, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields the probabilities and the labels of the images batch by batch; those of all may not fit into memory."""
+        for start in range(0, len(images), BATCH):
+            yield self.probabilities(images[start : start + BATCH]), labels[start : start + BATCH]
 
     def answer(self, probabilities: np.ndarray) -> dict[str, Any]:
         """Returns the answer about one image, as values for JSON: that of the task, and class → probability."""

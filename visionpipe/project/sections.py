@@ -44,12 +44,15 @@ class ExportConfig:
             at most 0.5 points of validation accuracy.
         opset: The version of ONNX's operations.
         max_logit_difference: How far ONNX may differ from Keras before any quantisation, relative to the largest logit.
+        target_precision: With `task: multi`, the precision that each label must reach on the validation images, from which
+            its threshold follows; null takes the thresholds with the highest F1.
         include_preprocessing: Whether the artifact has a second model, which resizes pictures of any size itself.
     """
 
     precision: Literal["fp32", "int8", "auto"] = "fp32"
     opset: int = 18
     max_logit_difference: float = 0.001
+    target_precision: float | None = field(default=None, kw_only=True)
     include_preprocessing: bool = field(default=False, kw_only=True)
 
 

@@ -12,7 +12,7 @@ from visionpipe.artifact.canonical import canonical_onnx, check_parameters, with
 from visionpipe.artifact.classifier import Classifier, labels_content, preprocessing
 from visionpipe.artifact.digest import WITH_PREPROCESSING, artifact_sha256
 from visionpipe.artifact.preprocessing import with_preprocessing
-from visionpipe.artifact.quantization import Decision, accuracy, calibration_images, decision_path, quantize
+from visionpipe.artifact.quantization import Decision, calibration_images, decision_path, quantize
 from visionpipe.artifact.speed import measure
 from visionpipe.data.form import model_input
 from visionpipe.data.prepared import PREPARED, Prepared, open_prepared
@@ -51,9 +51,10 @@ def export(name: str, params: Params) -> None:
     model = load_trained(model_folder(name) / "model.keras")
     images = data.images("validation")[:PARITY_IMAGES]
     expected = np.asarray(model(model_input(images)))  # Keras exports only a model that has been called
-    output = TASKS["single"].outputs[trained_loss(name)]
+    kind, validation = TASKS[data.task], (data.images("validation"), data.labels("validation"))
+    output = kind.outputs[trained_loss(name)]
     write_model(folder, with_probabilities(onnx_bytes(model, params.export.opset), output), data, params)
-    write_json(folder / "labels.json", labels_content(TASKS["single"].read({}), data.classes))
+    write_json(folder / "labels.json", labels_content(kind.unfitted(len(data.classes)), data.classes))
     write_json(folder / "preprocessing.json", preprocessing(data.framing, data.decoding))
 
     received = Classifier(folder).logits(images)
@@ -71,6 +72,8 @@ def export(name: str, params: Params) -> None:
         decision = choose_precision(folder, data, params)
         write_json(folder / "parity.json", parity | decision.accuracies())
         print(f"{name}: {decision}")
+    task = kind.fitted(Classifier(folder).parts(*validation), params.export)
+    write_json(folder / "labels.json", labels_content(task, data.classes))
     size = (folder / "model.onnx").stat().st_size / 2**20
     print(f"{name}: exported, {size:.1f} MiB, logits within {difference:.1g} of Keras's")
 
@@ -96,7 +99,7 @@ def choose_precision(folder: Path, data: Prepared, params: Params) -> Decision:
     measured once per artifact and CPU. The decision goes to the state folder, where `register` reads it.
     """
     threads, state = thread_count(params), state_folder()
-    images, labels = data.images("validation"), data.labels("validation")
+    task, images, labels = TASKS[data.task], data.images("validation"), data.labels("validation")
     fp32 = (folder / "model.onnx").read_bytes()
     accuracies, speeds = [], []
     with tempfile.TemporaryDirectory() as temporary:
@@ -106,7 +109,7 @@ def choose_precision(folder: Path, data: Prepared, params: Params) -> Decision:
         int8 = quantize(fp32, calibration_images(data.images("train")))
         write_bytes(candidate / "model.onnx", int8)
         for model in (folder, candidate):
-            accuracies.append(accuracy(Classifier(model, threads), images, labels))
+            accuracies.append(task.score_of(Classifier(model, threads).parts(images, labels)))
             speeds.append(measure(model, artifact_sha256(model), threads, state)["images_per_second"])
     decision = Decision(params.export.precision, *accuracies, *speeds)
     if decision.precision == "int8":

@@ -9,11 +9,12 @@ import numpy as np
 
 from visionpipe.errors import ConfigError
 from visionpipe.tasks import losses
-from visionpipe.tasks.task import Task
+from visionpipe.tasks.task import Parts, Task
 
 if TYPE_CHECKING:
     import keras
 
+    from visionpipe.project.sections import ExportConfig
     from visionpipe.training.recipe import DistillConfig, TrainConfig
 
 GAMMA_PRESENT, GAMMA_ABSENT, MARGIN = 0.0, 4.0, 0.05  # of the asymmetric loss, as in the paper
@@ -123,6 +124,24 @@ class Multi(Task):
         }
 
     @classmethod
+    def score_of(cls, parts: Parts) -> float:
+        from visionpipe.evaluation.multilabel import mean_average_precision
+
+        return mean_average_precision(*joined(parts)) or 0.0
+
+    @classmethod
+    def unfitted(cls, classes: int) -> Self:
+        return cls((0.5,) * classes)
+
+    @classmethod
+    def fitted(cls, parts: Parts, config: "ExportConfig") -> Self:
+        """Fits the threshold of each class: that of the highest F1, or the smallest with `target_precision`."""
+        from visionpipe.evaluation.multilabel import fit_thresholds
+
+        thresholds, _ = fit_thresholds(*joined(parts), config.target_precision)
+        return cls(tuple(thresholds.tolist()))
+
+    @classmethod
     def read(cls, content: dict[str, Any]) -> Self:
         thresholds = tuple(float(number) for number in content["thresholds"])
         if len(thresholds) != len(content["classes"]) or not all(0 <= number <= 1 for number in thresholds):
@@ -148,3 +167,11 @@ class Multi(Task):
 
     def cells(self, probabilities: np.ndarray, labels: Sequence[str]) -> list[Any]:
         return (probabilities >= self.thresholds).astype(int).tolist()
+
+
+def joined(parts: Parts) -> tuple[np.ndarray, np.ndarray]:
+    """Joins the probabilities, float32, and the labels of all batches."""
+    probabilities, labels = zip(
+        *((table.astype(np.float32), of_batch) for table, of_batch in parts), strict=True
+    )
+    return np.concatenate(probabilities), np.concatenate(labels)

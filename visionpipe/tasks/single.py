@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from visionpipe.tasks import losses
-from visionpipe.tasks.task import Task
+from visionpipe.tasks.task import Parts, Task
 
 if TYPE_CHECKING:
     import keras
 
+    from visionpipe.project.sections import ExportConfig
     from visionpipe.training.recipe import DistillConfig, TrainConfig
 
 
@@ -92,6 +93,19 @@ class Single(Task):
     def validate(cls, model: "keras.Model", batches: Any, labels: np.ndarray) -> dict[str, float]:
         scores = model.evaluate(batches, verbose=0, return_dict=True)
         return {name: float(value) for name, value in scores.items()}
+
+    @classmethod
+    def score_of(cls, parts: Parts) -> float:
+        right = [probabilities.argmax(axis=1) == labels for probabilities, labels in parts]
+        return float(np.concatenate(right).mean())
+
+    @classmethod
+    def unfitted(cls, classes: int) -> Self:
+        return cls()
+
+    @classmethod
+    def fitted(cls, parts: Parts, config: "ExportConfig") -> Self:
+        return cls()
 
     @classmethod
     def read(cls, content: dict[str, Any]) -> Self:

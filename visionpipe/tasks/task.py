@@ -1,7 +1,7 @@
 """What every task says about itself. The rest of visionpipe asks a `Task`, and never which one it is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -11,7 +11,11 @@ from visionpipe.errors import ConfigError
 if TYPE_CHECKING:
     import keras
 
+    from visionpipe.project.sections import ExportConfig
     from visionpipe.training.recipe import DistillConfig, TrainConfig
+
+
+Parts = Iterable[tuple[np.ndarray, np.ndarray]]
 
 
 class Task(ABC):
@@ -100,6 +104,23 @@ class Task(ABC):
     @abstractmethod
     def validate(cls, model: "keras.Model", batches: Any, labels: np.ndarray) -> dict[str, float]:
         """Returns `loss` and the task's `score` of a compiled model on a split, whose images are in `batches`."""
+
+    # After the training. `parts` are the probabilities and the labels of batches of images.
+
+    @classmethod
+    @abstractmethod
+    def score_of(cls, parts: Parts) -> float:
+        """Computes the task's `score`."""
+
+    @classmethod
+    @abstractmethod
+    def unfitted(cls, classes: int) -> Self:
+        """Returns the answers of a model that is not fitted yet."""
+
+    @classmethod
+    @abstractmethod
+    def fitted(cls, parts: Parts, config: "ExportConfig") -> Self:
+        """Fits what the answers of a model need to its probabilities for validation images."""
 
     # Answers
 
