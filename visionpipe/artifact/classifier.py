@@ -112,7 +112,7 @@ class Classifier:
         return exponentials / exponentials.sum(axis=1, keepdims=True)
 
     def parts(self, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields the probabilities and the labels of the images batch by batch; those of all may not fit into memory."""
+        """Yields probabilities and labels batch by batch, because those of all images may not fit into memory."""
         for start in range(0, len(images), BATCH):
             yield self.probabilities(images[start : start + BATCH]), labels[start : start + BATCH]
 

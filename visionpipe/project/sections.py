@@ -44,8 +44,8 @@ class ExportConfig:
             at most 0.5 points of validation accuracy.
         opset: The version of ONNX's operations.
         max_logit_difference: How far ONNX may differ from Keras before any quantisation, relative to the largest logit.
-        target_precision: With `task: multi`, the precision that each label must reach on the validation images, from which
-            its threshold follows; null takes the thresholds with the highest F1.
+        target_precision: With `task: multi`, the precision that each label must reach on the validation images, from
+            which its threshold follows; null takes the thresholds with the highest F1.
         include_preprocessing: Whether the artifact has a second model, which resizes pictures of any size itself.
     """
 

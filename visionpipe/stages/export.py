@@ -68,12 +68,13 @@ def export(name: str, params: Params) -> None:
             f"{params.export.max_logit_difference:g} of export.max_logit_difference: raise this limit, or try "
             f"another export.opset"
         )
-    if params.export.precision != "fp32":
-        decision = choose_precision(folder, data, params)
-        write_json(folder / "parity.json", parity | decision.accuracies())
-        print(f"{name}: {decision}")
+    decision = choose_precision(folder, data, params) if params.export.precision != "fp32" else None
     task = kind.fitted(Classifier(folder).parts(*validation), params.export)
     write_json(folder / "labels.json", labels_content(task, data.classes))
+    if decision:
+        write_json(folder / "parity.json", parity | decision.accuracies())
+        write_json(decision_path(artifact_sha256(folder), state_folder()), decision.measured())
+        print(f"{name}: {decision}")
     size = (folder / "model.onnx").stat().st_size / 2**20
     print(f"{name}: exported, {size:.1f} MiB, logits within {difference:.1g} of Keras's")
 
@@ -96,7 +97,7 @@ def choose_precision(folder: Path, data: Prepared, params: Params) -> Decision:
     """Quantises the model to int8, and replaces that of the artifact `folder` if int8 is chosen.
 
     `precision: int8` always chooses it; `auto` only if int8 is much faster and hardly less accurate. Speeds are
-    measured once per artifact and CPU. The decision goes to the state folder, where `register` reads it.
+    measured once per artifact and CPU.
     """
     threads, state = thread_count(params), state_folder()
     task, images, labels = TASKS[data.task], data.images("validation"), data.labels("validation")
@@ -114,7 +115,6 @@ def choose_precision(folder: Path, data: Prepared, params: Params) -> Decision:
     decision = Decision(params.export.precision, *accuracies, *speeds)
     if decision.precision == "int8":
         write_model(folder, int8, data, params)
-    write_json(decision_path(artifact_sha256(folder), state), decision.measured())
     return decision
 
 
