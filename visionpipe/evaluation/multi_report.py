@@ -1,5 +1,6 @@
 """Writes the report about a model that answers with any number of labels: metrics, predictions and pictures."""
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from visionpipe.data.labels import NO_LABEL
 from visionpipe.data.prepared import Prepared
-from visionpipe.escape import csv_line, visible
+from visionpipe.escape import csv_line, script_data, visible
 from visionpipe.evaluation import multilabel, multilabel_pictures, pictures
 from visionpipe.files import replacing_file, write_json
 
@@ -32,6 +34,14 @@ class Evaluated:
     def right(self) -> np.ndarray:
         """Whether all known labels of an image are answered rightly, bool (n,)."""
         return ((self.answers == self.labels) | (self.labels == multilabel.UNKNOWN)).all(axis=1)
+
+    @property
+    def classes(self) -> None:
+        """No class of each image, so slices have no balanced accuracy."""
+
+    def score(self, rows: np.ndarray) -> float:
+        """Computes the mean average precision of some of the images, bool (n,)."""
+        return multilabel.mean_average_precision(self.probabilities[rows], self.labels[rows]) or 0.0
 
     def metrics(self, classes: list[str], bins: int) -> dict[str, Any]:
         """Computes the headline metrics, as values for JSON."""
@@ -83,6 +93,11 @@ def write_test_report(report: Path, prepared: Prepared, result: Evaluated, bins:
     )
     table = multilabel.per_label(shares, labels, classes, thresholds, bins)
     write_json(report / "per_class.json", table)
+    with replacing_file(report / "confusion.csv") as file:
+        file.write(csv_line(["actual", "predicted"]))
+        for known, answered in zip(labels == multilabel.PRESENT, result.answers, strict=True):
+            for actual, predicted in itertools.product(*(names(row, classes) for row in (known, answered))):
+                file.write(csv_line([script_data(actual), script_data(predicted)]))
     images = prepared.images("test")
     drawn = {
         "per_class.png": multilabel_pictures.per_label(table),
@@ -95,6 +110,11 @@ def write_test_report(report: Path, prepared: Prepared, result: Evaluated, bins:
     }
     for name, figure in drawn.items():
         pictures.save(figure, report / name)
+
+
+def names(row: np.ndarray, classes: list[str]) -> list[str]:
+    """Returns the names of the labels in a row, bool (classes,), or NO_LABEL alone."""
+    return [classes[place] for place in np.flatnonzero(row).tolist()] or [NO_LABEL]
 
 
 def summary(test: dict[str, Any]) -> str:

@@ -30,6 +30,15 @@ class Evaluated:
         """Whether each answer is right, bool (n,)."""
         return self.answers.predicted == self.labels
 
+    @property
+    def classes(self) -> np.ndarray:
+        """The class of each image, int (n,), for the balanced accuracy of slices."""
+        return self.labels
+
+    def score(self, rows: np.ndarray) -> float:
+        """Computes the accuracy of some of the images, bool (n,)."""
+        return float(self.right[rows].mean())
+
     def metrics(self, classes: list[str], bins: int) -> dict[str, Any]:
         """Computes the headline metrics, as values for JSON."""
         return metrics.classification_metrics(self.answers, self.labels, classes, bins)

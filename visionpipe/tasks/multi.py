@@ -155,6 +155,15 @@ class Multi(Task):
         reached = np.flatnonzero(probabilities >= self.thresholds)
         return reached[np.argsort(-probabilities[reached], kind="stable")].tolist()
 
+    def evaluated(self, parts: Parts) -> Any:
+        return self.report().evaluated(parts, np.array(self.thresholds))
+
+    @staticmethod
+    def report() -> Any:
+        from visionpipe.evaluation import multi_report
+
+        return multi_report
+
     def answer(self, probabilities: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
         return {"labels": [labels[place] for place in self.named(probabilities)]}
 

@@ -117,6 +117,15 @@ class Single(Task):
     def named(self, probabilities: np.ndarray) -> list[int]:
         return [int(probabilities.argmax())]
 
+    def evaluated(self, parts: Parts) -> Any:
+        return self.report().evaluated(parts)
+
+    @staticmethod
+    def report() -> Any:
+        from visionpipe.evaluation import single_report
+
+        return single_report
+
     def answer(self, probabilities: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
         label, probability = self.cells(probabilities, labels)
         return {"label": label, "probability": probability}

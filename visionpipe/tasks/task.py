@@ -138,6 +138,15 @@ class Task(ABC):
         """Returns the positions of the classes that the answer names, the most probable first."""
 
     @abstractmethod
+    def evaluated(self, parts: Parts) -> Any:
+        """Collects what the report needs of the answers for a split: an `Evaluated` of `report`."""
+
+    @staticmethod
+    @abstractmethod
+    def report() -> Any:
+        """Returns the module that writes the report: `write_predictions`, `write_test_report` and `summary`."""
+
+    @abstractmethod
     def answer(self, probabilities: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
         """Returns the answer as values for JSON, without the probabilities of all classes."""
 
