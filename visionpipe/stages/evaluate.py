@@ -122,9 +122,9 @@ def remarks(
         )
     worst = worst_slice(of_slices, right)
     if worst:
+        interval = f"{worst['accuracy_low']:.4f}–{worst['accuracy_high']:.4f}"
+        value = f"{visible(worst['column'])} {visible(worst['value']) or 'missing'}"
         yield (
-            f"{name}: test accuracy {worst['accuracy']:.4f} ({worst['accuracy_low']:.4f}–"
-            f"{worst['accuracy_high']:.4f}) "
-            f"of the {worst['images']:,} images with {visible(worst['column'])} {visible(worst['value']) or 'missing'}, "
+            f"{name}: test accuracy {worst['accuracy']:.4f} ({interval}) of the {worst['images']:,} images with {value}, "
             f"see {report_folder(name) / 'slices.png'}\n"
         )
