@@ -134,6 +134,12 @@ def test_wilson_interval_of_published_examples(successes, trials, low, high):
     assert metrics.wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-5)
 
 
+@pytest.mark.parametrize("trials", [1, 25, 34, 1000])  # of which the rounded bound of 34 lies below 1
+def test_the_interval_of_all_ends_at_one_and_of_none_at_zero(trials):
+    assert metrics.wilson_interval(trials, trials)[1] == 1
+    assert metrics.wilson_interval(0, trials)[0] == 0
+
+
 def test_wilson_bounds_lie_where_the_score_test_just_rejects():
     for bound in metrics.wilson_interval(70, 100):
         assert abs(0.7 - bound) / math.sqrt(bound * (1 - bound) / 100) == pytest.approx(metrics.WILSON_Z)

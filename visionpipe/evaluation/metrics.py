@@ -185,7 +185,9 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     share, z = successes / trials, WILSON_Z
     centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    low, high = float(centre - half), float(centre + half)
+    # Both ends are exact where all or none succeed, which the rounded sums miss.
+    return (max(0.0, low) if successes else 0.0), (min(1.0, high) if successes < trials else 1.0)
 
 
 @dataclass(frozen=True)
