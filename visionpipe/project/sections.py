@@ -78,6 +78,10 @@ class GateConfig:
         worst_recall: The smallest recall of the class that is recognised worst.
         over_majority: How far the accuracy must lie above the share of the most frequent class, which a model reaches
             by always naming that class; 0 asks for nothing.
+        mean_average_precision: With `task: multi`, the smallest mean of the labels' average precisions.
+        worst_average_precision: With `task: multi`, the smallest average precision of a label.
+        over_prevalence: With `task: multi`, how far the mean average precision must lie above the mean share of the
+            images that have a label, which a model reaches by guessing; 0 asks for nothing.
         max_leak: The largest share of the validation images, and of the test images, that may have a copy in an earlier
             split; null asks for nothing.
         max_shortcut: The largest score that the size, format or compression of the files alone may reach for a class,
@@ -87,6 +91,9 @@ class GateConfig:
     accuracy: float = 0.0
     worst_recall: float = 0.0
     over_majority: float = field(default=0.0, kw_only=True)
+    mean_average_precision: float = field(default=0.0, kw_only=True)
+    worst_average_precision: float = field(default=0.0, kw_only=True)
+    over_prevalence: float = field(default=0.0, kw_only=True)
     max_leak: float | None = field(default=None, kw_only=True)
     max_shortcut: float | None = field(default=None, kw_only=True)
 

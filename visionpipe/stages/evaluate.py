@@ -125,6 +125,6 @@ def remarks(
         interval = f"{worst['accuracy_low']:.4f}–{worst['accuracy_high']:.4f}"
         value = f"{visible(worst['column'])} {visible(worst['value']) or 'missing'}"
         yield (
-            f"{name}: test accuracy {worst['accuracy']:.4f} ({interval}) of the {worst['images']:,} images with {value}, "
-            f"see {report_folder(name) / 'slices.png'}\n"
+            f"{name}: test accuracy {worst['accuracy']:.4f} ({interval}) of the {worst['images']:,} images with {value}"
+            f", see {report_folder(name) / 'slices.png'}\n"
         )

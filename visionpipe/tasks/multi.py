@@ -39,6 +39,8 @@ class Multi(Task):
     fields: ClassVar[dict[str, type]] = {"labels": list}
 
     score: ClassVar[str] = "mean_average_precision"
+    limits: ClassVar[tuple[str, ...]] = ("mean_average_precision", "worst_average_precision")
+    over: ClassVar[tuple[str, str]] = ("over_prevalence", "mean share {:.4f} of the images with a label")
 
     recipe: ClassVar[dict[str, Any]] = {"loss": "sigmoid"}
 
@@ -132,6 +134,11 @@ class Multi(Task):
     @classmethod
     def unfitted(cls, classes: int) -> Self:
         return cls((0.5,) * classes)
+
+    @classmethod
+    def blind_score(cls, labels: np.ndarray) -> float:
+        present, known = (labels == 1).sum(axis=0), (labels >= 0).sum(axis=0)
+        return float((present[present > 0] / known[present > 0]).mean()) if present.any() else 0.0
 
     @classmethod
     def fitted(cls, parts: Parts, config: "ExportConfig") -> Self:

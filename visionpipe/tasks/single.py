@@ -23,6 +23,8 @@ class Single(Task):
     fields: ClassVar[dict[str, type]] = {"label": str, "probability": float}
 
     score: ClassVar[str] = "accuracy"
+    limits: ClassVar[tuple[str, ...]] = ("accuracy", "worst_recall")
+    over: ClassVar[tuple[str, str]] = ("over_majority", "share {:.4f} of the most frequent class")
 
     @classmethod
     def sampled_classes(cls, labels: np.ndarray) -> np.ndarray:
@@ -102,6 +104,10 @@ class Single(Task):
     @classmethod
     def unfitted(cls, classes: int) -> Self:
         return cls()
+
+    @classmethod
+    def blind_score(cls, labels: np.ndarray) -> float:
+        return float(np.bincount(labels).max() / len(labels))
 
     @classmethod
     def fitted(cls, parts: Parts, config: "ExportConfig") -> Self:

@@ -30,6 +30,9 @@ class Task(ABC):
             "softmax" or "sigmoid".
         score: the metric by which models are compared, in [0, 1], larger is better.
         recipe: keys of `train:` whose defaults are others for this task.
+        limits: the keys of `register.gate` that are the least values of metrics.
+        over: the key of `register.gate` that is the least distance of the score from that of a model that sees
+            nothing, and what that score is, in words.
         fields: the keys of `answer` → str, float or list, which is one of texts.
     """
 
@@ -37,6 +40,8 @@ class Task(ABC):
     outputs: ClassVar[dict[str, str]]
     score: ClassVar[str]
     recipe: ClassVar[dict[str, Any]] = {}
+    limits: ClassVar[tuple[str, ...]]
+    over: ClassVar[tuple[str, str]]
     fields: ClassVar[dict[str, type]]
 
     # Training. `labels` are those of Prepared.labels; targets, logits and weights are tensors of any backend.
@@ -116,6 +121,11 @@ class Task(ABC):
     @abstractmethod
     def unfitted(cls, classes: int) -> Self:
         """Returns the answers of a model that is not fitted yet."""
+
+    @classmethod
+    @abstractmethod
+    def blind_score(cls, labels: np.ndarray) -> float:
+        """Computes the score of a model that sees nothing."""
 
     @classmethod
     @abstractmethod
