@@ -88,18 +88,19 @@ class Project:
     def results(self) -> "pandas.DataFrame":
         """Returns one row per trained model of params.yaml, as `visionpipe compare` prints it.
 
-        The index is the model's name. Accuracies lie in [0, 1], with the 95 % interval of the test accuracy; latencies
-        are in ms, memory in MiB, training in minutes. NaN stands for what was not measured on this machine.
+        The index is the model's name. Scores (accuracies, or with several labels mean average precisions) lie in [0, 1],
+        with the 95 % interval of the test score; latencies are in ms, memory in MiB, training in minutes. NaN stands for what was not measured on this machine.
         """
         import pandas
 
         from visionpipe.project.backend import thread_count
+        from visionpipe.tasks import TASKS
         from visionpipe.tracking.comparison import read_results
 
         with contextlib.chdir(self.path):
             params = load_params()
             trained = [name for name in params.models if (model_folder(name) / "lineage.json").exists()]
-            rows = read_results(trained, thread_count(params), state_folder())
+            rows = read_results(trained, thread_count(params), state_folder(), TASKS[params.task].score)
         return pandas.DataFrame(rows, columns=None if rows else ["model"]).set_index("model")
 
     def model(self, name: str) -> "keras.Model":

@@ -135,7 +135,8 @@ def rollback(params: Params) -> None:
 def test_score(store: Store, version: Any, data: Prepared) -> float | None:
     """Measures a registered version's score on the prepared test split, in [0, 1].
 
-    Returns None if the version has another task or other classes, or takes images of another size, or prepares them in another way.
+    Returns None if the version has another task or other classes, or takes images of another size, or prepares them in
+    another way.
     """
     with temporary_folder() as folder:
         classifier = Classifier(download_classifier(store, version, folder))
