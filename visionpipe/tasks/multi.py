@@ -40,6 +40,24 @@ class Multi(Task):
 
     score: ClassVar[str] = "mean_average_precision"
     limits: ClassVar[tuple[str, ...]] = ("mean_average_precision", "worst_average_precision")
+    quality: ClassVar[dict[str, str]] = {
+        "mean average precision": "mean_average_precision",
+        "macro F1": "f1_macro",
+        "worst average precision": "worst_average_precision",
+        "all labels right": "subset_accuracy",
+        "calibration error": "calibration_error",
+    }
+    by_class: ClassVar[dict[str, str]] = {
+        "average precision": "average_precision",
+        "precision": "precision",
+        "recall": "recall",
+        "F1": "f1",
+        "threshold": "threshold",
+    }
+    card: ClassVar[tuple[str, str]] = (
+        "`labels`, those whose probability reaches their threshold, and `probabilities`",
+        "The model knows {classes} labels. Where an image shows something else, it answers as if it did not.",
+    )
     over: ClassVar[tuple[str, str]] = ("over_prevalence", "mean share {:.4f} of the images with a label")
 
     recipe: ClassVar[dict[str, Any]] = {"loss": "sigmoid"}

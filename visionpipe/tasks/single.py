@@ -24,6 +24,17 @@ class Single(Task):
 
     score: ClassVar[str] = "accuracy"
     limits: ClassVar[tuple[str, ...]] = ("accuracy", "worst_recall")
+    quality: ClassVar[dict[str, str]] = {
+        "accuracy": "accuracy",
+        "macro F1": "macro_f1",
+        "worst recall": "worst_recall",
+        "calibration error": "calibration_error",
+    }
+    by_class: ClassVar[dict[str, str]] = {"precision": "precision", "recall": "recall", "F1": "f1"}
+    card: ClassVar[tuple[str, str]] = (
+        "`label` and `probabilities`",
+        "The model answers with one of its {classes} classes for every image, even if the image shows none of\nthem.",
+    )
     over: ClassVar[tuple[str, str]] = ("over_majority", "share {:.4f} of the most frequent class")
 
     @classmethod

@@ -33,6 +33,9 @@ class Task(ABC):
         limits: the keys of `register.gate` that are the least values of metrics.
         over: the key of `register.gate` that is the least distance of the score from that of a model that sees
             nothing, and what that score is, in words.
+        quality: titles → keys of the metrics that the model card shows of a split.
+        by_class: titles → keys of those that it shows of a class.
+        card: what the model card says about output and limits; `{classes}` is the number of classes.
         fields: the keys of `answer` → str, float or list, which is one of texts.
     """
 
@@ -42,6 +45,9 @@ class Task(ABC):
     recipe: ClassVar[dict[str, Any]] = {}
     limits: ClassVar[tuple[str, ...]]
     over: ClassVar[tuple[str, str]]
+    quality: ClassVar[dict[str, str]]
+    by_class: ClassVar[dict[str, str]]
+    card: ClassVar[tuple[str, str]]
     fields: ClassVar[dict[str, type]]
 
     # Training. `labels` are those of Prepared.labels; targets, logits and weights are tensors of any backend.
