@@ -89,8 +89,8 @@ class Project:
         """Returns one row per trained model of params.yaml, as `visionpipe compare` prints it.
 
         The index is the model's name. Scores (accuracies, or with several labels mean average precisions) lie in
-        [0, 1], with the 95 % interval of the test score; latencies are in ms, memory in MiB, training in minutes. NaN stands
-        for what was not measured on this machine.
+        [0, 1], with the 95 % interval of the test score; latencies are in ms, memory in MiB, training in
+        minutes. NaN stands for what was not measured on this machine.
         """
         import pandas
 

@@ -81,7 +81,8 @@ The model decodes, resizes and normalises the images itself.
 
 ## Limits
 
-{task.card[1].format(classes=f"{len(data.classes):,}")} It was evaluated on images from the source of its training images; expect a lower accuracy on other images.
+{task.card[1].format(classes=f"{len(data.classes):,}")} It was evaluated on
+images from the source of its training images; expect a lower accuracy on other images.
 """
 
 
