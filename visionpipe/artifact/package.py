@@ -35,6 +35,7 @@ SERVING_CODE = (
     "data/dicom.py",
     "tasks/__init__.py",
     "tasks/task.py",
+    "tasks/losses.py",
     "tasks/single.py",
     "tasks/multi.py",
     "artifact/__init__.py",
