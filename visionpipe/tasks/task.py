@@ -1,4 +1,4 @@
-"""What every task says about itself. The rest of visionpipe asks a `Task`, and never which one it is."""
+"""What a task says about itself: how probabilities follow from logits, and the form of an answer."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
