@@ -29,6 +29,7 @@ from visionpipe.project.lineage import prepare_params
 from visionpipe.project.machine import Machine
 from visionpipe.project.params import Params, check_groups, load_params
 from visionpipe.stages.prepare import prepare
+from visionpipe.tasks import TASKS
 
 CLASSES = ("bird", "cat", "dog")
 
@@ -49,7 +50,7 @@ def write(table, count=0, root="set", same=()):
 
 
 def listing(task="multi", **columns):
-    return list_source(PrepareConfig("table", "set", table=TableConfig(**columns)), task)
+    return list_source(PrepareConfig("table", "set", table=TableConfig(**columns)), task == "multi")
 
 
 def labels(found):
@@ -146,7 +147,7 @@ def test_sources_of_one_label_say_what_is_possible(source):
     with pytest.raises(
         DataError, match=f"source: {source} gives each image one label: write task: single; several"
     ):
-        list_source(PrepareConfig(source, "set"), "multi")
+        list_source(PrepareConfig(source, "set"), several=True)
 
 
 def test_classes_that_look_like_several_labels_are_a_warning_where_the_task_is_single():
@@ -187,7 +188,7 @@ def test_lists_of_classes_of_the_hub_are_labels_and_other_sets_are_refused():
         content = {"image": [{"bytes": buffer.getvalue(), "path": None}] * len(values), "objects": values}
         features = datasets.Features({"image": datasets.Image(), "objects": kind})
         datasets.Dataset.from_dict(content, features=features).save_to_disk(path)
-        return lambda task: list_source(PrepareConfig("huggingface", path), task)
+        return lambda task: list_source(PrepareConfig("huggingface", path), task == "multi")
 
     saved = save("several", several, [[1, 2], [], [0], None, [2, 1]])
     found = saved("multi")
@@ -439,5 +440,5 @@ def test_init_recognises_several_labels_and_writes_why(header, row, expected, mo
     assert {key: table.get(key) for key in ("label", "labels", "separator") if key in table} == expected
     params = load_params(Path("project/params.yaml"))
     assert params.task == "multi"
-    assert list_source(params.prepare, params.task).classes == ("cat", "dog")
+    assert list_source(params.prepare, TASKS[params.task].several).classes == ("cat", "dog")
     assert "40 images in 2 classes" in capsys.readouterr().out

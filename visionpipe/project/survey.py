@@ -34,6 +34,7 @@ from visionpipe.data.wording import counted, quoted
 from visionpipe.errors import DataError, ImageError
 from visionpipe.escape import visible
 from visionpipe.project.table_survey import Guess
+from visionpipe.tasks import TASKS, task_for
 
 BEGINNING = 64 * 2**10  # bytes: the size of a JPEG stands behind its thumbnail and its colour profile
 TOGETHER = 64  # files that a thread looks at in one go
@@ -102,9 +103,9 @@ class Survey:
         return "table" if self.guess else "folders"
 
     @property
-    def majority(self) -> float:
-        """Share of the most frequent class."""
-        return max(self.classes.values()) / self.images
+    def blind(self) -> float:
+        """The score of a model that sees nothing."""
+        return TASKS[self.task].blind_share(list(self.classes.values()), self.images)
 
     def lines(self) -> Iterator[str]:
         """Describes the images for people."""
@@ -144,7 +145,7 @@ def survey(
     """
     name = visible(shown_path or str(path))
     source: Source = "table" if guess else source_of(path, name)
-    task = guess.task if guess else "single"
+    task = task_for(several=bool(guess and guess.several)).name
     listing = listing_of(source, path, guess, follow_links)
     seen: list[tuple[Record, Header]] = []
     unusable: list[Rejected] = []
@@ -196,7 +197,7 @@ def listing_of(source: Source, path: Path, guess: Guess | None = None, follow_li
         group=guess.group if guess else None,
         follow_links=follow_links,
     )
-    return list_source(config, guess.task if guess else "single")
+    return list_source(config, bool(guess and guess.several))
 
 
 def source_of(path: Path, name: str) -> Source:
