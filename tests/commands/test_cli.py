@@ -283,9 +283,9 @@ def test_help_imports_nothing_slow():
     script = f"""
 import sys
 from visionpipe.commands.options import parser
-from visionpipe.project.params import load_params
 parser().format_help()
 print([name for name in {SLOW_IMPORTS} if name in sys.modules])
+from visionpipe.project.params import load_params
 load_params()
 print([name for name in {SLOW_IMPORTS} if name in sys.modules])
 """
