@@ -239,11 +239,14 @@ def largest_deviation(matrix, parts, shares):
 
 def test_every_part_has_its_share_of_every_label():
     matrix, shares = random_labels(4000, 20), [0.64, 0.2, 0.16]
+    matrix[:400] = False  # as many as a frequent label, and as the labels they keep their share
     sets = [[[f"c{column}" for column in np.flatnonzero(row)]] for row in matrix]
     parts = stratified(sets, shares)
     chance = np.random.default_rng(1).choice(3, len(matrix), p=shares)
     assert largest_deviation(matrix, parts, shares) <= 3 < largest_deviation(matrix, chance, shares) / 4
-    assert np.bincount(parts).tolist() == pytest.approx([2560, 800, 640], abs=5)
+    assert np.bincount(parts).tolist() == pytest.approx([2560, 800, 640], abs=10)
+    none = np.bincount(np.array(parts)[~matrix.any(axis=1)])
+    assert none.tolist() == pytest.approx([share * none.sum() for share in shares], abs=1)
     assert stratified(sets, shares) == parts
 
 
@@ -275,8 +278,8 @@ def test_splits_of_labels_keep_groups_and_copies_together_and_folds_too():
     for row, image in enumerate(usable):
         homes[image.group or image.digest].add(home[row])
     assert all(len(of_group) == 1 for of_group in homes.values())
-    assert len(splits["test"]) == pytest.approx(180, abs=3)
-    assert len(splits["validation"]) == pytest.approx(144, abs=3)
+    assert len(splits["test"]) == pytest.approx(180, abs=5)
+    assert len(splits["validation"]) == pytest.approx(144, abs=5)
     assert (
         draw_splits(usable, frozenset(), config, 0) == splits != draw_splits(usable, frozenset(), config, 1)
     )
