@@ -65,9 +65,10 @@ def lineage(version: str, params: Params) -> None:
             "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
         } | {name.replace("_", " "): run.data.tags[name] for name in OTHER_WEIGHTS if name in run.data.tags}
     facts |= {name.replace("_", " "): tags.get(name, "") for name in DIGESTS}
+    width = max(map(len, facts))
     for name, value in facts.items():
         if value:
-            print(f"{name:<16} {value}")
+            print(f"{name:<{width}} {value}")
     print("parameters")
     for name, value in sorted(run.data.params.items()) if run else ():
         print(f"  {name:<32} {value}")
