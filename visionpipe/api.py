@@ -155,11 +155,14 @@ class Prediction:
         label: the most probable class.
         probability: its probability, in [0, 1].
         top: the `top_k` most probable classes with their probabilities, the best first.
+        labels: the classes that the answer names: with `task: single` this one, with `task: multi` those that reach
+            their thresholds, the most probable first.
     """
 
     label: str
     probability: float
     top: list[tuple[str, float]]
+    labels: list[str]
 
 
 @dataclass(frozen=True)
@@ -207,7 +210,8 @@ class Predictor:
                 best = [
                     (self.labels[place], float(row[place])) for place in (-row).argsort(kind="stable")[:top_k]
                 ]
-                answers.append(Prediction(*best[0], best))
+                named = [self.labels[place] for place in self.classifier.task.named(row)]
+                answers.append(Prediction(*best[0], best, named))
         return answers if several else answers[0]
 
 

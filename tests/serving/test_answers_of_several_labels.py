@@ -12,6 +12,7 @@ import pytest
 from onnx_models import write_artifact
 from servers import picture, running
 
+import visionpipe
 from visionpipe.artifact.classifier import Classifier
 from visionpipe.artifact.package import pyfunc_arguments
 from visionpipe.commands.predict import predict
@@ -54,6 +55,11 @@ def test_the_server_names_the_labels_that_reach_their_thresholds(artifact, expec
         assert [prediction["labels"] for prediction in predictions] == expected
         assert all(prediction["probabilities"].keys() == set(LABELS) for prediction in predictions)
         assert "label" not in predictions[0]
+        short = [server.predict(data, "?top_k=1").json["predictions"][0] for data in PICTURES]
+        assert [answer["labels"] for answer in short] == expected
+        assert [len(answer["probabilities"]) for answer in short] == [
+            max(1, len(names)) for names in expected
+        ]
         described = server.get("/model").json
         assert (described["task"], len(described["thresholds"])) == ("multi", 3)
         request = {
@@ -86,6 +92,10 @@ def test_a_table_of_predictions_has_a_column_per_label(artifact, expected, tmp_p
     predict([str(images)], tmp_path / "table.parquet", str(artifact), probabilities=False)
     table = pyarrow.parquet.read_table(tmp_path / "table.parquet").to_pylist()
     assert [sum(row[f"label({name})"] for name in LABELS) for row in table] == list(map(len, expected))
+    answers = visionpipe.load(artifact).predict(
+        [images / f"{index:02d}.png" for index in range(len(PICTURES))]
+    )
+    assert [answer.labels for answer in answers] == expected
 
 
 def test_the_mlflow_model_answers_with_labels(artifact, expected, tmp_path):

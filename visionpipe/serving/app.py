@@ -22,7 +22,10 @@ from visionpipe.serving.service import STATUS, Live, Service
 from visionpipe.serving.settings import QUICK_BODY, Settings
 
 OPTIONS = {
-    "top_k": ({"type": "integer", "minimum": 1}, "list only this number of classes, the most probable ones"),
+    "top_k": (
+        {"type": "integer", "minimum": 1},
+        "list only this number of classes, the most probable ones, beside those that the answer names",
+    ),
     "unsure_below": (
         {"type": "number", "minimum": 0, "maximum": 1},
         "add `unsure`: whether the highest probability is below this value",
@@ -193,11 +196,12 @@ def prediction(job: Job, classifier: Classifier, question: Question) -> dict[str
     if isinstance(error, ImageError):
         return {"error": {"code": error.code, "reason": error.reason}}
     probabilities, labels = job.future.result(), classifier.labels
-    order = (-probabilities).argsort(kind="stable")[: question.top_k]
+    likeliest = (-probabilities).argsort(kind="stable")[: question.top_k].tolist()
+    named = [place for place in classifier.task.named(probabilities) if place not in set(likeliest)]
     answer = classifier.task.answer(probabilities, labels)
     if question.unsure_below is not None:
-        answer["unsure"] = float(probabilities[order[0]]) < question.unsure_below
-    answer["probabilities"] = {labels[index]: float(probabilities[index]) for index in order}
+        answer["unsure"] = float(probabilities[likeliest[0]]) < question.unsure_below
+    answer["probabilities"] = {labels[place]: float(probabilities[place]) for place in likeliest + named}
     return answer
 
 
