@@ -167,7 +167,7 @@ class Multi(Task):
 
     @classmethod
     def described(cls, target: np.ndarray, names: Sequence[str]) -> list[str]:
-        """Names the labels, the largest share first, and says which are unknown. A share is given where it is not one."""
+        """Names the labels, the largest share first, with shares that are not one, and says which are unknown."""
         present, absent = np.split(target, 2)
         lines = [
             f"{names[index]}{'' if present[index] > 1 - VISIBLE else f' {present[index]:.0%}'}"
