@@ -29,7 +29,7 @@ from visionpipe.project.sections import (
     RegisterConfig,
     TrackingConfig,
 )
-from visionpipe.tasks import TASKS
+from visionpipe.tasks import POSSIBLE, TASKS
 from visionpipe.training.plan import Plan, check_end, check_mixing, check_rates, is_layer, no_layer
 from visionpipe.training.presets import PRESETS
 from visionpipe.training.recipe import TrainConfig, layered
@@ -157,9 +157,21 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if isinstance(content, dict):
+        check_task(content.get("task", Params.task))
     params = build(Params, content, "")
     check(params)
     return params
+
+
+def check_task(task: Any) -> None:
+    """Refuses a task that there is not, such as regression, and says what is possible instead."""
+    hint = did_you_mean(str(task), TASKS)
+    require(
+        task in tuple(TASKS),
+        "task",
+        f"expected one of {', '.join(TASKS)}, received {task!r}{hint}: {POSSIBLE}",
+    )
 
 
 def check(params: Params) -> None:

@@ -24,7 +24,7 @@ from visionpipe.data.deep import ARRAY, DICOM, kind_of, stored_form
 from visionpipe.data.form import PixelFormat
 from visionpipe.data.formats import format_of, open_image
 from visionpipe.data.headers import MAX_PIXELS, check_size, check_tiff
-from visionpipe.data.huggingface import MARKS
+from visionpipe.data.huggingface import MARKS, several_reason
 from visionpipe.data.levels import has_two_bytes
 from visionpipe.data.listing import NOT_IN_A_CLASS, Listing, Record, Rejected
 from visionpipe.data.sources import list_source
@@ -70,8 +70,8 @@ class Survey:
     than ELONGATED times the other;
     `one_size`: (height, width) where all images have the same, else None; `pixels`: of all images together;
     `form`: the keys of `prepare` for arrays, DICOM files and TIFFs of many channels, else empty; `odd`: sentences about
-    what may be a mistake; `guess`: what the columns of a table say; `count`: of the images, where they may have several
-    labels, so that `classes` counts some more than once.
+    what may be a mistake; `guess`: what the columns of a table say; `task_reason`: why the task is not single;
+    `count`: of the images, where they may have several labels, so that `classes` counts some more than once.
     """
 
     source: Source
@@ -90,6 +90,7 @@ class Survey:
     form: dict[str, Any] = field(default_factory=dict)
     guess: Guess | None = None
     task: str = "single"
+    task_reason: str = ""
     count: int | None = None
 
     @property
@@ -144,7 +145,7 @@ def survey(
     """
     name = visible(shown_path or str(path))
     source: Source = "table" if guess else source_of(path, name)
-    task = guess.task if guess else "single"
+    reason = why_several(source, path, guess)
     listing = listing_of(source, path, guess, follow_links)
     seen: list[tuple[Record, Header]] = []
     unusable: list[Rejected] = []
@@ -181,9 +182,17 @@ def survey(
             *oddities(classes, elongated, short, unusable),
         ),
         guess=guess,
-        task=task,
+        task="multi" if reason else "single",
+        task_reason=reason,
         count=len(seen),
     )
+
+
+def why_several(source: Source, path: Path, guess: Guess | None) -> str:
+    """Says why the task is `multi`; "" where each image has one label."""
+    if guess:
+        return guess.task_reason
+    return several_reason(path) if source == "huggingface" else ""
 
 
 def listing_of(source: Source, path: Path, guess: Guess | None = None, follow_links: bool = False) -> Listing:
@@ -196,7 +205,7 @@ def listing_of(source: Source, path: Path, guess: Guess | None = None, follow_li
         group=guess.group if guess else None,
         follow_links=follow_links,
     )
-    return list_source(config, guess.task if guess else "single")
+    return list_source(config, "multi" if why_several(source, path, guess) else "single")
 
 
 def source_of(path: Path, name: str) -> Source:
