@@ -423,7 +423,7 @@ def test_a_version_of_the_ui_is_one_clear_sentence_in_every_command(registry, re
         promote(registered.params)
     assert champion(registry) == "1"
     assert move_aliases(registry, two) == ["challenger"]
-    assert "has no validation accuracy" in capsys.readouterr().out
+    assert "has no validation score" in capsys.readouterr().out
     set_alias(registry, "champion", str(made.version))
     assert "not made by visionpipe register" in alias_summary(registry, [])
     served = Lookup(f"models:/{registry.model_name}@champion").current()

@@ -13,6 +13,7 @@ from visionpipe.data.sources import list_source
 from visionpipe.errors import ConfigError, DataError
 from visionpipe.project.params import load_params
 from visionpipe.project.table_survey import guess_columns
+from visionpipe.tasks import TASKS
 
 CHECKOUT = Path(__file__).parents[2]
 ADVICE = "predict a number by cutting it into classes"
@@ -81,7 +82,7 @@ def test_numbers_that_are_no_label_are_metadata():
 def test_prepare_refuses_a_column_of_numbers(task, columns):
     write("cat,age", lambda n: f"{n % 2},{n / 7:.3f}")
     with pytest.raises(DataError, match=ADVICE) as caught:
-        list_source(PrepareConfig("table", "set", table=TableConfig(**columns)), task)
+        list_source(PrepareConfig("table", "set", table=TableConfig(**columns)), TASKS[task].several)
     assert str(caught.value).startswith(
         f"prepare.table.{next(iter(columns))}: the column 'age' of table.csv holds numbers"
     )

@@ -236,7 +236,7 @@ def test_comparison_marks_the_best_values_and_the_chosen_model():
     resnet = {"validation_accuracy": 0.93, "parameters_count": 7000, "latency_p50_ms": 1.5}
     resnet |= {"test_accuracy": 0.9, "test_accuracy_low": 0.88, "test_accuracy_high": 0.92}
     table = comparison(
-        [{"model": "vit", **unknown, **vit}, {"model": "resnet", **unknown, **resnet}], chosen="resnet"
+        [{"model": "vit", **unknown, **vit}, {"model": "resnet", **unknown, **resnet}], "accuracy", "resnet"
     )
     assert table.splitlines()[2:] == [
         "| vit | 0.9100 | – | – | 2.00 | – | **5,000** | – |",

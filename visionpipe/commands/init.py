@@ -210,8 +210,8 @@ def described(chosen: Choices) -> Iterator[str]:
     yield f"  batch size    {recipe['batch_size']}: {reasons['train.batch_size']}"
     names = ", ".join(item["name"] for item in recipe["augmentation"])
     yield f"  augmentation  {names}: {reasons['train.augmentation']}"
-    gate = params["register"]["gate"]["over_majority"]
-    yield f"  gate          {gate:g}: {reasons['register.gate.over_majority']}"
+    key, gate = list(params["register"]["gate"].items())[-1]
+    yield f"  gate          {gate:g}: {reasons[f'register.gate.{key}']}"
     yield (
         f"  time          {minutes_text(chosen.training_minutes)} for the trainings, "
         f"{minutes_text(chosen.minutes)} for all of dvc repro"

@@ -68,7 +68,7 @@ class Prepared:
 
     @property
     def task(self) -> str:
-        """What a model says of an image: "single" or "multi", as in params.yaml."""
+        """What a model says of an image, as in params.yaml."""
         return self.manifest.get("task", "single")
 
     @property
@@ -270,6 +270,7 @@ def write_manifest(
     channels: int = 3,
     depth: int = 8,
     reduced_to: int | None = None,
+    task: str = "single",
     classes: list[str],
     channel_mean: list[float],
     channel_std: list[float],
@@ -291,12 +292,13 @@ def write_manifest(
 
     And only where an image may have several labels:
 
-    - `task`: "multi"
+    - `task`
     - `images`: split → number of images
     - `without_label`: split → number of images without any label
     - `unknown`: split → class → number of images of which nobody knows whether they have this label
 
     Args:
+        task: what a model says of an image, as in params.yaml.
         channel_mean, channel_std: statistics of the training split per channel, in [0, 255].
         quarantined: `path` and `reason` of each file that could not be used.
         columns: the names of the metadata; the key is left out where there are none, and so is `decisions`.
@@ -318,7 +320,7 @@ def write_manifest(
         "reduced_to": reduced_to,
         "classes": classes,
         "counts": {split: dict(zip(classes, counts[split], strict=True)) for split in SPLITS},
-        **several_labels(labels, classes),
+        **({"task": task, **several_labels(labels, classes)} if labels["train"].ndim > 1 else {}),
         "channel_mean": channel_mean,
         "channel_std": channel_std,
         "found": total + len(quarantined),
@@ -345,11 +347,8 @@ def counts_of(labels: np.ndarray, classes: int) -> list[int]:
 
 def several_labels(labels: dict[str, np.ndarray], classes: list[str]) -> dict[str, Any]:
     """Returns the keys of the manifest that only images with several labels have."""
-    if all(of_split.ndim == 1 for of_split in labels.values()):
-        return {}
     unknown = {split: (of_split == UNKNOWN).sum(axis=0).tolist() for split, of_split in labels.items()}
     return {
-        "task": "multi",
         "images": {split: len(of_split) for split, of_split in labels.items()},
         "without_label": {
             split: int((of_split == ABSENT).all(axis=1).sum()) for split, of_split in labels.items()

@@ -58,16 +58,16 @@ def class_folders(content: Content) -> Listing:
     return replace(listing, notes=(*content.notes, *listing.notes))
 
 
-def list_source(config: PrepareConfig, task: str = "single") -> Listing:
+def list_source(config: PrepareConfig, several: bool = False) -> Listing:
     """Lists the images of `prepare.source` with their labels.
 
     Args:
-        task: what a model says of an image, as in params.yaml.
+        several: whether an image may have several labels, or none.
 
     Raises:
-        DataError: there are no such images, or their labels are not of this task.
+        DataError: there are no such images, or their labels are of the other kind.
     """
-    sources = BY_TASK[task]
+    sources = WITH_SEVERAL if several else SOURCES
     if config.source not in sources:
         raise DataError(
             f"prepare.source: {config.source} gives each image one label: write task: single; several labels of an "
@@ -332,13 +332,10 @@ SOURCES: dict[str, Callable[[PrepareConfig], Listing]] = {
     "tfds": list_tfds,
     "idx": list_idx,
 }
-BY_TASK: dict[str, dict[str, Callable[[PrepareConfig], Listing]]] = {
-    "single": SOURCES,
-    "multi": {
-        "table": functools.partial(list_table, several=True),
-        "huggingface": functools.partial(list_huggingface, several=True),
-        "tfds": functools.partial(list_tfds, several=True),
-    },
+WITH_SEVERAL: dict[str, Callable[[PrepareConfig], Listing]] = {
+    "table": functools.partial(list_table, several=True),
+    "huggingface": functools.partial(list_huggingface, several=True),
+    "tfds": functools.partial(list_tfds, several=True),
 }
 
 

@@ -3,13 +3,15 @@
 Sechidis, Tsoumakas and Vlahavas 2011, "On the Stratification of Multi-Label Data"
 (doi.org/10.1007/978-3-642-23808-6_10), for sets of images that stay together: copies of a picture, or a group. The
 label of which the fewest images are left comes first, while there is a choice. Each set that has it goes to the part
-that lacks most images of this label, of several such parts to the one that lacks most images. Sets without a label
-come last and fill the parts.
+that lacks most images of this label, of several such parts to the one that lacks most images. Having no label counts
+as one more label, which the paper does not do: it lets such images fill the parts at the end.
 """
 
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+
+NO_LABEL = ("",)
 
 
 def stratified(sets: Sequence[Sequence[Sequence[str]]], shares: Sequence[float], first: int = 0) -> list[int]:
@@ -19,11 +21,11 @@ def stratified(sets: Sequence[Sequence[Sequence[str]]], shares: Sequence[float],
     count, so the order of `sets` is the only chance in the result.
 
     Args:
-        sets: for each set, the labels of each of its images. Larger sets are divided first among those with a label.
+        sets: for each set, the labels of each of its images. Of those with a label, larger sets are divided first.
         shares: of the images in each part; they sum to 1.
         first: the part that must have each label: it gets a set with the label, where it would have none.
     """
-    counts = [Counter(label for image in images for label in image) for images in sets]
+    counts = [Counter(label for image in images for label in image or NO_LABEL) for images in sets]
     having: dict[str, list[int]] = defaultdict(list)
     for number in sorted(range(len(sets)), key=lambda number: -len(sets[number])):
         for label in counts[number]:
@@ -36,9 +38,10 @@ def stratified(sets: Sequence[Sequence[Sequence[str]]], shares: Sequence[float],
     lacking_of = {label: [share * count for share in shares] for label, count in left.items()}
     parts = [-1] * len(sets)
 
-    def put(number: int, label: str | None) -> None:
-        of_label = lacking if label is None else lacking_of[label]
-        part = max(places, key=lambda part: (round(of_label[part], 9), round(lacking[part], 9), -part))
+    def put(number: int, label: str) -> None:
+        part = max(
+            places, key=lambda part: (round(lacking_of[label][part], 9), round(lacking[part], 9), -part)
+        )
         parts[number] = part
         lacking[part] -= len(sets[number])
         for name, count in counts[number].items():
@@ -56,9 +59,6 @@ def stratified(sets: Sequence[Sequence[Sequence[str]]], shares: Sequence[float],
             put(number, label)
         for name in {name for number in chosen for name in counts[number]}:
             heapq.heappush(queue, (left[name], name))
-    for number, part in enumerate(parts):
-        if part < 0:
-            put(number, None)
     complete(parts, having, first)
     return parts
 

@@ -215,6 +215,13 @@ def check(params: Params) -> None:
     require(params.threads is None or params.threads >= 1, "threads", "must be at least 1, or null")
     for name, value in dataclasses.asdict(gate).items():
         require(value is None or 0 <= value <= 1, f"register.gate.{name}", "must lie between 0 and 1")
+    for task in TASKS.values():
+        for name in sorted(set(task.gate()) - set(TASKS[params.task].gate())):
+            require(
+                not getattr(gate, name),
+                f"register.gate.{name}",
+                f"is for task: {task.name}; task: {params.task} has {', '.join(TASKS[params.task].gate())}",
+            )
     evaluate, export = params.evaluate, params.export
     require(evaluate.calibration_bins >= 1, "evaluate.calibration_bins", "must be at least 1")
     require(evaluate.worst_mistakes >= 0, "evaluate.worst_mistakes", "must not be negative")

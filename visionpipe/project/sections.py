@@ -74,10 +74,10 @@ class GateConfig:
     """What a model must reach on the validation split, and its data must fulfil, to be registered; all in [0, 1].
 
     Args:
-        accuracy: The smallest share of correct answers.
-        worst_recall: The smallest recall of the class that is recognised worst.
-        over_majority: How far the accuracy must lie above the share of the most frequent class, which a model reaches
-            by always naming that class; 0 asks for nothing.
+        accuracy: With `task: single`, the smallest share of correct answers.
+        worst_recall: With `task: single`, the smallest recall of the class that is recognised worst.
+        over_majority: With `task: single`, how far the accuracy must lie above the share of the most frequent class,
+            which a model reaches by always naming that class; 0 asks for nothing.
         mean_average_precision: With `task: multi`, the smallest mean of the labels' average precisions.
         worst_average_precision: With `task: multi`, the smallest average precision of a label.
         over_prevalence: With `task: multi`, how far the mean average precision must lie above the mean share of the
@@ -88,8 +88,8 @@ class GateConfig:
             from 0 (chance) to 1 (always right); null asks for nothing.
     """
 
-    accuracy: float = 0.0
-    worst_recall: float = 0.0
+    accuracy: float = field(default=0.0, kw_only=True)
+    worst_recall: float = field(default=0.0, kw_only=True)
     over_majority: float = field(default=0.0, kw_only=True)
     mean_average_precision: float = field(default=0.0, kw_only=True)
     worst_average_precision: float = field(default=0.0, kw_only=True)

@@ -34,6 +34,7 @@ from visionpipe.data.wording import counted, quoted
 from visionpipe.errors import DataError, ImageError
 from visionpipe.escape import visible
 from visionpipe.project.table_survey import Guess
+from visionpipe.tasks import TASKS, task_for
 
 BEGINNING = 64 * 2**10  # bytes: the size of a JPEG stands behind its thumbnail and its colour profile
 TOGETHER = 64  # files that a thread looks at in one go
@@ -103,9 +104,9 @@ class Survey:
         return "table" if self.guess else "folders"
 
     @property
-    def majority(self) -> float:
-        """Share of the most frequent class."""
-        return max(self.classes.values()) / self.images
+    def blind(self) -> float:
+        """The score of a model that sees nothing."""
+        return TASKS[self.task].blind_share(list(self.classes.values()), self.images)
 
     def lines(self) -> Iterator[str]:
         """Describes the images for people."""
@@ -182,14 +183,14 @@ def survey(
             *oddities(classes, elongated, short, unusable),
         ),
         guess=guess,
-        task="multi" if reason else "single",
+        task=task_for(several=bool(reason)).name,
         task_reason=reason,
         count=len(seen),
     )
 
 
 def why_several(source: Source, path: Path, guess: Guess | None) -> str:
-    """Says why the task is `multi`; "" where each image has one label."""
+    """Says why an image may have several labels; "" where each has one."""
     if guess:
         return guess.task_reason
     return several_reason(path) if source == "huggingface" else ""
@@ -205,7 +206,7 @@ def listing_of(source: Source, path: Path, guess: Guess | None = None, follow_li
         group=guess.group if guess else None,
         follow_links=follow_links,
     )
-    return list_source(config, "multi" if why_several(source, path, guess) else "single")
+    return list_source(config, bool(why_several(source, path, guess)))
 
 
 def source_of(path: Path, name: str) -> Source:

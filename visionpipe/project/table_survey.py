@@ -62,8 +62,9 @@ class Guess:
     task_reason: str = ""
 
     @property
-    def task(self) -> str:
-        return "multi" if self.task_reason else "single"
+    def several(self) -> bool:
+        """Whether an image may have several labels."""
+        return bool(self.task_reason)
 
     def params(self) -> dict[str, object]:
         """Returns the keys of `prepare:`; those with their defaults are left out, apart from the three that matter."""

@@ -222,6 +222,7 @@ def describe(live: Live, settings: Settings) -> dict[str, Any]:
         "version": live.number,
         "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(live.since)),
         "task": classifier.task.name,
+        "score": classifier.task.score,
         "classes": classifier.labels,
         **classifier.task.content(),
         "size": {"height": height, "width": width},

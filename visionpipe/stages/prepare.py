@@ -50,6 +50,7 @@ from visionpipe.errors import DataError
 from visionpipe.files import write_json
 from visionpipe.project.params import Params
 from visionpipe.project.paths import state_folder
+from visionpipe.tasks import TASKS
 
 REFUSED = "refused-manifest.json"
 DECODED = "decoded"  # the pictures of the last run
@@ -91,7 +92,7 @@ def write_prepared(params: Params, content: Content) -> dict[str, Any]:
     """Writes the prepared data and returns their manifest; fills `content` on the way."""
     config = params.prepare
     decisions = read_decisions()
-    listing = with_groups(list_source(config, params.task), config)
+    listing = with_groups(list_source(config, TASKS[params.task].several), config)
     listing = content.listing = decisions.applied_to(listing)
     check_classes(listing, config.path)
     with replacing_folder(PREPARED) as folder:
@@ -125,6 +126,7 @@ def write_prepared(params: Params, content: Content) -> dict[str, Any]:
             folder,
             **config.frame_options,
             **config.decode_options,
+            task=params.task,
             classes=list(listing.classes),
             channel_mean=channel_mean,
             channel_std=channel_std,

@@ -9,3 +9,8 @@ POSSIBLE = (
     "cutting it into classes, such as low, middle and high, and ordered classes, such as grades, with task: single"
 )
 TASKS: dict[str, type[Task]] = {kind.name: kind for kind in (Single, Multi)}
+
+
+def task_for(several: bool) -> type[Task]:
+    """Returns the task for images with one label, or for those with `several`."""
+    return next(kind for kind in TASKS.values() if kind.several == several)

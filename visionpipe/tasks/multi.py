@@ -32,6 +32,7 @@ class Multi(Task):
     thresholds: tuple[float, ...]
 
     name: ClassVar[str] = "multi"
+    several: ClassVar[bool] = True
     outputs: ClassVar[dict[str, str]] = {
         "sigmoid": "sigmoid",
         "focal": "sigmoid",
@@ -59,7 +60,7 @@ class Multi(Task):
         "`labels`, those whose probability reaches their threshold, and `probabilities`",
         "The model knows {classes} labels. Where an image shows something else, it answers as if it did not.",
     )
-    over: ClassVar[tuple[str, str]] = ("over_prevalence", "mean share {:.4f} of the images with a label")
+    over: ClassVar[tuple[str, str]] = ("over_prevalence", "mean share of the images with a label")
 
     recipe: ClassVar[dict[str, Any]] = {"loss": "sigmoid"}
 
@@ -194,6 +195,10 @@ class Multi(Task):
     def blind_score(cls, labels: np.ndarray) -> float:
         present, known = (labels == 1).sum(axis=0), (labels >= 0).sum(axis=0)
         return float((present[present > 0] / known[present > 0]).mean()) if present.any() else 0.0
+
+    @classmethod
+    def blind_share(cls, counts: Sequence[int], images: int) -> float:
+        return sum(counts) / (len(counts) * images)
 
     @classmethod
     def fitted(cls, parts: Parts, config: "ExportConfig") -> Self:

@@ -35,7 +35,7 @@ class Single(Task):
         "`label` and `probabilities`",
         "The model answers with one of its {classes} classes for every image, even if the image shows none of\nthem.",
     )
-    over: ClassVar[tuple[str, str]] = ("over_majority", "share {:.4f} of the most frequent class")
+    over: ClassVar[tuple[str, str]] = ("over_majority", "share of the most frequent class")
 
     @classmethod
     def sampled_classes(cls, labels: np.ndarray) -> np.ndarray:
@@ -143,6 +143,10 @@ class Single(Task):
     @classmethod
     def blind_score(cls, labels: np.ndarray) -> float:
         return float(np.bincount(labels).max() / len(labels))
+
+    @classmethod
+    def blind_share(cls, counts: Sequence[int], images: int) -> float:
+        return max(counts) / images
 
     @classmethod
     def fitted(cls, parts: Parts, config: "ExportConfig") -> Self:

@@ -27,6 +27,7 @@ class Task(ABC):
 
     Attributes:
         name: as in params.yaml and labels.json.
+        several: whether an image may have several labels, or none.
         outputs: `train.loss` → the function that turns the logits of a model with this loss into probabilities:
             "softmax" or "sigmoid".
         score: the metric by which models are compared, in [0, 1], larger is better.
@@ -41,6 +42,7 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
+    several: ClassVar[bool] = False
     outputs: ClassVar[dict[str, str]]
     score: ClassVar[str]
     recipe: ClassVar[dict[str, Any]] = {}
@@ -50,6 +52,11 @@ class Task(ABC):
     by_class: ClassVar[dict[str, str]]
     card: ClassVar[tuple[str, str]]
     fields: ClassVar[dict[str, type]]
+
+    @classmethod
+    def gate(cls) -> tuple[str, ...]:
+        """Returns the keys of `register.gate` that are for this task."""
+        return (*cls.limits, cls.over[0])
 
     # Training. `labels` are those of Prepared.labels; targets, logits and weights are tensors of any backend.
 
@@ -160,6 +167,11 @@ class Task(ABC):
     @abstractmethod
     def blind_score(cls, labels: np.ndarray) -> float:
         """Computes the score of a model that sees nothing."""
+
+    @classmethod
+    @abstractmethod
+    def blind_share(cls, counts: Sequence[int], images: int) -> float:
+        """Estimates `blind_score` from the number of images of each class, and of all images."""
 
     @classmethod
     @abstractmethod

@@ -79,7 +79,7 @@ def gate_failures(task: type[Task], gate: GateConfig, validation: dict[str, Any]
     over, score = getattr(gate, key), values[task.score]
     if over and score < blind + over - 1e-9:  # of 0.1 + 0.25, say, which is no exact sum
         failures.append(
-            f"validation {task.score} {score:.4f} is below {blind + over:.4f}, the {words.format(blind)} plus {key} "
+            f"validation {task.score} {score:.4f} is below {blind + over:.4f}, the {words} {blind:.4f} plus {key} "
             f"{over:g}"
         )
     return failures

@@ -13,7 +13,7 @@ from visionpipe.artifact.digest import artifact_sha256 as artifact_digest
 from visionpipe.artifact.package import pyfunc_arguments
 from visionpipe.errors import ArtifactError, RegistryError
 from visionpipe.files import copy_contents, temporary_folder
-from visionpipe.tasks import TASKS
+from visionpipe.tasks import TASKS, Task
 from visionpipe.tracking.processes import is_abandoned, process_identity
 from visionpipe.tracking.store import DeletedVersion, Store, StoreError
 from visionpipe.tracking.verification import (
@@ -278,11 +278,15 @@ def move_aliases(store: Store, version: Any) -> list[str]:
     return moved
 
 
+def task_of(version: Any) -> type[Task]:
+    """Returns the task of a version; raises KeyError if it is one that this code does not know."""
+    return TASKS[version.tags.get("task", "single")]  # older versions have no such tag
+
+
 def validation_score(version: Any) -> float | None:
     """Returns the validation score that `register` recorded; None for a version that was made differently."""
     try:
-        task = TASKS[version.tags.get("task", "single")]  # older versions have no such tag
-        score = float(version.tags[f"validation_{task.score}"])
+        score = float(version.tags[f"validation_{task_of(version).score}"])
     except (KeyError, ValueError):
         return None
     return score if math.isfinite(score) else None

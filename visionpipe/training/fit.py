@@ -209,6 +209,7 @@ class Training:
             "epoch": epoch + 1,
             **logs,
             **{f"val_{name}": value for name, value in scores.items()},
+            "val_score": scores[self.task.score],
             "learning_rate": float(self.trained.optimizer.learning_rate),
             "seconds": trained + time.perf_counter() - start,
             "images_per_second": steps * self.batch_size / trained,
@@ -276,7 +277,7 @@ class Training:
 
     def scores(self) -> list[float]:
         """Returns the score of each epoch on the validation images."""
-        return [row[f"val_{self.task.score}"] for row in self.progress.history]
+        return [row["val_score"] for row in self.progress.history]
 
     def targets(self, labels: np.ndarray) -> np.ndarray:
         return self.task.targets(labels, len(self.data.classes))
