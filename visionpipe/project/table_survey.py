@@ -61,11 +61,6 @@ class Guess:
     odd: tuple[str, ...] = ()
     task_reason: str = ""
 
-    @property
-    def several(self) -> bool:
-        """Whether an image may have several labels."""
-        return bool(self.task_reason)
-
     def params(self) -> dict[str, object]:
         """Returns the keys of `prepare:`; those with their defaults are left out, apart from the three that matter."""
         written = {f.name: getattr(self.columns, f.name) for f in fields(self.columns)}
