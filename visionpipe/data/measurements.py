@@ -7,8 +7,11 @@ from collections.abc import Iterable
 from visionpipe.data.spreadsheet import number_of
 from visionpipe.data.wording import shown
 from visionpipe.errors import DataError
-from visionpipe.tasks import POSSIBLE
 
+POSSIBLE = (
+    "a model names one class of each image (task: single) or any number of labels (task: multi); predict a number by "
+    "cutting it into classes, such as low, middle and high, and ordered classes, such as grades, with task: single"
+)
 WHOLE = re.compile(r"([+-]?\d+)(\.0*)?")
 NO_NUMBER = ("", "nan", "na", "n/a", "null", "none", "<na>")  # in a column of numbers
 MOST_LEVELS = 20  # different numbers that may still be classes, such as doses

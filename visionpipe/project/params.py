@@ -16,6 +16,7 @@ from visionpipe.data.augmentation import AUGMENTATIONS, RGB_ONLY, Mixing, OutOfR
 from visionpipe.data.config import PrepareConfig, group_pattern
 from visionpipe.data.draws import MOST_ENTRIES
 from visionpipe.data.headers import MAX_CHANNELS
+from visionpipe.data.measurements import POSSIBLE
 from visionpipe.errors import ConfigError, did_you_mean
 from visionpipe.models.names import layer_names
 from visionpipe.models.specs import Encoder, ModelSpec
@@ -29,7 +30,7 @@ from visionpipe.project.sections import (
     RegisterConfig,
     TrackingConfig,
 )
-from visionpipe.tasks import POSSIBLE, TASKS
+from visionpipe.tasks import TASKS
 from visionpipe.training.plan import Plan, check_end, check_mixing, check_rates, is_layer, no_layer
 from visionpipe.training.presets import PRESETS
 from visionpipe.training.recipe import TrainConfig, layered
