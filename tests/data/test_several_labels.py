@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -24,12 +25,17 @@ from visionpipe.data.sources import list_source
 from visionpipe.data.splits import draw_folds, draw_splits
 from visionpipe.data.stratification import stratified
 from visionpipe.data.understood import contradictions
+from visionpipe.doctor.models import best_model
+from visionpipe.doctor.several import label_probabilities
 from visionpipe.errors import ConfigError, DataError
 from visionpipe.project.lineage import prepare_params
 from visionpipe.project.machine import Machine
 from visionpipe.project.params import Params, check_groups, load_params
+from visionpipe.project.paths import report_folder
 from visionpipe.stages.prepare import prepare
 from visionpipe.tasks import TASKS
+from visionpipe.tasks.multi import Multi
+from visionpipe.tasks.single import Single
 
 CLASSES = ("bird", "cat", "dog")
 
@@ -204,6 +210,26 @@ def test_lists_of_classes_of_the_hub_are_labels_and_other_sets_are_refused():
         saved("single")
     with pytest.raises(DataError, match=r"the column objects holds no list of classes .* write task: single"):
         save("one", several.feature, [1, 2, 0])("multi")
+
+
+def test_init_on_a_set_of_the_hub_with_lists_of_classes_writes_the_task_and_why(monkeypatch, capsys):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(command, "this_machine", lambda backend: Machine(2, 16 * 2**30, 200.0))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(Path.cwd().parent))
+    write("", 40)
+    features = {
+        "image": datasets.Image(),
+        "objects": datasets.Sequence(datasets.ClassLabel(names=list(CLASSES))),
+    }
+    content = {
+        "image": [{"bytes": Path(f"set/i{n}.png").read_bytes(), "path": None} for n in range(40)],
+        "objects": [[0, 1], [], [2], [1, 2]] * 10,
+    }
+    datasets.Dataset.from_dict(content, features=datasets.Features(features)).save_to_disk("saved")
+    assert main(["init", "project", "--images", "saved"]) == 0
+    assert "task          multi: the column objects holds lists of classes" in capsys.readouterr().out
+    made = load_params(Path("project/params.yaml"))
+    assert (made.task, list_source(made.prepare, TASKS[made.task].several).classes) == ("multi", CLASSES)
 
 
 # Splits
@@ -410,10 +436,63 @@ def test_the_doctor_finds_wrong_labels_copies_and_outliers_of_several_labels(cap
     assert len(truth.items() & labels_found.items()) >= 9  # of 12
     assert len(labels_found) <= 15
     assert "one picture, several labels" in out
-    assert (
-        "Shortcuts and classes that look alike are not sought"
-        in Path(".visionpipe/doctor/index.html").read_text()
+    assert "Classes that look alike are not sought" in Path(".visionpipe/doctor/index.html").read_text()
+
+
+def test_the_doctor_names_what_gives_a_label_away_and_rare_labels():
+    """Cats are JPEG files, most of camera A; of a third of the images nobody knows whether they show a cat."""
+    folder = Path("set")
+    folder.mkdir()
+    generator, lines = np.random.default_rng(0), []
+    for n in range(240):
+        cat, dog, bird = n % 3 == 0, generator.random() < 0.5, n % 40 == 0
+        pixels = generator.integers(0, 256, (12, 12, 3), np.uint8)
+        Image.fromarray(pixels).save(file := folder / f"{n}.{'jpg' if cat else 'png'}")
+        known = str(int(cat)) if n % 4 else ""
+        lines.append(f"{file.name},{int(bird)},{known},{int(dog)},{'A' if cat and n % 7 else 'B'}")
+    (folder / "labels.csv").write_text("\n".join(["file,bird,cat,dog,camera", *lines]))
+    Path("decisions.csv").write_text("file,finding,suggestion,decision\n")
+    prepare(params())
+    shortcuts = open_prepared(PREPARED).manifest["findings"]["shortcuts"]
+    assert [(found["class_name"], found["source"]) for found in shortcuts["found"]] == [
+        ("cat", "file format")
+    ]
+    assert shortcuts["largest"] == 1
+    doctor(params())
+    found = {
+        f["key"]: f["items"]
+        for f in json.loads(Path(".visionpipe/doctor/doctor.json").read_text())["findings"]
+    }
+    notes = {key: [item["note"] for item in found[key]] for key in ("shortcut", "metadata", "rare-labels")}
+    assert notes["shortcut"][0].startswith(
+        "the file format recognises 'cat' with an F1 of 1.00, chance 0.49; 100%"
     )
+    (note,) = notes["metadata"]
+    assert note.startswith("the column 'camera' recognises 'cat'")
+    (note,) = notes["rare-labels"]
+    assert note.startswith("'bird' has 4 training images, the largest class ")
+    shown = found["shortcut"][0]["images"]
+    assert [image["file"].endswith(".jpg") for image in shown] == [True] * 4 + [False] * 2
+
+
+def test_the_answers_of_a_model_are_averaged_with_those_of_the_features():
+    generator = np.random.default_rng(0)
+    features, labels = generator.normal(size=(30, 5)).astype(np.float32), generator.integers(-1, 2, (30, 3))
+    model = generator.random((30, 3)).astype(np.float32)
+    alone, with_model = (label_probabilities(features, labels, models)[0] for models in ((), [model]))
+    np.testing.assert_allclose(with_model, (alone + model) / 2, rtol=1e-5)
+
+
+def test_the_best_model_is_that_of_the_tasks_score():
+    scores = {
+        "a": {"mean_average_precision": 0.5},
+        "b": {"mean_average_precision": 0.7},
+        "c": {"accuracy": 0.9},
+    }
+    for name, of_model in scores.items():
+        report_folder(name).mkdir(parents=True)
+        (report_folder(name) / "metrics.json").write_text(json.dumps({"validation": of_model}))
+    assert (best_model("abcd", Multi), best_model("abcd", Single), best_model("d", Multi)) == ("b", "c", None)
 
 
 @pytest.mark.parametrize(

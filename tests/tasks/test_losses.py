@@ -5,6 +5,9 @@ import pytest
 import torch
 
 from visionpipe.tasks import losses
+from visionpipe.tasks.multi import Multi
+from visionpipe.training.loss import Objective
+from visionpipe.training.recipe import DistillConfig, TrainConfig
 
 RANDOM = np.random.default_rng(0)
 LOGITS = RANDOM.normal(0, 3, (40, 6)).astype(np.float32)
@@ -67,3 +70,33 @@ def test_the_divergence_of_sigmoids_is_that_of_pairs_of_probabilities():
     expected = 4 * (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean(1)
     received = np.asarray(losses.binary_divergence(LOGITS, teacher, 2.0))
     np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("beforehand", [True, False])
+@pytest.mark.parametrize("hard", [True, False])
+def test_a_student_learns_the_known_labels_and_all_answers_of_its_teacher(hard, beforehand):
+    """Of a label that nobody knows the teacher's answer is all that there is to learn."""
+    temperature = 1.0 if hard else 2.0
+    teacher = RANDOM.normal(0, 3, LOGITS.shape).astype(np.float32)
+    distill = DistillConfig("other", temperature=temperature, weight=0.3, hard=hard)
+    objective = Objective(Multi, TrainConfig(loss="sigmoid", distill=distill), None, LOGITS.shape[1], 1)
+    targets = Multi.targets(LABELS.astype(np.int8), LOGITS.shape[1])
+    beside = (targets, np.concatenate([LOGITS, teacher], axis=1))
+    received = objective.call(
+        *((np.concatenate([targets, teacher], axis=1), LOGITS) if beforehand else beside)
+    )
+
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits
+    logits = torch.tensor(LOGITS, dtype=torch.float64, requires_grad=True)
+    answers = torch.tensor(teacher, dtype=torch.float64)
+    labels = torch.tensor(np.maximum(LABELS, 0), dtype=torch.float64)
+    supervised = (entropy(logits, labels, reduction="none") * KNOWN).sum(1) / KNOWN.sum(1).clamp(min=1)
+    if hard:
+        taught = entropy(logits, (answers.sigmoid() >= 0.5).double(), reduction="none").mean(1)
+    else:
+        shares = (answers / temperature).sigmoid()
+        least = torch.distributions.Bernoulli(shares).entropy()
+        cross = entropy(logits / temperature, shares, reduction="none")
+        taught = temperature**2 * (cross - least).mean(1)
+    expected = 0.7 * supervised + 0.3 * taught
+    np.testing.assert_allclose(np.asarray(received), expected.detach(), rtol=1e-4, atol=1e-5)

@@ -11,6 +11,7 @@ from visionpipe.data.config import PrepareConfig, TableConfig
 from visionpipe.data.labels import Labels, check_names, labels_of
 from visionpipe.data.layout import split_notes, splits_named
 from visionpipe.data.listing import Listing, Record, Rejected
+from visionpipe.data.measurements import refuse_measured
 from visionpipe.data.spreadsheet import text_of
 from visionpipe.errors import DataError, did_you_mean
 
@@ -41,7 +42,11 @@ def list_saved(path: Path, config: PrepareConfig, several: bool = False) -> List
         notes += [f"{path} has splits that are not used: {', '.join(unused)}"] if unused else []
         notes += split_notes(names)
     features = Features(next(iter(parts.values())).features, config, path, several)
-    classes = features.classes or sorted({name for split in names for name in features.words(parts[split])})
+    classes = features.classes
+    if classes is None:
+        words = [name for split in names for name in features.words(parts[split])]
+        refuse_measured(words, f"prepare.table.label: the column {features.label!r} of {path}")
+        classes = sorted(set(words))
     if features.unused:
         notes.append(f"{path} has columns that are no text and no number: {', '.join(features.unused)}")
     return Listing(
@@ -53,6 +58,21 @@ def list_saved(path: Path, config: PrepareConfig, several: bool = False) -> List
         columns=tuple(features.metadata),
         several=several,
     )
+
+
+def several_reason(path: Path) -> str:
+    """Says which column of a saved set holds several labels of an image; "" where a column holds a single one."""
+    features = next(iter(load(path).values())).features
+    lists = [name for name, kind in features.items() if is_several(kind)]
+    return f"the column {lists[0]} holds lists of classes" if lists and not label_columns(features) else ""
+
+
+def label_columns(features: Any) -> list[str]:
+    """Returns the columns that may hold one label of each image: those of ClassLabel, or else texts and numbers."""
+    import datasets
+
+    single = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    return single or [name for name in LABELS if is_value(features.get(name))]
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -93,9 +113,7 @@ class Features:
         single = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
         lists = [name for name, kind in features.items() if is_several(kind)]
         self.several = several
-        self.label = (
-            self.labels_named(options, lists) if several else self.label_named(options, single, lists)
-        )
+        self.label = self.labels_named(options, lists) if several else self.label_named(options, lists)
         kind = list_of(features[self.label]) or features[self.label]
         self.classes = list(kind.names) if isinstance(kind, datasets.ClassLabel) else None
         if several:
@@ -114,17 +132,17 @@ class Features:
         self.metadata = [name for name in others if is_value(features[name]) or name in single]
         self.unused = [name for name in others if name not in self.metadata and name not in images]
 
-    def label_named(self, options: TableConfig, single: list[str], lists: list[str]) -> str:
+    def label_named(self, options: TableConfig, lists: list[str]) -> str:
         """Returns the column with one label of each image."""
-        texts = [name for name in LABELS if is_value(self.features.get(name))]
+        single = label_columns(self.features)
         written = options.label != TableConfig.label and options.label in self.features
-        chosen = options.label if written else lists[0] if lists and not (single or texts) else None
+        chosen = options.label if written else lists[0] if lists and not single else None
         if chosen in lists:
             raise DataError(
                 f"prepare.path: {self.path}: the column {chosen} holds several labels of an image: write task: multi, "
                 f"or choose a column with a single label"
             )
-        known = single or texts or [name for name in self.features if is_value(self.features[name])]
+        known = single or [name for name in self.features if is_value(self.features[name])]
         return self.named("table.label", options.label, known, "a column of labels", "label")
 
     def labels_named(self, options: TableConfig, lists: list[str]) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import posixpath
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -13,14 +12,13 @@ import yaml
 from visionpipe.data.config import TableConfig
 from visionpipe.data.labels import ABSENT, PRESENT, UNKNOWN, Labels, check_names, labels_of
 from visionpipe.data.listing import Reader, merge_spellings
+from visionpipe.data.measurements import NO_NUMBER, WHOLE, refuse_measured
 from visionpipe.data.spreadsheet import Sheet, decoded
 from visionpipe.data.table_files import Unusable
 from visionpipe.data.wording import shown
 from visionpipe.errors import DataError, ImageError
 from visionpipe.escape import visible
 
-WHOLE = re.compile(r"([+-]?\d+)(\.0*)?")
-NO_NUMBER = ("", "nan", "na", "n/a", "null", "none", "<na>")  # in a column of numbers
 FLAGS = {
     **dict.fromkeys(("1", "1.0", "true", "yes"), PRESENT),
     **dict.fromkeys(("0", "0.0", "false", "no"), ABSENT),
@@ -76,8 +74,11 @@ class OneLabel:
 
     def named(self, labels: dict[str, str | Labels], classes: list[str] | None) -> tuple[Named, list[str]]:
         words = {file: str(label) for file, label in labels.items()}
+        separator = guessed_separator(words.values())
+        if separator is None:  # else "1,5" is no number
+            refuse_measured(words.values(), f"prepare.table.label: {self.said} of {visible(self.table)}")
         named, notes = class_names(words, classes, self.table)
-        if separator := guessed_separator(words.values()):
+        if separator:
             example = next(word for word in words.values() if separator in word)
             notes.append(
                 f"classes that look like several labels of an image, such as {shown(example)!r}: if they are, write "
@@ -149,6 +150,10 @@ class Flags:
                 f"task: multi needs two; for one, write task: single and prepare.table.label: {self.columns[0]}"
             )
         check_names(self.columns, f"prepare.table.labels: {visible(table)}")
+        for place, name in enumerate(sheet.columns):
+            if name in self.columns:
+                cells = [row[place] for _, row in sheet.rows if place < len(row)]
+                refuse_measured(cells, f"prepare.table.labels: the column {name!r} of {visible(table)}")
 
     def read(self, cell: Cell) -> Labels:
         values = {}

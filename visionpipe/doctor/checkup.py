@@ -10,7 +10,7 @@ from visionpipe.data.duplicates import copies_between
 from visionpipe.data.labels import ABSENT, PRESENT
 from visionpipe.data.prepared import SPLITS, Prepared
 from visionpipe.doctor.quality import find_quality
-from visionpipe.doctor.shortcuts import metadata_shortcuts
+from visionpipe.doctor.shortcuts import metadata_shortcuts, named, questions
 
 LEAK_SHARE = 0.01  # of a split; fewer copies are counted in the manifest, and no warning
 
@@ -74,10 +74,12 @@ def checkup(
     rows = quality.get("blank", np.empty(0, int))
     if len(rows) > 1:  # a single one is for the doctor to show
         warnings.append(f"pictures of almost one colour: {len(rows):,}, such as {names[rows[0]]!r}")
-    several = labels["train"].ndim > 1  # shortcuts are sought where each image has one class
-    shortcuts, largest = (
-        ([], 0.0) if several else metadata_shortcuts(measures["train"], labels["train"], classes)
-    )
+    looks = [
+        metadata_shortcuts({name: values[rows] for name, values in measures["train"].items()}, answers, names)
+        for rows, answers, names in questions(labels["train"], classes)
+    ]
+    shortcuts = named([shortcut for found, _ in looks for shortcut in found])
+    largest = max((score for _, score in looks), default=0.0)
     findings["shortcuts"] = {"largest": largest, "found": [asdict(shortcut) for shortcut in shortcuts]}
     warnings += [
         f"the {found.source} alone recognises the class {found.class_name!r} with an F1 of {found.f1:.2f} (chance "

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from visionpipe.data.labels import readable
+from visionpipe.data.labels import ABSENT, PRESENT, readable
 from visionpipe.data.measures import as_picture
 from visionpipe.data.prepared import Prepared
 from visionpipe.errors import DataError
@@ -41,6 +41,14 @@ class Images:
         """Returns the class of an image, or all its labels as text, such as "cat | dog"."""
         labels = self.labels[row]
         return readable(labels, self.data.classes) if self.several else self.data.classes[labels]
+
+    def having(self, index: int) -> np.ndarray:
+        """Whether each image is of a class, or has it among its labels, bool (n,)."""
+        return self.labels[:, index] == PRESENT if self.several else self.labels == index
+
+    def lacking(self, index: int) -> np.ndarray:
+        """Whether each image is known not to be of a class, bool (n,)."""
+        return self.labels[:, index] == ABSENT if self.several else self.labels != index
 
     def split_name(self, row: int) -> str:
         return self.data.splits[self.split[row]]
@@ -184,6 +192,14 @@ KINDS = {  # the word in the column `finding` of decisions.csv → what the page
         "A model may ignore them without losing much accuracy.",
         "Set train.sampler: sqrt and train.logit_adjustment: 1.0, look at the balanced accuracy, set "
         "register.gate.worst_recall, and add images.",
+    ),
+    "rare-labels": Kind(
+        "Rare labels",
+        ("label", "labels"),
+        "counted",
+        "A model may never answer them without losing much of its mean average precision.",
+        "Set train.class_weights: balanced or train.sampler: sqrt, look at the average precision of each label, set "
+        "register.gate.worst_average_precision, and add images.",
     ),
     "drift": Kind(
         "Splits that differ",

@@ -1,27 +1,32 @@
 """Finds labels that may be wrong where an image may have several: each label is a question of its own, yes or no.
 
 The probability of a label is the mean of its share among the NEIGHBOURS nearest images and of a ridge regression that
-was fitted to the other folds. Confident learning (Northcutt, Jiang and Chuang 2021, arXiv:1911.00068) decides for each
-class separately.
+was fitted to the other folds, averaged with those of trained models that have not memorised their labels. Confident
+learning (Northcutt, Jiang and Chuang 2021, arXiv:1911.00068) decides for each class separately.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 from tqdm import tqdm
 
 from visionpipe.data.labels import ABSENT, PRESENT, UNKNOWN, readable
 from visionpipe.doctor.findings import Finding, Images, Item
-from visionpipe.doctor.labels import CHUNK, FOLDS, NEIGHBOURS, TILE
+from visionpipe.doctor.labels import CHUNK, FOLDS, NEIGHBOURS, TILE, Probabilities
 
 RIDGE = 1e-3  # of the mean square of the features
 EXAMPLES = 2  # images with the label, or without it, beside one in question
 
 
-def label_probabilities(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def label_probabilities(
+    features: np.ndarray, labels: np.ndarray, models: Sequence[Probabilities] = ()
+) -> tuple[np.ndarray, np.ndarray]:
     """Predicts the labels of every image from all images but itself.
 
     Args:
         features: float32 (n, values).
         labels: int8 (n, classes), 1, 0 or -1 for unknown, which teaches nothing.
+        models: the probabilities of trained models, each (n, classes).
 
     Returns:
         The probability of each label, float32 (n, classes), and the mean distance to the nearest images, (n,).
@@ -41,7 +46,8 @@ def label_probabilities(features: np.ndarray, labels: np.ndarray) -> tuple[np.nd
         nearest = np.argpartition(distances, count - 1, axis=1)[:, :count]
         voters = known[nearest].sum(axis=1)
         shares = np.where(voters > 0, present[nearest].sum(axis=1) / np.maximum(voters, 1), priors)
-        table[rows] = (table[rows] + shares) / 2
+        of_features = (table[rows] + shares) / 2
+        table[rows] = (of_features + sum(model[rows] for model in models)) / (1 + len(models))
         squared = np.take_along_axis(distances, nearest, axis=1) + squares[rows, None]
         distance[rows] = np.sqrt(np.maximum(squared, 0)).mean(axis=1)
     return table, distance

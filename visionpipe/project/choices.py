@@ -109,7 +109,7 @@ def choose(survey: Survey, machine: Machine, backend: str, pretrained: bool) -> 
 
 def task_reason(survey: Survey) -> str:
     kinds = "single: each image has one class | multi: any number of labels, or none"
-    return f"{kinds}; {survey.guess.task_reason}" if survey.guess and survey.guess.task_reason else kinds
+    return f"{kinds}; {survey.task_reason}" if survey.task_reason else kinds
 
 
 def budget_minutes(images: int) -> float:

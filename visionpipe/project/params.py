@@ -16,6 +16,7 @@ from visionpipe.data.augmentation import AUGMENTATIONS, RGB_ONLY, Mixing, OutOfR
 from visionpipe.data.config import PrepareConfig, group_pattern
 from visionpipe.data.draws import MOST_ENTRIES
 from visionpipe.data.headers import MAX_CHANNELS
+from visionpipe.data.measurements import POSSIBLE
 from visionpipe.errors import ConfigError, did_you_mean
 from visionpipe.models.names import layer_names
 from visionpipe.models.specs import Encoder, ModelSpec
@@ -157,9 +158,21 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if isinstance(content, dict):
+        check_task(content.get("task", Params.task))
     params = build(Params, content, "")
     check(params)
     return params
+
+
+def check_task(task: Any) -> None:
+    """Refuses a task that there is not, such as regression, and says what is possible instead."""
+    hint = did_you_mean(str(task), TASKS)
+    require(
+        task in tuple(TASKS),
+        "task",
+        f"expected one of {', '.join(TASKS)}, received {task!r}{hint}: {POSSIBLE}",
+    )
 
 
 def check(params: Params) -> None:

@@ -24,7 +24,7 @@ from visionpipe.data.deep import ARRAY, DICOM, kind_of, stored_form
 from visionpipe.data.form import PixelFormat
 from visionpipe.data.formats import format_of, open_image
 from visionpipe.data.headers import MAX_PIXELS, check_size, check_tiff
-from visionpipe.data.huggingface import MARKS
+from visionpipe.data.huggingface import MARKS, several_reason
 from visionpipe.data.levels import has_two_bytes
 from visionpipe.data.listing import NOT_IN_A_CLASS, Listing, Record, Rejected
 from visionpipe.data.sources import list_source
@@ -71,8 +71,8 @@ class Survey:
     than ELONGATED times the other;
     `one_size`: (height, width) where all images have the same, else None; `pixels`: of all images together;
     `form`: the keys of `prepare` for arrays, DICOM files and TIFFs of many channels, else empty; `odd`: sentences about
-    what may be a mistake; `guess`: what the columns of a table say; `count`: of the images, where they may have several
-    labels, so that `classes` counts some more than once.
+    what may be a mistake; `guess`: what the columns of a table say; `task_reason`: why the task is not single;
+    `count`: of the images, where they may have several labels, so that `classes` counts some more than once.
     """
 
     source: Source
@@ -91,6 +91,7 @@ class Survey:
     form: dict[str, Any] = field(default_factory=dict)
     guess: Guess | None = None
     task: str = "single"
+    task_reason: str = ""
     count: int | None = None
 
     @property
@@ -145,7 +146,7 @@ def survey(
     """
     name = visible(shown_path or str(path))
     source: Source = "table" if guess else source_of(path, name)
-    task = task_for(several=bool(guess and guess.several)).name
+    reason = why_several(source, path, guess)
     listing = listing_of(source, path, guess, follow_links)
     seen: list[tuple[Record, Header]] = []
     unusable: list[Rejected] = []
@@ -182,9 +183,17 @@ def survey(
             *oddities(classes, elongated, short, unusable),
         ),
         guess=guess,
-        task=task,
+        task=task_for(several=bool(reason)).name,
+        task_reason=reason,
         count=len(seen),
     )
+
+
+def why_several(source: Source, path: Path, guess: Guess | None) -> str:
+    """Says why an image may have several labels; "" where each has one."""
+    if guess:
+        return guess.task_reason
+    return several_reason(path) if source == "huggingface" else ""
 
 
 def listing_of(source: Source, path: Path, guess: Guess | None = None, follow_links: bool = False) -> Listing:
@@ -197,7 +206,7 @@ def listing_of(source: Source, path: Path, guess: Guess | None = None, follow_li
         group=guess.group if guess else None,
         follow_links=follow_links,
     )
-    return list_source(config, bool(guess and guess.several))
+    return list_source(config, bool(why_several(source, path, guess)))
 
 
 def source_of(path: Path, name: str) -> Source:

@@ -11,6 +11,7 @@ from pathlib import Path
 from visionpipe.data.config import PrepareConfig, TableConfig
 from visionpipe.data.labels import ABSENT, PRESENT
 from visionpipe.data.layout import splits_named
+from visionpipe.data.measurements import measured, refuse_measured
 from visionpipe.data.sources import content_of_folder
 from visionpipe.data.spreadsheet import ENDINGS, number_of, read_sheet
 from visionpipe.data.table_files import Files, Unusable, guessed_root
@@ -60,11 +61,6 @@ class Guess:
     odd: tuple[str, ...] = ()
     task_reason: str = ""
 
-    @property
-    def several(self) -> bool:
-        """Whether an image may have several labels."""
-        return bool(self.task_reason)
-
     def params(self) -> dict[str, object]:
         """Returns the keys of `prepare:`; those with their defaults are left out, apart from the three that matter."""
         written = {f.name: getattr(self.columns, f.name) for f in fields(self.columns)}
@@ -109,6 +105,8 @@ def guess_columns(table: Path, label: str | None = None) -> Guess:
     weight = named(rest, WEIGHTS, lambda cells: all(is_weight(cell) for cell in cells))
     several = several_labels({c: v for c, v in rest.items() if c not in (split, weight)}, label)
     chosen = several.columns if several else (label or label_column(rest, {split, weight}, name),)
+    if label is not None and not several:
+        refuse_measured(values[label], f"--label: {name}: the column {label!r}")
     group = group_column({c: v for c, v in rest.items() if c not in (*chosen, split, weight)})
     if group and split and (torn := torn_groups(values[group], values[split])):
         odd.append(
@@ -271,6 +269,10 @@ def label_column(values: dict[str, list[str]], used: set[str | None], name: str)
     if by_name:
         return by_name
     few = [c for c, cells in values.items() if c not in used and has_classes(cells) and not group_word(c)]
+    numbers = [c for c, cells in values.items() if c not in used and measured(cells)]
+    for column in numbers:
+        if words(column) in LABELS or (not few and len(numbers) == 1):
+            refuse_measured(values[column], f"{visible(name)}: the column {column!r}")
     one_hot = one_hot_columns({c: cells for c, cells in values.items() if c not in used})
     if one_hot and set(few) <= set(one_hot):
         columns = ", ".join(map(shown, one_hot[:COLUMNS_SHOWN]))
@@ -287,7 +289,8 @@ def label_column(values: dict[str, list[str]], used: set[str | None], name: str)
 
 def has_classes(cells: list[str]) -> bool:
     """Whether the cells of a column may be classes: several different ones, and each of them several times."""
-    return 2 <= len(set(cells) - {""}) <= min(MOST_CLASSES, max(2, len(cells) // 2))
+    several = 2 <= len(set(cells) - {""}) <= min(MOST_CLASSES, max(2, len(cells) // 2))
+    return several and measured(cells) is None
 
 
 def is_flags(cells: list[str]) -> bool:

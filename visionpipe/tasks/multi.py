@@ -1,7 +1,8 @@
 """The task `multi`: every image has any number of the labels, or none."""
 
 import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from visionpipe.errors import ConfigError
 from visionpipe.tasks import losses
-from visionpipe.tasks.task import Parts, Task
+from visionpipe.tasks.task import VISIBLE, Parts, Task
 
 if TYPE_CHECKING:
     import keras
@@ -145,6 +146,42 @@ class Multi(Task):
         }
 
     @classmethod
+    def votes(cls, labels: np.ndarray, nearest: np.ndarray, weights: np.ndarray, classes: int) -> np.ndarray:
+        """Leaves out who does not know a label; where nobody does, it is as frequent as among all training images."""
+        voted = labels[nearest]
+        known, present = (np.einsum("nk,nkc->nc", weights, which(voted)) for which in (is_known, is_present))
+        priors = is_present(labels).sum(axis=0) / np.maximum(is_known(labels).sum(axis=0), 1)
+        return np.where(known > 0, present / np.where(known > 0, known, 1), priors)
+
+    @classmethod
+    def known_together(cls, labels: np.ndarray, classes: int) -> Iterator[tuple[Any, Any]]:
+        """Puts classes together that are unknown of the same images, such as all that are always known."""
+        same: dict[bytes, list[int]] = defaultdict(list)
+        for column, known in enumerate(is_known(labels).T):
+            same[np.packbits(known).tobytes()].append(column)
+        for columns in same.values():
+            yield columns, is_known(labels[:, columns[0]])
+
+    @classmethod
+    def class_sums(cls, features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+        return is_present(labels).T.astype(features.dtype) @ features
+
+    @classmethod
+    def described(cls, target: np.ndarray, names: Sequence[str]) -> list[str]:
+        """Names the labels, the largest share first, with shares that are not one, and says which are unknown."""
+        present, absent = np.split(target, 2)
+        lines = [
+            f"{names[index]}{'' if present[index] > 1 - VISIBLE else f' {present[index]:.0%}'}"
+            for index in np.argsort(-present, kind="stable")
+            if present[index] >= VISIBLE
+        ]
+        unknown = np.flatnonzero(present + absent < VISIBLE)
+        if len(unknown):
+            which = names[unknown[0]] if len(unknown) == 1 else f"{len(unknown)} labels"
+            return [*lines, f"{which} unknown"]
+        return lines or ["no label"]
+
+    @classmethod
     def score_of(cls, parts: Parts) -> float:
         from visionpipe.evaluation.multilabel import mean_average_precision
 
@@ -206,6 +243,14 @@ class Multi(Task):
 
     def cells(self, probabilities: np.ndarray, labels: Sequence[str]) -> list[Any]:
         return (probabilities >= self.thresholds).astype(int).tolist()
+
+
+def is_known(labels: np.ndarray) -> np.ndarray:
+    return labels >= 0
+
+
+def is_present(labels: np.ndarray) -> np.ndarray:
+    return labels == 1
 
 
 def joined(parts: Parts) -> tuple[np.ndarray, np.ndarray]:

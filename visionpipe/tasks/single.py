@@ -1,12 +1,12 @@
 """The task `single`: every image has one label out of several."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from visionpipe.tasks import losses
-from visionpipe.tasks.task import Parts, Task
+from visionpipe.tasks.task import VISIBLE, Parts, Task
 
 if TYPE_CHECKING:
     import keras
@@ -106,6 +106,30 @@ class Single(Task):
     def validate(cls, model: "keras.Model", batches: Any, labels: np.ndarray) -> dict[str, float]:
         scores = model.evaluate(batches, verbose=0, return_dict=True)
         return {name: float(value) for name, value in scores.items()}
+
+    @classmethod
+    def votes(cls, labels: np.ndarray, nearest: np.ndarray, weights: np.ndarray, classes: int) -> np.ndarray:
+        table = np.zeros((len(nearest), classes))
+        np.add.at(table, (np.arange(len(nearest))[:, None], labels[nearest]), weights)
+        return table / weights.sum(axis=1, keepdims=True)
+
+    @classmethod
+    def known_together(cls, labels: np.ndarray, classes: int) -> Iterator[tuple[Any, Any]]:
+        yield slice(None), slice(None)
+
+    @classmethod
+    def class_sums(cls, features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+        sums = np.zeros((classes, features.shape[1]))
+        np.add.at(sums, labels, features)
+        return sums
+
+    @classmethod
+    def described(cls, target: np.ndarray, names: Sequence[str]) -> list[str]:
+        """Names the class, or the two of a mixed image with their shares."""
+        most = [index for index in np.argsort(-target, kind="stable")[:2] if target[index] >= VISIBLE]
+        if len(most) == 1:
+            return [names[most[0]]]
+        return [f"{names[index]} {target[index]:.0%}" for index in most]
 
     @classmethod
     def score_of(cls, parts: Parts) -> float:

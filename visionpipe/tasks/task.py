@@ -1,7 +1,7 @@
 """What a task says about itself: how probabilities follow from logits, and the form of an answer."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from visionpipe.training.recipe import DistillConfig, TrainConfig
 
 
+VISIBLE = 0.005  # the share of a class in a mixed image from which on a caption names it
 Parts = Iterable[tuple[np.ndarray, np.ndarray]]
 
 
@@ -122,6 +123,33 @@ class Task(ABC):
     @abstractmethod
     def validate(cls, model: "keras.Model", batches: Any, labels: np.ndarray) -> dict[str, float]:
         """Returns `loss` and the task's `score` of a compiled model on a split, whose images are in `batches`."""
+
+    # Probes of frozen features. `labels` are those of all training images.
+
+    @classmethod
+    @abstractmethod
+    def votes(cls, labels: np.ndarray, nearest: np.ndarray, weights: np.ndarray, classes: int) -> np.ndarray:
+        """Computes the weighted share of each class among the nearest training images, (n, classes).
+
+        Args:
+            nearest: their rows in `labels`, (n, k).
+            weights: those of their votes, (n, k).
+        """
+
+    @classmethod
+    @abstractmethod
+    def known_together(cls, labels: np.ndarray, classes: int) -> Iterator[tuple[Any, Any]]:
+        """Yields indices of classes, and of the images of which the labels of these classes are known."""
+
+    @classmethod
+    @abstractmethod
+    def class_sums(cls, features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+        """Computes the sum of the features, (n, values), of the images with each label, (classes, values)."""
+
+    @classmethod
+    @abstractmethod
+    def described(cls, target: np.ndarray, names: Sequence[str]) -> list[str]:
+        """Describes what an image teaches, a row of `targets`, with a line for each class that it names."""
 
     # After the training. `parts` are the probabilities and the labels of batches of images.
 
