@@ -17,6 +17,7 @@ import yaml
 from visionpipe.data.augmentation import AUGMENTATIONS
 from visionpipe.errors import ConfigError
 from visionpipe.evaluation.metrics import classification_metrics, per_class
+from visionpipe.evaluation.multilabel import multilabel_metrics, per_label
 from visionpipe.project.params import load_params
 from visionpipe.serving.settings import Settings
 
@@ -183,7 +184,9 @@ def test_the_page_of_metrics_has_every_key():
     labels, classes = np.arange(12) % 6, [f"class {k}" for k in range(6)]
     headline = classification_metrics(np.full((12, 6), 1 / 6), labels, classes, 15)
     table = per_class(np.ones((6, 6), int), classes)["class 0"]
-    assert [key for key in (*headline, *table) if f"`{key}`" not in page] == []
+    several = np.ones((2, 1)), np.ones((2, 1), np.int8), ["class 0"], np.array([0.5]), 15
+    labelled = *multilabel_metrics(*several), *per_label(*several)["class 0"]
+    assert [key for key in (*headline, *table, *labelled) if f"`{key}`" not in page] == []
 
 
 def test_the_guide_shows_every_augmentation():

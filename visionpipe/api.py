@@ -88,18 +88,20 @@ class Project:
     def results(self) -> "pandas.DataFrame":
         """Returns one row per trained model of params.yaml, as `visionpipe compare` prints it.
 
-        The index is the model's name. Accuracies lie in [0, 1], with the 95 % interval of the test accuracy; latencies
-        are in ms, memory in MiB, training in minutes. NaN stands for what was not measured on this machine.
+        The index is the model's name. Scores (accuracies, or with several labels mean average precisions) lie in
+        [0, 1], with the 95 % interval of the test score; latencies are in ms, memory in MiB, training in
+        minutes. NaN stands for what was not measured on this machine.
         """
         import pandas
 
-        from visionpipe.evaluation.comparison import read_results
         from visionpipe.project.backend import thread_count
+        from visionpipe.tasks import TASKS
+        from visionpipe.tracking.comparison import read_results
 
         with contextlib.chdir(self.path):
             params = load_params()
             trained = [name for name in params.models if (model_folder(name) / "lineage.json").exists()]
-            rows = read_results(trained, thread_count(params), state_folder())
+            rows = read_results(trained, thread_count(params), state_folder(), TASKS[params.task].score)
         return pandas.DataFrame(rows, columns=None if rows else ["model"]).set_index("model")
 
     def model(self, name: str) -> "keras.Model":
@@ -153,11 +155,14 @@ class Prediction:
         label: the most probable class.
         probability: its probability, in [0, 1].
         top: the `top_k` most probable classes with their probabilities, the best first.
+        labels: the classes that the answer names: with `task: single` this one, with `task: multi` those that reach
+            their thresholds, the most probable first.
     """
 
     label: str
     probability: float
     top: list[tuple[str, float]]
+    labels: list[str]
 
 
 @dataclass(frozen=True)
@@ -205,7 +210,8 @@ class Predictor:
                 best = [
                     (self.labels[place], float(row[place])) for place in (-row).argsort(kind="stable")[:top_k]
                 ]
-                answers.append(Prediction(*best[0], best))
+                named = [self.labels[place] for place in self.classifier.task.named(row)]
+                answers.append(Prediction(*best[0], best, named))
         return answers if several else answers[0]
 
 

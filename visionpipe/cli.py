@@ -271,7 +271,7 @@ def run(options: argparse.Namespace) -> None:
 
             probe(params, options.target, options.variant, options.size)
         case "compare":
-            from visionpipe.evaluation.comparison import compare
+            from visionpipe.tracking.comparison import compare
 
             compare(params)
         case "params":

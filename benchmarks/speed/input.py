@@ -108,6 +108,7 @@ def our_batches(
     start_tensorflow()
     from visionpipe.data.augmentation import make_augmentation
     from visionpipe.data.batches import training_batches
+    from visionpipe.tasks.single import Single
 
     labels = np.arange(len(images), dtype=np.int32) % 10
     augment = make_augmentation(entries, 0, 100)
@@ -115,7 +116,7 @@ def our_batches(
         training_batches(
             images,
             labels,
-            classes=10,
+            targets=partial(Single.targets, classes=10),
             batch_size=batch_size,
             seed=0,
             augment=augment,

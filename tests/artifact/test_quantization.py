@@ -175,6 +175,7 @@ def chosen(params, requested, speeds):
     (folder / "model.onnx").write_bytes(fp32)
     decision = choose_precision(folder, data, params)
     write_json(folder / "parity.json", decision.accuracies())
+    write_json(decision_path(artifact_sha256(folder), state_folder()), decision.measured())
     return folder, fp32, decision
 
 

@@ -271,6 +271,7 @@ def test_the_server_answers_as_the_classifier_does(url, classifier, name):
     assert body["predictions"] == [
         {
             "label": CLASSES[expected.argmax()],
+            "probability": expected.max(),
             "probabilities": dict(zip(CLASSES, expected.tolist(), strict=True)),
         }
     ]

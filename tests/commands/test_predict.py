@@ -387,11 +387,11 @@ HOSTILE = [
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
 def test_a_table_of_any_names_is_read_back_and_no_spreadsheet_executes_it(tmp_path, suffix):
     rows = [[name, name, 0.5, 0.5, None] for name in HOSTILE]
-    columns = ["file", "label", "probability", "p(=1)", "error"]
+    columns = {"file": str, "label": str, "probability": float, "p(=1)": float, "error": str}
     with (tmp_path / f"t.{suffix}").open("wb") as file:
         WRITERS[f".{suffix}"](iter(rows), columns, file)
     found = read(tmp_path / f"t.{suffix}")
-    assert list(found[0]) == columns
+    assert list(found[0]) == list(columns)
     for row, name in zip(found, HOSTILE, strict=True):
         if suffix != "csv":
             assert (row["file"], row["label"], row["p(=1)"]) == (name, name, 0.5)

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visionpipe.commands.preview import ROWS, VERSIONS, contact_sheet, described, one_of_each_class
+from visionpipe.commands.preview import MOST_LINES, ROWS, VERSIONS, caption, contact_sheet, one_of_each_class
+from visionpipe.tasks.multi import Multi
+from visionpipe.tasks.single import Single
 
 
 @pytest.mark.slow
@@ -40,13 +42,46 @@ def test_rows_take_the_classes_in_turn():
     [([1, 0, 0], "\na"), ([0.25, 0, 0.75], "c 75%\na 25%"), ([0, 0.5, 0.5], "b 50%\nc 50%")],
 )
 def test_a_label_is_described_by_its_classes_and_shares(target, text):
-    assert described(np.float32(target), ["a", "b", "c"]) == text
+    assert caption(Single.described(np.float32(target), ["a", "b", "c"]), 2) == text
+
+
+@pytest.mark.parametrize(
+    ("rows", "share", "lines"),
+    [
+        (([1, 0, 0], [0, 1, 0]), 1.0, ["a"]),
+        (([1, 0, 1], [1, 1, 0]), 0.7, ["a", "c 70%", "b 30%"]),
+        (([0, 0, 0], [0, 0, 0]), 1.0, ["no label"]),
+        (([0, 0, 0], [1, 0, 0]), 0.75, ["a 25%"]),
+        (([0, -1, 1], [0, -1, -1]), 0.5, ["c 50%", "b unknown"]),
+        (([0, -1, -1], [0, -1, -1]), 1.0, ["2 labels unknown"]),
+        (([-1, -1, -1], [1, 1, 1]), 0.9, ["a 10%", "b 10%", "c 10%"]),
+    ],
+)
+def test_several_labels_are_described_each_with_its_share_and_what_is_unknown(rows, share, lines):
+    one, other = Multi.targets(np.array(rows, np.int8), 3)
+    assert Multi.described(share * one + (1 - share) * other, ["a", "b", "c"]) == lines
+
+
+def test_a_caption_has_its_number_of_lines_and_counts_what_is_left_out():
+    assert caption(["a"], 3) == "\n\na"
+    assert caption(list("abcdef"), 4) == "a\nb\nc\nand 3 more"
+
+
+def test_a_sheet_of_several_labels_has_rows_of_one_height():
+    targets = Multi.targets(np.array([[1] * 6, [0] * 6, [-1] * 6], np.int8), 6)
+    images = np.zeros((3, 8, 8, 3), np.float32)
+    figure = contact_sheet([(images, targets)] * 2, list("abcdef"), "title", Multi)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert {title.count("\n") for title in titles} == {MOST_LINES - 1}
+    assert titles[0].splitlines() == ["original:", "a", "b", "c", "and 3 more"]
+    assert titles[1].splitlines()[-1] == "and 2 more"
+    assert (titles[2].strip(), titles[4].strip()) == ("no label", "6 labels unknown")
 
 
 def test_the_sheet_holds_the_original_and_each_version_in_a_row():
     images = np.random.default_rng(0).uniform(0, 255, (VERSIONS + 1, 3, 6, 8, 3)).astype(np.float32)
     targets = np.eye(3, dtype=np.float32)
-    figure = contact_sheet([(column, targets) for column in images], ["a", "b", "c"], "title")
+    figure = contact_sheet([(column, targets) for column in images], ["a", "b", "c"], "title", Single)
     shown = [axes.get_images()[0].get_array() for axes in figure.axes]
     assert len(shown) == 3 * (VERSIONS + 1)
     np.testing.assert_array_equal(shown[VERSIONS + 2], images[1, 1].round())

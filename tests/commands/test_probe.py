@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 from npz_layout import google
 from repository import CHECKOUT, environment
+from sklearn.linear_model import Ridge
+from sklearn.metrics import average_precision_score
+from sklearn.neighbors import KNeighborsRegressor
 
 from visionpipe.commands.probe import (
     BATCH,
@@ -28,6 +31,8 @@ from visionpipe.commands.probe import (
     without_head,
 )
 from visionpipe.models import build_model
+from visionpipe.tasks.multi import Multi
+from visionpipe.tasks.single import Single
 
 random = np.random.default_rng(0)
 CLASSES = 4
@@ -44,7 +49,9 @@ def clusters():
 
 def test_neighbours_vote_by_the_cosine_of_their_angle(clusters):
     found, labels = clusters
-    for (k, accuracy), wanted in zip(nearest_neighbours(found, labels, CLASSES), NEIGHBOURS, strict=True):
+    for (k, accuracy), wanted in zip(
+        nearest_neighbours(found, labels, CLASSES, Single), NEIGHBOURS, strict=True
+    ):
         assert k == wanted
         right = 0
         for x, label in zip(found["validation"], labels["validation"], strict=True):
@@ -62,11 +69,78 @@ def test_the_linear_probe_is_ridge_regression_onto_the_classes(clusters):
     scaled = {split: (x - mean) / deviation for split, x in found.items()}
     x = np.concatenate([scaled["train"], np.ones((60, 1))], axis=1)
     targets = np.where(labels["train"][:, None] == np.arange(CLASSES), 1.0, -1.0)
-    for (ridge, accuracy), wanted in zip(least_squares(scaled, labels, CLASSES), RIDGES, strict=True):
+    for (ridge, accuracy), wanted in zip(least_squares(scaled, labels, CLASSES, Single), RIDGES, strict=True):
         penalty = 60 * wanted * np.trace(x[:, :-1].T @ x[:, :-1] / 60) / 6 * np.diag([1.0] * 6 + [0.0])
         weights = np.linalg.solve(x.T @ x + penalty, x.T @ targets)
         answers = (np.concatenate([scaled["validation"], np.ones((40, 1))], axis=1) @ weights).argmax(1)
         assert (ridge, accuracy) == (wanted, {"validation": (answers == labels["validation"]).mean()})
+
+
+@pytest.fixture(scope="module")
+def several():
+    """Features of unit length and labels, of which every fourth is unknown but those of the first class, by split."""
+    generator = np.random.default_rng(2)
+    found, labels = {}, {}
+    slopes = generator.normal(size=(6, CLASSES))
+    for split, count in (("train", 90), ("validation", 500)):
+        x = generator.normal(size=(count, 6)) + 0.5
+        labels[split] = (x @ slopes + generator.normal(0, 2, (count, CLASSES)) > 0.5).astype(np.int8)
+        found[split] = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+        labels[split][:, 1:][generator.random((count, CLASSES - 1)) < 0.25] = -1
+    return found, labels
+
+
+def mean_average_precision(scores, labels):
+    """Scikit-learn's, in float32 as everywhere, of the known labels."""
+    return np.mean(
+        [
+            average_precision_score(label[label >= 0], column[label >= 0])
+            for label, column in zip(labels.T, scores.astype(np.float32).T, strict=True)
+        ]
+    )
+
+
+def test_neighbours_vote_on_each_of_several_labels_as_scikit_learns_do(several):
+    found, labels = several
+    answers = dict(nearest_neighbours(found, labels, CLASSES, Multi))
+    every = {split: np.maximum(y, 0) for split, y in labels.items()}
+    answers_known = dict(nearest_neighbours(found, every, CLASSES, Multi))
+    assert set(answers) == set(answers_known) == set(NEIGHBOURS)
+    for k in NEIGHBOURS:
+        model = KNeighborsRegressor(k, weights=lambda d: np.exp(-(d**2) / 2 / TEMPERATURE), algorithm="brute")
+        x, y = found["train"], labels["train"]
+        known, present = (model.fit(x, side).predict(found["validation"]) for side in (y >= 0, y == 1))
+        priors = np.broadcast_to((y == 1).sum(0) / (y >= 0).sum(0), known.shape)
+        shares = np.divide(present, known, out=priors.copy(), where=known > 0)
+        expected = mean_average_precision(shares, labels["validation"])
+        assert answers[k]["validation"] == pytest.approx(expected, abs=1e-9)
+        expected = mean_average_precision(
+            model.fit(x, every["train"]).predict(found["validation"]), every["validation"]
+        )
+        assert answers_known[k]["validation"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_linear_probe_of_several_labels_is_scikit_learns_ridge_on_the_images_that_know_the_label(several):
+    found, labels = several
+    for ridge, scores in least_squares(found, labels, CLASSES, Multi):
+        answers = np.zeros((500, CLASSES))
+        for column, label in enumerate(labels["train"].T):
+            x, y = found["train"][label >= 0].astype(np.float64), np.where(label[label >= 0] == 1, 1.0, -1.0)
+            alpha = ridge * len(x) * x.var(axis=0).mean()
+            answers[:, column] = Ridge(alpha).fit(x, y).predict(found["validation"])
+        expected = mean_average_precision(answers, labels["validation"])
+        assert scores["validation"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_label_that_no_training_image_knows_is_no_error(several):
+    found, labels = several
+    unknown = labels | {"train": labels["train"].copy()}
+    unknown["train"][:, 2] = -1
+    for probed in (nearest_neighbours, least_squares):
+        for (_, scores), (_, before) in zip(
+            probed(found, unknown, CLASSES, Multi), probed(found, labels, CLASSES, Multi), strict=True
+        ):
+            assert 0 < scores["validation"] < before["validation"]
 
 
 def test_the_probes_take_no_memory_for_classes_times_images():
@@ -76,10 +150,10 @@ def test_the_probes_take_no_memory_for_classes_times_images():
     found = {split: centres[y] for split, y in labels.items()}
     tracemalloc.start()
     (_, accuracy), *_ = nearest_neighbours(
-        {k: x[:4000] for k, x in found.items()}, {k: y[:4000] for k, y in labels.items()}, 20_000
+        {k: x[:4000] for k, x in found.items()}, {k: y[:4000] for k, y in labels.items()}, 20_000, Single
     )
     assert accuracy["validation"] == 0.1
-    next(least_squares(found, labels, 20_000))
+    next(least_squares(found, labels, 20_000, Single))
     assert tracemalloc.get_traced_memory()[1] < 400 * 2**20
     tracemalloc.stop()
 

@@ -20,10 +20,10 @@ from visionpipe.commands.promote import Move, champions_before, promote, rollbac
 from visionpipe.commands.prune import prune
 from visionpipe.data.prepared import PREPARED, open_prepared
 from visionpipe.errors import ArtifactError, LockError, RegistryError
-from visionpipe.evaluation.comparison import compare
 from visionpipe.files import exclusive, write_json
 from visionpipe.stages.register import alias_summary, golden, register
 from visionpipe.stages.training_plan import resolve_training
+from visionpipe.tracking.comparison import compare
 from visionpipe.tracking.lookup import Lookup, artifact_in, describe_version
 from visionpipe.tracking.receipt import RECEIPT
 from visionpipe.tracking.registry import all_versions, locked_files, logged_model_id, move_aliases, publish
@@ -423,7 +423,7 @@ def test_a_version_of_the_ui_is_one_clear_sentence_in_every_command(registry, re
         promote(registered.params)
     assert champion(registry) == "1"
     assert move_aliases(registry, two) == ["challenger"]
-    assert "has no validation accuracy" in capsys.readouterr().out
+    assert "has no validation score" in capsys.readouterr().out
     set_alias(registry, "champion", str(made.version))
     assert "not made by visionpipe register" in alias_summary(registry, [])
     served = Lookup(f"models:/{registry.model_name}@champion").current()

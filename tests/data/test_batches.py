@@ -6,6 +6,7 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 
 import hashlib
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from visionpipe.data.batches import (
     training_batches,
 )
 from visionpipe.errors import ConfigError
+from visionpipe.tasks.single import Single
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (64, 12, 10, 3), np.uint8)
 
@@ -87,7 +89,7 @@ def stream(steps, entries, **options):
     return training_batches(
         IMAGES,
         np.arange(64, dtype=np.int32) % 3,
-        classes=3,
+        targets=partial(Single.targets, classes=3),
         batch_size=20,
         seed=9,
         augment=make_augmentation(entries, 9, 3),
@@ -113,7 +115,8 @@ def test_a_mixed_image_has_the_weights_of_both_by_their_shares():
     batches = [
         list(
             training_batches(
-                IMAGES, labels, classes=64, batch_size=20, seed=9, steps=range(4), weights=given,
+                IMAGES, labels, targets=partial(Single.targets, classes=64), batch_size=20, seed=9, steps=range(4),
+                weights=given,
                 augment=make_augmentation(mixing, 9, 3),
             ).as_numpy_iterator()
         )
@@ -133,7 +136,13 @@ def test_labels_belong_to_their_images():
     images = np.broadcast_to(np.arange(50, dtype=np.uint8)[:, None, None, None], (50, 4, 4, 3))
     labels, augment = np.arange(50, dtype=np.int32) % 7, make_augmentation((), 0, 1)
     batches = training_batches(
-        images, labels, classes=7, batch_size=16, seed=0, augment=augment, steps=range(1)
+        images,
+        labels,
+        targets=partial(Single.targets, classes=7),
+        batch_size=16,
+        seed=0,
+        augment=augment,
+        steps=range(1),
     )
     ((x, y),) = batches.as_numpy_iterator()
     np.testing.assert_array_equal(y.argmax(1), x[:, 0, 0, 0].astype(int) % 7)
@@ -142,7 +151,9 @@ def test_labels_belong_to_their_images():
 
 def test_validation_batches_hold_every_image_once_in_order():
     images = np.broadcast_to(np.arange(251, dtype=np.uint8)[:251, None, None, None], (251, 2, 2, 3))
-    batches = list(evaluation_batches(images, np.arange(251) % 5, 5).as_numpy_iterator())
+    batches = list(
+        evaluation_batches(images, np.arange(251) % 5, partial(Single.targets, classes=5)).as_numpy_iterator()
+    )
     np.testing.assert_array_equal(np.concatenate([x for x, _ in batches]), images)
     np.testing.assert_array_equal(np.concatenate([y.argmax(1) for _, y in batches]), np.arange(251) % 5)
 
@@ -177,7 +188,7 @@ def test_repeated_augmentation_repeats_each_image_in_a_batch_with_other_draws():
     batches = training_batches(
         np.repeat(images, 3, axis=3),
         np.arange(64, dtype=np.int32),
-        classes=64,
+        targets=partial(Single.targets, classes=64),
         batch_size=24,
         seed=9,
         augment=make_augmentation(({"name": "crop", "padding": 3},), 9, 1),

@@ -141,7 +141,7 @@ def test_the_gate_lies_above_the_most_frequent_class_and_within_reach(share):
     found = dataclasses.replace(images(100_000, 2, 64), classes={"often": 100_000 - rest, "rare": rest})
     gate = choose(found, LAPTOP, "tensorflow", False).params["register"]["gate"]["over_majority"]
     assert 0 <= gate <= 0.1
-    assert found.majority + gate < 1
+    assert found.blind + gate < 1
 
 
 def test_splits_that_the_images_come_with_count():

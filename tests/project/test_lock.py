@@ -39,7 +39,9 @@ def test_the_code_of_a_stage_is_all_that_it_runs(stage, files):
         *(f"visionpipe/models/{name}.py" for name in ("costs", "known")),  # tables for people
         "visionpipe/weights/download.py",
         "visionpipe/errors.py",
-        *(f"visionpipe/tracking/{name}.py" for name in ("lookup", "trained")),  # for serving, and for `init`
+        *(
+            f"visionpipe/tracking/{name}.py" for name in ("comparison", "lookup", "trained")
+        ),  # for people, serving, and `init`
     }
     assert files - no_part <= lock.stage_files(stage).keys()
 

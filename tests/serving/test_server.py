@@ -648,11 +648,12 @@ def test_the_answer_for_many_classes_is_the_same_although_it_is_written_image_by
     assert live.is_large(jobs)
     assert not live.is_large(jobs[:1])
     written = json.loads(write_answer(jobs, live, question, 0.0))
+    classifier = live.batcher.classifier
     for job, entry in zip(jobs, written["predictions"], strict=True):
-        assert entry == prediction(job, labels, question)
+        assert entry == prediction(job, classifier, question)
         assert list(entry["probabilities"].values()) == sorted(job.future.result(), reverse=True)
     question.top_k = 5
-    assert len(prediction(jobs[0], labels, question)["probabilities"]) == 5
+    assert len(prediction(jobs[0], classifier, question)["probabilities"]) == 5
     service.queue.pool.shutdown()
 
 

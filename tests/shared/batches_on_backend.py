@@ -9,6 +9,7 @@ import hashlib
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from visionpipe.project.backend import start_backend
@@ -23,6 +24,7 @@ def main(backend, folder, workers, prefetch):
     from visionpipe.data.augmentation import AUGMENTATIONS, make_augmentation
     from visionpipe.data.batches import batch_indices, training_batches
     from visionpipe.data.prepared import open_prepared
+    from visionpipe.tasks.single import Single
 
     data = open_prepared(folder)
     images, labels = data.images("train"), data.labels("train")
@@ -35,7 +37,7 @@ def main(backend, folder, workers, prefetch):
         batches = training_batches(
             images,
             labels,
-            classes=len(data.classes),
+            targets=partial(Single.targets, classes=len(data.classes)),
             batch_size=BATCH_SIZE,
             seed=SEED,
             augment=make_augmentation(entries, SEED, 6),

@@ -9,13 +9,19 @@ from onnx import TensorProto, helper, numpy_helper
 
 from visionpipe.artifact.canonical import with_probabilities
 from visionpipe.artifact.classifier import labels_content
-from visionpipe.tasks import TASKS
+from visionpipe.tasks import Task
+from visionpipe.tasks.single import Single
 
+SINGLE = Single()
 COLOURS = ["red", "green", "blue"]
 
 
 def write_artifact(
-    folder: Path, classes: list[str], size: tuple[int, int], weights: np.ndarray | None = None
+    folder: Path,
+    classes: list[str],
+    size: tuple[int, int],
+    weights: np.ndarray | None = None,
+    task: Task = SINGLE,
 ) -> Path:
     """Writes the artifact of a linear model. `weights`: float (height·width·3, classes), random by default."""
     height, width = size
@@ -34,7 +40,7 @@ def write_artifact(
         [logits],
         [numpy_helper.from_array(weights.astype(np.float32), "weights")],
     )
-    return write_files(folder, graph, classes, size)
+    return write_files(folder, graph, classes, size, task)
 
 
 def write_colours(folder: Path, size: tuple[int, int] = (48, 48)) -> Path:
@@ -61,10 +67,14 @@ def write_colours(folder: Path, size: tuple[int, int] = (48, 48)) -> Path:
     return write_files(folder, graph, COLOURS, size)
 
 
-def write_files(folder: Path, graph: onnx.GraphProto, classes: list[str], size: tuple[int, int]) -> Path:
+def write_files(
+    folder: Path, graph: onnx.GraphProto, classes: list[str], size: tuple[int, int], task: Task = SINGLE
+) -> Path:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.onnx").write_bytes(with_probabilities(model.SerializeToString(), "softmax"))
-    (folder / "labels.json").write_text(json.dumps(labels_content(TASKS["single"], classes)))
+    (folder / "model.onnx").write_bytes(
+        with_probabilities(model.SerializeToString(), next(iter(task.outputs.values())))
+    )
+    (folder / "labels.json").write_text(json.dumps(labels_content(task, classes)))
     (folder / "preprocessing.json").write_text(json.dumps({"size": list(size)}))
     return folder

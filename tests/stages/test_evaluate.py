@@ -18,13 +18,13 @@ from visionpipe.data.prepared import SPLITS, write_manifest, write_metadata, wri
 from visionpipe.errors import ArtifactError
 from visionpipe.escape import visible
 from visionpipe.evaluation import metrics
-from visionpipe.evaluation.comparison import COLUMNS, comparison, read_results
 from visionpipe.files import write_json
 from visionpipe.project.params import Params
 from visionpipe.project.paths import state_folder
 from visionpipe.project.sections import ModelConfig
 from visionpipe.stages.evaluate import evaluate
 from visionpipe.tracking.card import model_card
+from visionpipe.tracking.comparison import columns, comparison, read_results
 
 ROOT = Path(__file__).parents[2]
 ARTIFACT, REPORT = Path("artifacts/linear"), Path("reports/linear")
@@ -231,12 +231,12 @@ def test_peak_memory_is_that_of_serving_and_not_inherited_from_the_caller(projec
 
 
 def test_comparison_marks_the_best_values_and_the_chosen_model():
-    unknown = {key: None for column in COLUMNS for key in (column.key, *(column.interval or ()))}
+    unknown = {key: None for column in columns("accuracy") for key in (column.key, *(column.interval or ()))}
     vit = {"validation_accuracy": 0.91, "parameters_count": 5000, "latency_p50_ms": 2.0}
     resnet = {"validation_accuracy": 0.93, "parameters_count": 7000, "latency_p50_ms": 1.5}
     resnet |= {"test_accuracy": 0.9, "test_accuracy_low": 0.88, "test_accuracy_high": 0.92}
     table = comparison(
-        [{"model": "vit", **unknown, **vit}, {"model": "resnet", **unknown, **resnet}], chosen="resnet"
+        [{"model": "vit", **unknown, **vit}, {"model": "resnet", **unknown, **resnet}], "accuracy", "resnet"
     )
     assert table.splitlines()[2:] == [
         "| vit | 0.9100 | – | – | 2.00 | – | **5,000** | – |",
@@ -250,7 +250,7 @@ def test_rows_hold_what_is_known_and_none_for_the_rest(evaluated):
     lineage.write_text('{"parameters_count": 2160, "model_sha256": "abc"}')
     training = state_folder() / "measurements" / "train-abc.json"
     training.write_text('{"minutes": 1.25, "images_per_second": 3.0}')
-    linear, absent = read_results(["linear", "absent"], 1, state_folder())
+    linear, absent = read_results(["linear", "absent"], 1, state_folder(), "accuracy")
     speed = measure(ARTIFACT, artifact_sha256(ARTIFACT), 1, state_folder())
     found = json.loads((REPORT / "metrics.json").read_text())
     assert linear == {
@@ -266,7 +266,7 @@ def test_rows_hold_what_is_known_and_none_for_the_rest(evaluated):
         "training_minutes": 1.25,
     }
     assert {value for key, value in absent.items() if key != "model"} == {None}
-    assert comparison([linear, absent]).count("–") > len(COLUMNS)
+    assert comparison([linear, absent], "accuracy").count("–") > len(columns("accuracy"))
 
 
 MANY = [f"c{index}" for index in range(102)]

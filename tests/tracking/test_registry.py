@@ -47,7 +47,7 @@ def test_the_gate_can_lie_above_the_most_frequent_class(params, over_majority, p
     judgement = judge(only(params, "one"))["models"]["one"]
     assert judgement["passed"] == passes
     assert passes or judgement["failures"] == [
-        "validation accuracy 0.5000 is below 0.5100, the share 0.2500 of the most frequent class "
+        "validation accuracy 0.5000 is below 0.5100, the share of the most frequent class 0.2500 "
         "plus over_majority 0.26"
     ]
 

@@ -31,6 +31,7 @@ from visionpipe.models.layers import BatchNorm, Rescaling
 from visionpipe.project.lineage import train_params
 from visionpipe.project.sections import ModelConfig
 from visionpipe.tasks import TASKS
+from visionpipe.tasks.single import Single
 from visionpipe.training.averaging import AveragedModel
 from visionpipe.training.checkpoint import Checkpoint, Progress
 from visionpipe.training.fit import Training, fit
@@ -262,7 +263,7 @@ def test_both_branches_of_a_parallel_block_have_one_factor():
 
 def loss(targets, outputs, heads=1, weights=None, **changes):
     classes = 3
-    return np.asarray(Objective(recipe(**changes), weights, classes, heads).call(targets, outputs))
+    return np.asarray(Objective(Single, recipe(**changes), weights, classes, heads).call(targets, outputs))
 
 
 LABELS = random.dirichlet(np.ones(3), 8).astype("float32")
@@ -303,7 +304,7 @@ def test_focal_loss_is_that_of_plain_torch_and_cross_entropy_at_gamma_0(smoothin
 def test_focal_loss_and_its_gradient_are_finite_for_certain_answers(gamma):
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, use_bias=False)])
     model.set_weights([np.eye(3, dtype="float32")])
-    objective = Objective(recipe(loss="focal", focal_gamma=gamma), None, 3, 1)
+    objective = Objective(Single, recipe(loss="focal", focal_gamma=gamma), None, 3, 1)
     model.compile(keras.optimizers.SGD(0.1), objective)
     certain = np.float32([[1000, 0, 0], [0, 1000, 0]])
     labels = np.float32([[1, 0, 0], [0.1, 0.2, 0.7]])
@@ -318,7 +319,7 @@ def test_a_logit_adjustment_is_added_in_the_loss_of_the_labels_alone():
     adjusted = {"logit_adjustment": 1.5}
     added = logit_adjustment(recipe(**adjusted), ROWS, 3, None)
     np.testing.assert_allclose(added, 1.5 * np.log([0.9, 0.09, 0.01]), rtol=1e-6)
-    objective = Objective(recipe(**adjusted), None, 3, 1, added)
+    objective = Objective(Single, recipe(**adjusted), None, 3, 1, added)
     expected = torch.nn.functional.cross_entropy(
         torch.tensor(LOGITS + added), torch.tensor(LABELS), reduction="none"
     )
@@ -326,7 +327,7 @@ def test_a_logit_adjustment_is_added_in_the_loss_of_the_labels_alone():
     taught = recipe(**adjusted, distill=dataclasses.replace(DISTILL, weight=1.0))
     outputs = np.concatenate([LOGITS, TAUGHT], 1)
     np.testing.assert_allclose(
-        np.asarray(Objective(taught, None, 3, 1, added).call(LABELS, outputs)),
+        np.asarray(Objective(Single, taught, None, 3, 1, added).call(LABELS, outputs)),
         loss(LABELS, outputs, distill=taught.distill),
     )
     assert logit_adjustment(recipe(), ROWS, 3, None) is None
@@ -362,7 +363,8 @@ def test_a_training_draws_and_adjusts_by_its_uneven_labels(data, checkpoint):
 
 
 def test_every_loss_has_an_output_function():
-    assert TASKS["single"].outputs.keys() == set(get_args(get_type_hints(TrainConfig)["loss"]))
+    outputs = [task.outputs for task in TASKS.values()]
+    assert set().union(*outputs) == set(get_args(get_type_hints(TrainConfig)["loss"]))
 
 
 def test_newer_keys_with_their_defaults_change_no_train_key():
@@ -420,18 +422,18 @@ def test_a_teacher_is_learned_from_at_a_temperature():
 
 def test_balanced_weights_are_inverse_to_the_classes_and_one_on_average():
     labels = np.array([0] * 6 + [1] * 3 + [2])
-    weights = class_weights("balanced", ["a", "b", "c"], labels)
+    weights = class_weights(Single, "balanced", ["a", "b", "c"], labels)
     np.testing.assert_allclose(weights * np.bincount(labels), np.full(3, 10 / 3), rtol=1e-6)
     assert weights[labels].mean() == pytest.approx(1)
     np.testing.assert_array_equal(
-        class_weights({"b": 2.0, "a": 1.0, "c": 0.5}, ["a", "b", "c"], labels), [1, 2, 0.5]
+        class_weights(Single, {"b": 2.0, "a": 1.0, "c": 0.5}, ["a", "b", "c"], labels), [1, 2, 0.5]
     )
     one_hot = np.eye(3, dtype="float32")[[2, 0, 1, 1, 0, 2, 0, 1]]
     np.testing.assert_allclose(
         loss(one_hot, LOGITS, weights=weights), loss(one_hot, LOGITS) * weights[one_hot.argmax(1)], rtol=1e-5
     )
     with pytest.raises(ConfigError, match="expected one weight for each of a, b, c; received a, b"):
-        class_weights({"a": 1.0, "b": 1.0}, ["a", "b", "c"], labels)
+        class_weights(Single, {"a": 1.0, "b": 1.0}, ["a", "b", "c"], labels)
 
 
 def test_a_weight_multiplies_the_loss_of_its_image_and_no_metric(data, checkpoint, monkeypatch):
@@ -648,7 +650,7 @@ def test_without_a_teacher_both_heads_of_a_distilled_vit_learn_the_labels(data, 
     assert {"logits_class/kernel", "logits_distillation/kernel"} <= moved
     labels, outputs = np.eye(4, dtype="float32")[[0, 1]], random.normal(size=(2, 8)).astype("float32")
     both = [cross_entropy(labels, outputs[:, :4]), cross_entropy(labels, outputs[:, 4:])]
-    objective = Objective(recipe(), None, 4, heads=2)
+    objective = Objective(Single, recipe(), None, 4, heads=2)
     assert float(objective(labels, outputs)) == pytest.approx(np.mean(both), rel=1e-5)
 
 

@@ -1,6 +1,7 @@
 """Runs an exported model. Evaluation, the MLflow model and the server all predict with this class."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,11 @@ class Classifier:
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         return exponentials / exponentials.sum(axis=1, keepdims=True)
 
+    def parts(self, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields probabilities and labels batch by batch, because those of all images may not fit into memory."""
+        for start in range(0, len(images), BATCH):
+            yield self.probabilities(images[start : start + BATCH]), labels[start : start + BATCH]
+
     def answer(self, probabilities: np.ndarray) -> dict[str, Any]:
         """Returns the answer about one image, as values for JSON: that of the task, and class → probability."""
         table = dict(zip(self.labels, probabilities.tolist(), strict=True))
@@ -123,7 +129,7 @@ class Classifier:
 
 def labels_content(task: Task, classes: list[str]) -> dict[str, Any]:
     """Returns the content of labels.json. `classes` are in the order of the logits."""
-    return {"version": LABELS_VERSION, "task": task.name, "classes": classes}
+    return {"version": LABELS_VERSION, "task": task.name, "classes": classes, **task.content()}
 
 
 def read_labels(folder: Path) -> tuple[Task, list[str]]:
@@ -131,7 +137,7 @@ def read_labels(folder: Path) -> tuple[Task, list[str]]:
     path, content = folder / "labels.json", read_json(folder / "labels.json")
     match content:
         case list():
-            task, classes = "single", content
+            task, classes, content = "single", content, {}
         case {"version": version, "task": str(task), "classes": list(classes)} if (
             version == LABELS_VERSION and task in TASKS
         ):
@@ -142,7 +148,10 @@ def read_labels(folder: Path) -> tuple[Task, list[str]]:
             raise ArtifactError(f"{path} does not list class names")
     if not classes or not all(isinstance(name, str) for name in classes):
         raise ArtifactError(f"{path} does not list class names")
-    return TASKS[task], classes
+    try:
+        return TASKS[task].read(content), classes
+    except (LookupError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged: {error}") from error
 
 
 def read_preprocessing(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -11,11 +11,12 @@ import numpy as np
 import pandas
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
-from mlflow.types.schema import Map
+from mlflow.types.schema import Array, Map
 
-from visionpipe.artifact.classifier import read_preprocessing
+from visionpipe.artifact.classifier import read_labels, read_preprocessing
 from visionpipe.data.deep import encoded
 from visionpipe.data.form import PixelFormat
+from visionpipe.tasks import Task
 
 PACKAGE = Path(__file__).parents[1]
 SERVING_CODE = (
@@ -34,7 +35,9 @@ SERVING_CODE = (
     "data/dicom.py",
     "tasks/__init__.py",
     "tasks/task.py",
+    "tasks/losses.py",
     "tasks/single.py",
+    "tasks/multi.py",
     "artifact/__init__.py",
     "artifact/classifier.py",
 )
@@ -54,7 +57,7 @@ def pyfunc_arguments(artifact: Path, staging: Path) -> dict[str, Any]:
         "artifacts": {"classifier": str(artifact)},
         "code_paths": [str(copy_code(staging))],
         "pip_requirements": pip_requirements(),
-        "signature": signature(),
+        "signature": signature(read_labels(artifact)[0]),
         "input_example": input_example(PixelFormat(**read_preprocessing(artifact)[1])),
     }
 
@@ -78,11 +81,17 @@ def pip_requirements() -> list[str]:
     return [f"{name}=={version(name)}" for name in (*REQUIREMENTS, *optional)]
 
 
-def signature() -> ModelSignature:
+def signature(task: Task) -> ModelSignature:
     """Describes the model's inputs and outputs to MLflow."""
+    kinds: dict[type, DataType | Array] = {
+        str: DataType.string,
+        float: DataType.double,
+        list: Array(DataType.string),
+    }
+    answer = [ColSpec(kinds[kind], name) for name, kind in task.fields.items()]
     return ModelSignature(
         inputs=Schema([ColSpec(DataType.string, "image")]),
-        outputs=Schema([ColSpec(DataType.string, "label"), ColSpec(Map(DataType.double), "probabilities")]),
+        outputs=Schema([*answer, ColSpec(Map(DataType.double), "probabilities")]),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from visionpipe.artifact.canonical import canonical_onnx
-from visionpipe.artifact.classifier import BATCH, Classifier
+from visionpipe.artifact.classifier import BATCH
 from visionpipe.data.form import model_input
 
 CALIBRATION_IMAGES = 256
@@ -133,10 +133,3 @@ def products_left_in_fp32(graph: Any) -> list[str]:
 def calibration_images(images: np.ndarray) -> np.ndarray:
     """Selects CALIBRATION_IMAGES of the training images, evenly spaced, because they may be sorted by class."""
     return np.asarray(images[:: max(1, len(images) // CALIBRATION_IMAGES)][:CALIBRATION_IMAGES])
-
-
-def accuracy(classifier: Classifier, images: np.ndarray, labels: np.ndarray) -> float:
-    """Computes the share, in [0, 1], of `images` (n, height, width, channels) whose class, int (n,), is predicted."""
-    starts = range(0, len(images), BATCH)  # in batches: the logits of all images may not fit into memory
-    right = [classifier.logits(images[i : i + BATCH]).argmax(axis=1) == labels[i : i + BATCH] for i in starts]
-    return float(np.concatenate(right).mean())

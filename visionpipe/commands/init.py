@@ -194,6 +194,7 @@ def described(chosen: Choices) -> Iterator[str]:
     recipe = params["train"]
     height, width = params["prepare"]["size"]
     yield f"chosen for these images and for {chosen.machine}"
+    yield f"  task          {params['task']}: {reasons['task'].partition('; ')[2] or 'each image has one class'}"
     if table := params["prepare"].get("table"):
         columns = ", ".join(f"{key} {visible(str(value))}" for key, value in table.items())
         yield f"  columns       {columns}"
@@ -209,8 +210,8 @@ def described(chosen: Choices) -> Iterator[str]:
     yield f"  batch size    {recipe['batch_size']}: {reasons['train.batch_size']}"
     names = ", ".join(item["name"] for item in recipe["augmentation"])
     yield f"  augmentation  {names}: {reasons['train.augmentation']}"
-    gate = params["register"]["gate"]["over_majority"]
-    yield f"  gate          {gate:g}: {reasons['register.gate.over_majority']}"
+    key, gate = list(params["register"]["gate"].items())[-1]
+    yield f"  gate          {gate:g}: {reasons[f'register.gate.{key}']}"
     yield (
         f"  time          {minutes_text(chosen.training_minutes)} for the trainings, "
         f"{minutes_text(chosen.minutes)} for all of dvc repro"

@@ -10,6 +10,7 @@ from visionpipe.tracking.registry import (
     aliases,
     all_versions,
     locked_files,
+    task_of,
 )
 from visionpipe.tracking.runs import OTHER_WEIGHTS
 from visionpipe.tracking.store import DeletedVersion, Store, StoreError, connect
@@ -37,13 +38,14 @@ def lineage(version: str, params: Params) -> None:
             f"{store.model_name} has no version or alias {version!r} in {store.uri}: {advice}"
         )
     tags, run = registered.tags, run_of(store, registered)
+    score = task_of(registered).score
     facts = {
         "model": f"{store.model_name} version {number} ({made_of(registered)})",
         "aliases": ", ".join(alias for alias, on in by_alias.items() if on == number) or "none",
-        "accuracy": ", ".join(
-            f"{split} {tags[f'{split}_accuracy']:.6s}"
+        score.replace("_", " "): ", ".join(
+            f"{split} {tags[f'{split}_{score}']:.6s}"
             for split in ("validation", "test")
-            if f"{split}_accuracy" in tags
+            if f"{split}_{score}" in tags
         ),
         "git commit": commit_text(tags),
     }
@@ -63,9 +65,10 @@ def lineage(version: str, params: Params) -> None:
             "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
         } | {name.replace("_", " "): run.data.tags[name] for name in OTHER_WEIGHTS if name in run.data.tags}
     facts |= {name.replace("_", " "): tags.get(name, "") for name in DIGESTS}
+    width = max(map(len, facts))
     for name, value in facts.items():
         if value:
-            print(f"{name:<16} {value}")
+            print(f"{name:<{width}} {value}")
     print("parameters")
     for name, value in sorted(run.data.params.items()) if run else ():
         print(f"  {name:<32} {value}")

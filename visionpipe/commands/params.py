@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from visionpipe.data.prepared import MANIFEST, PREPARED, open_prepared
+from visionpipe.data.prepared import MANIFEST, PREPARED, open_prepared, split_sizes
 from visionpipe.data.sources import existing
 from visionpipe.errors import DataError
 from visionpipe.models.names import layer_names
@@ -41,4 +41,4 @@ def training_images(manifest: Path) -> int | None:
     """Returns the number of prepared training images; None before the stage prepare has run."""
     if not manifest.exists():
         return None
-    return sum(open_prepared(manifest.parent, verify=False).manifest["counts"]["train"].values())
+    return split_sizes(open_prepared(manifest.parent, verify=False).manifest)["train"]

@@ -33,6 +33,7 @@ ROWS_AT_ONCE = 10_000  # in a Parquet row group, unless they hold more than NUMB
 NUMBERS_AT_ONCE = 10_000_000  # in a row group; a worker's task has at most a fiftieth of them
 Row = dict[str, Any]  # of the journal
 Values = list[Any]  # of the table, in the order of its columns
+Columns = dict[str, type]
 
 
 def predict(
@@ -56,9 +57,10 @@ def predict(
     check_output(output)
     with looked_up(target) as version:
         classifier, sha256 = load(version, threads=1), artifact_sha256(version.folder)
-    columns = ["file", "label", "probability"]
-    columns += [f"p({label})" for label in classifier.labels] if probabilities else []
-    columns.append("error")
+    answered = classifier.task.columns(classifier.labels)
+    columns: Columns = {"file": str, **answered}
+    columns |= {f"p({label})": float for label in classifier.labels} if probabilities else {}
+    columns["error"] = str
     notes: list[str] = []
     files = list(find_files(paths, follow_links, notes))
     for note in dict.fromkeys(notes):
@@ -66,7 +68,7 @@ def predict(
     journal = Path(f"{output}.partial")
     output.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(Path(f"{journal}.lock"), f"waiting for another process that writes {output}"):
-        header = {"artifact_sha256": sha256, "columns": columns, "visionpipe": __version__}
+        header = {"artifact_sha256": sha256, "columns": list(columns), "visionpipe": __version__}
         with open_journal(journal, header, files) as (lines, places):
             remaining, start = [file for file in files if file.name not in places], time.perf_counter()
             names = iter([file.name for file in remaining])
@@ -195,8 +197,7 @@ def answer(files: list[File]) -> bytes:
             rows[-1]["error"] = error.reason
     table: Any = _classifier.probabilities(np.stack(images)) if images else []
     for row, numbers in zip((row for row in rows if row["error"] is None), table, strict=True):
-        best = numbers.argmax()
-        row |= {"label": _classifier.labels[best], "probability": numbers[best]}
+        row["answer"] = _classifier.task.cells(numbers, _classifier.labels)
         if _probabilities:
             row["probabilities"] = numbers
     return b"".join(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n" for row in rows)
@@ -243,53 +244,59 @@ def parsed(line: bytes) -> Row | None:
         return None
 
 
-def values(journal: Path, places: dict[str, int], files: list[File], columns: list[str]) -> Iterator[Values]:
+def values(journal: Path, places: dict[str, int], files: list[File], columns: Columns) -> Iterator[Values]:
     """Yields the rows of the table, in the order of the files."""
-    unknown = [None] * (len(columns) - 4)
+    unknown = [None] * (len(columns) - 2)
     with journal.open("rb") as lines:
         for file in files:
             lines.seek(places[file.name])
             row = orjson.loads(lines.readline())
-            numbers = row.get("probabilities", unknown)
-            yield [row["file"], row.get("label"), row.get("probability"), *numbers, row["error"]]
+            answer = [*row["answer"], *row.get("probabilities", [])] if row["error"] is None else unknown
+            yield [row["file"], *answer, row["error"]]
 
 
-def write_csv(rows: Iterator[Values], columns: list[str], file: BinaryIO) -> None:
+def write_csv(rows: Iterator[Values], columns: Columns, file: BinaryIO) -> None:
     file.write(csv_line(columns))
     file.writelines(map(csv_line, rows))
 
 
-def write_jsonl(rows: Iterator[Values], columns: list[str], file: BinaryIO) -> None:
+def write_jsonl(rows: Iterator[Values], columns: Columns, file: BinaryIO) -> None:
     for row in rows:
         file.write(orjson.dumps(dict(zip(columns, row, strict=True))) + b"\n")
 
 
-def write_parquet(rows: Iterator[Values], columns: list[str], file: BinaryIO) -> None:
+def write_parquet(rows: Iterator[Values], columns: Columns, file: BinaryIO) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    text = ["file", "label", "error"]
-    types = [(name, pyarrow.string() if name in text else pyarrow.float64()) for name in columns]
-    schema = pyarrow.schema(types)
+    text = [name for name, kind in columns.items() if kind is str]
+    kinds = {str: pyarrow.string(), int: pyarrow.int8(), float: pyarrow.float64()}
+    schema = pyarrow.schema([(name, kinds[kind]) for name, kind in columns.items()])
+    is_text = np.array([kind is str for kind in columns.values()])
     at_once = max(1, min(ROWS_AT_ONCE, NUMBERS_AT_ONCE // len(columns)))
     # For numbers, a dictionary and the minimum and maximum of each group would take more space than they save.
     options: Any = {"use_dictionary": text, "write_statistics": text}
     with pyarrow.parquet.ParquetWriter(file, schema, **options) as writer:
-        while group := [compact(row) for row in itertools.islice(rows, at_once)]:
-            files, labels, numbers, errors = zip(*group, strict=True)
-            table = np.ascontiguousarray(np.transpose(numbers))
-            arrays = [pyarrow.array(column, from_pandas=True) for column in table]  # NaN becomes null
-            ends = [pyarrow.array(column, pyarrow.string()) for column in (files, labels, errors)]
-            writer.write_table(pyarrow.Table.from_arrays([*ends[:2], *arrays, ends[2]], schema=schema))
+        while group := [compact(row, is_text) for row in itertools.islice(rows, at_once)]:
+            texts, numbers = zip(*group, strict=True)
+            words, table = zip(*texts, strict=True), np.ascontiguousarray(np.transpose(numbers))
+            of_text, of_numbers = iter(words), iter(table)
+            arrays = [
+                pyarrow.array(next(of_text if text else of_numbers), from_pandas=True).cast(
+                    kind
+                )  # NaN becomes null
+                for text, kind in zip(is_text, schema.types, strict=True)
+            ]
+            writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
 
 
-def compact(row: Values) -> tuple[str, str | None, np.ndarray, str | None]:
-    """Converts a row's numbers to float64. With many classes a list would take four times the memory."""
-    file, label, *numbers, error = row
-    return file, label, np.array(numbers, np.float64), error
+def compact(row: Values, is_text: np.ndarray) -> tuple[list[str | None], np.ndarray]:
+    """Separates a row's texts and its numbers, float64. With many classes a list would take four times the memory."""
+    texts = [cell for cell, text in zip(row, is_text, strict=True) if text]
+    return texts, np.array([cell for cell, text in zip(row, is_text, strict=True) if not text], np.float64)
 
 
-WRITERS: dict[str, Callable[[Iterator[Values], list[str], BinaryIO], None]] = {
+WRITERS: dict[str, Callable[[Iterator[Values], Columns, BinaryIO], None]] = {
     ".csv": write_csv,
     ".jsonl": write_jsonl,
     ".parquet": write_parquet,

@@ -14,8 +14,10 @@ from visionpipe.evaluation.pictures import STYLE, save
 from visionpipe.project.backend import check_backend, start_backend
 from visionpipe.project.params import Params
 from visionpipe.project.paths import state_folder
+from visionpipe.tasks import TASKS, Task
 
 ROWS, VERSIONS = 8, 7
+LEAST_LINES, MOST_LINES = 2, 5  # of a caption
 
 
 def preview(name: str | None, params: Params) -> Path:
@@ -33,11 +35,9 @@ def preview(name: str | None, params: Params) -> Path:
     start_backend(params)
     import tensorflow as tf
 
-    from visionpipe.data.batches import one_hot
-
-    labels = data.labels("train")
-    rows = one_of_each_class(labels)
-    images, targets = data.images("train")[rows], one_hot(labels[rows], len(data.classes))
+    labels, task = data.labels("train"), TASKS[data.task]
+    rows = one_of_each_class(task.sampled_classes(labels))
+    images, targets = data.images("train")[rows], task.targets(labels[rows], len(data.classes))
     augment = make_augmentation(entries, params.seed, steps_per_epoch=VERSIONS)
     columns = [(model_input(images), targets)]
     for step in range(VERSIONS):
@@ -45,7 +45,7 @@ def preview(name: str | None, params: Params) -> Path:
         columns.append(tuple(tensor.numpy() for tensor in augmented))
     kinds = ", ".join(entry["name"] for entry in entries) or "no augmentation"
     path = state_folder() / "previews" / f"{name}.png"
-    save(contact_sheet(columns, data.classes, f"{drawable([name])[0][0]}: {kinds}"), path)
+    save(contact_sheet(columns, data.classes, f"{drawable([name])[0][0]}: {kinds}", task), path)
     print(path)
     return path
 
@@ -61,35 +61,37 @@ def one_of_each_class(labels: np.ndarray) -> np.ndarray:
 @matplotlib.rc_context(
     STYLE | {"figure.constrained_layout.w_pad": 0.03, "figure.constrained_layout.h_pad": 0.03}
 )
-def contact_sheet(columns: list[tuple[np.ndarray, np.ndarray]], classes: list[str], title: str) -> Figure:
+def contact_sheet(
+    columns: list[tuple[np.ndarray, np.ndarray]], classes: list[str], title: str, task: type[Task]
+) -> Figure:
     """Draws one row per image: the original and its versions, with their labels.
 
-    `columns`: images float32 (rows, height, width, channels) in [0, 255], and targets float32 (rows, classes).
+    `columns`: images float32 (rows, height, width, channels) in [0, 255], and the task's targets of them.
     """
     rows, height, width = columns[0][0].shape[:3]
     texts, font = drawable(classes)
+    captions = [[task.described(target, texts) for target in targets] for _, targets in columns]
+    captions[0][0].insert(0, "original:")
+    # All captions have the same number of lines, so that all rows have the same height.
+    depth = max(LEAST_LINES, *(min(len(lines), MOST_LINES) for column in captions for lines in column))
     cell = 1.35
-    figure = Figure(figsize=(len(columns) * cell, rows * (cell * height / width + 0.38) + 0.6))
+    above = 0.18 + 0.1 * depth
+    figure = Figure(figsize=(len(columns) * cell, rows * (cell * height / width + above) + 0.6))
     figure.suptitle(title, x=0.005, ha="left", fontsize=11, fontfamily=drawable([title])[1])
     panels = figure.subplots(rows, len(columns), squeeze=False)
-    for column, (images, targets) in enumerate(columns):
-        for axes, image, target in zip(panels[:, column], images, targets, strict=True):
+    for column, ((images, _), described) in enumerate(zip(columns, captions, strict=True)):
+        for axes, image, lines in zip(panels[:, column], images, described, strict=True):
             axes.imshow(
                 as_rgb(image.round().astype(np.uint8)),
                 interpolation="nearest" if width < 100 else "antialiased",
             )
             axes.set_axis_off()
-            # `described` always returns two lines, so that all rows have the same height.
-            text = described(target, texts)
-            axes.set_title(text, fontsize=6.5, fontfamily=font, pad=2, loc="center")
-    text = f"original:\n{described(columns[0][1][0], texts).strip()}"
-    panels[0, 0].set_title(text, fontsize=6.5, fontfamily=font, pad=2, loc="center")
+            axes.set_title(caption(lines, depth), fontsize=6.5, fontfamily=font, pad=2, loc="center")
     return figure
 
 
-def described(target: np.ndarray, texts: list[str]) -> str:
-    """Names the one or two classes of a label, with their shares if there are two."""
-    most = [index for index in np.argsort(-target, kind="stable")[:2] if target[index] >= 0.005]
-    if len(most) == 1:
-        return f"\n{texts[most[0]]}"
-    return "\n".join(f"{texts[index]} {target[index]:.0%}" for index in most)
+def caption(lines: list[str], depth: int) -> str:
+    """Joins lines, and puts empty ones above them or says how many are left out, so that they are `depth`."""
+    if len(lines) > depth:
+        lines = [*lines[: depth - 1], f"and {len(lines) - depth + 1} more"]
+    return "\n".join([*[""] * (depth - len(lines)), *lines])

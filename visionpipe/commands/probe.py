@@ -22,6 +22,7 @@ from visionpipe.project.backend import start_backend
 from visionpipe.project.lock import installed
 from visionpipe.project.params import Params
 from visionpipe.project.paths import model_folder
+from visionpipe.tasks import TASKS, Task
 from visionpipe.tracking.runs import find_run, log_metrics, log_params
 from visionpipe.tracking.store import connect
 from visionpipe.weights import PretrainedCheckpoint, load_weights, resolve
@@ -35,7 +36,7 @@ NEIGHBOURS = (1, 5, 20)
 TEMPERATURE = 0.07  # of the neighbours' votes (Wu et al. 2018, arXiv:1805.01978)
 ROWS_AT_ONCE = 200  # images times classes are 32 MB of numbers at 20,000 classes
 RIDGES = tuple(10.0**power for power in range(-6, 3))
-Accuracies = dict[str, float]  # by split
+Scores = dict[str, float]  # the task's score by split
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,14 @@ class Result:
 
     name: str
     width: int
-    neighbours: Accuracies
-    linear: Accuracies
+    neighbours: Scores
+    linear: Scores
     chosen: dict[str, float]
     seconds: float
 
 
 def probe(params: Params, target: str | None, variant: str | None, size: int | None) -> None:
-    """Prints and logs the accuracy of a k-nearest-neighbour and of a linear probe, beside those of raw pixels.
+    """Prints and logs the score of a k-nearest-neighbour and of a linear probe, beside those of raw pixels.
 
     Args:
         target: an entry of `models:`, or a source of weights; None for all trained entries.
@@ -82,6 +83,9 @@ def probe(params: Params, target: str | None, variant: str | None, size: int | N
         result = judged(name, computed, data, time.perf_counter() - start)
         log(params, checkpoint, data, image_size, result)
         results.append(result)
+    print(
+        f"{TASKS[data.task].score.replace('_', ' ')} by k nearest neighbours (k-NN) and by ridge regression (linear):"
+    )
     print(table(results, data.splits))
 
 
@@ -176,20 +180,20 @@ def judged(name: str, by_split: dict[str, np.ndarray], data: Prepared, seconds: 
     labels = {split: data.labels(split) for split in by_split}
     mean, deviation = by_split["train"].mean(0), by_split["train"].std(0) + 1e-6
     scaled = {split: (x - mean) / deviation for split, x in by_split.items()}
-    classes = len(data.classes)
+    task, classes = TASKS[data.task], len(data.classes)
 
-    def accuracies(answers: Iterator[tuple[float, Accuracies]]) -> tuple[float, Accuracies]:
+    def best(answers: Iterator[tuple[float, Scores]]) -> tuple[float, Scores]:
         return max(answers, key=lambda answer: answer[1]["validation"])
 
-    k, neighbours = accuracies(nearest_neighbours(scaled, labels, classes))
-    ridge, linear = accuracies(least_squares(scaled, labels, classes))
+    k, neighbours = best(nearest_neighbours(scaled, labels, classes, task))
+    ridge, linear = best(least_squares(scaled, labels, classes, task))
     return Result(name, by_split["train"].shape[1], neighbours, linear, {"k": k, "ridge": ridge}, seconds)
 
 
 def nearest_neighbours(
-    by_split: dict[str, np.ndarray], labels: dict[str, np.ndarray], classes: int
-) -> Iterator[tuple[float, Accuracies]]:
-    """Yields k and the accuracies of a vote of the k training images with the highest cosine similarity.
+    by_split: dict[str, np.ndarray], labels: dict[str, np.ndarray], classes: int, task: type[Task]
+) -> Iterator[tuple[float, Scores]]:
+    """Yields k and the scores of a vote of the k training images with the highest cosine similarity.
 
     A vote weighs exp(cosine / TEMPERATURE).
     """
@@ -197,50 +201,71 @@ def nearest_neighbours(
     most = min(max(NEIGHBOURS), len(labels["train"]))
     nearest: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for split in [split for split in by_split if split != "train"]:
-        similarities, places = [], []
+        weights, places = [], []
         for start in range(0, len(unit[split]), 1000):
             cosine = unit[split][start : start + 1000] @ unit["train"].T
             place = np.argsort(-cosine, axis=1, kind="stable")[:, :most]
             places.append(place)
-            similarities.append(np.take_along_axis(cosine, place, 1))
-        nearest[split] = (np.concatenate(similarities), labels["train"][np.concatenate(places)])
+            weights.append(np.exp((np.take_along_axis(cosine, place, 1) - 1) / TEMPERATURE))
+        nearest[split] = np.concatenate(places), np.concatenate(weights)
     for k in NEIGHBOURS:
-        accuracy = {}
-        for split, (cosine, voted) in nearest.items():
-            weight, classes_voted = np.exp((cosine[:, :k] - 1) / TEMPERATURE), voted[:, :k]
-            same = classes_voted[:, :, None] == classes_voted[:, None, :]
-            votes = (same * weight[:, None, :]).sum(2)  # for the class of each neighbour
-            best = np.where(votes == votes.max(1, keepdims=True), classes_voted, classes).min(1)
-            accuracy[split] = float((best == labels[split]).mean())
-        yield float(k), accuracy
+        yield (
+            float(k),
+            {
+                split: task.score_of(
+                    (
+                        task.votes(labels["train"], places[rows, :k], weights[rows, :k], classes),
+                        labels[split][rows],
+                    )
+                    for rows in blocks(len(places))
+                )
+                for split, (places, weights) in nearest.items()
+            },
+        )
 
 
 def least_squares(
-    by_split: dict[str, np.ndarray], labels: dict[str, np.ndarray], classes: int
-) -> Iterator[tuple[float, Accuracies]]:
-    """Yields each ridge, and the accuracies of a ridge regression to −1 and 1 per class, computed in closed form.
+    by_split: dict[str, np.ndarray], labels: dict[str, np.ndarray], classes: int, task: type[Task]
+) -> Iterator[tuple[float, Scores]]:
+    """Yields each ridge, and the scores of a ridge regression to −1 and 1 per class, computed in closed form.
 
-    The ridge is relative to the mean variance of the features (Dosovitskiy et al. 2021, section 4.1).
+    A class learns from the images of which its label is known. The ridge is relative to the mean variance of the
+    features (Dosovitskiy et al. 2021, section 4.1).
     """
-    x = by_split["train"].astype(np.float64)
-    values, vectors = np.linalg.eigh(x.T @ x / len(x))
-    shares = np.bincount(labels["train"], minlength=classes) / len(x)
-    # Computes x.T @ (targets - their mean) without the array of targets, (images, classes), which may be large.
-    sums = np.zeros((classes, x.shape[1]))
-    np.add.at(sums, labels["train"], x)
-    products = vectors.T @ (2 * (sums - np.outer(shares, x.sum(0))).T / len(x))
-    for ridge in RIDGES:
-        weights = vectors @ (products / (np.maximum(values, 0) + ridge * values.mean())[:, None])
-        right = {
-            split: [
-                (by_split[split][i : i + ROWS_AT_ONCE] @ weights + 2 * shares).argmax(1)
-                == labels[split][i : i + ROWS_AT_ONCE]
-                for i in range(0, len(labels[split]), ROWS_AT_ONCE)
-            ]
-            for split in by_split
-            if split != "train"
-        }
-        yield ridge, {split: float(np.concatenate(parts).mean()) for split, parts in right.items()}
+    width = by_split["train"].shape[1]
+    weights = np.zeros((len(RIDGES), width, classes), np.float32)
+    constants = np.zeros((len(RIDGES), classes))
+    for columns, rows in task.known_together(labels["train"], classes):
+        x = by_split["train"][rows].astype(np.float64)
+        if not len(x):
+            continue
+        mean = x.mean(0)
+        x -= mean
+        values, vectors = np.linalg.eigh(x.T @ x / len(x))
+        # Sums by class need no array of targets, (images, classes), which may be large.
+        sums = task.class_sums(np.column_stack([x, np.ones(len(x))]), labels["train"][rows], classes)[columns]
+        products = vectors.T @ (2 * sums[:, :-1].T / len(x))
+        for number, ridge in enumerate(RIDGES):
+            slopes = vectors @ (products / (np.maximum(values, 0) + ridge * values.mean())[:, None])
+            weights[number][:, columns] = slopes
+            constants[number, columns] = 2 * sums[:, -1] / len(x) - 1 - mean @ slopes
+    for number, ridge in enumerate(RIDGES):
+        yield (
+            ridge,
+            {
+                split: task.score_of(
+                    (x[rows] @ weights[number] + constants[number], labels[split][rows])
+                    for rows in blocks(len(x))
+                )
+                for split, x in by_split.items()
+                if split != "train"
+            },
+        )
+
+
+def blocks(count: int) -> Iterator[slice]:
+    """Yields the rows of `count` images, ROWS_AT_ONCE at a time."""
+    return (slice(start, start + ROWS_AT_ONCE) for start in range(0, count, ROWS_AT_ONCE))
 
 
 def log(
@@ -272,8 +297,9 @@ def log(
         )
         log_params(store, run.info.run_id, identity | result.chosen | {"features": result.width})
     numbers: dict[str, Any] = {"seconds": result.seconds}
-    for probed, accuracy in (("neighbours", result.neighbours), ("linear", result.linear)):
-        numbers |= {f"{probed}.{split}.accuracy": value for split, value in accuracy.items()}
+    score = TASKS[data.task].score
+    for probed, scores in (("neighbours", result.neighbours), ("linear", result.linear)):
+        numbers |= {f"{probed}.{split}.{score}": value for split, value in scores.items()}
     log_metrics(store, run.info.run_id, numbers)
     store.client.set_terminated(run.info.run_id, "FINISHED")
 
@@ -287,7 +313,7 @@ def table(results: list[Result], splits: list[str]) -> str:
         "| --- | ---: |" + " ---: |" * (2 * len(judged_on) + 1),
     ]
     for result in results:
-        values = [accuracy[split] for accuracy in (result.neighbours, result.linear) for split in judged_on]
+        values = [scores[split] for scores in (result.neighbours, result.linear) for split in judged_on]
         numbers = " | ".join(f"{value:.4f}" for value in values)
         lines.append(f"| {result.name} | {result.width:,} | {numbers} | {result.seconds:.0f} |")
     return "\n".join(lines)

@@ -16,6 +16,7 @@ from visionpipe.data.prepared import PREPARED, Prepared, open_prepared
 from visionpipe.errors import RegistryError
 from visionpipe.files import temporary_folder
 from visionpipe.project.params import Params
+from visionpipe.tasks import TASKS
 from visionpipe.tracking.registry import (
     CHALLENGER,
     CHAMPION,
@@ -64,13 +65,14 @@ def promote(params: Params, new_data: bool = False) -> None:
             print(f"version {champion.version} is both champion and challenger: nothing to promote")
             return
         data = open_prepared(PREPARED)
+        words = TASKS[data.task].score.replace("_", " ")
         new, old = str(challenger.version), str(champion.version) if champion else None
-        scores = {new: test_accuracy(store, challenger, data)}
+        scores = {new: test_score(store, challenger, data)}
         if scores[new] is None:
             raise RegistryError(f"{other_images(new)}, so it cannot be evaluated: run dvc repro")
-        print(f"{CHALLENGER:<10} version {new} ({made_of(challenger)}): test accuracy {scores[new]:.4f}")
+        print(f"{CHALLENGER:<10} version {new} ({made_of(challenger)}): test {words} {scores[new]:.4f}")
         if champion is not None:
-            scores[str(old)] = champion_accuracy(store, champion, data, new_data)
+            scores[str(old)] = champion_score(store, champion, data, new_data)
         compared = {number: score for number, score in scores.items() if score is not None}
         if old in compared and compared[new] <= compared[old]:
             raise RegistryError(
@@ -80,15 +82,15 @@ def promote(params: Params, new_data: bool = False) -> None:
         move_champion(store, new, old, "promote", compared)
 
 
-def champion_accuracy(store: Store, champion: Any, data: Prepared, new_data: bool) -> float | None:
-    """Returns the champion's test accuracy; None if it cannot be measured and `new_data` permits that.
+def champion_score(store: Store, champion: Any, data: Prepared, new_data: bool) -> float | None:
+    """Returns the champion's test score; None if it cannot be measured and `new_data` permits that.
 
     Raises:
         RegistryError: it cannot be measured.
     """
     number = str(champion.version)
     try:
-        score, reason = test_accuracy(store, champion, data), other_images(number)
+        score, reason = test_score(store, champion, data), other_images(number)
     except RegistryError as error:
         score, reason = None, str(error)
     if score is None and not new_data:
@@ -96,13 +98,14 @@ def champion_accuracy(store: Store, champion: Any, data: Prepared, new_data: boo
             f"{reason}, so the two versions cannot be compared: visionpipe promote --new-data promotes without a "
             f"comparison"
         )
-    outcome = "not compared: " + reason if score is None else f"test accuracy {score:.4f}"
+    words = TASKS[data.task].score.replace("_", " ")
+    outcome = "not compared: " + reason if score is None else f"test {words} {score:.4f}"
     print(f"{CHAMPION:<10} version {number} ({made_of(champion)}): {outcome}")
     return score
 
 
 def other_images(number: str) -> str:
-    return f"version {number} has other classes than {PREPARED}, or prepares images in another way"
+    return f"version {number} has another task or other classes than {PREPARED}, or prepares images in another way"
 
 
 def rollback(params: Params) -> None:
@@ -129,18 +132,18 @@ def rollback(params: Params) -> None:
         move_champion(store, history[-1], champion, "rollback", {})
 
 
-def test_accuracy(store: Store, version: Any, data: Prepared) -> float | None:
-    """Measures a registered version's accuracy on the prepared test split, in [0, 1].
+def test_score(store: Store, version: Any, data: Prepared) -> float | None:
+    """Measures a registered version's score on the prepared test split, in [0, 1].
 
-    Returns None if the version has other classes, or takes images of another size, or prepares them in another way.
+    Returns None if the version has another task or other classes, or takes images of another size, or prepares them in
+    another way.
     """
     with temporary_folder() as folder:
         classifier = Classifier(download_classifier(store, version, folder))
     same = (classifier.framing, classifier.decoding) == (data.framing, data.decoding)
-    if classifier.labels != data.classes or not same:
+    if (classifier.task.name, classifier.labels) != (data.task, data.classes) or not same:
         return None
-    answers = classifier.logits(data.images("test")).argmax(axis=1)
-    return float((answers == data.labels("test")).mean())
+    return classifier.task.score_of(classifier.parts(data.images("test"), data.labels("test")))
 
 
 def move_champion(store: Store, to: str, before: str | None, action: str, scores: dict[str, float]) -> None:

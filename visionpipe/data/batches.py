@@ -15,6 +15,7 @@ from visionpipe.data.form import model_input
 from visionpipe.data.pixels import aligned
 from visionpipe.errors import ConfigError
 
+Targets = Callable[[np.ndarray], np.ndarray]  # labels (n, …) → what a loss learns, float32 (n, width)
 Order = Callable[[int, int, int], np.ndarray]  # seed, number of a round, images → indices (images,)
 WORKERS, PREFETCH = 2, 4
 WORDS = 4  # numbers of 64 bits that Philox makes for each value of its counter
@@ -118,7 +119,7 @@ def training_batches(
     images: np.ndarray,
     labels: np.ndarray,
     *,
-    classes: int,
+    targets: Targets,
     batch_size: int,
     seed: int,
     augment: Augment,
@@ -127,6 +128,7 @@ def training_batches(
     teacher_logits: np.ndarray | None = None,
     weights: np.ndarray | None = None,
     sampler: str = "shuffle",
+    drawn_as: np.ndarray | None = None,
     workers: int = WORKERS,
     prefetch: int = PREFETCH,
 ) -> Any:
@@ -134,20 +136,22 @@ def training_batches(
 
     Args:
         images: uint8 or uint16 (all, height, width, channels); may be a memory map.
-        labels: int32 (all,).
+        labels: those of Prepared.labels.
+        targets: converts labels to what a loss learns.
         steps: the numbers of the batches.
         repeated_augmentation: how often each image appears in its batch, each time with other random draws (Hoffer et
             al. 2020, arXiv:1901.09335). A batch then has fewer different images; an epoch has the same steps.
-        teacher_logits: float32 (all, classes), appended to the labels, which are then (batch, 2·classes).
+        teacher_logits: float32 (all, classes), appended to the targets.
         weights: float32 (all,), factors of the images' losses. That of a mixed image is the mean of both, by their
             shares, and each of its labels counts by its own image's weight.
         sampler: how often each class is drawn (`class_shares`).
+        drawn_as: the class of each image for the sampler, int (all,); None: its label.
         workers: how many batches are made at the same time. Changes no batch.
         prefetch: how many finished batches may wait. Changes no batch.
 
     Returns:
-        A `tf.data.Dataset` of images float32 (batch, height, width, channels) in [0, 255] and labels float32
-        (batch, classes): one-hot, or soft where images were mixed; with `weights` also the weights float32 (batch,).
+        A `tf.data.Dataset` of images float32 (batch, height, width, channels) in [0, 255] and targets float32
+        (batch, width), mixed where images were mixed; with `weights` also the weights float32 (batch,).
 
     Raises:
         ConfigError: the batch size is not a multiple of `repeated_augmentation`.
@@ -161,30 +165,30 @@ def training_batches(
     stored = np.asarray(images)  # indexing np.memmap itself costs more than the copy of the pixels
     taught = np.empty((len(labels), 0), np.float32) if teacher_logits is None else teacher_logits
     factors = np.ones(len(labels), np.float32) if weights is None else weights
-    order = class_order(labels, sampler)
+    order = class_order(labels if drawn_as is None else drawn_as, sampler)
+    width = targets(labels[:1]).shape[1]
 
     def read(step: np.int64) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         indices = batch_indices(seed, int(step), batch_size, len(labels), repeated_augmentation, order)
         chosen = aligned((batch_size, *images.shape[1:]), images.dtype)
         stored.take(indices, axis=0, out=chosen, mode="clip")  # the default mode copies twice
-        return chosen, labels[indices], taught[indices], factors[indices]
+        return chosen, targets(labels[indices]), taught[indices], factors[indices]
 
     def batch(step: Any) -> tuple[Any, ...]:
-        dtypes = [tf.as_dtype(images.dtype), tf.int32, tf.float32, tf.float32]
-        chosen, chosen_labels, logits, factor = tf.numpy_function(read, [step], dtypes, stateful=False)
+        dtypes = [tf.as_dtype(images.dtype), tf.float32, tf.float32, tf.float32]
+        chosen, learned, logits, factor = tf.numpy_function(read, [step], dtypes, stateful=False)
         chosen = tf.ensure_shape(chosen, (batch_size, *images.shape[1:]))
-        targets = tf.one_hot(tf.ensure_shape(chosen_labels, (batch_size,)), classes)
+        learned = tf.ensure_shape(learned, (batch_size, width))
         logits = tf.ensure_shape(logits, (batch_size, taught.shape[1]))
         if weights is None:
-            augmented, targets = augment(chosen, targets, step)
-            return augmented, tf.concat([targets, logits], 1)
-        # Mixing is linear in the targets, so weighted ones beside them become the weighted shares of both labels.
-        weighted = targets * tf.ensure_shape(factor, (batch_size,))[:, None]
-        augmented, targets = augment(chosen, tf.concat([targets, weighted], 1), step)
-        targets, weighted = tf.split(targets, 2, axis=1)
-        factor = tf.reduce_sum(weighted, 1)
-        targets = tf.where(factor[:, None] > 0, tf.math.divide_no_nan(weighted, factor[:, None]), targets)
-        return augmented, tf.concat([targets, logits], 1), factor
+            augmented, learned = augment(chosen, learned, step)
+            return augmented, tf.concat([learned, logits], 1)
+        # Mixing is linear in the targets, so weighted ones beside them become the weighted shares of both images.
+        factor = tf.ensure_shape(factor, (batch_size,))[:, None]
+        augmented, mixed = augment(chosen, tf.concat([learned, learned * factor, factor], 1), step)
+        learned, weighted, factor = tf.split(mixed, [width, width, 1], axis=1)
+        learned = tf.where(factor > 0, tf.math.divide_no_nan(weighted, factor), learned)
+        return augmented, tf.concat([learned, logits], 1), factor[:, 0]
 
     numbers = tf.data.Dataset.range(steps.start, steps.stop)
     batches = numbers.map(batch, num_parallel_calls=workers, deterministic=True).prefetch(prefetch)
@@ -192,7 +196,7 @@ def training_batches(
 
 
 def evaluation_batches(
-    images: np.ndarray, labels: np.ndarray, classes: int, batch_size: int = EVALUATION_BATCH
+    images: np.ndarray, labels: np.ndarray, targets: Targets, batch_size: int = EVALUATION_BATCH
 ) -> Any:
     """Returns a whole split in order, not augmented, as a `tf.data.Dataset` like that of `training_batches`."""
     import tensorflow as tf
@@ -200,9 +204,9 @@ def evaluation_batches(
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for start in range(0, len(labels), batch_size):
             part = slice(start, start + batch_size)
-            yield model_input(images[part]), one_hot(labels[part], classes)
+            yield model_input(images[part]), targets(labels[part])
 
-    shapes = (None, *images.shape[1:]), (None, classes)
+    shapes = (None, *images.shape[1:]), (None, targets(labels[:1]).shape[1])
     signature = tuple(tf.TensorSpec(shape, tf.float32) for shape in shapes)
     dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
     count = -(-len(labels) // batch_size)
@@ -216,8 +220,3 @@ def untuned() -> Any:
     options = tf.data.Options()
     options.autotune.enabled = False
     return options
-
-
-def one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Converts labels int (n,) to float32 (n, classes)."""
-    return np.eye(classes, dtype=np.float32)[labels]

@@ -21,6 +21,10 @@ class TableConfig:
         path: The table, relative to `prepare.path`; null takes the only CSV, TSV or Parquet file at its top.
         file: The column with the files of the images.
         label: The column with the classes, as text or as numbers.
+        labels: With `task: multi`, the columns of which each says whether an image has one label: 0 or 1, false or
+            true, no or yes; empty or -1 is unknown. null takes all such columns.
+        separator: With `task: multi`, what stands between the labels in the column `label`, such as "|"; an empty cell
+            is an image without a label.
         split: The column that names the split; null draws the splits.
         group: The column that names the group; images of one group are never in two splits.
         weight: The column with the factor of an image's training loss, at least 0. Metrics are never weighted.
@@ -33,6 +37,8 @@ class TableConfig:
     path: str | None = None
     file: str = "file"
     label: str = "label"
+    labels: tuple[str, ...] | None = None
+    separator: str | None = None
     split: str | None = None
     group: str | None = None
     weight: str | None = None

@@ -5,7 +5,8 @@ change nothing. The user decides by writing one of these into the last column:
 
 drop            leaves the image out
 keep            leaves it as it is
-relabel         gives it the class in `suggestion`; `relabel CLASS` gives it another
+relabel         gives it the class in `suggestion`; `relabel CLASS` gives it another. With `task: multi` it is the whole
+                set of its labels: `relabel cat | dog`, `relabel no label`; labels that are unknown stay so
 group           puts it into the group in `suggestion`; `group KEY` into another
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 from visionpipe.data.config import DECISIONS, DECISIONS_HEADER
 from visionpipe.data.decoding import Usable
 from visionpipe.data.groups import united
+from visionpipe.data.labels import Labels, labels_of
 from visionpipe.data.listing import Listing, Record, Rejected
 from visionpipe.data.spreadsheet import Sheet, read_sheet
 from visionpipe.errors import DataError, did_you_mean
@@ -57,10 +59,14 @@ class Decisions:
         Raises:
             DataError: a class of a relabelled image does not exist.
         """
+        labels: dict[str, Labels | None] = {}
         for row in self.relabelled.values():
-            if row.value not in listing.classes:
-                hint = did_you_mean(row.value, listing.classes)
-                raise DataError(f"{DECISIONS}, line {row.line}: there is no class {row.value!r}{hint}")
+            try:
+                labels[row.file] = listing.labels_from(row.value)
+            except KeyError as error:
+                name = str(error.args[0])
+                hint = did_you_mean(name, listing.classes)
+                raise DataError(f"{DECISIONS}, line {row.line}: there is no class {name!r}{hint}") from None
         if not self.dropped and not self.relabelled:
             return listing
 
@@ -70,7 +76,12 @@ class Decisions:
             if entry.file in self.dropped:
                 return Rejected(entry.file, f"dropped by {DECISIONS}")
             row = self.relabelled.get(entry.file)
-            return replace(entry, class_name=row.value) if row else entry
+            if row is None:
+                return entry
+            of_file = labels[entry.file]
+            if of_file is not None and entry.labels is not None:  # what nobody knows stays unknown
+                of_file = labels_of(of_file.present, set(entry.labels.unknown) - set(of_file.present))
+            return replace(entry, class_name=row.value if of_file is None else str(of_file), labels=of_file)
 
         return replace(listing, entries=map(decided, listing.entries))
 

@@ -14,6 +14,7 @@ from visionpipe.data.config import PrepareConfig
 from visionpipe.data.deep import read_pixels
 from visionpipe.data.form import PixelFormat
 from visionpipe.data.frame import frame
+from visionpipe.data.labels import Labels
 from visionpipe.data.levels import OpenLevels
 from visionpipe.data.listing import Listing, Record, Rejected
 from visionpipe.data.measures import measure
@@ -40,6 +41,18 @@ class Usable:
     group: str | None = None
     weight: float = 1.0
     metadata: tuple[str, ...] = ()
+    labels: Labels | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes that the image has: one, or with `task: multi` any number."""
+        return (self.class_name,) if self.labels is None else self.labels.present
+
+    def contradicts(self, copy: "Usable") -> bool:
+        """Whether not both labels can be right, where both images are copies of one picture."""
+        if self.labels is None or copy.labels is None:
+            return self.class_name != copy.class_name
+        return self.labels.contradicts(copy.labels)
 
 
 @dataclass(frozen=True)
@@ -112,6 +125,7 @@ def decode(
         entry.group,
         entry.weight,
         entry.metadata,
+        entry.labels,
     )
     return Decoded(usable, picture, key)
 

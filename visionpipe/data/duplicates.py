@@ -277,10 +277,12 @@ def superfluous(usable: list[Usable], copies: np.ndarray) -> dict[int, str]:
     reasons: dict[int, str] = {}
     for rows in rows_of.values():
         (name, most), *others = Counter(usable[row].class_name for row in rows).most_common()
-        if others and others[0][1] == most:
+        against = {row: other for row in rows for other in rows if usable[row].contradicts(usable[other])}
+        if against and others[0][1] == most:
             for row in rows:
-                other = next(r for r in rows if usable[r].class_name != usable[row].class_name)
-                reasons[row] = f"a copy of {usable[other].file!r}, which is in another class"
+                other = against.get(row, rows[0])
+                where = "is in another class" if usable[row].labels is None else "has other labels"
+                reasons[row] = f"a copy of {usable[other].file!r}, which {where}"
             continue
         order = {"test": 0, "validation": 1}
         of_class = [row for row in rows if usable[row].class_name == name]

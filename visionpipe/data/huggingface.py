@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from visionpipe.data.config import PrepareConfig, TableConfig
+from visionpipe.data.labels import Labels, check_names, labels_of
 from visionpipe.data.layout import split_notes, splits_named
 from visionpipe.data.listing import Listing, Record, Rejected
+from visionpipe.data.measurements import refuse_measured
 from visionpipe.data.spreadsheet import text_of
 from visionpipe.errors import DataError, did_you_mean
 
@@ -18,11 +20,14 @@ LABELS = ("label", "labels", "class", "category", "target", "fine_label")
 NEEDED = "prepare.source: huggingface needs the library datasets: pip install 'visionpipe[hf]'"
 
 
-def list_saved(path: Path, config: PrepareConfig) -> Listing:
+def list_saved(path: Path, config: PrepareConfig, several: bool = False) -> Listing:
     """Lists a `Dataset` or `DatasetDict` in a folder; each split of a `DatasetDict` is one of ours.
 
+    Args:
+        several: whether an image may have several labels, in a list of ClassLabel.
+
     Raises:
-        DataError: the folder is of another kind, or the set is not one of images with a single label each.
+        DataError: the folder is of another kind, or the set is not one of images with such labels.
     """
     parts = load(path)
     splits = splits_named(parts)
@@ -36,8 +41,12 @@ def list_saved(path: Path, config: PrepareConfig) -> Listing:
         unused = [name for name in parts if name not in names]
         notes += [f"{path} has splits that are not used: {', '.join(unused)}"] if unused else []
         notes += split_notes(names)
-    features = Features(next(iter(parts.values())).features, config, path)
-    classes = features.classes or sorted({name for split in names for name in features.words(parts[split])})
+    features = Features(next(iter(parts.values())).features, config, path, several)
+    classes = features.classes
+    if classes is None:
+        words = [name for split in names for name in features.words(parts[split])]
+        refuse_measured(words, f"prepare.table.label: the column {features.label!r} of {path}")
+        classes = sorted(set(words))
     if features.unused:
         notes.append(f"{path} has columns that are no text and no number: {', '.join(features.unused)}")
     return Listing(
@@ -47,7 +56,23 @@ def list_saved(path: Path, config: PrepareConfig) -> Listing:
         entries=read_rows(parts, names, features),
         notes=tuple(notes),
         columns=tuple(features.metadata),
+        several=several,
     )
+
+
+def several_reason(path: Path) -> str:
+    """Says which column of a saved set holds several labels of an image; "" where a column holds a single one."""
+    features = next(iter(load(path).values())).features
+    lists = [name for name, kind in features.items() if is_several(kind)]
+    return f"the column {lists[0]} holds lists of classes" if lists and not label_columns(features) else ""
+
+
+def label_columns(features: Any) -> list[str]:
+    """Returns the columns that may hold one label of each image: those of ClassLabel, or else texts and numbers."""
+    import datasets
+
+    single = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    return single or [name for name in LABELS if is_value(features.get(name))]
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -78,26 +103,21 @@ def load(path: Path) -> dict[str, Any]:
 class Features:
     """The columns of a set by what they hold: the image, the label, and metadata."""
 
-    def __init__(self, features: Any, config: PrepareConfig, path: Path):
+    def __init__(self, features: Any, config: PrepareConfig, path: Path, several: bool):
         import datasets
 
         self.features, self.path = features, path
         options = config.table or TableConfig()
         images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
         self.image = self.named("table.file", options.file, images, "a column of images", "file")
-        label = features.get(options.label) if config.table else None
         single = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-        texts = [name for name in LABELS if is_value(features.get(name))]
-        several = [name for name, kind in features.items() if is_several(kind)]
-        if not (single or texts or label) and several:
-            raise DataError(
-                f"prepare.path: {path}: the column {several[0]} holds several labels of an image, and a model answers "
-                f"with one: choose a column with a single label"
-            )
-        known = single or texts or [name for name in features if is_value(features[name])]
-        self.label = self.named("table.label", options.label, known, "a column of labels", "label")
-        kind = features[self.label]
+        lists = [name for name, kind in features.items() if is_several(kind)]
+        self.several = several
+        self.label = self.labels_named(options, lists) if several else self.label_named(options, lists)
+        kind = list_of(features[self.label]) or features[self.label]
         self.classes = list(kind.names) if isinstance(kind, datasets.ClassLabel) else None
+        if several:
+            check_names(self.classes or (), f"prepare.path: {path}")
         self.group = options.group or (config.group if config.group in features else None)
         self.weight = options.weight
         for key, name in (("table.group", self.group), ("table.weight", self.weight)):
@@ -111,6 +131,36 @@ class Features:
             others = list(options.metadata)
         self.metadata = [name for name in others if is_value(features[name]) or name in single]
         self.unused = [name for name in others if name not in self.metadata and name not in images]
+
+    def label_named(self, options: TableConfig, lists: list[str]) -> str:
+        """Returns the column with one label of each image."""
+        single = label_columns(self.features)
+        written = options.label != TableConfig.label and options.label in self.features
+        chosen = options.label if written else lists[0] if lists and not single else None
+        if chosen in lists:
+            raise DataError(
+                f"prepare.path: {self.path}: the column {chosen} holds several labels of an image: write task: multi, "
+                f"or choose a column with a single label"
+            )
+        known = single or [name for name in self.features if is_value(self.features[name])]
+        return self.named("table.label", options.label, known, "a column of labels", "label")
+
+    def labels_named(self, options: TableConfig, lists: list[str]) -> str:
+        """Returns the column with the lists of labels."""
+        for key in ("labels", "separator"):
+            if getattr(options, key) is not None:
+                raise DataError(
+                    f"prepare.table.{key}: is for prepare.source: table; a set of the library datasets has its labels "
+                    f"in one column of lists of ClassLabel: name it in prepare.table.label"
+                )
+        written = options.label if options.label in self.features and options.label not in lists else None
+        if (written and options.label != TableConfig.label) or not lists:
+            column = written or next((name for name in self.features if name != self.image), "no column")
+            raise DataError(
+                f"prepare.path: {self.path}: the column {column} holds no list of classes (Sequence of ClassLabel), "
+                f"which task: multi needs: write task: single where each image has one label"
+            )
+        return self.named("table.label", options.label, lists, "a column of lists of classes", "label")
 
     def named(self, key: str, written: str, found: list[str], what: str, default: str) -> str:
         """Returns the column that params.yaml names, or else the only one of a kind."""
@@ -135,6 +185,13 @@ class Features:
         """Yields the labels of a set whose labels are text or numbers."""
         yield from filter(None, map(text_of, rows.select_columns([self.label])[self.label]))
 
+    def labels_in(self, value: Any) -> Labels | None:
+        """Returns the labels in a list of numbers of classes; None where the list or one of them is missing."""
+        if value is None or any(number is None or number < 0 for number in value):
+            return None
+        names = self.classes or ()
+        return labels_of(names[number] for number in value)
+
     def text(self, name: str, value: Any) -> str:
         """Formats a value; that of a class is its name."""
         kind = self.features[name]
@@ -154,8 +211,12 @@ def is_several(kind: Any) -> bool:
     """Whether a feature is a list of classes."""
     import datasets
 
-    inner = kind[0] if isinstance(kind, list) and kind else getattr(kind, "feature", None)
-    return isinstance(inner, datasets.ClassLabel)
+    return isinstance(list_of(kind), datasets.ClassLabel)
+
+
+def list_of(kind: Any) -> Any:
+    """Returns the feature of which a feature is a list; else None."""
+    return kind[0] if isinstance(kind, list) and kind else getattr(kind, "feature", None)
 
 
 def read_rows(
@@ -170,7 +231,9 @@ def read_rows(
             image = row[features.image] or {}
             written = os.path.basename((image.get("path") or "").replace("\\", "/"))
             file = f"{name}/{index:08d}" + (f"/{written}" if written else "")
-            label = features.text(features.label, row[features.label])
+            labels = features.labels_in(row[features.label]) if features.several else None
+            none = features.several and labels is None
+            label = "" if none else str(labels or features.text(features.label, row[features.label]))
             weight = 1.0 if features.weight is None else row[features.weight]
             if not label:
                 yield Rejected(file, "has no label")
@@ -184,7 +247,7 @@ def read_rows(
                 metadata = tuple(features.text(column, row[column]) for column in features.metadata)
                 group = features.text(features.group, row[features.group]) if features.group else ""
                 read = functools.partial(first_bytes, image["bytes"])
-                yield Record(split or None, label, file, read, group or None, float(weight), metadata)
+                yield Record(split or None, label, file, read, group or None, float(weight), metadata, labels)
 
 
 def first_bytes(content: bytes, most: int = -1) -> bytes:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from visionpipe.data.labels import Labels, read_labels
 from visionpipe.data.layout import Folder, Layout, spelling, understand
 from visionpipe.data.walk import LEAVES, NOT_UTF8, UNREADABLE, is_hidden
 from visionpipe.data.wording import counted, quoted, shown
@@ -39,7 +40,7 @@ class Record:
 
     `split` is None if the source has no splits; `read` raises ImageError. Images of one `group` (such as a patient)
     must not be in different splits. `weight` multiplies the image's training loss. `metadata` are the values of the
-    listing's `columns`.
+    listing's `columns`. With `task: multi` an image has `labels`, and `class_name` is how they are written.
     """
 
     split: str | None
@@ -49,6 +50,12 @@ class Record:
     group: str | None = None
     weight: float = 1.0
     metadata: tuple[str, ...] = ()
+    labels: Labels | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes that the image has: one, or with `task: multi` any number."""
+        return (self.class_name,) if self.labels is None else self.labels.present
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ class Listing:
 
     Every file is an entry, so that nothing is left out silently. `splits` are those that the source defines, `total` is
     the number of entries, `notes` are remarks for the user, and `columns` names the metadata of every record. `lost`
-    are those of the notes that say that a folder is left out.
+    are those of the notes that say that a folder is left out. `several`: an image may have several labels.
     """
 
     classes: tuple[str, ...]
@@ -81,6 +88,19 @@ class Listing:
     notes: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
+    several: bool = False
+
+    def labels_from(self, text: str) -> Labels | None:
+        """Reads the labels that someone wrote for an image; None where an image has one class.
+
+        Raises:
+            KeyError: a part of the text is none of the classes.
+        """
+        if self.several:
+            return read_labels(text, self.classes)
+        if text not in self.classes:
+            raise KeyError(text)
+        return None
 
 
 class UnclearFolders(DataError):

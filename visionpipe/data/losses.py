@@ -25,8 +25,8 @@ def cut_off(usable: list[Usable], config: PrepareConfig) -> Iterator[str]:
     if config.framing != "crop":
         return
     cropped = [image for image in usable if share_cut_off(image.size, config) > MOST_CUT_OFF]
-    classes = Counter(image.class_name for image in usable)
-    of_class = Counter(image.class_name for image in cropped)
+    classes = Counter(name for image in usable for name in image.names)
+    of_class = Counter(name for image in cropped for name in image.names)
     hit = [name for name, count in of_class.items() if count > MOST_OF_A_CLASS * classes[name]]
     if len(cropped) > MANY * len(usable) or hit:
         shares = sorted(share_cut_off(image.size, config) for image in cropped)

@@ -1,7 +1,8 @@
 """Writes and reads the prepared form of a data set: a few large files that training reads without copying.
 
 images-SPLIT.npy   uint8 or uint16 (n, height, width, channels); three channels are RGB
-labels-SPLIT.npy   int32 (n,), positions in the manifest's `classes`
+labels-SPLIT.npy   int32 (n,), positions in the manifest's `classes`; with `task: multi` int8 (n, classes): 1 where an
+                   image has a label, 0 where not, -1 where nobody knows
 files-SPLIT.jsonl  n lines, each the name of a source file as a JSON string
 measures-SPLIT.npz what was measured on the original pictures; `content_sha256` does not count it
 thumbnails-SPLIT.raw uint8 (n, 32, 32), grey thumbnails of the original pictures, if one of them has 64 pixels a side
@@ -42,6 +43,7 @@ from typing import Any, Literal
 import numpy as np
 
 from visionpipe.data.headers import PADDING
+from visionpipe.data.labels import ABSENT, PRESENT, UNKNOWN
 from visionpipe.errors import DataError
 from visionpipe.files import flush_to_disk, sha256_file, sha256_json
 
@@ -63,6 +65,11 @@ class Prepared:
     def classes(self) -> list[str]:
         """The class names, in the order of the labels."""
         return self.manifest["classes"]
+
+    @property
+    def task(self) -> str:
+        """What a model says of an image, as in params.yaml."""
+        return self.manifest.get("task", "single")
 
     @property
     def framing(self) -> dict[str, Any]:
@@ -93,7 +100,7 @@ class Prepared:
         return np.load(self.folder / f"images-{split}.npy", mmap_mode="r")
 
     def labels(self, split: str) -> np.ndarray:
-        """Returns the labels of a split, int32 (n,)."""
+        """Returns the labels of a split, int32 (n,); with `task: multi` int8 (n, classes), 1, 0 or -1 for unknown."""
         return np.load(self.folder / f"labels-{split}.npy")
 
     def measures(self, split: str) -> dict[str, np.ndarray] | None:
@@ -188,22 +195,35 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     shutil.rmtree(previous, ignore_errors=True)
 
 
+def split_sizes(manifest: dict[str, Any]) -> dict[str, int]:
+    """Returns split → number of images."""
+    sizes = {split: sum(counts.values()) for split, counts in manifest["counts"].items()}
+    return manifest.get("images", sizes)
+
+
 def write_split(
-    folder: Path, split: str, images: np.ndarray, rows: list[int], labels: list[int], files: list[str]
+    folder: Path,
+    split: str,
+    images: np.ndarray,
+    rows: list[int],
+    labels: Sequence[int] | np.ndarray,
+    files: list[str],
 ) -> None:
     """Writes the three files of a split.
 
     Args:
         images: uint8 or uint16 (all, height, width, channels); may be a memory map larger than memory.
         rows: the positions of the split's images in `images`.
-        labels, files: the label and the name of the source file of each row.
+        labels, files: the label and the name of the source file of each row; with `task: multi` the labels are int8
+            (rows, classes).
     """
     header = {"descr": images.dtype.str, "fortran_order": False, "shape": (len(rows), *images.shape[1:])}
     with (folder / f"images-{split}.npy").open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for chunk in chunks(images, rows):
             file.write(chunk.data)
-    np.save(folder / f"labels-{split}.npy", np.array(labels, np.int32))
+    array = np.asarray(labels)
+    np.save(folder / f"labels-{split}.npy", array.astype(np.int32 if array.ndim == 1 else np.int8))
     with (folder / f"files-{split}.jsonl").open("w", encoding="utf-8") as lines:
         lines.writelines(json.dumps(name, ensure_ascii=False) + "\n" for name in files)
 
@@ -250,6 +270,7 @@ def write_manifest(
     channels: int = 3,
     depth: int = 8,
     reduced_to: int | None = None,
+    task: str = "single",
     classes: list[str],
     channel_mean: list[float],
     channel_std: list[float],
@@ -263,13 +284,21 @@ def write_manifest(
 
     The manifest contains the arguments and:
 
-    - `counts`: split → class → number of images
+    - `counts`: split → class → number of images with this label
     - `kept`: number of images in all splits
     - `found`: number of images and quarantined files
     - `sha256`: file → hash
     - `content_sha256`: a hash of classes, size and arrays, but not of the names of the source files
 
+    And only where an image may have several labels:
+
+    - `task`
+    - `images`: split → number of images
+    - `without_label`: split → number of images without any label
+    - `unknown`: split → class → number of images of which nobody knows whether they have this label
+
     Args:
+        task: what a model says of an image, as in params.yaml.
         channel_mean, channel_std: statistics of the training split per channel, in [0, 255].
         quarantined: `path` and `reason` of each file that could not be used.
         columns: the names of the metadata; the key is left out where there are none, and so is `decisions`.
@@ -277,7 +306,7 @@ def write_manifest(
         findings: counts of copies, pictures of bad quality and shortcuts, from `doctor.checkup`.
     """
     labels = {split: np.load(folder / f"labels-{split}.npy") for split in SPLITS}
-    counts = {split: np.bincount(labels[split], minlength=len(classes)).tolist() for split in SPLITS}
+    counts = {split: counts_of(labels[split], len(classes)) for split in SPLITS}
     total = sum(len(labels[split]) for split in SPLITS)
     manifest = {
         "size": list(size),
@@ -291,6 +320,7 @@ def write_manifest(
         "reduced_to": reduced_to,
         "classes": classes,
         "counts": {split: dict(zip(classes, counts[split], strict=True)) for split in SPLITS},
+        **({"task": task, **several_labels(labels, classes)} if labels["train"].ndim > 1 else {}),
         "channel_mean": channel_mean,
         "channel_std": channel_std,
         "found": total + len(quarantined),
@@ -306,6 +336,25 @@ def write_manifest(
     text = json.dumps(manifest, indent=2, ensure_ascii=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
     return manifest
+
+
+def counts_of(labels: np.ndarray, classes: int) -> list[int]:
+    """Returns the number of images with each label, from int32 (n,) or int8 (n, classes)."""
+    if labels.ndim == 1:
+        return np.bincount(labels, minlength=classes).tolist()
+    return (labels == PRESENT).sum(axis=0).tolist()
+
+
+def several_labels(labels: dict[str, np.ndarray], classes: list[str]) -> dict[str, Any]:
+    """Returns the keys of the manifest that only images with several labels have."""
+    unknown = {split: (of_split == UNKNOWN).sum(axis=0).tolist() for split, of_split in labels.items()}
+    return {
+        "images": {split: len(of_split) for split, of_split in labels.items()},
+        "without_label": {
+            split: int((of_split == ABSENT).all(axis=1).sum()) for split, of_split in labels.items()
+        },
+        "unknown": {split: dict(zip(classes, numbers, strict=True)) for split, numbers in unknown.items()},
+    }
 
 
 def content_sha256(manifest: dict[str, Any]) -> str:

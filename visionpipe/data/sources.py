@@ -26,6 +26,7 @@ from PIL import Image
 from visionpipe.data.config import PrepareConfig
 from visionpipe.data.encodings import text_lines
 from visionpipe.data.huggingface import first_bytes, list_saved
+from visionpipe.data.labels import check_names, labels_of
 from visionpipe.data.listing import SPLIT_NAMES, Listing, Reader, Record, Rejected, list_class_folders
 from visionpipe.data.table import list_rows
 from visionpipe.data.walk import walk_archive, walk_folder
@@ -57,8 +58,30 @@ def class_folders(content: Content) -> Listing:
     return replace(listing, notes=(*content.notes, *listing.notes))
 
 
-def list_table(config: PrepareConfig) -> Listing:
-    """Lists the images that a table names; both are in one folder or zip archive."""
+def list_source(config: PrepareConfig, several: bool = False) -> Listing:
+    """Lists the images of `prepare.source` with their labels.
+
+    Args:
+        several: whether an image may have several labels, or none.
+
+    Raises:
+        DataError: there are no such images, or their labels are of the other kind.
+    """
+    sources = WITH_SEVERAL if several else SOURCES
+    if config.source not in sources:
+        raise DataError(
+            f"prepare.source: {config.source} gives each image one label: write task: single; several labels of an "
+            f"image come from {' or '.join(sources)}, such as a table with a column for each label "
+            f"(prepare.table.labels) or with a separator (prepare.table.separator)"
+        )
+    return sources[config.source](config)
+
+
+def list_table(config: PrepareConfig, several: bool = False) -> Listing:
+    """Lists the images that a table names; both are in one folder or zip archive.
+
+    `several`: whether an image may have several labels.
+    """
     path = existing(config, Path.exists, "a folder or zip archive")
     if path.is_file() and not zipfile.is_zipfile(path):
         raise DataError(
@@ -66,13 +89,13 @@ def list_table(config: PrepareConfig) -> Listing:
             f"which DVC then watches, and prepare.table.path to the table, relative to it"
         )
     content = (content_of_folder if path.is_dir() else content_of_zip)(config)
-    listing = list_rows(config, content.files, content.rejected)
+    listing = list_rows(config, content.files, content.rejected, several)
     return replace(listing, notes=(*content.notes, *listing.notes))
 
 
-def list_huggingface(config: PrepareConfig) -> Listing:
-    """Lists a set of the library datasets that save_to_disk wrote."""
-    return list_saved(existing(config, Path.is_dir, "a folder"), config)
+def list_huggingface(config: PrepareConfig, several: bool = False) -> Listing:
+    """Lists a set of the library datasets that save_to_disk wrote; `several`: whether an image may have more labels."""
+    return list_saved(existing(config, Path.is_dir, "a folder"), config, several)
 
 
 def content_of_zip(config: PrepareConfig) -> Content:
@@ -124,8 +147,11 @@ def content_of_folder(config: PrepareConfig) -> Content:
     return Content(files, folders, rejected)
 
 
-def list_tfds(config: PrepareConfig) -> Listing:
-    """Lists a set of TensorFlow Datasets in the data folder `path`, and downloads it first if it is missing."""
+def list_tfds(config: PrepareConfig, several: bool = False) -> Listing:
+    """Lists a set of TensorFlow Datasets in the data folder `path`, and downloads it first if it is missing.
+
+    `several`: whether an image may have several labels, in a sequence of ClassLabel.
+    """
     import tensorflow_datasets as tfds
 
     if not sys.stderr.isatty():
@@ -142,27 +168,33 @@ def list_tfds(config: PrepareConfig) -> Listing:
     }
     if "train" not in names.values():
         raise DataError(f"{config.name} has no training split, only {', '.join(builder.info.splits)}")
-    label = builder.info.features[classification_features(builder.info)[1]]
+    label = class_feature(builder.info.features[classification_features(builder.info, several)[1]])
+    classes = tuple(label.int2str(index) for index in range(label.num_classes))
+    if several:
+        check_names(classes, config.name or "")
     unused = sorted(set(builder.info.splits) - set(names))
     return Listing(
-        classes=tuple(label.int2str(index) for index in range(label.num_classes)),
+        classes=classes,
         splits=frozenset(names.values()),
         total=sum(builder.info.splits[name].num_examples for name in names),
-        entries=read_examples(config, builder.info, names),
+        entries=read_examples(config, builder.info, names, several),
         notes=(f"{config.name} has splits that are not used: {', '.join(unused)}",) if unused else (),
+        several=several,
     )
 
 
-def read_examples(config: PrepareConfig, info: Any, names: dict[str, str]) -> Iterator[Record | Rejected]:
+def read_examples(
+    config: PrepareConfig, info: Any, names: dict[str, str], several: bool
+) -> Iterator[Record | Rejected]:
     """Yields the examples of a set, with the image bytes as they are stored; `names` maps its splits to ours."""
     import tensorflow_datasets as tfds
 
-    image_key, label_key = classification_features(info)
+    image_key, label_key = classification_features(info, several)
     decoders = tfds.decode.PartialDecoding(
         {image_key: True, label_key: True}, {image_key: tfds.decode.SkipDecoding()}
     )
     in_order = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-    int2str = info.features[label_key].int2str
+    int2str = class_feature(info.features[label_key]).int2str
     for name, split in names.items():
         examples = tfds.load(
             config.name,
@@ -174,18 +206,30 @@ def read_examples(config: PrepareConfig, info: Any, names: dict[str, str]) -> It
         )
         for index, example in enumerate(tfds.as_numpy(examples)):
             file = f"{name}/{index:08d}"
-            if example[label_key] < 0:
+            numbers = np.atleast_1d(example[label_key]).tolist()
+            if any(number < 0 for number in numbers):
                 yield Rejected(file, "has no label")
-            else:
-                read = functools.partial(first_bytes, example[image_key])
-                yield Record(split, int2str(example[label_key]), file, read)
+                continue
+            labels = labels_of(map(int2str, numbers)) if several else None
+            read = functools.partial(first_bytes, example[image_key])
+            name = str(labels) if several else int2str(numbers[0])
+            yield Record(split, name, file, read, labels=labels)
 
 
-def classification_features(info: Any) -> tuple[str, str]:
+def class_feature(feature: Any) -> Any:
+    """Returns the ClassLabel of a feature of TensorFlow Datasets, which may be a sequence of it; else None."""
+    import tensorflow_datasets as tfds
+
+    inner = getattr(feature, "feature", feature)
+    return inner if isinstance(inner, tfds.features.ClassLabel) else None
+
+
+def classification_features(info: Any, several: bool) -> tuple[str, str]:
     """Returns the names of the image and the label feature of a set; its supervised keys take precedence.
 
     Raises:
-        DataError: the set is not for classification.
+        DataError: the set is not for classification, or its images have one label in the place of several or several
+            in the place of one.
     """
     import tensorflow_datasets as tfds
 
@@ -193,7 +237,26 @@ def classification_features(info: Any) -> tuple[str, str]:
     supervised = info.supervised_keys or ()
     names = sorted(features, key=lambda name: name not in supervised)
     image = next((name for name in names if isinstance(features[name], tfds.features.Image)), None)
-    label = next((name for name in names if isinstance(features[name], tfds.features.ClassLabel)), None)
+    labels = {
+        sequence: next(
+            (
+                name
+                for name in names
+                if class_feature(features[name])
+                and sequence != isinstance(features[name], tfds.features.ClassLabel)
+            ),
+            None,
+        )
+        for sequence in (False, True)
+    }
+    label = labels[several]
+    if label is None and (other := labels[not several]):
+        advice = (
+            f"one label of each image in {other}: write task: single"
+            if several
+            else f"several labels of each image in {other}: write task: multi"
+        )
+        raise DataError(f"{info.name} has {advice}")
     if image is None or label is None:
         raise DataError(f"{info.name} is not for classification: it lacks an Image or a ClassLabel feature")
     return image, label
@@ -268,6 +331,11 @@ SOURCES: dict[str, Callable[[PrepareConfig], Listing]] = {
     "huggingface": list_huggingface,
     "tfds": list_tfds,
     "idx": list_idx,
+}
+WITH_SEVERAL: dict[str, Callable[[PrepareConfig], Listing]] = {
+    "table": functools.partial(list_table, several=True),
+    "huggingface": functools.partial(list_huggingface, several=True),
+    "tfds": functools.partial(list_tfds, several=True),
 }
 
 

@@ -6,7 +6,8 @@ Images of one group are never in two splits. There are two ways to draw:
   images that are added or removed move no other image, and the sizes of the splits are approximate. The one exception
   is a set with so few groups that none is drawn for a split: the nearest one is taken.
 - Otherwise each class is divided exactly, as `test_fraction` and `validation_fraction` say. Images that are added or
-  removed may move a few others.
+  removed may move a few others. Images with several labels are divided by iterative stratification, where they may
+  move many others.
 """
 
 from collections import Counter, defaultdict
@@ -17,6 +18,7 @@ from visionpipe.data.decoding import Usable
 from visionpipe.data.groups import Splits, check_groups, draw_key, group_key, missing_splits, split_of
 from visionpipe.data.listing import HIDDEN, Listing, Rejected
 from visionpipe.data.prepared import SPLITS
+from visionpipe.data.stratification import stratified
 from visionpipe.data.wording import counted, quoted
 from visionpipe.errors import DataError
 
@@ -42,9 +44,38 @@ def draw_splits(usable: list[Usable], given: frozenset[str], config: PrepareConf
             if not splits[split]:
                 take_nearest(splits, split, ("train", *missing), usable, seed)
         return splits
-    draw_exactly(splits, usable, missing, seed)
+    draw = draw_exactly if all(image.labels is None for image in usable) else draw_iteratively
+    draw(splits, usable, missing, seed)
     unite_groups(splits, usable)
     return splits
+
+
+def draw_iteratively(splits: Splits, usable: list[Usable], missing: dict[str, float], seed: int) -> None:
+    """Draws images with several labels so that each split has its share of every label.
+
+    Copies and groups stay together. Where several are equal, the hash of the seed and the original picture decides.
+    """
+    shares, rest = {}, 1.0
+    for split, fraction in missing.items():
+        shares[split] = rest * fraction
+        rest -= shares[split]
+    pool, splits["train"] = splits["train"], []
+    for row, part in divided(usable, pool, [rest, *shares.values()], "split", seed).items():
+        splits[("train", *shares)[part]].append(row)
+    for split in ("train", *shares):
+        splits[split].sort()
+
+
+def divided(
+    usable: list[Usable], rows: list[int], shares: list[float], purpose: str, seed: int
+) -> dict[int, int]:
+    """Returns row → part of images with several labels; images of one `group_key` are in one part."""
+    members = defaultdict(list)
+    for row in rows:
+        members[group_key(usable[row])].append(row)
+    sets = [members[key] for key in sorted(members, key=lambda key: draw_key(seed, purpose, key.encode()))]
+    parts = stratified([[usable[row].names for row in of_set] for of_set in sets], shares)
+    return {row: part for of_set, part in zip(sets, parts, strict=True) for row in of_set}
 
 
 def draw_exactly(splits: Splits, usable: list[Usable], missing: dict[str, float], seed: int) -> None:
@@ -115,10 +146,13 @@ def draw_folds(usable: list[Usable], splits: Splits, folds: int, seed: int) -> d
     """Returns index → fold of the training and validation images: groups stay together, classes are spread evenly.
 
     The groups, the largest first, each go to the fold that has the fewest images of their classes, relative to the
-    class. Groups of one size come in an order that the seed draws.
+    class. Groups of one size come in an order that the seed draws. Images with several labels are divided by iterative
+    stratification.
     """
     members = defaultdict(list)
     rows = sorted(splits["train"] + splits["validation"])
+    if any(image.labels is not None for image in usable):
+        return divided(usable, rows, [1 / folds] * folds, "folds", seed)
     for row in rows:
         members[group_key(usable[row])].append(row)
     totals = Counter(usable[row].class_name for row in rows)
@@ -164,14 +198,14 @@ def check_splits(
             raise DataError("there is no file in the class folders")
         none = f"none of the {len(refused):,} files is" if len(refused) > 1 else "the only file is not"
         raise DataError(f"{none} a usable image{first_reason(refused)}")
-    trained = {usable[row].class_name for row in splits["train"]}
+    trained = {name for row in splits["train"] for name in usable[row].names}
     untrained = [name for name in listing.classes if name not in trained]
     if untrained:
         name = untrained[0]
         subject = f"class {name!r} has" if len(untrained) == 1 else f"{len(untrained):,} classes have"
         example = "" if len(untrained) == 1 else f"; the first, {name!r}"
         elsewhere = sorted(
-            split for split in SPLITS if any(usable[r].class_name == name for r in splits[split])
+            split for split in SPLITS if any(name in usable[row].names for row in splits[split])
         )
         if elsewhere:
             cause = f"{example}, only in {' and '.join(elsewhere)}"
@@ -182,6 +216,8 @@ def check_splits(
                 f"{example}: repair its files or remove it; {counted(len(refused), 'file')} cannot be used"
                 + first_reason(refused)
             )
+        elif usable[0].labels is not None:
+            cause = f"{example}: add images that have this label, or remove it from the labels"
         else:
             cause = f"{example}: its folder has no file: put images into it or remove it"
         raise DataError(f"{subject} no usable image in train{cause}")

@@ -1,26 +1,20 @@
 """The source `table`: a table beside the images names the file, the class and more of each image."""
 
-import json
 import math
 import posixpath
-import re
-import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import yaml
-
 from visionpipe.data.config import PrepareConfig, TableConfig, group_pattern
+from visionpipe.data.labels import Labels
 from visionpipe.data.layout import split_notes, splits_named
-from visionpipe.data.listing import HIDDEN, Listing, Reader, Record, Rejected, is_hidden, merge_spellings
-from visionpipe.data.spreadsheet import ENDINGS, Sheet, decoded, read_sheet
+from visionpipe.data.listing import HIDDEN, Listing, Reader, Record, Rejected, is_hidden
+from visionpipe.data.spreadsheet import ENDINGS, Sheet, read_sheet
 from visionpipe.data.table_files import Files, Unusable, guessed_root
-from visionpipe.errors import DataError, ImageError, did_you_mean
+from visionpipe.data.table_labels import class_list, content_of, label_kind
+from visionpipe.errors import DataError, did_you_mean
 from visionpipe.escape import visible
-
-WHOLE = re.compile(r"([+-]?\d+)(\.0*)?")
-NO_NUMBER = ("", "nan", "na", "n/a", "null", "none", "<na>")  # in a column of numbers
 
 
 @dataclass(frozen=True)
@@ -29,17 +23,20 @@ class Row:
 
     place: str
     file: str
-    label: str
+    label: str | Labels
     split: str | None
     group: str | None
     weight: float
     metadata: tuple[str, ...]
 
 
-def list_rows(config: PrepareConfig, files: dict[str, Reader], rejected: list[Rejected]) -> Listing:
+def list_rows(
+    config: PrepareConfig, files: dict[str, Reader], rejected: list[Rejected], several: bool = False
+) -> Listing:
     """Lists the images that a table names.
 
     Args:
+        several: whether an image may have several labels.
         files: path → function that reads the file, of everything in `prepare.path`; one of them is the table.
         rejected: files that are already known to be unusable.
 
@@ -49,7 +46,7 @@ def list_rows(config: PrepareConfig, files: dict[str, Reader], rejected: list[Re
     options = config.table or TableConfig()
     table = table_name(options, files, config.path)
     sheet = read_sheet(content_of(files[table]), table)
-    columns = Columns(options, config.group, sheet, table)
+    columns = Columns(options, config.group, sheet, table, several)
     found = Files(files, {item.file: item.reason for item in rejected}, config.path)
     base = posixpath.dirname(table) if options.root is None else folder_in(options.root, config.path)
     entries: list[Record | Rejected] = []
@@ -68,8 +65,9 @@ def list_rows(config: PrepareConfig, files: dict[str, Reader], rejected: list[Re
         raise DataError(no_file(table, sheet, columns, found, base, entries))
     used, refused, notes = once(rows, table)
     entries += refused
-    labels, label_notes = class_names(
-        {file: row.label for file, row in used.items()}, class_list(options, files, config.path), table
+    listed_classes = class_list(options, files, config.path)
+    labels, label_notes = columns.labels.named(
+        {file: row.label for file, row in used.items()}, listed_classes
     )
     entries += [
         Rejected(file, f"{used[file].place} of {table}: {error}")
@@ -77,9 +75,18 @@ def list_rows(config: PrepareConfig, files: dict[str, Reader], rejected: list[Re
         if isinstance(error, Unusable)
     ]
     entries += [
-        Record(row.split, str(labels[file]), file, files[file], row.group, row.weight, row.metadata)
+        Record(
+            row.split,
+            str(label),
+            file,
+            files[file],
+            row.group,
+            row.weight,
+            row.metadata,
+            label if isinstance(label, Labels) else None,
+        )
         for file, row in used.items()
-        if not isinstance(labels[file], Unusable)
+        if not isinstance(label := labels[file], Unusable)
     ]
     listed = {*rows, *(entry.file for entry in entries), table, options.classes}
     entries += [item for item in rejected if item.file not in listed]
@@ -87,16 +94,18 @@ def list_rows(config: PrepareConfig, files: dict[str, Reader], rejected: list[Re
         reason = HIDDEN if is_hidden(file) else f"not in {table}"
         entries.append(Rejected(file, reason))
     entries.sort(key=lambda entry: entry.file)
-    seen = {entry.class_name for entry in entries if isinstance(entry, Record)}
-    known = class_list(options, files, config.path) or sorted(seen, key=natural)
+    seen = {name for entry in entries if isinstance(entry, Record) for name in entry.names}
+    known = listed_classes or columns.labels.order(seen)
     if len(seen) == 1:
         raise DataError(
-            f"prepare.table.label: the column {options.label!r} of {visible(table)} holds only the class "
+            f"prepare.{columns.labels.key}: {columns.labels.said} of {visible(table)} holds only the class "
             f"{next(iter(seen))!r}: a classifier needs at least two"
         )
     absent = [name for name in known if name not in seen]
     if absent:
-        label_notes.append(f"classes of {options.classes} without an image are left out: {', '.join(absent)}")
+        label_notes.append(
+            f"classes of {options.classes or table} without an image are left out: {', '.join(absent)}"
+        )
     splits = frozenset(row.split for row in used.values() if row.split)
     if splits and "train" not in splits:
         raise DataError(f"{table}: no image has the split train, only {' and '.join(sorted(splits))}")
@@ -110,6 +119,7 @@ def list_rows(config: PrepareConfig, files: dict[str, Reader], rejected: list[Re
         entries=entries,
         notes=(*sheet.notes, *split_notes(columns.splits), *notes, *found.notes(), *label_notes),
         columns=tuple(columns.metadata),
+        several=several,
     )
 
 
@@ -119,28 +129,31 @@ def list_rows(config: PrepareConfig, files: dict[str, Reader], rejected: list[Re
 class Columns:
     """The columns of a table by what they say; raises DataError for a column that the table does not have."""
 
-    def __init__(self, options: TableConfig, group: str | None, sheet: Sheet, table: str):
+    def __init__(self, options: TableConfig, group: str | None, sheet: Sheet, table: str, several: bool):
         self.options, self.table, self.decimal_comma = options, table, sheet.delimiter != ","
         self.places = {name: place for place, name in enumerate(sheet.columns)}
         self.group = options.group or (group if group in self.places else None)
         named = {
             "file": options.file,
-            "label": options.label,
             "split": options.split,
             "group": options.group,
             "weight": options.weight,
         }
         for key, column in named.items():
             self.check(f"table.{key}", column)
+        others = {options.file, options.split, self.group, options.weight, *(options.metadata or ())}
+        self.labels = label_kind(options, several, sheet, table, others)
+        for column in self.labels.columns:
+            self.check(self.labels.key, column)
         for column in options.metadata or ():
             self.check("table.metadata", column)
         if group is not None and self.group is None and group_pattern(group) is None:
             self.check("group", group)
-        said = {options.file, options.label, options.split, self.group, options.weight}
+        said = {options.file, *self.labels.columns, options.split, self.group, options.weight}
         self.splits = splits_named({self.cell(cells, options.split).strip() for _, cells in sheet.rows})
         # A group is metadata too: slices by patient or site are what one looks at first.
-        others = [name for name in sheet.columns if name not in said or name == self.group]
-        self.metadata = [*options.metadata] if options.metadata is not None else others
+        further = [name for name in sheet.columns if name not in said or name == self.group]
+        self.metadata = [*options.metadata] if options.metadata is not None else further
 
     def check(self, key: str, column: str | None) -> None:
         if column is not None and column not in self.places:
@@ -159,15 +172,13 @@ class Columns:
         if any(cell.strip() for cell in cells[len(self.places) :]):
             raise Unusable(f"{len(cells)} cells, but the table has {len(self.places)} columns")
         options = self.options
-        file, label = self.cell(cells, options.file), self.cell(cells, options.label).strip()
+        file = self.cell(cells, options.file)
         if not file.strip():
             raise Unusable("no file")
-        if not label:
-            raise Unusable("no label")
         return Row(
             place,
             file,
-            unicodedata.normalize("NFC", label),
+            self.labels.read(lambda column: self.cell(cells, column)),
             self.split(place, self.cell(cells, options.split).strip()),
             self.cell(cells, self.group).strip() or None,
             self.weight(self.cell(cells, options.weight).strip()),
@@ -276,100 +287,3 @@ def once(rows: dict[str, list[Row]], table: str) -> tuple[dict[str, Row], list[R
             f"{file!r} on {first_place} and {place}"
         )
     return used, refused, notes
-
-
-# Classes -------------------------------------------------------------------------------------------------
-
-
-def class_list(options: TableConfig, files: dict[str, Reader], path: str) -> list[str] | None:
-    """Reads the names of the classes from the file `prepare.table.classes`; None where there is none."""
-    if options.classes is None:
-        return None
-    name = posixpath.normpath(options.classes.replace("\\", "/"))
-    if name not in files:
-        raise DataError(f"prepare.table.classes: there is no {visible(name)} in {path}")
-    text, _ = decoded(content_of(files[name]), name)
-    names: object = text.splitlines()
-    if name.casefold().endswith((".json", ".yaml", ".yml")):
-        try:
-            names = json.loads(text) if name.casefold().endswith(".json") else yaml.safe_load(text)
-        except (ValueError, yaml.YAMLError):
-            raise DataError(f"prepare.table.classes: {visible(name)} is damaged") from None
-        if isinstance(names, dict):  # number → name, or name → number
-            pairs = (
-                names.items()
-                if all(WHOLE.fullmatch(str(key)) for key in names)
-                else [(value, key) for key, value in names.items()]
-            )
-            numbers = {str(number): str(name) for number, name in pairs}
-            names = [numbers.get(str(number)) for number in range(len(numbers))]
-    if not isinstance(names, list) or None in names:
-        raise DataError(
-            f"prepare.table.classes: {visible(name)} is no list of names, and does not count them from 0"
-        )
-    classes = [unicodedata.normalize("NFC", str(entry).strip()) for entry in names]
-    while classes and not classes[-1]:
-        classes.pop()
-    if len(set(classes)) < len(classes) or "" in classes:
-        raise DataError(f"prepare.table.classes: {visible(name)} must hold a different name for each class")
-    return classes
-
-
-def class_names(
-    labels: dict[str, str], classes: list[str] | None, table: str
-) -> tuple[dict[str, str | Unusable], list[str]]:
-    """Returns file → class, or the reason why its label is none, and notes.
-
-    Labels that are all whole numbers count the `classes` from 0, or are the names of classes themselves.
-    """
-    words = Counter(labels.values())
-    numbers = {word: match[1] for word in words if (match := WHOLE.fullmatch(word))}
-    notes: list[str] = []
-    others = [word for word in words if word not in numbers]
-    if numbers and all(word.casefold() in NO_NUMBER for word in others):
-        floats = [word for word in numbers if "." in word]
-        if floats:
-            notes.append(
-                f"labels of {table} that are whole numbers with decimals, as pandas writes them beside empty cells: "
-                f"{floats[0]} is read as {int(numbers[floats[0]])}"
-            )
-        known = {word: str(int(number)) for word, number in numbers.items()}
-        if classes is not None and not set(known.values()) <= set(classes):
-            first = min(map(int, known.values()))
-            if first == 1 and max(map(int, known.values())) == len(classes):
-                raise DataError(
-                    f"{visible(table)}: the labels count from 1, the {len(classes)} names of prepare.table.classes "
-                    f"from 0: put a line for class 0 first, or write the names into the table"
-                )
-            inside = {word: int(number) for word, number in known.items()}
-            names: dict[str, str | Unusable] = {
-                word: classes[number]
-                if 0 <= number < len(classes)
-                else Unusable(f"the label {word} is none of the {len(classes)} classes, which count from 0")
-                for word, number in inside.items()
-            }
-        else:
-            names = dict(known)
-        names |= {word: Unusable("no label") for word in others}
-        return {file: names[word] for file, word in labels.items()}, notes
-    if classes is not None:
-        names = {
-            word: word if word in classes else Unusable(f"the label {word!r} is not in prepare.table.classes")
-            for word in words
-        }
-        return {file: names[word] for file, word in labels.items()}, notes
-    spellings, merged = merge_spellings(set(words))
-    notes += [note.replace("folders", "labels", 1) for note in merged]
-    return {file: spellings[word] for file, word in labels.items()}, notes
-
-
-def natural(name: str) -> tuple[bool, int, str]:
-    """Sorts whole numbers by their value, before other names."""
-    return (False, int(name), "") if name.isdecimal() else (True, 0, name)
-
-
-def content_of(read: Reader) -> bytes:
-    try:
-        return read()
-    except ImageError as error:
-        raise DataError(f"the table {error.reason}") from None

@@ -9,7 +9,7 @@ from typing import Any
 
 from visionpipe.data.decoding import Usable
 from visionpipe.data.listing import HIDDEN, Rejected
-from visionpipe.data.prepared import MANIFEST, PREPARED, SPLITS
+from visionpipe.data.prepared import MANIFEST, PREPARED, SPLITS, split_sizes
 from visionpipe.data.walk import is_named_like_an_image
 from visionpipe.data.wording import counted, quoted, shown
 
@@ -33,14 +33,14 @@ def suspicions(
     """
     warnings = []
     (largest, most), *_, (smallest, least) = Counter(
-        usable[row].class_name for row in splits["train"]
+        name for row in splits["train"] for name in usable[row].names
     ).most_common()
     if most > IMBALANCE * least:
         warnings.append(
             f"strong imbalance: {counted(most, 'training image')} of {largest!r}, {least:,} of {smallest!r}"
         )
     for split, rows in splits.items():
-        absent = sorted(set(classes) - {usable[row].class_name for row in rows})
+        absent = sorted(set(classes) - {name for row in rows for name in usable[row].names})
         if absent:
             advice = "; whole groups are drawn: another seed may draw others" if split in drawn_groups else ""
             warnings.append(
@@ -58,21 +58,20 @@ def suspicions(
 
 
 def contradictions(usable: list[Usable]) -> Iterator[str]:
-    """Yields a warning where the same picture is in several classes, with the two classes that share most pictures."""
+    """Yields a warning where copies of one picture contradict each other: the two classes that share most pictures."""
     first: dict[bytes, Usable] = {}
     others: dict[bytes, Usable] = {}
     for image in usable:
-        if first.setdefault(image.digest, image).class_name != image.class_name:
+        if first.setdefault(image.digest, image).contradicts(image):
             others.setdefault(image.digest, image)
     if others:
         pairs = Counter(tuple(sorted((first[key].class_name, others[key].class_name))) for key in others)
         (pair, count), *_ = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))
         example = next(key for key in others if {first[key].class_name, others[key].class_name} == set(pair))
+        one, other = first[example], others[example]
+        where = "are in several classes" if one.labels is None else "have different labels"
         most = "" if len(pairs) == 1 else f"; {count:,} of them in {pair[0]!r} and {pair[1]!r}"
-        yield (
-            f"pictures that are in several classes: {len(others):,}{most}, such as {first[example].file!r} and "
-            f"{others[example].file!r}"
-        )
+        yield f"pictures that {where}: {len(others):,}{most}, such as {one.file!r} and {other.file!r}"
 
 
 def left_out_rows(rejected: Iterable[Rejected]) -> list[dict[str, Any]]:
@@ -88,16 +87,30 @@ def summary(manifest: dict[str, Any]) -> str:
     height, width = manifest["size"]
     channels, depth = manifest["channels"], manifest["depth"]
     form = "" if (channels, depth) == (3, 8) else f", {counted(channels, 'channel')} of {depth} bits"
-    splits = ", ".join(f"{sum(counts.values()):,} {split}" for split, counts in manifest["counts"].items())
+    splits = ", ".join(f"{size:,} {split}" for split, size in split_sizes(manifest).items())
     lines = [
         f"prepared {manifest['kept']:,} of {counted(manifest['found'], 'file')}: {splits} images, "
         f"{counted(len(manifest['classes']), 'class', 'classes')}, {height} × {width} pixels{form}",
         *class_table(manifest["counts"]),
+        *label_lines(manifest),
     ]
     left_out = list(left_out_lines(manifest["quarantined"]))
     if left_out:
         lines += [f"left out, see {PREPARED / MANIFEST}:", *(f"  {line}" for line in left_out)]
     return "\n".join(lines + [f"WARNING: {warning}" for warning in manifest["warnings"]])
+
+
+def label_lines(manifest: dict[str, Any]) -> Iterator[str]:
+    """Yields how many images have no label, and how many labels nobody knows, where images may have several."""
+    without = manifest.get("without_label", {})
+    if any(without.values()):
+        yield f"  images without a label: {', '.join(f'{count:,} {split}' for split, count in without.items())}"
+    unknown = {split: sum(counts.values()) for split, counts in manifest.get("unknown", {}).items()}
+    if any(unknown.values()):
+        yield (
+            f"  labels that are unknown, and left out of loss and metrics: "
+            f"{', '.join(f'{count:,} {split}' for split, count in unknown.items())}"
+        )
 
 
 def class_table(counts: dict[str, dict[str, int]]) -> Iterator[str]:

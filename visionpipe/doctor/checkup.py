@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from visionpipe.data.duplicates import copies_between
+from visionpipe.data.labels import ABSENT, PRESENT
 from visionpipe.data.prepared import SPLITS, Prepared
 from visionpipe.doctor.quality import find_quality
-from visionpipe.doctor.shortcuts import metadata_shortcuts
+from visionpipe.doctor.shortcuts import metadata_shortcuts, named, questions
 
 LEAK_SHARE = 0.01  # of a split; fewer copies are counted in the manifest, and no warning
 
@@ -73,7 +74,12 @@ def checkup(
     rows = quality.get("blank", np.empty(0, int))
     if len(rows) > 1:  # a single one is for the doctor to show
         warnings.append(f"pictures of almost one colour: {len(rows):,}, such as {names[rows[0]]!r}")
-    shortcuts, largest = metadata_shortcuts(measures["train"], labels["train"], classes)
+    looks = [
+        metadata_shortcuts({name: values[rows] for name, values in measures["train"].items()}, answers, names)
+        for rows, answers, names in questions(labels["train"], classes)
+    ]
+    shortcuts = named([shortcut for found, _ in looks for shortcut in found])
+    largest = max((score for _, score in looks), default=0.0)
     findings["shortcuts"] = {"largest": largest, "found": [asdict(shortcut) for shortcut in shortcuts]}
     warnings += [
         f"the {found.source} alone recognises the class {found.class_name!r} with an F1 of {found.f1:.2f} (chance "
@@ -89,8 +95,17 @@ def keys(digests: np.ndarray) -> np.ndarray:
 
 
 def contradicting(copies: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> np.ndarray:
-    """Returns the numbers of the groups of copies whose images have several classes."""
+    """Returns the numbers of the groups of copies whose images have several classes.
+
+    Where images have several labels: of which one image has a label that another one is known not to have.
+    """
     groups, classes = (np.concatenate(list(values.values())) for values in (copies, labels))
+    if classes.ndim > 1:
+        numbers, place = np.unique(groups[groups >= 0], return_inverse=True)
+        some = np.zeros((2, len(numbers), classes.shape[1]), bool)
+        for which, value in enumerate((PRESENT, ABSENT)):
+            np.logical_or.at(some[which], place, classes[groups >= 0] == value)
+        return numbers[(some[0] & some[1]).any(axis=1)]
     pairs = np.unique(np.stack([groups, classes], axis=1)[groups >= 0], axis=0)
     numbers, counts = np.unique(pairs[:, 0], return_counts=True)
     return numbers[counts > 1]

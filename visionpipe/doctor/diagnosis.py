@@ -1,6 +1,6 @@
 """Puts the findings together, in the order of what they cost."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,28 +10,33 @@ import numpy as np
 from visionpipe.data.duplicates import PLAIN, TURNS, copies_between, find_copies
 from visionpipe.data.groups import group_column
 from visionpipe.data.measures import ALIGNABLE
-from visionpipe.data.prepared import SPLITS, Prepared
+from visionpipe.data.prepared import SPLITS, Prepared, counts_of
 from visionpipe.doctor.checkup import contradicting
 from visionpipe.doctor.drift import find_drift
 from visionpipe.doctor.features import features
 from visionpipe.doctor.findings import KINDS, Finding, Images, Item, all_images
 from visionpipe.doctor.labels import (
     Predictions,
+    Probabilities,
     confidently_wrong,
     indistinguishable,
     predict_out_of_fold,
 )
 from visionpipe.doctor.models import best_model, model_probabilities
-from visionpipe.doctor.outliers import find_outliers
+from visionpipe.doctor.outliers import far_from_all, find_outliers
 from visionpipe.doctor.quality import ADVICE, find_quality
+from visionpipe.doctor.several import label_probabilities, several_label_findings
 from visionpipe.doctor.shortcuts import (
     Shortcut,
     column_shortcuts,
     metadata_shortcuts,
     name_shortcuts,
+    named,
     picture_shortcuts,
+    questions,
 )
 from visionpipe.files import replacing_file, sha256_json
+from visionpipe.tasks import TASKS
 
 IMBALANCE = 10
 SHOWN_TOGETHER = 4  # images of a group or of a class
@@ -56,11 +61,10 @@ def diagnose(
     """
     folder.mkdir(parents=True, exist_ok=True)
     images = all_images(data)
-    classes = len(data.classes)
     copies = all_copies(images, folder)
     described = features(data, folder)
     notes, tables = [], []
-    if (name := best_model(models)) is not None:
+    if (name := best_model(models, TASKS[data.task])) is not None:
         table, note = model_probabilities(data, name, folder, threads)
         notes.append(note)
         tables = [table] if len(table) else []
@@ -68,16 +72,46 @@ def diagnose(
         notes.append(
             f"Crops and small rotations are sought from {ALIGNABLE} pixels a side on: these pictures are smaller."
         )
-    predictions = predict_out_of_fold(described, images.labels, classes, tables)
+    by_label = several_labels if images.several else single_labels
     findings = [
-        *copy_findings(images, copies, predictions),
-        *label_findings(images, predictions),
+        *by_label(images, copies, described, tables),
         *shortcut_findings(images, group),
-        *outlier_findings(images, predictions),
         *quality_findings(images),
-        *class_findings(images, predictions),
         *drift_findings(images),
     ]
+    if images.several:
+        notes.append("Classes that look alike are not sought, because an image may have several labels.")
+    return sorted_diagnosis(images, findings, notes)
+
+
+def single_labels(
+    images: Images, copies: np.ndarray, described: np.ndarray, tables: list[Probabilities]
+) -> list[Finding]:
+    """Looks at the labels of images that have one each."""
+    classes = len(images.data.classes)
+    predictions = predict_out_of_fold(described, images.labels, classes, tables)
+    return [
+        *copy_findings(images, copies, predictions.margin(images.labels)),
+        *label_findings(images, predictions),
+        *outlier_findings(images, find_outliers(predictions, classes)),
+        *class_findings(images, predictions),
+    ]
+
+
+def several_labels(
+    images: Images, copies: np.ndarray, described: np.ndarray, tables: list[Probabilities]
+) -> list[Finding]:
+    """Does what `single_labels` does where an image may have several."""
+    table, distances = label_probabilities(described, images.labels, tables)
+    return [
+        *copy_findings(images, copies, np.zeros(len(images.labels))),
+        *several_label_findings(images, table),
+        *outlier_findings(images, far_from_all(distances)),
+        *rare_findings(images, "rare-labels"),
+    ]
+
+
+def sorted_diagnosis(images: Images, findings: list[Finding], notes: list[str]) -> Diagnosis:
     order = list(KINDS)
     return Diagnosis(images, sorted(findings, key=lambda finding: order.index(finding.key)), notes)
 
@@ -98,7 +132,8 @@ def all_copies(images: Images, folder: Path) -> np.ndarray:
 # Copies ----------------------------------------------------------------------------------------------------
 
 
-def copy_findings(images: Images, copies: np.ndarray, predictions: Predictions) -> list[Finding]:
+def copy_findings(images: Images, copies: np.ndarray, margins: np.ndarray) -> list[Finding]:
+    """Describes groups of copies; `margins`, (n,), says how well each image fits its label."""
     by_split = {split: copies[images.split == number] for number, split in enumerate(SPLITS)}
     labels = {split: images.labels[images.split == number] for number, split in enumerate(SPLITS)}
     torn = {int(number) for number in contradicting(by_split, labels)}
@@ -109,7 +144,6 @@ def copy_findings(images: Images, copies: np.ndarray, predictions: Predictions) 
     groups: dict[int, list[int]] = defaultdict(list)
     for row in np.flatnonzero(copies >= 0).tolist():
         groups[int(copies[row])].append(row)
-    margins = predictions.margin(images.labels)
     two_labels, across, within = [], [], []
     for number, rows in groups.items():
         if number in torn:
@@ -147,16 +181,15 @@ def copy_findings(images: Images, copies: np.ndarray, predictions: Predictions) 
 
 def contradiction(images: Images, rows: list[int], margins: np.ndarray) -> Item:
     """Describes copies of several classes; suggests the most frequent one, or that of the image that fits best."""
-    labels = images.labels[rows]
-    counts = np.bincount(labels)
-    best = max(range(len(rows)), key=lambda i: (counts[labels[i]], margins[rows[i]], -i))
-    right = images.class_name(rows[best])
+    counts = Counter(map(images.class_name, rows))
+    best = max(rows, key=lambda row: (counts[images.class_name(row)], margins[row], -rows.index(row)))
+    right = images.class_name(best)
     wrong = [row for row in rows if images.class_name(row) != right]
     agreeing = [row for row in rows if images.class_name(row) == right]
     return Item(
         [wrong[0], *agreeing, *wrong[1:]],
-        f"{how_equal(images, wrong[0], agreeing[0])}, {count_of(len(rows), 'copy', 'copies')} in "
-        f"{count_of(len(set(labels.tolist())), 'class', 'classes')}",
+        f"{how_equal(images, wrong[0], agreeing[0])}, {count_of(len(rows), 'copy', 'copies')} "
+        + (f"with {len(counts)} sets of labels" if images.several else f"in {len(counts)} classes"),
         dict.fromkeys(wrong, right),
         difference=True,
     )
@@ -234,57 +267,58 @@ def class_findings(images: Images, predictions: Predictions) -> list[Finding]:
             for one, other, share in pairs
         ]
         found.append(Finding("similar-classes", len(pairs), items))
-    counts = np.bincount(images.labels[images.split == 0], minlength=len(classes))
-    if counts.max() > IMBALANCE * max(counts.min(), 1):
-        rare = np.flatnonzero(counts * IMBALANCE < counts.max())
-        rare = rare[np.argsort(counts[rare], kind="stable")]
-        items = [
-            Item(
-                np.flatnonzero((images.labels == index) & (images.split == 0))[:SHOWN_TOGETHER].tolist(),
-                f"{classes[index]!r} has {count_of(int(counts[index]), 'training image')}, the largest class "
-                f"{counts.max():,}",
-            )
-            for index in rare.tolist()
-        ]
-        found.append(Finding("imbalance", len(items), items))
-    return found
+    return found + rare_findings(images, "imbalance")
+
+
+def rare_findings(images: Images, key: str) -> list[Finding]:
+    """Describes the classes that have far fewer training images than the largest one."""
+    classes = images.data.classes
+    train = images.split == 0
+    counts = np.array(counts_of(images.labels[train], len(classes)))
+    if counts.max() <= IMBALANCE * max(counts.min(), 1):
+        return []
+    rare = np.flatnonzero(counts * IMBALANCE < counts.max())
+    items = [
+        Item(
+            np.flatnonzero(images.having(index) & train)[:SHOWN_TOGETHER].tolist(),
+            f"{classes[index]!r} has {count_of(int(counts[index]), 'training image')}, the largest class "
+            f"{counts.max():,}",
+        )
+        for index in rare[np.argsort(counts[rare], kind="stable")].tolist()
+    ]
+    return [Finding(key, len(items), items)]
 
 
 # Shortcuts, pictures, splits ------------------------------------------------------------------------------
 
 
 def shortcut_findings(images: Images, group: str | None) -> list[Finding]:
+    """Describes what recognises a class; the column of `group` is no shortcut."""
     train = np.flatnonzero(images.split == 0)
-    measures = {name: values[train] for name, values in images.measures.items() if name != "thumbnail"}
-    labels, classes = images.labels[train], images.data.classes
-    seen = {shortcut.class_name: shortcut for shortcut in picture_shortcuts(measures, labels, classes)}
-    files = {shortcut.class_name: shortcut for shortcut in metadata_shortcuts(measures, labels, classes)[0]}
-    shortcuts = sorted([*seen.values(), *files.values()], key=lambda item: (-item.score, item.class_name))
-    found = []
-    if shortcuts:
-        found.append(
-            Finding(
-                "shortcut", len(shortcuts), [shortcut_item(images, train, shortcut) for shortcut in shortcuts]
-            )
-        )
     metadata = images.data.metadata("train")
     metadata.pop(group_column(list(metadata), group) or "", None)
-    columns = column_shortcuts(metadata, labels, classes)
-    if columns:
-        items = [shortcut_item(images, train, shortcut) for shortcut in columns]
-        found.append(Finding("metadata", len(columns), items))
-    names = name_shortcuts([images.files[row] for row in train.tolist()], labels, classes)
-    if names:
-        found.append(
-            Finding("file-names", len(names), [shortcut_item(images, train, shortcut) for shortcut in names])
-        )
-    return found
+    found: dict[str, list[Shortcut]] = {"shortcut": [], "metadata": [], "file-names": []}
+    for some, labels, classes in questions(images.labels[train], images.data.classes):
+        rows = train[some]
+        measures = {name: values[rows] for name, values in images.measures.items() if name != "thumbnail"}
+        seen = {shortcut.class_name: shortcut for shortcut in picture_shortcuts(measures, labels, classes)}
+        files = {
+            shortcut.class_name: shortcut for shortcut in metadata_shortcuts(measures, labels, classes)[0]
+        }
+        found["shortcut"] += [*seen.values(), *files.values()]
+        columns = {name: np.array(values, object)[some].tolist() for name, values in metadata.items()}
+        found["metadata"] += column_shortcuts(columns, labels, classes)
+        found["file-names"] += name_shortcuts([images.files[row] for row in rows.tolist()], labels, classes)
+    return [
+        Finding(key, len(shortcuts), [shortcut_item(images, train, shortcut) for shortcut in shortcuts])
+        for key, of_key in found.items()
+        if (shortcuts := named(of_key))
+    ]
 
 
 def shortcut_item(images: Images, train: np.ndarray, shortcut: Shortcut) -> Item:
     index = images.data.classes.index(shortcut.class_name)
-    rows = train[images.labels[train] == index]
-    others = train[images.labels[train] != index]
+    rows, others = train[images.having(index)[train]], train[images.lacking(index)[train]]
     detail = f"; {shortcut.detail}" if shortcut.detail else ""
     return Item(
         spread(rows, SHOWN_TOGETHER) + spread(others, 2),
@@ -298,8 +332,7 @@ def spread(rows: np.ndarray, count: int) -> list[int]:
     return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)].tolist()
 
 
-def outlier_findings(images: Images, predictions: Predictions) -> list[Finding]:
-    rows = find_outliers(predictions, len(images.data.classes))
+def outlier_findings(images: Images, rows: np.ndarray) -> list[Finding]:
     if not len(rows):
         return []
     items = [

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from visionpipe.data.measures import jpeg_quality
+from visionpipe.data.prepared import counts_of
 from visionpipe.doctor.findings import Images
 
 LEAST = 0.15  # largest distance of two distribution functions that is no drift
@@ -42,10 +43,11 @@ def find_drift(images: Images) -> list[tuple[str, str, float]]:
                 sentence = f"{name}: median {before:.4g} in train, {after:.4g} in {split}"
                 found.append((split, sentence, round(size, 4)))
         classes = len(images.data.classes)
-        shares = [np.bincount(images.labels[mask], minlength=classes) / mask.sum() for mask in (train, other)]
-        size = float(np.abs(shares[0] - shares[1]).sum() / 2)
-        if size > max(SHARE, chance * math.sqrt(classes) / 2):
-            index = int(np.argmax(np.abs(shares[0] - shares[1])))
+        shares = [np.array(counts_of(images.labels[mask], classes)) / mask.sum() for mask in (train, other)]
+        apart = np.abs(shares[0] - shares[1])
+        size = float(apart.max() if images.several else apart.sum() / 2)
+        if size > max(SHARE, chance if images.several else chance * math.sqrt(classes) / 2):
+            index = int(np.argmax(apart))
             sentence = (
                 f"the share of the class {images.data.classes[index]!r}: {shares[0][index]:.1%} in train, "
                 f"{shares[1][index]:.1%} in {split}"

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from visionpipe.data.labels import ABSENT, PRESENT, readable
 from visionpipe.data.measures import as_picture
 from visionpipe.data.prepared import Prepared
 from visionpipe.errors import DataError
@@ -14,7 +15,7 @@ class Images:
     """All images of a prepared data set, in the order of its splits.
 
     Attributes:
-        labels: int32 (n,).
+        labels: int32 (n,), or int8 (n, classes) where an image may have several.
         files: the names of the source files.
         split: the position of each image's split in `data.splits`, (n,).
         measures: see data/prepared.py; `thumbnail` is there if every split has it.
@@ -31,8 +32,23 @@ class Images:
         name = self.data.splits[self.split[row]]
         return as_picture(self.data.images(name)[row - int(np.searchsorted(self.split, self.split[row]))])
 
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.labels.ndim > 1
+
     def class_name(self, row: int) -> str:
-        return self.data.classes[self.labels[row]]
+        """Returns the class of an image, or all its labels as text, such as "cat | dog"."""
+        labels = self.labels[row]
+        return readable(labels, self.data.classes) if self.several else self.data.classes[labels]
+
+    def having(self, index: int) -> np.ndarray:
+        """Whether each image is of a class, or has it among its labels, bool (n,)."""
+        return self.labels[:, index] == PRESENT if self.several else self.labels == index
+
+    def lacking(self, index: int) -> np.ndarray:
+        """Whether each image is known not to be of a class, bool (n,)."""
+        return self.labels[:, index] == ABSENT if self.several else self.labels != index
 
     def split_name(self, row: int) -> str:
         return self.data.splits[self.split[row]]
@@ -176,6 +192,14 @@ KINDS = {  # the word in the column `finding` of decisions.csv → what the page
         "A model may ignore them without losing much accuracy.",
         "Set train.sampler: sqrt and train.logit_adjustment: 1.0, look at the balanced accuracy, set "
         "register.gate.worst_recall, and add images.",
+    ),
+    "rare-labels": Kind(
+        "Rare labels",
+        ("label", "labels"),
+        "counted",
+        "A model may never answer them without losing much of its mean average precision.",
+        "Set train.class_weights: balanced or train.sampler: sqrt, look at the average precision of each label, set "
+        "register.gate.worst_average_precision, and add images.",
     ),
     "drift": Kind(
         "Splits that differ",

@@ -15,18 +15,19 @@ from visionpipe.doctor.labels import MEMORISED
 from visionpipe.errors import ArtifactError
 from visionpipe.files import replacing_file, sha256_json
 from visionpipe.project.paths import artifact_folder, report_folder
+from visionpipe.tasks import TASKS, Task
 
 CHUNK = 256
 
 
-def best_model(names: Iterable[str]) -> str | None:
-    """Returns the evaluated model with the best validation accuracy; None without one."""
-    accuracies = {}
+def best_model(names: Iterable[str], task: type[Task]) -> str | None:
+    """Returns the evaluated model with the best validation score of the task; None without one."""
+    scores = {}
     for name in names:
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             metrics = json.loads((report_folder(name) / "metrics.json").read_bytes())
-            accuracies[name] = float(metrics["validation"]["accuracy"])
-    return max(accuracies, key=accuracies.__getitem__, default=None)
+            scores[name] = float(metrics["validation"][task.score])
+    return max(scores, key=scores.__getitem__, default=None)
 
 
 def model_probabilities(
@@ -46,22 +47,20 @@ def model_probabilities(
                 old.unlink()
             classifier = Classifier(artifact, threads)
             expected, received = (one.framing | one.decoding for one in (classifier, data))
-            if classifier.labels != data.classes or expected != received:
+            of_data = isinstance(classifier.task, TASKS[data.task]) and classifier.labels == data.classes
+            if not of_data or expected != received:
                 return none, f"The model {name} was not asked: it was made for other classes or images."
             write_probabilities(classifier, data, path)
     except ArtifactError as error:
         return none, f"The model {name} was not asked: {error}."
     table = np.load(path, mmap_mode="r")
-    labels, right = data.labels("train"), 0  # the first split
-    for start in range(0, len(labels), CHUNK):
-        rows = slice(start, min(start + CHUNK, len(labels)))
-        right += int((table[rows].argmax(axis=1) == labels[rows]).sum())
-    accuracy = right / max(len(labels), 1)
-    if accuracy > MEMORISED:
-        return (
-            none,
-            f"The model {name} has memorised {accuracy:.1%} of the training labels: it was not asked.",
-        )
+    labels = data.labels("train")  # the first split
+    steps = range(0, len(labels), CHUNK)
+    task = TASKS[data.task]
+    score = task.score_of((table[: len(labels)][s : s + CHUNK], labels[s : s + CHUNK]) for s in steps)
+    if score > MEMORISED:
+        reached = f"{task.score.replace('_', ' ')} {score:.1%} of the training images"
+        return none, f"The model {name} has memorised its labels ({reached}): it was not asked."
     return table, f"The predictions of the model {name} are averaged with those of the features."
 
 

@@ -5,10 +5,12 @@ right. A score over all classes would not see a shortcut of one class.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from visionpipe.data.labels import UNKNOWN
 from visionpipe.data.measures import FORMATS, jpeg_quality
 from visionpipe.data.spreadsheet import number_of
 
@@ -51,6 +53,31 @@ def class_scores(predicted: np.ndarray, labels: np.ndarray, classes: int) -> tup
     chance = 2 * share / (1 + share)
     score = np.clip((f1 - chance) / np.maximum(1 - chance, 1e-9), 0, 1)
     return score, f1, chance, hits
+
+
+def questions(
+    labels: np.ndarray, classes: list[str]
+) -> Iterator[tuple[np.ndarray | slice, np.ndarray, list[str]]]:
+    """Yields what a shortcut may answer: the images, their classes as numbers, and the names of these.
+
+    Where images may have several labels, int8 (n, classes), each label that some have and some lack is a question of
+    its own to the images of which it is known: class 1 has the label, and class 0, without a name, does not.
+    """
+    if labels.ndim == 1:
+        yield slice(None), labels, classes
+        return
+    for column, name in enumerate(classes):
+        known = np.flatnonzero(labels[:, column] != UNKNOWN)
+        if len(np.unique(labels[known, column])) == 2:
+            yield known, labels[known, column].astype(np.int64), ["", name]
+
+
+def named(shortcuts: list[Shortcut]) -> list[Shortcut]:
+    """Leaves out the classes without a name, and puts the strongest shortcut first."""
+    return sorted(
+        (found for found in shortcuts if found.class_name),
+        key=lambda found: (-found.score, found.class_name),
+    )
 
 
 def binned(values: np.ndarray) -> np.ndarray:
@@ -115,7 +142,7 @@ def metadata_shortcuts(
         scores, f1, chance, hits = class_scores(
             by_majority(codes, labels, len(classes)), labels, len(classes)
         )
-        scores = np.where(hits >= LEAST_HITS, scores, 0)
+        scores = np.where((hits >= LEAST_HITS) & (np.array(classes, object) != ""), scores, 0)
         largest = max(largest, float(scores.max()))
         for index in np.flatnonzero(scores >= STRONG).tolist():
             if index not in best or scores[index] > best[index].score:

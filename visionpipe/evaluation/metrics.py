@@ -209,7 +209,11 @@ class Calibration:
 def calibration(probabilities: np.ndarray | Answers, labels: np.ndarray, bins: int) -> Calibration:
     """Compares confidence with accuracy in `bins` bins of confidence."""
     predictions = answers(probabilities, labels)
-    confidence, correct = predictions.confidence, predictions.predicted == labels
+    return reliability(predictions.confidence, predictions.predicted == labels, bins)
+
+
+def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int) -> Calibration:
+    """Compares confidence, float64 (n,), with correctness, bool (n,), in `bins` bins of confidence."""
     index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
     counts = np.bincount(index, minlength=bins)
     confidence_sums = np.bincount(index, weights=confidence, minlength=bins)
@@ -219,5 +223,5 @@ def calibration(probabilities: np.ndarray | Answers, labels: np.ndarray, bins: i
         counts,
         confidence_sums / divisors,
         correct_sums / divisors,
-        float(np.abs(confidence_sums - correct_sums).sum() / len(labels)),
+        float(np.abs(confidence_sums - correct_sums).sum() / len(correct)),
     )

@@ -15,13 +15,13 @@ MOSTLY = 0.9  # of the values must be numbers; the others are taken as texts, su
 
 
 def slices(
-    correct: np.ndarray, labels: np.ndarray, metadata: dict[str, list[str]], groups: str | None = None
+    correct: np.ndarray, labels: np.ndarray | None, metadata: dict[str, list[str]], groups: str | None = None
 ) -> list[dict[str, Any]]:
     """Computes the accuracy of each value of each column with few values, and of the quarters of columns of numbers.
 
     Args:
         correct: bool (n,), whether each image is recognised.
-        labels: int (n,), the class of each image.
+        labels: int (n,), the class of each image; None if images have no single class.
         metadata: column → the value of each image; "" is a missing one.
         groups: the column that says which images belong together. Its numbers are names, and have no quarters.
 
@@ -50,8 +50,12 @@ def slices(
                         "accuracy": right / count,
                         "accuracy_low": low,
                         "accuracy_high": high,
-                        "balanced_accuracy": balanced_accuracy(correct[inside], labels[inside]),
                     }
+                    | (
+                        {}
+                        if labels is None
+                        else {"balanced_accuracy": balanced_accuracy(correct[inside], labels[inside])}
+                    )
                 )
         rows += sorted(of_column, key=lambda row: (row["accuracy"], row["value"]))
     return rows

@@ -15,6 +15,7 @@ from visionpipe.data.config import OVERSAMPLING
 from visionpipe.project.ladder import FROM_SCRATCH, Choice, Ladder, Models, Size, from_published
 from visionpipe.project.machine import Machine
 from visionpipe.project.survey import ELONGATED, MANY, Survey
+from visionpipe.tasks import TASKS
 
 EFFICIENCY = 0.5  # of a product's rate that small models reach in training on CPUs: 0.49 a ViT, 0.67 a ResNet
 GPU_EFFICIENCY = 0.03  # a small model leaves most of a GPU idle
@@ -55,10 +56,11 @@ def choose(survey: Survey, machine: Machine, backend: str, pretrained: bool) -> 
     seconds = training_seconds(list(models.values()), size, training, validation, epochs, batch, machine)
     others = OTHER_SECONDS * len(models) + survey.pixels * DECODE_SECONDS / machine.cores
     recipe, recipe_reasons = choose_recipe(survey, machine, training, size, epochs, batch, models, pretrained)
-    gate, gate_reason = choose_gate(survey)
+    gate, gate_reasons = choose_gate(survey)
     enough = enough_epochs(training, pretrained)
     entries = {name: entry(model, batch, models["resnet"].learning_rate) for name, model in models.items()}
     params = {
+        "task": survey.task,
         "backend": backend,
         "seed": 0,
         "threads": None,
@@ -74,10 +76,11 @@ def choose(survey: Survey, machine: Machine, backend: str, pretrained: bool) -> 
         "train": recipe,
         "export": {"precision": "fp32", "opset": 18, "max_logit_difference": 0.001},
         "evaluate": {"calibration_bins": 15, "worst_mistakes": 25},
-        "register": {"gate": {"accuracy": 0.0, "worst_recall": 0.0, "over_majority": gate}},
+        "register": {"gate": gate},
         "tracking": {"experiment": "visionpipe", "model": "visionpipe"},
     }
     reasons = {
+        "task": task_reason(survey),
         "backend": "tensorflow | jax | torch",
         "threads": "null: the number of physical cores",
         "prepare.source": "zip | folder (one folder per class) | table | huggingface | tfds | idx",
@@ -99,10 +102,14 @@ def choose(survey: Survey, machine: Machine, backend: str, pretrained: bool) -> 
         "export.precision": "fp32 | int8 | auto: int8 where it is 1.3 times faster and loses at most 0.5 points",
         "export.max_logit_difference": "between Keras and ONNX, relative to the largest logit",
         "register.gate": "the least that a model must reach on the validation images to be registered",
-        "register.gate.accuracy": "0: none for now; write what you need once you know what is possible",
-        "register.gate.over_majority": gate_reason,
+        **gate_reasons,
     }
     return Choices(params, reasons, machine, seconds / 60, (seconds + others) / 60)
+
+
+def task_reason(survey: Survey) -> str:
+    kinds = "single: each image has one class | multi: any number of labels, or none"
+    return f"{kinds}; {survey.task_reason}" if survey.task_reason else kinds
 
 
 def budget_minutes(images: int) -> float:
@@ -286,12 +293,20 @@ def choose_augmentation(survey: Survey, size: Size) -> tuple[list[dict[str, Any]
     return [{"name": "flip"}, crop], "leave out flip where left and right matter; see: visionpipe preview"
 
 
-def choose_gate(survey: Survey) -> tuple[float, str]:
-    """Returns `register.gate.over_majority`: at most a quarter of what the most frequent class leaves to gain."""
-    gate = min(LARGEST_GATE, math.floor(250 * (1 - survey.majority)) / 1000)
-    return gate, (
-        f"the accuracy must lie this much above {survey.majority:.0%}, the share of the most frequent class"
-    )
+def choose_gate(survey: Survey) -> tuple[dict[str, float], dict[str, str]]:
+    """Returns the section `register.gate` and its reasons.
+
+    A model must gain at most a quarter of what one that sees nothing leaves to gain.
+    """
+    task, blind = TASKS[survey.task], survey.blind
+    over, words = task.over
+    gain = min(LARGEST_GATE, math.floor(250 * (1 - blind)) / 1000)
+    reasons = {
+        f"register.gate.{task.limits[0]}": "0: none for now; write what you need once you know what is possible",
+        f"register.gate.{over}": f"the {task.score.replace('_', ' ')} must lie this much above {blind:.0%}, "
+        f"the {words}",
+    }
+    return {**dict.fromkeys(task.limits, 0.0), over: gain}, reasons
 
 
 def size_reason(survey: Survey, size: Size, enough: int, budget: float) -> str:

@@ -13,6 +13,7 @@ from visionpipe.training.recipe import TrainConfig
 
 Pixels = dict[str, tuple[float, ...]]
 LISTED = ("follow_links",)  # which files are found: the hash of the data says that
+NEWER_IN_TABLE = ("labels", "separator")
 CHECKPOINTS = ("checkpoint_minutes", "checkpoint_steps")  # the weights do not depend on them
 
 
@@ -67,6 +68,10 @@ def prepare_params(config: PrepareConfig) -> dict[str, Any]:
     for f in newer:
         if values[f.name] == f.default:
             del values[f.name]
+    if config.table:
+        for key in NEWER_IN_TABLE:
+            if values["table"][key] is None:
+                del values["table"][key]
     return values
 
 

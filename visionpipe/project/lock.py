@@ -49,7 +49,7 @@ WITHOUT_EFFECT = {
     "models.known": "addresses of weights; the key of a training contains the sha256 of the weights",
     "weights.download": "downloads weights; the key of a training contains their sha256",
     "artifact.speed": "writes measurements, which are not DVC outputs",
-    "evaluation.comparison": "writes a table that is not a DVC output",
+    "tracking.comparison": "writes a table that is not a DVC output",
     "tracking": "writes to MLflow, which is not a DVC output",
 }
 WITH_EFFECT = {

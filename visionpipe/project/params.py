@@ -16,6 +16,7 @@ from visionpipe.data.augmentation import AUGMENTATIONS, RGB_ONLY, Mixing, OutOfR
 from visionpipe.data.config import PrepareConfig, group_pattern
 from visionpipe.data.draws import MOST_ENTRIES
 from visionpipe.data.headers import MAX_CHANNELS
+from visionpipe.data.measurements import POSSIBLE
 from visionpipe.errors import ConfigError, did_you_mean
 from visionpipe.models.names import layer_names
 from visionpipe.models.specs import Encoder, ModelSpec
@@ -29,6 +30,7 @@ from visionpipe.project.sections import (
     RegisterConfig,
     TrackingConfig,
 )
+from visionpipe.tasks import TASKS
 from visionpipe.training.plan import Plan, check_end, check_mixing, check_rates, is_layer, no_layer
 from visionpipe.training.presets import PRESETS
 from visionpipe.training.recipe import TrainConfig, layered
@@ -53,6 +55,7 @@ class Params:
         backend: The library that trains.
         seed: The number that determines all random draws.
         threads: The number of threads; null takes the number of physical cores.
+        task: What a model says of an image: `single` names one class, `multi` any number of them, or none.
     """
 
     prepare: PrepareConfig
@@ -66,6 +69,7 @@ class Params:
     backend: Literal["tensorflow", "jax", "torch"] = "tensorflow"
     seed: int = 0
     threads: int | None = None
+    task: Literal["single", "multi"] = field(default="single", kw_only=True)
 
     def model(self, name: str) -> ModelConfig:
         if name not in self.models:
@@ -81,7 +85,8 @@ class Params:
         Raises:
             ConfigError: the recipe is invalid.
         """
-        layers: list[dict[str, Any]] = []
+        task = TASKS[self.task]
+        layers: list[dict[str, Any]] = [task.recipe]
         for content, key in ((self.train, "train"), (self.model(name).train, f"models.{name}.train")):
             written = dict(content)
             preset = written.pop("preset", None)
@@ -97,6 +102,7 @@ class Params:
         recipe = TrainConfig(**layered(*layers))
         with named(f"models.{name}.train."):
             recipe.check()
+            task.check_recipe(recipe)
             check_end(recipe)
             check_mixing(recipe, recipe.batch_size)
         return recipe
@@ -152,9 +158,21 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if isinstance(content, dict):
+        check_task(content.get("task", Params.task))
     params = build(Params, content, "")
     check(params)
     return params
+
+
+def check_task(task: Any) -> None:
+    """Refuses a task that there is not, such as regression, and says what is possible instead."""
+    hint = did_you_mean(str(task), TASKS)
+    require(
+        task in tuple(TASKS),
+        "task",
+        f"expected one of {', '.join(TASKS)}, received {task!r}{hint}: {POSSIBLE}",
+    )
 
 
 def check(params: Params) -> None:
@@ -198,6 +216,13 @@ def check(params: Params) -> None:
     require(params.threads is None or params.threads >= 1, "threads", "must be at least 1, or null")
     for name, value in dataclasses.asdict(gate).items():
         require(value is None or 0 <= value <= 1, f"register.gate.{name}", "must lie between 0 and 1")
+    for task in TASKS.values():
+        for name in sorted(set(task.gate()) - set(TASKS[params.task].gate())):
+            require(
+                not getattr(gate, name),
+                f"register.gate.{name}",
+                f"is for task: {task.name}; task: {params.task} has {', '.join(TASKS[params.task].gate())}",
+            )
     evaluate, export = params.evaluate, params.export
     require(evaluate.calibration_bins >= 1, "evaluate.calibration_bins", "must be at least 1")
     require(evaluate.worst_mistakes >= 0, "evaluate.worst_mistakes", "must not be negative")
@@ -261,6 +286,22 @@ def check_groups(prepare: PrepareConfig) -> None:
     """Checks the keys that say what a table's columns mean, which images belong together, and folds."""
     table, tabular = prepare.table, prepare.source in ("table", "huggingface")
     require(tabular or not table, "prepare.table", "names the columns of a table: give it with source: table")
+    if table is not None:
+        require(
+            prepare.source == "table" or table.labels is None,
+            "prepare.table.labels",
+            "names columns of a table: give it with source: table",
+        )
+        require(
+            table.labels is None or len(set(table.labels)) == len(table.labels) > 1,
+            "prepare.table.labels",
+            "must name at least two columns, each of them once",
+        )
+        require(
+            table.separator is None or (table.separator and table.labels is None),
+            "prepare.table.separator",
+            "must not be empty, and is for the column prepare.table.label: leave out prepare.table.labels",
+        )
     require(
         prepare.group is None or tabular or group_pattern(prepare.group),
         "prepare.group",

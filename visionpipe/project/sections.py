@@ -44,12 +44,15 @@ class ExportConfig:
             at most 0.5 points of validation accuracy.
         opset: The version of ONNX's operations.
         max_logit_difference: How far ONNX may differ from Keras before any quantisation, relative to the largest logit.
+        target_precision: With `task: multi`, the precision that each label must reach on the validation images, from
+            which its threshold follows; null takes the thresholds with the highest F1.
         include_preprocessing: Whether the artifact has a second model, which resizes pictures of any size itself.
     """
 
     precision: Literal["fp32", "int8", "auto"] = "fp32"
     opset: int = 18
     max_logit_difference: float = 0.001
+    target_precision: float | None = field(default=None, kw_only=True)
     include_preprocessing: bool = field(default=False, kw_only=True)
 
 
@@ -71,19 +74,26 @@ class GateConfig:
     """What a model must reach on the validation split, and its data must fulfil, to be registered; all in [0, 1].
 
     Args:
-        accuracy: The smallest share of correct answers.
-        worst_recall: The smallest recall of the class that is recognised worst.
-        over_majority: How far the accuracy must lie above the share of the most frequent class, which a model reaches
-            by always naming that class; 0 asks for nothing.
+        accuracy: With `task: single`, the smallest share of correct answers.
+        worst_recall: With `task: single`, the smallest recall of the class that is recognised worst.
+        over_majority: With `task: single`, how far the accuracy must lie above the share of the most frequent class,
+            which a model reaches by always naming that class; 0 asks for nothing.
+        mean_average_precision: With `task: multi`, the smallest mean of the labels' average precisions.
+        worst_average_precision: With `task: multi`, the smallest average precision of a label.
+        over_prevalence: With `task: multi`, how far the mean average precision must lie above the mean share of the
+            images that have a label, which a model reaches by guessing; 0 asks for nothing.
         max_leak: The largest share of the validation images, and of the test images, that may have a copy in an earlier
             split; null asks for nothing.
         max_shortcut: The largest score that the size, format or compression of the files alone may reach for a class,
             from 0 (chance) to 1 (always right); null asks for nothing.
     """
 
-    accuracy: float = 0.0
-    worst_recall: float = 0.0
+    accuracy: float = field(default=0.0, kw_only=True)
+    worst_recall: float = field(default=0.0, kw_only=True)
     over_majority: float = field(default=0.0, kw_only=True)
+    mean_average_precision: float = field(default=0.0, kw_only=True)
+    worst_average_precision: float = field(default=0.0, kw_only=True)
+    over_prevalence: float = field(default=0.0, kw_only=True)
     max_leak: float | None = field(default=None, kw_only=True)
     max_shortcut: float | None = field(default=None, kw_only=True)
 

@@ -24,16 +24,17 @@ from visionpipe.data.deep import ARRAY, DICOM, kind_of, stored_form
 from visionpipe.data.form import PixelFormat
 from visionpipe.data.formats import format_of, open_image
 from visionpipe.data.headers import MAX_PIXELS, check_size, check_tiff
-from visionpipe.data.huggingface import MARKS
+from visionpipe.data.huggingface import MARKS, several_reason
 from visionpipe.data.levels import has_two_bytes
 from visionpipe.data.listing import NOT_IN_A_CLASS, Listing, Record, Rejected
-from visionpipe.data.sources import SOURCES
+from visionpipe.data.sources import list_source
 from visionpipe.data.splits import LOST_SHOWN, first_reason
 from visionpipe.data.spreadsheet import ENDINGS
 from visionpipe.data.wording import counted, quoted
 from visionpipe.errors import DataError, ImageError
 from visionpipe.escape import visible
 from visionpipe.project.table_survey import Guess
+from visionpipe.tasks import TASKS, task_for
 
 BEGINNING = 64 * 2**10  # bytes: the size of a JPEG stands behind its thumbnail and its colour profile
 TOGETHER = 64  # files that a thread looks at in one go
@@ -70,7 +71,8 @@ class Survey:
     than ELONGATED times the other;
     `one_size`: (height, width) where all images have the same, else None; `pixels`: of all images together;
     `form`: the keys of `prepare` for arrays, DICOM files and TIFFs of many channels, else empty; `odd`: sentences about
-    what may be a mistake; `guess`: what the columns of a table say.
+    what may be a mistake; `guess`: what the columns of a table say; `task_reason`: why the task is not single;
+    `count`: of the images, where they may have several labels, so that `classes` counts some more than once.
     """
 
     source: Source
@@ -88,10 +90,13 @@ class Survey:
     odd: tuple[str, ...] = ()
     form: dict[str, Any] = field(default_factory=dict)
     guess: Guess | None = None
+    task: str = "single"
+    task_reason: str = ""
+    count: int | None = None
 
     @property
     def images(self) -> int:
-        return sum(self.classes.values())
+        return sum(self.classes.values()) if self.count is None else self.count
 
     @property
     def lacks(self) -> str:
@@ -99,9 +104,9 @@ class Survey:
         return "table" if self.guess else "folders"
 
     @property
-    def majority(self) -> float:
-        """Share of the most frequent class."""
-        return max(self.classes.values()) / self.images
+    def blind(self) -> float:
+        """The score of a model that sees nothing."""
+        return TASKS[self.task].blind_share(list(self.classes.values()), self.images)
 
     def lines(self) -> Iterator[str]:
         """Describes the images for people."""
@@ -141,6 +146,7 @@ def survey(
     """
     name = visible(shown_path or str(path))
     source: Source = "table" if guess else source_of(path, name)
+    reason = why_several(source, path, guess)
     listing = listing_of(source, path, guess, follow_links)
     seen: list[tuple[Record, Header]] = []
     unusable: list[Rejected] = []
@@ -152,7 +158,7 @@ def survey(
     check(name, listing, seen, unusable)
     sides = np.array([(header.height, header.width) for _, header in seen])
     classes = Counter(dict.fromkeys(listing.classes, 0))
-    classes.update(record.class_name for record, _ in seen)
+    classes.update(class_name for record, _ in seen for class_name in record.names)
     splits = Counter(record.split or "train" for record, _ in seen) if listing.splits else {}
     short, long = sides.min(axis=1), sides.max(axis=1)
     elongated = float((long > ELONGATED * short).mean())
@@ -177,21 +183,30 @@ def survey(
             *oddities(classes, elongated, short, unusable),
         ),
         guess=guess,
+        task=task_for(several=bool(reason)).name,
+        task_reason=reason,
+        count=len(seen),
     )
+
+
+def why_several(source: Source, path: Path, guess: Guess | None) -> str:
+    """Says why an image may have several labels; "" where each has one."""
+    if guess:
+        return guess.task_reason
+    return several_reason(path) if source == "huggingface" else ""
 
 
 def listing_of(source: Source, path: Path, guess: Guess | None = None, follow_links: bool = False) -> Listing:
     """Lists the images as `prepare` will."""
     columns = guess.columns if guess else None
-    return SOURCES[source](
-        PrepareConfig(
-            source,
-            str(path),
-            table=columns,
-            group=guess.group if guess else None,
-            follow_links=follow_links,
-        )
+    config = PrepareConfig(
+        source,
+        str(path),
+        table=columns,
+        group=guess.group if guess else None,
+        follow_links=follow_links,
     )
+    return list_source(config, bool(why_several(source, path, guess)))
 
 
 def source_of(path: Path, name: str) -> Source:
@@ -306,7 +321,8 @@ def check(name: str, listing: Listing, seen: list[tuple[Record, Header]], unusab
             f"{name} holds only the class {listing.classes[0]!r}: a classifier needs a folder of images for each of "
             f"at least two classes{lost}{hint}"
         )
-    counts = Counter(record.class_name for record, _ in seen if record.split in (None, "train"))
+    trained = [record for record, _ in seen if record.split in (None, "train")]
+    counts = Counter(class_name for record in trained for class_name in record.names)
     for class_name in listing.classes:
         if not counts[class_name]:
             refused = [item for item in unusable if item.class_name == class_name]

@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from visionpipe import __version__
+from visionpipe.artifact.classifier import Classifier
 from visionpipe.errors import ImageError
 from visionpipe.serving import page, protocol_v2
 from visionpipe.serving.batching import Job
@@ -21,7 +22,10 @@ from visionpipe.serving.service import STATUS, Live, Service
 from visionpipe.serving.settings import QUICK_BODY, Settings
 
 OPTIONS = {
-    "top_k": ({"type": "integer", "minimum": 1}, "list only this number of classes, the most probable ones"),
+    "top_k": (
+        {"type": "integer", "minimum": 1},
+        "list only this number of classes, the most probable ones, beside those that the answer names",
+    ),
     "unsure_below": (
         {"type": "number", "minimum": 0, "maximum": 1},
         "add `unsure`: whether the highest probability is below this value",
@@ -169,16 +173,15 @@ def count_predictions(jobs: list[Job], live: Live, question: Question, service: 
     for job in jobs:
         error = job.future.exception()
         if error is None:
-            label = live.batcher.classifier.labels[int(job.future.result().argmax())]
-            service.metrics.predictions.labels(label, live.number).inc()
+            service.count(live, job.future.result())
         elif isinstance(error, ImageError) and not question.several:
             raise Refusal(STATUS[error.code], error.code, error.reason)
 
 
 def write_answer(jobs: list[Job], live: Live, question: Question, start: float) -> bytes:
     """Writes the answer as JSON, image by image, because Python objects for many classes take ten times the memory."""
-    labels = live.batcher.classifier.labels
-    predictions = [orjson.Fragment(orjson.dumps(prediction(job, labels, question))) for job in jobs]
+    classifier = live.batcher.classifier
+    predictions = [orjson.Fragment(orjson.dumps(prediction(job, classifier, question))) for job in jobs]
     content = {
         "predictions": predictions,
         "model": {"name": live.name, "version": live.number},
@@ -187,17 +190,18 @@ def write_answer(jobs: list[Job], live: Live, question: Question, start: float) 
     return orjson.dumps(content)
 
 
-def prediction(job: Job, labels: list[str], question: Question) -> dict[str, Any]:
+def prediction(job: Job, classifier: Classifier, question: Question) -> dict[str, Any]:
     """Returns the answer to one image, or its error, as values for JSON."""
     error = job.future.exception()
     if isinstance(error, ImageError):
         return {"error": {"code": error.code, "reason": error.reason}}
-    probabilities = job.future.result()
-    order = (-probabilities).argsort(kind="stable")[: question.top_k]
-    answer: dict[str, Any] = {"label": labels[order[0]], "probability": float(probabilities[order[0]])}
+    probabilities, labels = job.future.result(), classifier.labels
+    likeliest = (-probabilities).argsort(kind="stable")[: question.top_k].tolist()
+    named = [place for place in classifier.task.named(probabilities) if place not in set(likeliest)]
+    answer = classifier.task.answer(probabilities, labels)
     if question.unsure_below is not None:
-        answer["unsure"] = answer["probability"] < question.unsure_below
-    answer["probabilities"] = {labels[index]: float(probabilities[index]) for index in order}
+        answer["unsure"] = float(probabilities[likeliest[0]]) < question.unsure_below
+    answer["probabilities"] = {labels[place]: float(probabilities[place]) for place in likeliest + named}
     return answer
 
 
@@ -221,7 +225,10 @@ def describe(live: Live, settings: Settings) -> dict[str, Any]:
         "name": live.name,
         "version": live.number,
         "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(live.since)),
+        "task": classifier.task.name,
+        "score": classifier.task.score,
         "classes": classifier.labels,
+        **classifier.task.content(),
         "size": {"height": height, "width": width},
         "channels": classifier.form.channels,
         "depth": classifier.form.depth,

@@ -3,7 +3,7 @@
 The sources are https://github.com/kserve/open-inference-protocol and Triton's extension_binary_data.md. A request has
 one of two inputs: `images` (n, height, width, channels) of the model's size, FP32 or UINT8 in [0, 255], or UINT16 for a
 model of 16-bit images; or `files`, BYTES (n), image files. The outputs are `probabilities`, FP32 (n, classes), and
-`labels`, BYTES (n).
+`labels`, BYTES (n): the label of each image, or a JSON list of its labels where the model answers with several.
 """
 
 import math
@@ -137,10 +137,9 @@ def router(service: Service) -> APIRouter:
             error = job.future.exception()
             if isinstance(error, ImageError):
                 raise Refusal(STATUS[error.code], error.code, error.reason)
-        labels = [live.batcher.classifier.labels[int(job.future.result().argmax())] for job in jobs]
-        for label in labels:
-            service.metrics.predictions.labels(label, live.number).inc()
-        return await service.aside(live.is_large(jobs), respond, header, jobs, labels, live)
+        for job in jobs:
+            service.count(live, job.future.result())
+        return await service.aside(live.is_large(jobs), respond, header, jobs, live)
 
     return routes
 
@@ -243,11 +242,13 @@ def strings(binary: memoryview, count: int) -> list[bytes]:
     return elements
 
 
-def respond(header: dict[str, Any], jobs: list[Job], labels: list[str], live: Live) -> Response:
+def respond(header: dict[str, Any], jobs: list[Job], live: Live) -> Response:
     """Answers with the requested outputs, by default all of them, each as JSON or binary as requested."""
     wanted = header.get("outputs") or [{"name": name} for name in OUTPUTS]
     all_binary = parameters(header).get("binary_data_output", False)
-    table = np.stack([job.future.result() for job in jobs]).astype("<f4")
+    probabilities = np.stack([job.future.result() for job in jobs])
+    classifier, table = live.batcher.classifier, probabilities.astype("<f4")
+    labels = [classifier.task.text(row, classifier.labels) for row in probabilities]
     outputs: dict[str, dict[str, Any]] = {}
     blobs = []
     for output in wanted if isinstance(wanted, list) else [None]:

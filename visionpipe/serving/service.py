@@ -95,6 +95,12 @@ class Service:
             raise Refusal(503, "not_ready", "no model is loaded yet", **{"Retry-After": "1"})
         return self.live
 
+    def count(self, live: Live, probabilities: np.ndarray) -> None:
+        """Counts the classes that an answer names in the metrics. `probabilities`: float (classes,)."""
+        classifier = live.batcher.classifier
+        for place in classifier.task.named(probabilities):
+            self.metrics.predictions.labels(classifier.labels[place], live.number).inc()
+
     def make_room(self, images: int) -> None:
         """Raises Refusal if the queue has no room for `images` more, or if they would wait too long.
 

@@ -12,7 +12,7 @@ from visionpipe.artifact.canonical import canonical_onnx, check_parameters, with
 from visionpipe.artifact.classifier import Classifier, labels_content, preprocessing
 from visionpipe.artifact.digest import WITH_PREPROCESSING, artifact_sha256
 from visionpipe.artifact.preprocessing import with_preprocessing
-from visionpipe.artifact.quantization import Decision, accuracy, calibration_images, decision_path, quantize
+from visionpipe.artifact.quantization import Decision, calibration_images, decision_path, quantize
 from visionpipe.artifact.speed import measure
 from visionpipe.data.form import model_input
 from visionpipe.data.prepared import PREPARED, Prepared, open_prepared
@@ -51,9 +51,10 @@ def export(name: str, params: Params) -> None:
     model = load_trained(model_folder(name) / "model.keras")
     images = data.images("validation")[:PARITY_IMAGES]
     expected = np.asarray(model(model_input(images)))  # Keras exports only a model that has been called
-    output = TASKS["single"].outputs[trained_loss(name)]
+    kind, validation = TASKS[data.task], (data.images("validation"), data.labels("validation"))
+    output = kind.outputs[trained_loss(name)]
     write_model(folder, with_probabilities(onnx_bytes(model, params.export.opset), output), data, params)
-    write_json(folder / "labels.json", labels_content(TASKS["single"], data.classes))
+    write_json(folder / "labels.json", labels_content(kind.unfitted(len(data.classes)), data.classes))
     write_json(folder / "preprocessing.json", preprocessing(data.framing, data.decoding))
 
     received = Classifier(folder).logits(images)
@@ -67,9 +68,12 @@ def export(name: str, params: Params) -> None:
             f"{params.export.max_logit_difference:g} of export.max_logit_difference: raise this limit, or try "
             f"another export.opset"
         )
-    if params.export.precision != "fp32":
-        decision = choose_precision(folder, data, params)
+    decision = choose_precision(folder, data, params) if params.export.precision != "fp32" else None
+    task = kind.fitted(Classifier(folder).parts(*validation), params.export)
+    write_json(folder / "labels.json", labels_content(task, data.classes))
+    if decision:
         write_json(folder / "parity.json", parity | decision.accuracies())
+        write_json(decision_path(artifact_sha256(folder), state_folder()), decision.measured())
         print(f"{name}: {decision}")
     size = (folder / "model.onnx").stat().st_size / 2**20
     print(f"{name}: exported, {size:.1f} MiB, logits within {difference:.1g} of Keras's")
@@ -93,10 +97,10 @@ def choose_precision(folder: Path, data: Prepared, params: Params) -> Decision:
     """Quantises the model to int8, and replaces that of the artifact `folder` if int8 is chosen.
 
     `precision: int8` always chooses it; `auto` only if int8 is much faster and hardly less accurate. Speeds are
-    measured once per artifact and CPU. The decision goes to the state folder, where `register` reads it.
+    measured once per artifact and CPU.
     """
     threads, state = thread_count(params), state_folder()
-    images, labels = data.images("validation"), data.labels("validation")
+    task, images, labels = TASKS[data.task], data.images("validation"), data.labels("validation")
     fp32 = (folder / "model.onnx").read_bytes()
     accuracies, speeds = [], []
     with tempfile.TemporaryDirectory() as temporary:
@@ -106,12 +110,11 @@ def choose_precision(folder: Path, data: Prepared, params: Params) -> Decision:
         int8 = quantize(fp32, calibration_images(data.images("train")))
         write_bytes(candidate / "model.onnx", int8)
         for model in (folder, candidate):
-            accuracies.append(accuracy(Classifier(model, threads), images, labels))
+            accuracies.append(task.score_of(Classifier(model, threads).parts(images, labels)))
             speeds.append(measure(model, artifact_sha256(model), threads, state)["images_per_second"])
     decision = Decision(params.export.precision, *accuracies, *speeds)
     if decision.precision == "int8":
         write_model(folder, int8, data, params)
-    write_json(decision_path(artifact_sha256(folder), state), decision.measured())
     return decision
 
 

@@ -1,6 +1,7 @@
 """Stage `prepare`: decodes the images of a source into arrays of one size, in data/prepared/."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from visionpipe.data.duplicates import (
     superfluous,
 )
 from visionpipe.data.groups import group_notes, join_groups, missing_splits, with_groups
+from visionpipe.data.labels import label_matrix
 from visionpipe.data.listing import Listing, Rejected, UnclearFolders
 from visionpipe.data.losses import losses
 from visionpipe.data.measures import read_measured
@@ -35,7 +37,7 @@ from visionpipe.data.prepared import (
     write_split,
     write_weights,
 )
-from visionpipe.data.sources import SOURCES
+from visionpipe.data.sources import list_source
 from visionpipe.data.splits import (
     check_classes,
     check_splits,
@@ -48,6 +50,7 @@ from visionpipe.errors import DataError
 from visionpipe.files import write_json
 from visionpipe.project.params import Params
 from visionpipe.project.paths import state_folder
+from visionpipe.tasks import TASKS
 
 REFUSED = "refused-manifest.json"
 DECODED = "decoded"  # the pictures of the last run
@@ -89,7 +92,8 @@ def write_prepared(params: Params, content: Content) -> dict[str, Any]:
     """Writes the prepared data and returns their manifest; fills `content` on the way."""
     config = params.prepare
     decisions = read_decisions()
-    listing = content.listing = decisions.applied_to(with_groups(SOURCES[config.source](config), config))
+    listing = with_groups(list_source(config, TASKS[params.task].several), config)
+    listing = content.listing = decisions.applied_to(listing)
     check_classes(listing, config.path)
     with replacing_folder(PREPARED) as folder:
         usable, quarantined, images, records = decode_into(
@@ -104,11 +108,10 @@ def write_prepared(params: Params, content: Content) -> dict[str, Any]:
         content.usable, content.quarantined = usable, quarantined
         splits = draw_splits(usable, listing.splits, config, params.seed)
         check_splits(splits, usable, quarantined, listing, config.has_groups)
-        positions = {name: position for position, name in enumerate(listing.classes)}
+        labels = label_array(usable, listing.classes)
         for split, chosen in splits.items():
-            labels = [positions[usable[row].class_name] for row in chosen]
             rows = [rows_of[row] for row in chosen]
-            write_split(folder, split, images, rows, labels, [usable[row].file for row in chosen])
+            write_split(folder, split, images, rows, labels[chosen], [usable[row].file for row in chosen])
             write_measures(folder, split, measures, rows)
             if listing.columns:
                 write_metadata(folder, split, [usable[row].metadata for row in chosen])
@@ -123,6 +126,7 @@ def write_prepared(params: Params, content: Content) -> dict[str, Any]:
             folder,
             **config.frame_options,
             **config.decode_options,
+            task=params.task,
             classes=list(listing.classes),
             channel_mean=channel_mean,
             channel_std=channel_std,
@@ -139,6 +143,15 @@ def write_prepared(params: Params, content: Content) -> dict[str, Any]:
             columns=list(listing.columns),
             decisions=decisions.applied(usable, quarantined),
         )
+
+
+def label_array(usable: list[Usable], classes: Sequence[str]) -> np.ndarray:
+    """Returns the labels as positions in the classes, int32 (n,), or int8 (n, classes) where an image has several."""
+    sets = [image.labels for image in usable if image.labels is not None]
+    if sets:
+        return label_matrix(sets, classes)
+    positions = {name: position for position, name in enumerate(classes)}
+    return np.array([positions[image.class_name] for image in usable], np.int32)
 
 
 def measure_copies(
@@ -192,7 +205,8 @@ def write_refusal(file: Path, error: str, content: Content) -> None:
     assert content.listing
     counts = dict.fromkeys(content.listing.classes, 0)
     for image in content.usable:
-        counts[image.class_name] += 1
+        for class_name in image.names:
+            counts[class_name] += 1
     quarantined = content.quarantined
     if not quarantined and isinstance(content.listing.entries, list):  # refused before anything was decoded
         quarantined = [entry for entry in content.listing.entries if isinstance(entry, Rejected)]

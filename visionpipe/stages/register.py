@@ -6,11 +6,11 @@ from visionpipe.artifact.classifier import Classifier
 from visionpipe.data.prepared import PREPARED, open_prepared
 from visionpipe.errors import DataError
 from visionpipe.escape import without_password
-from visionpipe.evaluation.comparison import compare
 from visionpipe.files import write_json
 from visionpipe.project.params import Params
 from visionpipe.project.paths import artifact_folder, model_folder, report_folder
 from visionpipe.tracking.card import model_card
+from visionpipe.tracking.comparison import compare
 from visionpipe.tracking.receipt import RECEIPT, judge
 from visionpipe.tracking.registry import (
     CHALLENGER,

@@ -14,12 +14,13 @@ from visionpipe.artifact.speed import peak_memory_mib
 from visionpipe.data.prepared import PREPARED, open_prepared
 from visionpipe.files import exclusive, sha256_file, sha256_json, write_bytes, write_json
 from visionpipe.models import model_from_spec
-from visionpipe.models.names import layer_names
+from visionpipe.models.names import LOGITS, TWO_HEADS, layer_names
 from visionpipe.project.backend import device_name, start_backend
 from visionpipe.project.lineage import lineage_id, written_pixels
 from visionpipe.project.params import Params
 from visionpipe.project.paths import model_folder, state_folder
 from visionpipe.stages.training_plan import TrainingPlan, resolve_training
+from visionpipe.tasks import TASKS
 from visionpipe.tracking.runs import LiveRun, flatten
 from visionpipe.training.memory import memory_errors_named
 from visionpipe.training.plan import count, plan_lines
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from visionpipe.training.teacher import Teacher
 
 History = list[dict[str, float]]
-HISTORY_COLUMNS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
+MEASURED = ("seconds", "images_per_second")  # columns of a history that differ between runs
 
 
 def train(name: str, params: Params) -> None:
@@ -68,6 +69,8 @@ def train(name: str, params: Params) -> None:
             teacher = make_teacher(plan)
         if plan.start:
             load_initial_weights(model, plan)
+        if plan.start is None or plan.entry.init_head == "zero":
+            begin_with_priors(model, plan)
         write_json(last_identity(name), plan.identity)
         checkpoint = Checkpoint(state / "checkpoints" / plan.key)
         with LiveRun(params.tracking, name, plan.key, plan.identity) as run:
@@ -111,6 +114,14 @@ def print_changes(name: str, identity: dict[str, Any]) -> None:
 
 def last_identity(name: str) -> Path:
     return state_folder() / "identities" / f"{name}.json"
+
+
+def begin_with_priors(model: "keras.Model", plan: TrainingPlan) -> None:
+    """Sets the biases of the new heads as the task says: then the first answers are the shares of the labels."""
+    priors = TASKS[plan.data.task].prior_logits(plan.data.labels("train"))
+    heads = [layer for layer in model.layers if layer.name in TWO_HEADS] or [model.get_layer(LOGITS)]
+    for head in heads if priors is not None else []:
+        head.bias.assign(priors)
 
 
 def load_initial_weights(model: "keras.Model", plan: TrainingPlan) -> None:
@@ -168,7 +179,8 @@ def write_model(model: "keras.Model", history: History, plan: TrainingPlan) -> s
 def history_csv(history: History) -> bytes:
     """Returns a CSV with one line per epoch, without the speed, which differs between runs."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, HISTORY_COLUMNS, extrasaction="ignore", lineterminator="\n")
+    columns = [name for name in history[0] if name not in MEASURED]
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     return text.getvalue().encode()

@@ -1,12 +1,14 @@
 """Writes the model card of a registered version (Mitchell et al. 2019, arXiv:1810.03993)."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
-from visionpipe.data.prepared import PREPARED, open_prepared
+from visionpipe.data.prepared import PREPARED, open_prepared, split_sizes
 from visionpipe.escape import markdown
 from visionpipe.project.params import Params
 from visionpipe.project.paths import model_folder, report_folder
+from visionpipe.tasks import TASKS, Task
 
 MOST_SHOWN = 100  # classes; with more, the card lists the first by name and the metrics of the worst
 
@@ -19,8 +21,9 @@ def model_card(name: str, params: Params, precision: dict[str, Any]) -> str:
     metrics = json.loads((report_folder(name) / "metrics.json").read_text(encoding="utf-8"))
     table = json.loads((report_folder(name) / "per_class.json").read_text(encoding="utf-8"))
     data = open_prepared(PREPARED, verify=False)
+    task = TASKS[data.task]
     height, width = params.prepare.size
-    counts = {split: sum(classes.values()) for split, classes in data.manifest["counts"].items()}
+    counts = split_sizes(data.manifest)
     test, validation = metrics["test"], metrics["validation"]
     settings = "\n".join(
         f"| {section} | {listed(lineage['params'][section])} |" for section in ("model", "train", "prepare")
@@ -28,7 +31,7 @@ def model_card(name: str, params: Params, precision: dict[str, Any]) -> str:
     worst = sorted(table, key=lambda label: (table[label]["f1"] is None, table[label]["f1"] or 0))
     few = len(table) <= MOST_SHOWN
     per_class = "\n".join(
-        f"| {markdown(label)} | {' | '.join(number(row[key]) for key in ('precision', 'recall', 'f1'))} "
+        f"| {markdown(label)} | {' | '.join(number(row[key]) for key in task.by_class.values())} "
         f"| {row['support']} |"
         for label, row in ((label, table[label]) for label in (table if few else worst[:MOST_SHOWN]))
     )
@@ -49,22 +52,21 @@ An image classifier of the {markdown(lineage["params"]["model"]["family"])} fami
 
 ## How good it is
 
-|  | accuracy | macro F1 | worst recall | calibration error |
-| --- | ---: | ---: | ---: | ---: |
-| validation ({counts["validation"]:,} images; used to choose the model) | {quality(validation)} |
-| test ({counts["test"]:,} images; used neither to train nor to choose the model) | {quality(test)} |
+{header("", task.quality)}
+| validation ({counts["validation"]:,} images; used to choose the model) | {quality(validation, task)} |
+| test ({counts["test"]:,} images; used neither to train nor to choose the model) | {quality(test, task)} |
 
-The 95 % interval of the test accuracy is {test["accuracy_low"]:.4f} to {test["accuracy_high"]:.4f}.
+The 95 % interval of the test {task.score.replace("_", " ")} is {test[f"{task.score}_low"]:.4f} to
+{test[f"{task.score}_high"]:.4f}.
 
 {precision_sentence(precision)}
 
-| class | precision | recall | F1 | test images |
-| --- | ---: | ---: | ---: | ---: |
+{header("class", [*task.by_class, "test images"])}
 {per_class}
 {per_slice}
 ## How to call it
 
-Input: one column `image`, in which each value is an image file as base64. Output: `label` and `probabilities`.
+Input: one column `image`, in which each value is an image file as base64. Output: {task.card[0]}.
 The model decodes, resizes and normalises the images itself.
 
 ## How it was made
@@ -79,8 +81,8 @@ The model decodes, resizes and normalises the images itself.
 
 ## Limits
 
-The model answers with one of its {len(data.classes):,} classes for every image, even if the image shows none of
-them. It was evaluated on images from the source of its training images; expect a lower accuracy on other images.
+{task.card[1].format(classes=f"{len(data.classes):,}")} It was evaluated on
+images from the source of its training images; expect a lower accuracy on other images.
 """
 
 
@@ -128,11 +130,15 @@ def precision_sentence(precision: dict[str, Any]) -> str:
     return sentence
 
 
-def quality(metrics: dict[str, float]) -> str:
+def header(first: str, titles: Iterable[str]) -> str:
+    """Returns the two lines of Markdown above the rows of a table of numbers."""
+    columns = list(titles)
+    return f"| {first} | {' | '.join(columns)} |\n| --- |{' ---: |' * len(columns)}"
+
+
+def quality(metrics: dict[str, float], task: type[Task]) -> str:
     """Formats the metrics of one split as the cells of a table row."""
-    return " | ".join(
-        f"{metrics[key]:.4f}" for key in ("accuracy", "macro_f1", "worst_recall", "calibration_error")
-    )
+    return " | ".join("–" if metrics[key] is None else f"{metrics[key]:.4f}" for key in task.quality.values())
 
 
 def number(value: float | None) -> str:

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from visionpipe.artifact.digest import artifact_sha256
-from visionpipe.data.prepared import MANIFEST, PREPARED
+from visionpipe.data.prepared import PREPARED, open_prepared
 from visionpipe.errors import RegistryError
 from visionpipe.project.params import Params
 from visionpipe.project.paths import artifact_folder, model_folder, report_folder
 from visionpipe.project.sections import GateConfig
+from visionpipe.tasks import TASKS, Task
 from visionpipe.tracking.tags import read_output
 
 RECEIPT = Path("registration.json")
@@ -40,45 +41,46 @@ def is_judgement(model: Any) -> bool:
 
 
 def judge(params: Params) -> dict[str, Any]:
-    """Makes the receipt: which models pass the gate, and which of them has the best validation accuracy."""
+    """Makes the receipt: which models pass the gate, and which of them has the best validation score."""
     models = {}
-    images = read_output(PREPARED / MANIFEST)["counts"]["validation"].values()
-    majority = max(images) / sum(images)
+    data = open_prepared(PREPARED, verify=False)
+    task = TASKS[data.task]
+    blind = task.blind_score(data.labels("validation"))
     for name in params.models:
         metrics = read_output(report_folder(name) / "metrics.json")
         validation = metrics["validation"]
         lineage = read_output(model_folder(name) / "lineage.json")
-        failures = gate_failures(params.register.gate, validation, majority)
+        failures = gate_failures(task, params.register.gate, validation, blind)
         failures += data_failures(params.register.gate, metrics)
         models[name] = {
             "lineage_id": lineage["lineage_id"],
             "artifact_sha256": artifact_sha256(artifact_folder(name)),
-            "validation_accuracy": validation["accuracy"],
+            f"validation_{task.score}": validation[task.score],
             "passed": not failures,
             "failures": failures,
         }
     passing = [name for name, model in models.items() if model["passed"]]
-    chosen = max(passing, key=lambda name: models[name]["validation_accuracy"], default=None)
+    chosen = max(passing, key=lambda name: models[name][f"validation_{task.score}"], default=None)
     return {"passed": chosen is not None, "chosen": chosen, "models": models}
 
 
-def gate_failures(gate: GateConfig, validation: dict[str, Any], majority: float) -> list[str]:
+def gate_failures(task: type[Task], gate: GateConfig, validation: dict[str, Any], blind: float) -> list[str]:
     """Returns one sentence for each limit that the validation metrics miss.
 
-    `majority`: the share of the most frequent class among the validation images.
+    `blind`: the score of a model that sees nothing. A metric that no label defines misses every limit.
     """
+    values = {metric: validation[metric] or 0.0 for metric in {*task.limits, task.score}}
     failures = [
-        f"validation {metric} {validation[metric]:.4f} is below {getattr(gate, metric):g}"
-        for metric in ("accuracy", "worst_recall")
-        if validation[metric] < getattr(gate, metric)
+        f"validation {metric} {values[metric]:.4f} is below {getattr(gate, metric):g}"
+        for metric in task.limits
+        if values[metric] < getattr(gate, metric)
     ]
-    least = majority + gate.over_majority
-    if (
-        gate.over_majority and validation["accuracy"] < least - 1e-9
-    ):  # of 0.1 + 0.25, say, which is no exact sum
+    key, words = task.over
+    over, score = getattr(gate, key), values[task.score]
+    if over and score < blind + over - 1e-9:  # of 0.1 + 0.25, say, which is no exact sum
         failures.append(
-            f"validation accuracy {validation['accuracy']:.4f} is below {least:.4f}, the share {majority:.4f} of the "
-            f"most frequent class plus over_majority {gate.over_majority:g}"
+            f"validation {task.score} {score:.4f} is below {blind + over:.4f}, the {words} {blind:.4f} plus {key} "
+            f"{over:g}"
         )
     return failures
 

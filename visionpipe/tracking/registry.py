@@ -13,6 +13,7 @@ from visionpipe.artifact.digest import artifact_sha256 as artifact_digest
 from visionpipe.artifact.package import pyfunc_arguments
 from visionpipe.errors import ArtifactError, RegistryError
 from visionpipe.files import copy_contents, temporary_folder
+from visionpipe.tasks import TASKS, Task
 from visionpipe.tracking.processes import is_abandoned, process_identity
 from visionpipe.tracking.store import DeletedVersion, Store, StoreError
 from visionpipe.tracking.verification import (
@@ -256,17 +257,17 @@ def ensure_registered_model(store: Store) -> None:
 def move_aliases(store: Store, version: Any) -> list[str]:
     """Sets `challenger` and `champion` to `version` where it should have them; returns the aliases that were set.
 
-    `challenger` is set if `version` has a better validation accuracy than the present challenger, or if the two cannot
-    be compared: the present one was trained on other data, or has no validation accuracy. `champion` is set if there
+    `challenger` is set if `version` has a better validation score than the present challenger, or if the two cannot
+    be compared: the present one was trained on other data, or has no validation score. `champion` is set if there
     is none.
     """
     moved = []
     challenger = version_to_replace(store, CHALLENGER)
-    score, best = validation_accuracy(version), validation_accuracy(challenger) if challenger else None
+    score, best = validation_score(version), validation_score(challenger) if challenger else None
     if best is None or (score is not None and score > best) or other_data(version, challenger):
         if challenger is not None and best is None:
             print(
-                f"{named(store, challenger)}, the challenger until now, has no validation accuracy, because it was not "
+                f"{named(store, challenger)}, the challenger until now, has no validation score, because it was not "
                 f"made by visionpipe register: it was not compared"
             )
         store.client.set_registered_model_alias(store.model_name, CHALLENGER, version.version)
@@ -277,13 +278,18 @@ def move_aliases(store: Store, version: Any) -> list[str]:
     return moved
 
 
-def validation_accuracy(version: Any) -> float | None:
-    """Returns the validation accuracy that `register` recorded; None for a version that was made differently."""
+def task_of(version: Any) -> type[Task]:
+    """Returns the task of a version; raises KeyError if it is one that this code does not know."""
+    return TASKS[version.tags.get("task", "single")]  # older versions have no such tag
+
+
+def validation_score(version: Any) -> float | None:
+    """Returns the validation score that `register` recorded; None for a version that was made differently."""
     try:
-        accuracy = float(version.tags["validation_accuracy"])
+        score = float(version.tags[f"validation_{task_of(version).score}"])
     except (KeyError, ValueError):
         return None
-    return accuracy if math.isfinite(accuracy) else None
+    return score if math.isfinite(score) else None
 
 
 def locked_files(version: Any) -> dict[str, str]:

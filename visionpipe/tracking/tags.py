@@ -7,12 +7,13 @@ from typing import Any
 from visionpipe.artifact.digest import artifact_sha256
 from visionpipe.artifact.quantization import decision_path
 from visionpipe.artifact.speed import measurement_path
-from visionpipe.data.prepared import PREPARED, open_prepared
+from visionpipe.data.prepared import PREPARED, open_prepared, split_sizes
 from visionpipe.errors import RegistryError
 from visionpipe.project.backend import thread_count
 from visionpipe.project.lineage import code_sha256
 from visionpipe.project.params import Params
 from visionpipe.project.paths import artifact_folder, model_folder, report_folder, state_folder
+from visionpipe.tasks import TASKS
 from visionpipe.tracking.commits import Damaged, commit_that_makes, locked
 
 
@@ -21,6 +22,7 @@ def version_tags(name: str) -> dict[str, str]:
     lineage = read_output(model_folder(name) / "lineage.json")
     metrics = read_output(report_folder(name) / "metrics.json")
     prepared = open_prepared(PREPARED, verify=False)
+    task = TASKS[prepared.task]
     return {
         "artifact_sha256": artifact_sha256(artifact_folder(name)),
         "precision": precision(name)["precision"],
@@ -29,12 +31,13 @@ def version_tags(name: str) -> dict[str, str]:
         "model_sha256": lineage["model_sha256"],
         "data": Path(lineage["params"]["prepare"]["path"]).name,
         "data_sha256": lineage["data_sha256"],
-        "training_images": str(sum(prepared.manifest["counts"]["train"].values())),
+        "training_images": str(split_sizes(prepared.manifest)["train"]),
         "code_sha256": code_sha256(lineage),
         "model": name,
         "backend": lineage["params"]["backend"],
-        "validation_accuracy": repr(metrics["validation"]["accuracy"]),
-        "test_accuracy": repr(metrics["test"]["accuracy"]),
+        "task": task.name,
+        f"validation_{task.score}": repr(metrics["validation"][task.score]),
+        f"test_{task.score}": repr(metrics["test"][task.score]),
         "dvc_lock": json.dumps(locked_outputs(name)),
     } | commit_that_makes(name, lineage).tags()
 

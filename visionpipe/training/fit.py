@@ -15,10 +15,11 @@ from visionpipe.data.batches import EVALUATION_BATCH, evaluation_batches, traini
 from visionpipe.data.prepared import Prepared
 from visionpipe.errors import ConfigError, TrainingError
 from visionpipe.models.names import TWO_HEADS
+from visionpipe.tasks import TASKS
 from visionpipe.training.averaging import AveragedModel
 from visionpipe.training.checkpoint import Arrays, Checkpoint, Progress, Row, as_array
 from visionpipe.training.interruption import Interruption
-from visionpipe.training.loss import Accuracy, Objective, class_weights, logit_adjustment
+from visionpipe.training.loss import Objective, class_weights, logit_adjustment
 from visionpipe.training.memory import memory_errors_named
 from visionpipe.training.optimizer import check_layers, make_optimizer, make_schedule, rate_factors
 from visionpipe.training.plan import Plan, frozen_epochs
@@ -46,7 +47,8 @@ def fit(
         report: called with each epoch's row.
 
     Returns:
-        One row per epoch: epoch, loss, accuracy, val_loss, val_accuracy, learning_rate, seconds, images_per_second.
+        One row per epoch: epoch, loss, the task's training metrics, val_loss, its score on the validation images as
+        val_SCORE, learning_rate, seconds, images_per_second.
 
     Raises:
         ConfigError: the recipe does not fit the number of training images.
@@ -77,6 +79,7 @@ class Training:
     ):
         self.model = model = accelerate(model)
         self.data, self.recipe, self.seed, self.checkpoint = data, recipe, seed, checkpoint
+        self.task = TASKS[data.task]
         self.images, self.labels = data.images("train"), data.labels("train")
         self.weights = data.weights()
         self.plan = Plan(recipe, len(self.labels))
@@ -91,15 +94,17 @@ class Training:
             else AveragedModel(model, outputs, recipe.ema_decay)
         )
         self.objective = Objective(
+            self.task,
             recipe,
-            class_weights(recipe.class_weights, data.classes, self.labels),
+            class_weights(self.task, recipe.class_weights, data.classes, self.labels),
             len(data.classes),
             len(self.heads),
             logit_adjustment(recipe, self.labels, len(data.classes), self.weights),
         )
         # Validation runs the model that is saved: the same layers, without the teacher and the second head.
         model.compile(
-            loss=keras.losses.CategoricalCrossentropy(from_logits=True), metrics=[Accuracy(len(data.classes))]
+            loss=keras.losses.CategoricalCrossentropy(from_logits=True),
+            metrics=self.task.training_metrics(len(data.classes)),
         )
         check_layers(model, "train.freeze", [name for phase in recipe.freeze for name in phase.train])
         self.progress = Progress(total_steps=self.plan.total_steps or GUESSED_EPOCHS * self.epoch_steps)
@@ -170,7 +175,7 @@ class Training:
         return training_batches(
             self.images,
             self.labels,
-            classes=len(self.data.classes),
+            targets=self.targets,
             batch_size=self.batch_size,
             seed=self.seed,
             augment=self.augment,
@@ -179,6 +184,7 @@ class Training:
             teacher_logits=self.teacher.logits,
             weights=self.weights,
             sampler=self.recipe.sampler,
+            drawn_as=self.task.sampled_classes(self.labels),
         )
 
     def finish_epoch(self, epoch: int, logs: dict[str, float]) -> Row:
@@ -187,13 +193,13 @@ class Training:
         validation = evaluation_batches(
             self.data.images("validation"),
             self.data.labels("validation"),
-            len(self.data.classes),
+            self.targets,
             min(EVALUATION_BATCH, 4 * self.batch_size),  # takes no more memory than training does
         )
         with self.weights_to_save():
-            scores = self.model.evaluate(validation, verbose=0, return_dict=True)
-            best = max((row["val_accuracy"] for row in self.progress.history), default=-1.0)
-            if self.recipe.keep == "best" and scores["accuracy"] > best:
+            scores = self.task.validate(self.model, validation, self.data.labels("validation"))
+            best = max(self.scores(), default=-1.0)
+            if self.recipe.keep == "best" and scores[self.task.score] > best:
                 self.progress.best = [as_array(v) for v in self.model.weights]
         trained = self.progress.seconds
         steps = self.progress.step - epoch * self.epoch_steps
@@ -202,8 +208,8 @@ class Training:
         return {
             "epoch": epoch + 1,
             **logs,
-            "val_loss": float(scores["loss"]),
-            "val_accuracy": float(scores["accuracy"]),
+            **{f"val_{name}": value for name, value in scores.items()},
+            "val_score": scores[self.task.score],
             "learning_rate": float(self.trained.optimizer.learning_rate),
             "seconds": trained + time.perf_counter() - start,
             "images_per_second": steps * self.batch_size / trained,
@@ -237,7 +243,9 @@ class Training:
             self.progress.total_steps,
             phase.end and phase.end - phase.start,
         )
-        self.trained.compile(optimizer, self.objective, metrics=[Accuracy(len(self.data.classes))])
+        self.trained.compile(
+            optimizer, self.objective, metrics=self.task.training_metrics(len(self.data.classes))
+        )
         # Keras makes the metric's variables at the first update, but the values of a checkpoint need them earlier.
         blank = np.zeros((1, self.trained.output_shape[-1]), np.float32)
         self.trained.compute_metrics(None, blank, blank)
@@ -267,13 +275,23 @@ class Training:
         self.progress.total_steps = total
         self.trained.optimizer.total_steps.assign(self.progress.total_steps)
 
+    def scores(self) -> list[float]:
+        """Returns the score of each epoch on the validation images."""
+        return [row["val_score"] for row in self.progress.history]
+
+    def targets(self, labels: np.ndarray) -> np.ndarray:
+        return self.task.targets(labels, len(self.data.classes))
+
     def finished(self) -> bool:
         history, patience = self.progress.history, self.recipe.patience
         # Epochs of frozen phases do not count, or the training could end before the whole model is trained.
-        accuracies = [row["val_accuracy"] for row in history[frozen_epochs(self.recipe) :]]
-        since_best = len(accuracies) - 1 - int(np.argmax(accuracies)) if accuracies else 0
+        scores = self.scores()[frozen_epochs(self.recipe) :]
+        since_best = len(scores) - 1 - int(np.argmax(scores)) if scores else 0
         if patience and since_best >= patience:
-            print(f"  no better validation accuracy for {patience} epochs: the training ends", flush=True)
+            print(
+                f"  no better validation {self.task.score.replace('_', ' ')} for {patience} epochs: the training ends",
+                flush=True,
+            )
             return True
         return len(history) * self.epoch_steps >= self.progress.total_steps
 

@@ -90,8 +90,9 @@ class TrainConfig:
         freeze: phases at the beginning in which only some layers are trained. The warm-up and the moving average begin
             again in each phase.
         loss: cross-entropy over the classes (`softmax`), or of each class against all others (`sigmoid`, Beyer et al.
-            2020), or over the classes with less weight for images that are recognised already (`focal`, Lin et al.
-            2017, arXiv:1708.02002).
+            2020), or with less weight for images that are recognised already (`focal`, Lin et al. 2017,
+            arXiv:1708.02002), or for absent labels that are (`asymmetric`, for several labels, Ben-Baruch et al. 2020,
+            arXiv:2009.14119). With `task: multi` the default is `sigmoid`.
         label_smoothing: the share of each target that is spread over all classes.
         class_weights: a factor for each class; `balanced` gives rare classes larger factors, with a mean of 1.
         distill: a teacher whose answers are a second target.
@@ -131,7 +132,7 @@ class TrainConfig:
     layer_decay: float = 1.0
     rates: dict[str, float] = field(default_factory=dict)
     freeze: tuple[FreezeConfig, ...] = ()
-    loss: Literal["softmax", "sigmoid", "focal"] = "softmax"
+    loss: Literal["softmax", "sigmoid", "focal", "asymmetric"] = "softmax"
     label_smoothing: float = 0.0
     class_weights: dict[str, float] | Literal["balanced"] | None = None
     distill: DistillConfig | None = None

@@ -96,7 +96,10 @@ def epoch_line(row: Row, epochs: int) -> str:
     The time left assumes that each of the `epochs` takes as long as this one.
     """
     left = row["seconds"] * max(0, epochs - row["epoch"])
+    (score,) = (name[4:] for name in row if name.startswith("val_") and name[4:] not in ("loss", "score"))
+    words, trained = score.replace("_", " "), row.get(score)
     return (
-        f"  epoch {row['epoch']:3.0f}/{epochs}  loss {row['loss']:.3f}  accuracy {row['accuracy']:.3f}  "
-        f"validation accuracy {row['val_accuracy']:.3f}  {row['images_per_second']:,.0f} images/s  {left:.0f} s left"
+        f"  epoch {row['epoch']:3.0f}/{epochs}  loss {row['loss']:.3f}  "
+        + ("" if trained is None else f"{words} {trained:.3f}  ")
+        + f"validation {words} {row[f'val_{score}']:.3f}  {row['images_per_second']:,.0f} images/s  {left:.0f} s left"
     )

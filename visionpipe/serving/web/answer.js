@@ -62,9 +62,13 @@ export class Answer {
     }
   }
 
-  show({ label, probability, probabilities, unsure, version }) {
-    this.find(".label").textContent = label;
-    this.find(".share").textContent = percent(probability);
+  /** Shows an answer: one `label`, or those `labels` whose probabilities reach their thresholds. */
+  show({ label, labels, probabilities, unsure, version }) {
+    const thresholds = this.page.model?.thresholds;
+    const said = labels ? labels.join(", ") || "no label" : label;
+    const share = labels ? "" : percent(probabilities[label]);
+    this.find(".label").textContent = said;
+    this.find(".share").textContent = share;
     this.find(".unsure").hidden = !unsure;
     this.element.classList.toggle("is-unsure", unsure);
     this.find(".when").textContent += `\nversion ${version}`;
@@ -76,13 +80,19 @@ export class Answer {
         bar.append(Object.assign(document.createElement("span"), { className: kind, textContent: text }), " ");
       }
       bar.style.setProperty("--share", share);
+      if (labels && thresholds) {
+        const threshold = thresholds[this.page.model.classes.indexOf(name)];
+        bar.style.setProperty("--threshold", threshold);
+        bar.classList.add(share < threshold ? "below" : "reached");
+        bar.title = `${name} is named from ${percent(threshold)} on`;
+      }
       return bar;
     });
     this.find(".bars").replaceChildren(...bars);
     this.find(".curl").hidden = false;
     this.find(".curl code").textContent = curlCommand(this.file.name, this.threshold, TOP);
     this.find(".look").hidden = ![1, 3].includes(this.page.model?.channels ?? 3); // the view of others lacks channels
-    this.page.say(`${this.file.name}: ${unsure ? "unsure, perhaps " : ""}${label}, ${percent(probability)}`);
+    this.page.say(`${this.file.name}: ${unsure ? "unsure, perhaps " : ""}${[said, share].filter(Boolean).join(", ")}`);
     this.page.answered(version);
   }
 

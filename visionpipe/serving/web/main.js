@@ -122,17 +122,18 @@ function showModel(model) {
   page.model = model;
   const { lineage, metrics } = model;
   const quality = (split) => {
-    const [accuracy, low, high] = ["accuracy", "accuracy_low", "accuracy_high"].map((key) => metrics[`${split}.${key}`]);
-    if (accuracy === undefined) return "";
-    return percent(accuracy) + (low === undefined ? "" : ` (95 % interval ${percent(low)} to ${percent(high)})`);
+    const [value, low, high] = ["", "_low", "_high"].map((end) => metrics[`${split}.${model.score}${end}`]);
+    if (value === undefined) return "";
+    return percent(value) + (low === undefined ? "" : ` (95 % interval ${percent(low)} to ${percent(high)})`);
   };
+  const score = (model.score[0].toUpperCase() + model.score.slice(1)).replaceAll("_", " ");
   const images = lineage.training_images && `${Number(lineage.training_images).toLocaleString("en")} images`;
   const rows = {
     Name: model.name,
     Version: model.version,
     "Answers since": new Date(model.since).toLocaleString(),
-    "Accuracy on test images": quality("test") || "unknown",
-    "Accuracy on validation images": quality("validation"),
+    [`${score} on test images`]: quality("test") || "unknown",
+    [`${score} on validation images`]: quality("validation"),
     "Trained on": [images, lineage.data && `of ${lineage.data}`].filter(Boolean).join(" ") || "unknown",
     "Data sha256": lineage.data_sha256?.slice(0, 12),
     "Model, precision": [lineage.model, lineage.precision].filter(Boolean).join(", "),

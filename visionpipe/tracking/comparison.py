@@ -14,6 +14,7 @@ from visionpipe.files import write_bytes
 from visionpipe.project.backend import thread_count
 from visionpipe.project.params import Params
 from visionpipe.project.paths import artifact_folder, model_folder, report_folder, state_folder
+from visionpipe.tasks import TASKS
 from visionpipe.tracking.receipt import read_receipt
 
 Result = dict[str, Any]  # the model's name and the value of each column; None for values that are not known
@@ -43,9 +44,7 @@ class Column:
         return f"**{text}**" if value == best else text
 
 
-COLUMNS = (
-    Column("validation accuracy", "validation_accuracy", ".4f", max),
-    Column("test accuracy (95 %)", "test_accuracy", ".4f", max, ("test_accuracy_low", "test_accuracy_high")),
+MEASURED = (
     Column("served images/s", "images_per_second", ",.0f", max),
     Column("latency ms", "latency_p50_ms", ".2f", min),
     Column("serving MiB", "peak_memory_mib", ",.0f", min),
@@ -54,28 +53,42 @@ COLUMNS = (
 )
 
 
+def columns(score: str) -> tuple[Column, ...]:
+    """Returns the columns of the table. `score`: the metric by which the models are compared."""
+    words, test = score.replace("_", " "), f"test_{score}"
+    return (
+        Column(f"validation {words}", f"validation_{score}", ".4f", max),
+        Column(f"test {words} (95 %)", test, ".4f", max, (f"{test}_low", f"{test}_high")),
+        *MEASURED,
+    )
+
+
 def compare(params: Params) -> None:
     """Prints the table of all models, and writes it to comparison.md. Raises RegistryError if none was evaluated."""
     if not any((report_folder(name) / "metrics.json").exists() for name in params.models):
         raise RegistryError("no model of this project has been evaluated yet: run dvc repro, or dvc pull")
     receipt = read_receipt()
     chosen = receipt["chosen"] if receipt else None
-    table = comparison(read_results(params.models, thread_count(params), state_folder()), chosen)
+    score = TASKS[params.task].score
+    table = comparison(
+        read_results(params.models, thread_count(params), state_folder(), score), score, chosen
+    )
     write_bytes(COMPARISON, table.encode())
     print(f"\n{table}")
 
 
-def comparison(results: list[Result], chosen: str | None = None) -> str:
+def comparison(results: list[Result], score: str, chosen: str | None = None) -> str:
     """Formats the table. The best value of each column is bold, and `chosen` is marked with a star."""
-    head = ["model", *(column.title for column in COLUMNS)]
-    lines = [head, ["---", *("---:" for _ in COLUMNS)]]
-    best = {column.key: best_value(column, results) for column in COLUMNS}
+    shown = columns(score)
+    head = ["model", *(column.title for column in shown)]
+    lines = [head, ["---", *("---:" for _ in shown)]]
+    best = {column.key: best_value(column, results) for column in shown}
     for result in results:
         name = markdown(result["model"])
         lines.append(
             [
                 f"{name} ★" if result["model"] == chosen else name,
-                *(column.cell(result, best[column.key]) for column in COLUMNS),
+                *(column.cell(result, best[column.key]) for column in shown),
             ]
         )
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -87,12 +100,12 @@ def best_value(column: Column, results: list[Result]) -> float | None:
     return column.best(values) if len(values) > 1 else None
 
 
-def read_results(names: Iterable[str], threads: int, state: Path) -> list[Result]:
+def read_results(names: Iterable[str], threads: int, state: Path, score: str) -> list[Result]:
     """Reads the results of each model. Values that were not evaluated or measured on this machine are None."""
-    return [read_result(name, threads, state) for name in names]
+    return [read_result(name, threads, state, score) for name in names]
 
 
-def read_result(name: str, threads: int, state: Path) -> Result:
+def read_result(name: str, threads: int, state: Path, score: str) -> Result:
     """Reads the results of one model."""
     metrics = read_if_exists(report_folder(name) / "metrics.json")
     validation, test = metrics.get("validation", {}), metrics.get("test", {})
@@ -106,10 +119,10 @@ def read_result(name: str, threads: int, state: Path) -> Result:
     )
     return {
         "model": name,
-        "validation_accuracy": validation.get("accuracy"),
-        "test_accuracy": test.get("accuracy"),
-        "test_accuracy_low": test.get("accuracy_low"),
-        "test_accuracy_high": test.get("accuracy_high"),
+        f"validation_{score}": validation.get(score),
+        f"test_{score}": test.get(score),
+        f"test_{score}_low": test.get(f"{score}_low"),
+        f"test_{score}_high": test.get(f"{score}_high"),
         "images_per_second": speed.get("images_per_second"),
         "latency_p50_ms": speed.get("latency_p50_ms"),
         "peak_memory_mib": speed.get("peak_memory_mib"),
