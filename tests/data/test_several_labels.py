@@ -230,6 +230,10 @@ def test_init_on_a_set_of_the_hub_with_lists_of_classes_writes_the_task_and_why(
     assert "task          multi: the column objects holds lists of classes" in capsys.readouterr().out
     made = load_params(Path("project/params.yaml"))
     assert (made.task, list_source(made.prepare, TASKS[made.task].several).classes) == ("multi", CLASSES)
+    assert main(["init", "with-copy", "--images", "saved", "--copy"]) == 0
+    monkeypatch.chdir("with-copy")
+    copied = list_source(load_params().prepare, several=True)
+    assert len(list(copied.entries)) == 40
 
 
 # Splits
@@ -238,9 +242,6 @@ def test_init_on_a_set_of_the_hub_with_lists_of_classes_writes_the_task_and_why(
 def images(matrix, group=lambda n: None):
     found = []
     for n, row in enumerate(matrix):
-        of_image = (
-            labels_of(np.array(CLASSES * 20)[: len(row)][np.flatnonzero(row)].tolist()) if False else None
-        )
         of_image = labels_of(f"c{column}" for column in np.flatnonzero(row))
         found.append(
             Usable(

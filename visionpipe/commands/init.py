@@ -235,7 +235,7 @@ def copy_images(images: Path, folder: Path, guess: Guess | None, follow_links: b
 
 
 def files_of(images: Path, guess: Guess | None, follow_links: bool) -> list[str]:
-    """Returns the files in class folders, the table with the files that it names, or the IDX files."""
+    """Returns the files in class folders, the table with the files that it names, the IDX files, or a set of the Hub."""
     if guess:
         entries = listing_of("table", images, guess, follow_links).entries
         return [str(guess.columns.path), *(entry.file for entry in entries if isinstance(entry, Record))]
@@ -243,6 +243,8 @@ def files_of(images: Path, guess: Guess | None, follow_links: bool) -> list[str]
     if source == "idx":
         names = [f"{part}-ubyte{end}" for part in IDX_PARTS for end in ("", ".gz")]
         return [name for name in (*names, "classes.txt") if (images / name).is_file()]
+    if source == "huggingface":  # its images lie inside of its files
+        return [str(path.relative_to(images)) for path in sorted(images.rglob("*")) if path.is_file()]
     return [
         entry.file
         for entry in listing_of(source, images, None, follow_links).entries
