@@ -235,7 +235,7 @@ def copy_images(images: Path, folder: Path, guess: Guess | None, follow_links: b
 
 
 def files_of(images: Path, guess: Guess | None, follow_links: bool) -> list[str]:
-    """Returns the files in class folders, the table with the files that it names, the IDX files, or those of the Hub."""
+    """Returns the files in class folders, the table and the files that it names, the IDX files, or those of the Hub."""
     if guess:
         entries = listing_of("table", images, guess, follow_links).entries
         return [str(guess.columns.path), *(entry.file for entry in entries if isinstance(entry, Record))]
