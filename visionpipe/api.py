@@ -155,8 +155,8 @@ class Prediction:
         label: the most probable class.
         probability: its probability, in [0, 1].
         top: the `top_k` most probable classes with their probabilities, the best first.
-        labels: the classes that the answer names: with `task: single` this one, with `task: multi` those that reach
-            their thresholds, the most probable first.
+        labels: the classes that the answer names: with `task: single` the label alone, with `task: multi` all that
+            reach their thresholds, the most probable first.
     """
 
     label: str

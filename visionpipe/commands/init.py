@@ -26,6 +26,7 @@ from visionpipe.project.machine import this_machine
 from visionpipe.project.params import PARAMS_FILE
 from visionpipe.project.survey import Survey, listing_of, source_of, survey
 from visionpipe.project.table_survey import Guess, guess_columns, is_table
+from visionpipe.tasks import TASKS
 
 TEMPLATE = Path(__file__).parents[1] / "project" / "template"
 SAMPLE = Path("data/fashion-mini.zip")
@@ -210,8 +211,8 @@ def described(chosen: Choices) -> Iterator[str]:
     yield f"  batch size    {recipe['batch_size']}: {reasons['train.batch_size']}"
     names = ", ".join(item["name"] for item in recipe["augmentation"])
     yield f"  augmentation  {names}: {reasons['train.augmentation']}"
-    key, gate = list(params["register"]["gate"].items())[-1]
-    yield f"  gate          {gate:g}: {reasons[f'register.gate.{key}']}"
+    key = TASKS[params["task"]].over[0]
+    yield f"  gate          {params['register']['gate'][key]:g}: {reasons[f'register.gate.{key}']}"
     yield (
         f"  time          {minutes_text(chosen.training_minutes)} for the trainings, "
         f"{minutes_text(chosen.minutes)} for all of dvc repro"

@@ -101,7 +101,6 @@ def write_test_report(report: Path, prepared: Prepared, result: Evaluated, bins:
     images = prepared.images("test")
     drawn = {
         "per_class.png": multilabel_pictures.per_label(table),
-        "precision_recall.png": multilabel_pictures.precision_recall(shares, labels, classes, thresholds),
         "calibration.png": multilabel_pictures.calibration(shares, labels, classes, bins),
         "confusion.png": multilabel_pictures.cooccurrence(labels, result.answers, classes),
         "mistakes.png": multilabel_pictures.mistakes(

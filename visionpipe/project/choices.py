@@ -296,7 +296,7 @@ def choose_augmentation(survey: Survey, size: Size) -> tuple[list[dict[str, Any]
 def choose_gate(survey: Survey) -> tuple[dict[str, float], dict[str, str]]:
     """Returns the section `register.gate` and its reasons.
 
-    A model must gain at most a quarter of what one that sees nothing leaves to gain.
+    The margin over a model that sees nothing is at most a quarter of the distance from its score to 1.
     """
     task, blind = TASKS[survey.task], survey.blind
     over, words = task.over

@@ -226,6 +226,11 @@ def check(params: Params) -> None:
     evaluate, export = params.evaluate, params.export
     require(evaluate.calibration_bins >= 1, "evaluate.calibration_bins", "must be at least 1")
     require(evaluate.worst_mistakes >= 0, "evaluate.worst_mistakes", "must not be negative")
+    wanted = export.target_precision
+    require(wanted is None or TASKS[params.task].several, "export.target_precision", "is for task: multi")
+    require(
+        wanted is None or 0 < wanted < 1, "export.target_precision", "must lie between 0 and 1, or be null"
+    )
     require(13 <= export.opset <= 18, "export.opset", "must lie between 13 and 18")
     require(export.max_logit_difference > 0, "export.max_logit_difference", "must be positive")
     for name, value in dataclasses.asdict(params.tracking).items():

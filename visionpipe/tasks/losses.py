@@ -63,7 +63,7 @@ def asymmetric(
 ) -> Any:
     """Computes the asymmetric loss, in which easy absent labels hardly count.
 
-    An absent label has the probability max(p − margin, 0) instead of p. Source: Ben-Baruch et al. 2020,
+    An absent label has the probability max(p − margin, 0) instead of p. Source: Ridnik et al. 2021,
     arXiv:2009.14119.
     """
     from keras import ops

@@ -58,7 +58,7 @@ class Multi(Task):
     }
     card: ClassVar[tuple[str, str]] = (
         "`labels`, those whose probability reaches their threshold, and `probabilities`",
-        "The model knows {classes} labels. Where an image shows something else, it answers as if it did not.",
+        "The model knows {classes} labels. It says nothing about what else an image shows.",
     )
     over: ClassVar[tuple[str, str]] = ("over_prevalence", "mean share of the images with a label")
 
@@ -147,7 +147,7 @@ class Multi(Task):
 
     @classmethod
     def votes(cls, labels: np.ndarray, nearest: np.ndarray, weights: np.ndarray, classes: int) -> np.ndarray:
-        """Leaves out who does not know a label; where nobody does, it is as frequent as among all training images."""
+        """Leaves out neighbours whose label is unknown; where that is all of them, the share in training counts."""
         voted = labels[nearest]
         known, present = (np.einsum("nk,nkc->nc", weights, which(voted)) for which in (is_known, is_present))
         priors = is_present(labels).sum(axis=0) / np.maximum(is_known(labels).sum(axis=0), 1)
@@ -205,7 +205,13 @@ class Multi(Task):
         """Fits the threshold of each class: that of the highest F1, or the smallest with `target_precision`."""
         from visionpipe.evaluation.multilabel import fit_thresholds
 
-        thresholds, _ = fit_thresholds(*joined(parts), config.target_precision)
+        thresholds, fits = fit_thresholds(*joined(parts), config.target_precision)
+        if not fits.all():
+            wanted = f" of precision {config.target_precision:g}" if config.target_precision else ""
+            print(
+                f"{(~fits).sum():,} of {len(fits):,} labels: no threshold{wanted} follows from the validation images, "
+                f"so it is 0.5"
+            )
         return cls(tuple(thresholds.tolist()))
 
     @classmethod

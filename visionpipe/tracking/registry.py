@@ -1,6 +1,6 @@
 """Registers versions of exported models, each verified after its upload, and sets their aliases.
 
-`challenger` is on the version with the best validation accuracy; `champion` is on the version that serves.
+`challenger` is on the version with the best validation score; `champion` is on the version that serves.
 """
 
 import json
@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from visionpipe import __version__
 from visionpipe.artifact.digest import artifact_sha256 as artifact_digest
 from visionpipe.artifact.package import pyfunc_arguments
 from visionpipe.errors import ArtifactError, RegistryError
@@ -279,15 +280,21 @@ def move_aliases(store: Store, version: Any) -> list[str]:
 
 
 def task_of(version: Any) -> type[Task]:
-    """Returns the task of a version; raises KeyError if it is one that this code does not know."""
-    return TASKS[version.tags.get("task", "single")]  # older versions have no such tag
+    """Returns the task of a version; raises RegistryError if it is one that this code does not know."""
+    name = version.tags.get("task", "single")  # older versions have no such tag
+    if name not in TASKS:
+        raise RegistryError(
+            f"version {version.version} of {version.name} has the task {name!r}, which visionpipe {__version__} does "
+            f"not know: expected {' or '.join(TASKS)}"
+        )
+    return TASKS[name]
 
 
 def validation_score(version: Any) -> float | None:
     """Returns the validation score that `register` recorded; None for a version that was made differently."""
     try:
         score = float(version.tags[f"validation_{task_of(version).score}"])
-    except (KeyError, ValueError):
+    except (RegistryError, KeyError, ValueError):
         return None
     return score if math.isfinite(score) else None
 

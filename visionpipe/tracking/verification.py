@@ -135,14 +135,21 @@ def compare_answers(model: Path, golden: Golden, what: str = "the uploaded model
         reason = result.stderr.strip().splitlines()[-1:] or ["no message"]
         raise RegistryError(f"{what} cannot be loaded: {reason[0]}")
     answers = json.loads(lines[-1])
-    if len(answers) != len(golden.answers) or not all(map(agree, golden.answers, answers)):
+    if len(answers) != len(golden.answers) or not all(map(same_answer, golden.answers, answers)):
         raise RegistryError(
             f"{what} does not answer like the evaluated model: nothing was registered or promoted"
         )
 
 
+def same_answer(expected: dict[str, Any], received: dict[str, Any]) -> bool:
+    """Whether a version answers as expected. The code of an older version may not know all keys of an answer."""
+    return "probabilities" in received and all(
+        agree(expected.get(key), value) for key, value in received.items()
+    )
+
+
 def agree(expected: Any, received: Any) -> bool:
-    """Whether two answers are the same, but for numbers that differ by at most 1e-5."""
+    """Whether two values are the same, but for numbers that differ by at most 1e-5."""
     match expected, received:
         case dict(), dict():
             return expected.keys() == received.keys() and all(

@@ -93,6 +93,9 @@ class Training:
             if recipe.ema_decay is None
             else AveragedModel(model, outputs, recipe.ema_decay)
         )
+        # Of all images, so it is computed only where the order of the images depends on it.
+        by_class = recipe.sampler != "shuffle"
+        self.drawn_as = self.task.sampled_classes(self.labels) if by_class else None
         self.objective = Objective(
             self.task,
             recipe,
@@ -184,7 +187,7 @@ class Training:
             teacher_logits=self.teacher.logits,
             weights=self.weights,
             sampler=self.recipe.sampler,
-            drawn_as=self.task.sampled_classes(self.labels),
+            drawn_as=self.drawn_as,
         )
 
     def finish_epoch(self, epoch: int, logs: dict[str, float]) -> Row:

@@ -91,10 +91,12 @@ class TrainConfig:
             again in each phase.
         loss: cross-entropy over the classes (`softmax`), or of each class against all others (`sigmoid`, Beyer et al.
             2020), or with less weight for images that are recognised already (`focal`, Lin et al. 2017,
-            arXiv:1708.02002), or for absent labels that are (`asymmetric`, for several labels, Ben-Baruch et al. 2020,
+            arXiv:1708.02002), or for absent labels that are (`asymmetric`, for several labels, Ridnik et al. 2021,
             arXiv:2009.14119). With `task: multi` the default is `sigmoid`.
-        label_smoothing: the share of each target that is spread over all classes.
-        class_weights: a factor for each class; `balanced` gives rare classes larger factors, with a mean of 1.
+        label_smoothing: the share of each target that is spread over all classes; with `task: multi`
+            each target moves by half of it towards the other value.
+        class_weights: a factor for each class; `balanced` gives rare classes larger factors, with a mean of 1; with
+            `task: multi` they weigh present labels, by the number of images without the label for each image with it.
         distill: a teacher whose answers are a second target.
         ema_decay: the decay of a moving average of the weights and of the norms' statistics, which is then evaluated
             and saved instead of them; it follows each update of the weights, and faster at first. null: no average.
